@@ -1,0 +1,58 @@
+"""Every error a user of rkf can meet: one class per cause, each with its exit code. Knows no format and does no I/O.
+
+A message is one line: the file, then the section or tensor, what was expected, what was found, what to do.
+"""
+
+
+class RkfError(Exception):
+    """The base of all errors that rkf raises on purpose; the command line prints it as one line."""
+
+    exit_code = 1
+
+
+class NotRkfError(RkfError):
+    """The file is of another kind (GGUF, safetensors, an LFS pointer, …), empty, or was never committed."""
+
+    exit_code = 5
+
+
+class UnsupportedError(RkfError):
+    """The file asks for what this version does not have: a newer major, a required feature, an architecture."""
+
+    exit_code = 4
+
+
+class CorruptError(RkfError):
+    """The file is damaged, or was made by a broken writer."""
+
+    exit_code = 3
+
+
+class StructureError(CorruptError):
+    """Found at open: superblock, directory, extents, shapes."""
+
+
+class IntegrityError(CorruptError):
+    """Found at load: a hash that does not match, padding that is not zero."""
+
+
+class SemanticsError(CorruptError):
+    """Found by `rkf verify`: an index >= K, unused bits that are set, a decoded weight that is not finite."""
+
+
+class UsageError(RkfError):
+    """The caller asked for something impossible: an unknown name, a value out of range, an output that exists."""
+
+    exit_code = 2
+
+
+class BindingError(UsageError):
+    """A values file belongs to other ranks, other dense tensors, or another set of tensors."""
+
+
+class SourceError(RkfError):
+    """A checkpoint cannot be converted: missing shard, unknown tensor type, NaN weights, already quantised."""
+
+
+class OutputError(RkfError):
+    """The output cannot be written: it is the input, is being written by another process, the disk is full."""

@@ -1,0 +1,79 @@
+"""Every number of the container: magic, versions, layout, codes, limits. Knows no I/O and no tensor's meaning.
+
+The tables of spec/rkf-1.md are tested to equal these constants.
+"""
+
+from __future__ import annotations
+
+import struct
+
+MAGIC = b"\x89RKF\r\n\x1a\n"
+MAJOR, MINOR = 1, 0
+
+# Kinds of file, in the superblock.
+KIND_MODEL, KIND_VALUES, KIND_PART = 1, 2, 3
+
+# Superblock: magic, major, minor, kind, required mask, optional mask, directory offset, directory length, file length,
+# BLAKE3-256 of the directory, 8 reserved zero bytes, BLAKE3-256 of the 96 bytes before it.
+SUPERBLOCK = struct.Struct("<8sHHIQQQQQ32s8s32s")
+SUPERBLOCK_BYTES = 128
+SUPERBLOCK_HASHED_BYTES = 96
+
+ALIGNMENT = 64
+HASH_BYTES = 32
+
+# Required-feature bits. A reader that does not know a set bit refuses the file and names the bit.
+FEATURE_PARTS = 1 << 0  # the model lies in several files (reserved in 1.0)
+FEATURE_DENSE_OVERRIDES = 1 << 1  # a values file replaces dense tensors too (reserved in 1.0)
+KNOWN_REQUIRED = 0
+
+# Section codecs.
+CODEC_RAW, CODEC_ZSTD = "raw", "zstd"
+ZSTD_CHUNK_BYTES = 16 << 20
+ZSTD_WINDOW_LOG_MAX = 27
+
+# Dense dtypes: name -> bytes a value. bf16 is held in numpy as uint16.
+DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
+
+# Limits.
+MAX_DIRECTORY_BYTES = 64 << 20
+MAX_DEPTH = 8
+MAX_DIMENSIONS = 4
+MAX_TENSORS = 1 << 20
+MAX_SECTIONS = 1 << 22
+MAX_NAME_BYTES = 255
+MAX_WEIGHTS = 1 << 48
+MIN_K, MAX_K = 2, 256
+GROUP_SIZES = (32, 64, 128, 256)
+# Exceptions are rare by definition: at most one weight in eight, so that their cost stays below that of the ranks.
+MAX_EXCEPTION_SHARE = 8
+
+
+def index_bits(k: int) -> int:
+    """Bits of an index into k centroids: ceil(log2 k)."""
+    return (k - 1).bit_length()
+
+
+def plane_bits(bits: int) -> tuple[int, ...]:
+    """The rank planes of an index, most significant first: greedily of 4, 2 and 1 bits (5 -> (4, 1))."""
+    planes = []
+    for width in (4, 4, 2, 1):
+        if bits >= width:
+            planes.append(width)
+            bits -= width
+    return tuple(planes)
+
+
+def row_bytes(columns: int, bits: int) -> int:
+    """Bytes of one row of a plane: every row is padded to a whole byte."""
+    return (columns * bits + 7) // 8
+
+
+def aligned(offset: int) -> int:
+    """The first multiple of ALIGNMENT that is not below offset."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def position_bytes(weights: int) -> int:
+    """Bytes of one exception position in a tensor of so many weights: 4, or 8 past 2^32."""
+    return 4 if weights <= 1 << 32 else 8
