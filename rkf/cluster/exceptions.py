@@ -1,0 +1,72 @@
+"""Which weights stay exact, chosen without data. Knows no clusters.
+
+One weight can carry a model: a single matrix with absmax / std of 30, clustered to 16 values, took a 135M model's
+perplexity from 20 to 13,475. The largest 0.1 % of each matrix, kept as they are, undo that (182,802 -> 29.86 with every
+matrix at K = 16).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rkf.format import position_bytes
+from rkf.matrix import F32, Exceptions, from_f32
+
+_MAGNITUDE, _DROPPED_BITS = (
+    np.uint32(0x7FFF_FFFF),
+    np.uint32(14),
+)  # buckets of 512 an octave find the least of the largest
+_BUCKETS = 1 << 17
+
+
+def largest(weights: F32, share: float) -> NDArray[np.int64]:
+    """The flat positions, ascending, of the floor(share * size) finite weights of largest magnitude; of equals, the
+    first.
+    """
+    n = int(share * weights.size)
+    bits = weights.reshape(-1).view(np.uint32)
+    counts = np.zeros(_BUCKETS, np.int64)
+    _count_magnitudes(bits, counts)
+    reached = np.cumsum(counts[::-1])[::-1]  # weights in this bucket or above
+    lowest = int(np.flatnonzero(reached >= n)[-1])
+    candidates = _at_least(bits, lowest, int(reached[lowest]))
+    order = np.argsort(~(bits[candidates] & _MAGNITUDE), kind="stable")
+    return np.sort(candidates[order[:n]])
+
+
+def exact(weights: F32, positions: NDArray[np.int64], source_dtype: str) -> Exceptions:
+    """The exceptions at flat `positions: i64[n]`, ascending. A 16-bit source's values fit its own dtype exactly; those
+    of an f32 source are rounded to f16 (relative 2^-11, far below any clustering error) unless one lies outside its
+    normal range.
+    """
+    values = weights.reshape(-1)[positions]
+    dtype = source_dtype
+    if source_dtype == "f32" and fits_f16(values):
+        dtype = "f16"
+    width = np.dtype(f"<u{position_bytes(weights.size)}")
+    return Exceptions(positions.astype(width), from_f32(values, dtype), dtype)
+
+
+def fits_f16(values: F32) -> bool:
+    """Whether rounding to f16 costs every value at most 2^-11 of itself."""
+    magnitudes = np.abs(values[values != 0])
+    return bool(np.all((magnitudes >= 2.0**-14) & (magnitudes <= 65504)))
+
+
+@njit(cache=True, nogil=True)
+def _count_magnitudes(bits, counts):
+    for pattern in bits:
+        counts[(pattern & _MAGNITUDE) >> _DROPPED_BITS] += 1
+
+
+@njit(cache=True, nogil=True)
+def _at_least(bits, bucket, n):
+    positions = np.empty(n, np.int64)
+    found = 0
+    for i in range(bits.size):
+        if np.int64((bits[i] & _MAGNITUDE) >> _DROPPED_BITS) >= bucket:
+            positions[found] = i
+            found += 1
+    return positions

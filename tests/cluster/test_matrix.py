@@ -1,0 +1,78 @@
+"""cluster(): what goes in comes out as near as the rule allows, exactly where it can, the same bytes every time."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from rkf.cluster import Rule, cluster
+from rkf.errors import SourceError
+from rkf.matrix import ClusteredMatrix, DenseTensor, from_f32
+
+RULES = {
+    "plain": Rule(k=16),
+    "exceptions": Rule(k=16, exceptions=0.01),
+    "grid": Rule(k=16, grid=True, affine="tensor"),
+    "row": Rule(k=32, affine="row", exceptions=0.001),
+    "grid rows": Rule(k=64, grid=True, affine="row", exceptions=0.001),
+    "wide": Rule(k=255, grid=True, affine="row"),
+    "group": Rule(k=16, affine="group", group=32, affine_dtype="f32"),
+    "tables": Rule(k=24, rows_per_table=16, exceptions=0.01),
+    "grid tables": Rule(k=24, grid=True, affine="tensor", rows_per_table=16),
+}
+
+
+def tensor(dtype="bf16", shape=(48, 100), seed=0, scale=0.1):
+    values = np.random.default_rng(seed).standard_t(5, shape).astype(np.float32) * np.float32(scale)
+    return DenseTensor(dtype, from_f32(values, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_decodes_to_the_error_that_it_reports(rule, dtype):
+    dense = tensor(dtype)
+    matrix, stats = cluster(dense, rule, "w")
+    weights, decoded = dense.decode().astype(np.float64), matrix.decode()
+    error = ((weights - decoded) ** 2).sum() / (weights**2).sum()
+    assert error == pytest.approx(stats["relative_error"], rel=1e-2)
+    assert error < {4: 0.04, 5: 0.01, 6: 0.004, 8: 0.0004}[matrix.bits]
+    assert matrix.source_dtype == dtype
+    assert matrix.k == rule.k
+    assert np.all(np.diff(matrix.centroids) > 0)
+    assert matrix.counts.sum() == weights.size
+
+
+def test_not_a_number_is_refused_by_name():
+    dense = tensor("f32")
+    dense.data[3, 4] = np.nan
+    with pytest.raises(SourceError, match=r"blk\.w: NaN or infinite"):
+        cluster(dense, Rule(k=16), "blk.w")
+
+
+def test_bytes_do_not_depend_on_threads():
+    def everything(workers):
+        with ThreadPoolExecutor(workers) as pool:
+            matrices = pool.map(lambda rule: cluster(tensor("f32"), rule, "w")[0], list(RULES.values()) * 3)
+            return [
+                [plane.tobytes() for plane in m.planes] + [m.centroids.tobytes(), m.counts.tobytes()] for m in matrices
+            ]
+
+    assert everything(1) == everything(4)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_few_distinct_values_are_lossless(rule, dtype):
+    values = np.random.default_rng(1).standard_normal(rule.k).astype(np.float32)
+    dense = DenseTensor(dtype, from_f32(np.random.default_rng(2).choice(values, (48, 100)), dtype))
+    matrix, stats = cluster(dense, rule, "w")
+    assert np.array_equal(matrix.decode(), dense.decode())
+    assert stats["relative_error"] == 0
+
+
+def test_one_value_and_one_dimension_stay_dense():
+    constant = DenseTensor("f32", np.full((8, 8), 0.5, np.float32))
+    vector = DenseTensor("f32", np.arange(8, dtype=np.float32))
+    assert cluster(constant, Rule(k=16), "w") == (constant, {})
+    assert cluster(vector, Rule(k=16), "w") == (vector, {})
+    assert isinstance(cluster(tensor(), Rule(k=16), "w")[0], ClusteredMatrix)
