@@ -86,7 +86,7 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """Single weights that override the decoded value. positions: u32 or u64 [n], flat, ascending; values: [n] of `dtype`."""
+    """Single weights that override the decoded value. positions: u32 or u64 [n], flat, ascending; values: [n]."""
 
     positions: NDArray[Any]
     values: NDArray[Any]
@@ -132,7 +132,7 @@ class ClusteredMatrix:
         return bitpack.unpack(self.planes, self.bits, self.columns)
 
     def decode(self) -> F32:
-        """The weights, `f32[shape]`, by the normative formula: (a * centroid) + b, each step rounded, then exceptions."""
+        """The weights, `f32[shape]`, by the normative formula: (a * centroid) + b, each rounded, then exceptions."""
         indices = self.indices()
         tables = np.arange(self.rows) // self.rows_per_table
         # An index past K is wrong but never unsafe: tables are padded to 2^bits (as in the kernels).
