@@ -46,6 +46,10 @@ class UsageError(RkfError):
     exit_code = 2
 
 
+class ContextLengthError(UsageError):
+    """A prompt has more tokens than the model's context."""
+
+
 class BindingError(UsageError):
     """A values file belongs to other ranks, other dense tensors, or another set of tensors."""
 

@@ -1,0 +1,156 @@
+"""The loop from a prompt's ids to text: feed, sample, decode, stop. Knows Backend, no weights, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.errors import ContextLengthError, UsageError
+from rkf.runtime.sampling import Sampling, sample
+from rkf.runtime.tokenizer import TextStream
+
+if TYPE_CHECKING:
+    from rkf.runtime.backend import Backend
+
+F32 = NDArray[np.float32]
+
+
+class Session:
+    """A backend's cache and the ids whose keys and values it holds, so that a conversation feeds only what is new."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._cache = backend.new_cache(backend.config.context_length)
+        self._held: list[int] = []
+
+    def next_logits(self, ids: Sequence[int]) -> F32:
+        """Logits after `ids` (all of them), `f32[vocab]`; the longest cached beginning is not fed again."""
+        known = min(_common(self._held, ids), len(ids) - 1)  # the last one is fed in any case: its logits are wanted
+        self._cache.truncate(known)
+        del self._held[known:]  # before feeding: whatever interrupts it leaves a cache that is known to be good
+        new = np.asarray(ids[known:], np.int64)
+        logits = self._backend.forward(new, self._cache, last_only=True)
+        self._held.extend(ids[known:])
+        return logits[0]
+
+
+@dataclass(slots=True)
+class Stats:
+    """What one generation did. Times in seconds; finish is "eos", "stop" or "length", empty until it ends."""
+
+    prompt_tokens: int = 0
+    tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    finish: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a generation ends: max_tokens (None: the context's end), eos_ids, stop strings (left out of the text)."""
+
+    max_tokens: int | None
+    eos_ids: Sequence[int]
+    stop: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Generation:
+    """An iterator over pieces of text, generated as they are taken. ids: the prompt and what was generated so far."""
+
+    session: Session
+    ids: list[int]
+    sampling: Sampling
+    limits: Limits
+    context_length: int
+    text: TextStream
+    stats: Stats = field(default_factory=Stats)
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise UsageError("the prompt is empty: there is nothing to continue")
+        if len(self.ids) > self.context_length:
+            raise ContextLengthError(
+                f"the prompt has {len(self.ids)} tokens, the model's context {self.context_length}: shorten it"
+            )
+        self.stats.prompt_tokens = len(self.ids)
+
+    def __iter__(self) -> Iterator[str]:
+        stop = StopStrings(self.limits.stop)
+        for token in self._tokens():
+            if piece := stop.push(self.text.push(token)):
+                yield piece
+            if stop.found:
+                self.stats.finish = "stop"
+                return
+        if piece := stop.push(self.text.finish()) + stop.finish():
+            yield piece
+
+    def _tokens(self) -> Iterator[int]:
+        room = self.context_length - len(self.ids)
+        wanted = room if self.limits.max_tokens is None else min(self.limits.max_tokens, room)
+        eos = frozenset(self.limits.eos_ids)
+        for _ in range(wanted):
+            token = self._next()
+            if token in eos:
+                self.stats.finish = "eos"
+                return
+            yield token
+        self.stats.finish = "length"
+
+    def _next(self) -> int:
+        """One step, timed: the first one is the prompt's."""
+        began = perf_counter()
+        token = sample(self.session.next_logits(self.ids), self.sampling, self.ids)
+        elapsed = perf_counter() - began
+        if len(self.ids) == self.stats.prompt_tokens:
+            self.stats.prefill_s = elapsed
+        else:
+            self.stats.decode_s += elapsed
+        self.ids.append(token)
+        self.stats.tokens += 1
+        return token
+
+
+class StopStrings:
+    """Cuts a stream of text at the first stop string, holding back what may yet become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if "" in stops:
+            raise UsageError("a stop string is empty: it would stop everything")
+        self._stops, self._held, self.found = tuple(stops), "", False
+
+    def push(self, text: str) -> str:
+        """What can be given out after `text` has come."""
+        self._held += text
+        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self.found = bool(places)
+        cut = min(places) if places else len(self._held) - self._unsettled()
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def finish(self) -> str:
+        """What was held back, when nothing more comes."""
+        text, self._held = self._held, ""
+        return "" if self.found else text
+
+    def _unsettled(self) -> int:
+        """Characters at the end of what is held that begin a stop string."""
+        longest = min(len(self._held), max((len(stop) - 1 for stop in self._stops), default=0))
+        return next((n for n in range(longest, 0, -1) if self._begins(self._held[-n:])), 0)
+
+    def _begins(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._stops)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:  # the usual case, one token more each step, without a loop in Python
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

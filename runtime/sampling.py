@@ -1,0 +1,127 @@
+"""Logits to the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty. Pure functions; no model,
+no state.
+
+Randomness is counter-based: the draw for position p under seed s is the same number whatever was drawn before it, so
+a text is repeated from (seed, position) alone. Only what is asked for is paid for: greedy is one argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.errors import UsageError
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+_FIRST_CUT = 64  # candidates sorted first for top-p; nearly always enough, and sorting a whole vocabulary costs 3 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is chosen. temperature 0 is greedy, whatever the cuts say; a cut that is None is not made.
+
+    The order is transformers': repetition penalty (Keskar et al. 2019), temperature, top_k, top_p (Holtzman et al.
+    2020), min_p (Nguyen et al. 2024: at least min_p times the likeliest token's probability).
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require("temperature", self.temperature, 0 <= self.temperature < np.inf, ">= 0")
+        _require("top_k", self.top_k, self.top_k is None or self.top_k >= 1, ">= 1")
+        _require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]")
+        _require("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]")
+        _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < np.inf, "> 0")
+        _require("seed", self.seed, 0 <= self.seed < 1 << 64, "in 0 .. 2^64 - 1")
+
+
+def sample(logits: F32, sampling: Sampling, previous: Sequence[int] = ()) -> int:
+    """The token after `previous`. logits: f32[vocab], left unchanged; previous: all ids so far, prompt included."""
+    if sampling.repetition_penalty != 1.0:
+        logits = penalised(logits, previous, sampling.repetition_penalty)
+    if sampling.temperature == 0.0:
+        return int(np.argmax(logits))
+    ids, probabilities = candidates(logits, sampling)
+    return int(ids[choose(probabilities, uniform(sampling.seed, len(previous)))])
+
+
+def penalised(logits: F32, previous: Sequence[int], penalty: float) -> F32:
+    """A copy of `logits: f32[vocab]` with tokens that occurred made less likely: over the penalty, or times it if negative."""
+    seen = np.unique(np.asarray(previous, np.int64))
+    scores = logits[seen]
+    logits = logits.copy()
+    logits[seen] = np.where(scores > 0, scores / penalty, scores * penalty)
+    return logits
+
+
+def candidates(logits: F32, sampling: Sampling) -> tuple[I64, F64]:
+    """The tokens that may follow and their probabilities, likeliest first wherever a cut had to sort them.
+
+    logits: f32[vocab]; temperature > 0. Returns ids: i64[n], probabilities: f64[n] that sum to 1.
+    """
+    ids = np.arange(logits.shape[0])
+    if sampling.top_k is not None and sampling.top_k < logits.shape[0]:
+        ids = _largest(logits, sampling.top_k)
+    weights = _softmax(logits[ids], sampling.temperature)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        kept = _nucleus(weights, sampling.top_p)
+        ids, weights = ids[kept], weights[kept]
+    if sampling.min_p:
+        kept = np.flatnonzero(weights >= sampling.min_p * weights.max())
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights / weights.sum()
+
+
+def choose(probabilities: F64, point: float) -> int:
+    """The index whose share of [0, 1) holds `point` (the inverse of the cumulative distribution)."""
+    cumulative = np.cumsum(probabilities)
+    return int(min(np.searchsorted(cumulative, point * cumulative[-1], side="right"), len(cumulative) - 1))
+
+
+def uniform(seed: int, position: int) -> float:
+    """Draw number `position` of stream `seed`, in [0, 1): Philox (Salmon et al. 2011), one counter a position."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+
+
+def _softmax(logits: F32, temperature: float) -> F64:
+    scaled = (logits.astype(np.float64) - float(logits.max())) / temperature
+    weights: F64 = np.exp(scaled)
+    return weights / weights.sum()
+
+
+def _largest(values: F32 | F64, n: int) -> I64:
+    """Indices of the n largest values, largest first, ties by index (as a stable sort of all would give)."""
+    if n < values.shape[0]:
+        threshold = np.partition(values, -n)[-n]
+        among = np.flatnonzero(values >= threshold)
+    else:
+        among = np.arange(values.shape[0])
+    order = np.argsort(-values[among], kind="stable")[:n]
+    return among[order]
+
+
+def _nucleus(probabilities: F64, top_p: float) -> I64:
+    """Indices of the fewest likeliest tokens that together hold at least top_p, likeliest first."""
+    n = _FIRST_CUT
+    while True:
+        order = _largest(probabilities, n)
+        enough = int(np.searchsorted(np.cumsum(probabilities[order]), top_p)) + 1
+        if enough <= len(order) or n >= len(probabilities):
+            return order[:enough]
+        n *= 8
+
+
+def _require(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{name}: expected {expected}, got {value}")

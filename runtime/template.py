@@ -1,0 +1,73 @@
+"""A model's chat template: messages -> prompt text, rendered in a process of its own. Knows no tokens.
+
+Templates come out of files that strangers made, so each is rendered by `template_worker.py` in Jinja's immutable
+sandbox with caps on time, memory and output. A render costs about 80 ms, nearly all of it the start of that process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rkf.errors import UnsupportedError, UsageError
+
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str, …}
+
+MAX_TEMPLATE_CHARS = 1 << 20
+MAX_PROMPT_CHARS = 16 << 20
+MEMORY_BYTES = 1 << 30
+CPU_SECONDS = 5
+WALL_SECONDS = 60  # generous: the machine may be busy; the processor limit is the one that ends a loop
+
+_WORKER = Path(__file__).with_name("template_worker.py")
+_REFUSED = 2
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    special_tokens: Mapping[str, str],
+    add_generation_prompt: bool = True,
+    now: datetime | None = None,
+) -> str:
+    """The prompt for `messages`, as transformers' `apply_chat_template(tokenize=False)` gives it.
+
+    special_tokens: the template's variables such as `bos_token`. now: what `strftime_now` reads (default: the clock),
+    so that a prompt with a date in it can be repeated. UsageError: the template refuses these messages.
+    UnsupportedError: it cannot be rendered within the limits.
+    """
+    if len(template) > MAX_TEMPLATE_CHARS:
+        raise UnsupportedError(f"chat template: {len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}")
+    variables = {**special_tokens, "messages": list(messages), "add_generation_prompt": add_generation_prompt}
+    request = {
+        "template": template,
+        "variables": {**variables, "tools": None, "documents": None},
+        "now": (now or datetime.now()).isoformat(),
+        "max_chars": MAX_PROMPT_CHARS,
+        "memory_bytes": MEMORY_BYTES,
+        "cpu_seconds": CPU_SECONDS,
+    }
+    return _run_worker(json.dumps(request).encode())
+
+
+def _run_worker(request: bytes) -> str:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(_WORKER)], input=request, capture_output=True, timeout=WALL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UnsupportedError(f"chat template: not rendered within {WALL_SECONDS} s") from None
+    if done.returncode == 0:
+        return done.stdout.decode("utf-8", "surrogatepass")
+    message = " ".join(done.stderr.decode(errors="replace").split())
+    if done.returncode == _REFUSED:
+        raise UsageError(f"chat template: {message}")
+    if done.returncode < 0:  # killed: the processor limit, or the system's memory limit
+        message = f"rendering took more than {CPU_SECONDS} s of processor time or too much memory"
+    raise UnsupportedError(f"chat template cannot be rendered: {message}; use --raw to prompt without it")

@@ -1,0 +1,185 @@
+"""The loop: feeding, reuse of the cache, ends, stop strings."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rkf.errors import UsageError
+from rkf.runtime.generate import Generation, Limits, Session, StopStrings
+from rkf.runtime.sampling import Sampling
+from rkf.runtime.tokenizer import Tokenizer
+from tests.runtime import tiny
+from tests.runtime.numpy_backend import NumpyBackend
+
+CONFIG = tiny.config()
+WEIGHTS = tiny.weights(CONFIG)
+TOKENIZER = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), CONFIG)
+PROMPT = TOKENIZER.encode("The capital of France")
+
+
+class Counting(NumpyBackend):
+    """Counts the tokens that are fed."""
+
+    fed = 0
+
+    def forward(self, tokens, cache, last_only):
+        self.fed += len(tokens)
+        return super().forward(tokens, cache, last_only)
+
+
+@pytest.fixture
+def backend():
+    return Counting(CONFIG, WEIGHTS)
+
+
+def generation(session, prompt=PROMPT, sampling=None, **limits):
+    limits = Limits(**{"max_tokens": 20, "eos_ids": (), **limits})
+    return Generation(session, list(prompt), sampling or Sampling(), limits, CONFIG.context_length, TOKENIZER.stream())
+
+
+def greedy(prompt, n):
+    """Greedy ids without any cache."""
+    ids = list(prompt)
+    for _ in range(n):
+        backend = NumpyBackend(CONFIG, WEIGHTS)
+        ids.append(int(np.argmax(backend.forward(np.array(ids), backend.new_cache(0), last_only=True)[0])))
+    return ids[len(prompt) :]
+
+
+def test_greedy_equals_the_argmax_of_the_whole_each_time(backend):
+    run = generation(Session(backend))
+    text = "".join(run)
+    assert run.ids[len(PROMPT) :] == greedy(PROMPT, 20)
+    assert text == TOKENIZER.decode(run.ids[len(PROMPT) :])
+    assert (run.stats.prompt_tokens, run.stats.tokens, run.stats.finish) == (len(PROMPT), 20, "length")
+    assert run.stats.prefill_s > 0 < run.stats.decode_s
+    assert backend.fed == len(PROMPT) + 19
+
+
+def test_the_next_turn_feeds_only_what_is_new(backend):
+    session = Session(backend)
+    first = generation(session)
+    "".join(first)
+    backend.fed = 0
+    second = generation(session, [*first.ids, *TOKENIZER.encode(" and")], max_tokens=1)
+    "".join(second)
+    assert backend.fed == len(second.ids) - 1 - (len(first.ids) - 1)
+    assert second.ids[-1:] == greedy(second.ids[:-1], 1)
+
+
+def test_a_conversation_that_leaves_the_cached_path_is_right(backend):
+    session = Session(backend)
+    "".join(generation(session))
+    other = [*PROMPT[:2], *TOKENIZER.encode("river")]
+    run = generation(session, other, max_tokens=5)
+    "".join(run)
+    assert run.ids[len(other) :] == greedy(other, 5)
+    again = generation(session, PROMPT[:1], max_tokens=3)  # wholly within what is cached
+    "".join(again)
+    assert again.ids[1:] == greedy(PROMPT[:1], 3)
+
+
+def test_two_generations_in_turn_do_not_disturb_each_other(backend):
+    session = Session(backend)
+    other = TOKENIZER.encode("def add")
+    runs = [generation(session, max_tokens=6), generation(session, other, max_tokens=6)]
+    for _ in zip(*runs, strict=False):
+        pass
+    for run, prompt in zip(runs, (PROMPT, other), strict=True):
+        made = run.ids[len(prompt) :]
+        assert made == greedy(prompt, len(made))
+
+
+def test_an_interrupted_step_leaves_a_session_that_can_go_on(backend):
+    session = Session(backend)
+    "".join(generation(session, max_tokens=3))
+    whole = backend.forward
+
+    def interrupted(tokens, cache, last_only):
+        whole(tokens, cache, last_only)
+        raise KeyboardInterrupt
+
+    backend.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        "".join(generation(session, PROMPT[:2]))
+    backend.forward = whole
+    run = generation(session, max_tokens=4)
+    "".join(run)
+    assert run.ids[len(PROMPT) :] == greedy(PROMPT, 4)
+
+
+def test_it_ends_at_an_eos_token_and_leaves_it_out_of_the_text(backend):
+    made = greedy(PROMPT, 20)
+    eos = made[5]
+    run = generation(Session(backend), eos_ids=(9999, eos))
+    first = made.index(eos)
+    assert "".join(run) == TOKENIZER.decode(made[:first])
+    assert (run.stats.finish, run.stats.tokens) == ("eos", first + 1)
+
+
+def test_it_ends_at_the_context(backend):
+    prompt = PROMPT * 40
+    prompt = prompt[: CONFIG.context_length - 3]
+    run = generation(Session(backend), prompt, max_tokens=None)
+    "".join(run)
+    assert (len(run.ids), run.stats.finish) == (CONFIG.context_length, "length")
+    full = generation(Session(backend), run.ids)
+    assert "".join(full) == ""
+    with pytest.raises(UsageError, match="257 tokens, the model's context 256"):
+        generation(Session(backend), [*run.ids, 5])
+
+
+def test_nothing_to_continue_is_refused(backend):
+    with pytest.raises(UsageError, match="empty"):
+        generation(Session(backend), [])
+
+
+def test_no_tokens_asked_for_none_computed(backend):
+    assert "".join(generation(Session(backend), max_tokens=0)) == ""
+    assert backend.fed == 0
+
+
+def test_sampled_text_is_repeated_by_its_seed(backend):
+    def text(seed):
+        return "".join(generation(Session(backend), sampling=Sampling(temperature=1.5, seed=seed)))
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_a_stop_string_ends_the_text_before_it(backend):
+    whole = TOKENIZER.decode(greedy(PROMPT, 20))
+    middle = whole[len(whole) // 2 :][:3]
+    run = generation(Session(backend), stop=("never there", middle))
+    assert "".join(run) == whole[: whole.index(middle)]
+    assert run.stats.finish == "stop"
+    assert run.stats.tokens < 20
+
+
+@given(st.text("ab\n", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_strings_against_the_whole_text(text, stops, data):
+    """However the text is cut into pieces, what comes out is the text before the earliest stop string."""
+    stop, out, rest = StopStrings(stops), "", text
+    while rest and not stop.found:
+        size = data.draw(st.integers(1, len(rest)))
+        out += stop.push(rest[:size])
+        rest = rest[size:]
+    out += stop.finish()
+    # Earliest by its end: a stream cannot wait for a longer one that began before.
+    ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
+    if not ends:
+        assert (out, stop.found) == (text, False)
+    else:
+        assert stop.found
+        assert out in {text[:start] for _, start in ends}
+
+
+def test_stop_strings_hold_back_no_more_than_they_must():
+    stop = StopStrings(["\nUser:"])
+    assert stop.push("Paris.") == "Paris."
+    assert stop.push(" It\nUs") == " It"
+    assert stop.push("ually") == "\nUsually"
+    assert stop.push("\n") == ""
+    assert stop.finish() == "\n"
+    with pytest.raises(UsageError, match="empty"):
+        StopStrings([""])
