@@ -57,7 +57,7 @@ def sample(logits: F32, sampling: Sampling, previous: Sequence[int] = ()) -> int
 
 
 def penalised(logits: F32, previous: Sequence[int], penalty: float) -> F32:
-    """A copy of `logits: f32[vocab]` with tokens that occurred made less likely: over the penalty, or times it if negative."""
+    """A copy of `logits: f32[vocab]`; those of tokens that occurred are over `penalty`, or times it if negative."""
     seen = np.unique(np.asarray(previous, np.int64))
     scores = logits[seen]
     logits = logits.copy()
