@@ -1,0 +1,139 @@
+"""A GGUF file as a Source: dequantised, renamed, q/k rows in Hugging Face's rope order.
+
+Knows which types become which dense dtype; the header's layout is gguf_header.py's, the tokenizer tokenizer.py's.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import quants
+from gguf.constants import GGMLQuantizationType as Type
+
+from rkf.config import ModelConfig
+from rkf.converters import tokenizer
+from rkf.converters.architectures import check_tensors, family, gguf_config
+from rkf.converters.gguf_header import GgufTensor, read_header
+from rkf.converters.hashing import files_fingerprint, hash_file
+from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, from_gguf, permuted_heads, rope_rows
+from rkf.converters.source import TensorSpec
+from rkf.errors import SourceError, UnsupportedError
+from rkf.matrix import DenseTensor, from_f32, storage_dtype
+
+# Types that are stored as they came.
+_PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}
+# Block types that gguf-py dequantises, and the narrowest dtype that holds every possible value. A ternary weight is
+# -d, 0 or d with d in f16; every other type multiplies (and adds) to more than the 11 bits of f16 or the 8 of bf16.
+_BLOCKS = dict.fromkeys((Type.TQ1_0, Type.TQ2_0), "f16") | dict.fromkeys(
+    (
+        *(Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K),
+        *(Type.IQ1_S, Type.IQ1_M, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S),
+        *(Type.IQ4_NL, Type.IQ4_XS, Type.MXFP4, Type.NVFP4),
+    ),
+    "f32",
+)
+# Dequantised at a time: small enough for the cache, large enough for numpy.
+_SLAB_WEIGHTS = 1 << 18
+
+# general.sampling.* -> the names of ModelConfig.generation (Hugging Face's).
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+
+class GgufSource:
+    """See rkf.converters.source.Source."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.label = path, path.name
+        header = read_header(path)
+        fields = dict(header.fields)
+        _refuse_splits(fields, self.label)
+        self._architecture = fields.get("general.architecture")
+        family(self._architecture, self.label)
+        self._stored = _canonical(dict(header.tensors), self.label)
+        if EMBEDDING in self._stored:
+            fields[f"{self._architecture}.vocab_size"] = self._stored[EMBEDDING].shape[0]
+        factors = header.tensors.get(GGUF_ROPE_FACTORS)
+        self.config: ModelConfig = gguf_config(
+            fields, None if factors is None else self._values(factors).data, self.label, **_tokens(fields, self.label)
+        )
+        tied = HEAD not in self._stored
+        self.aliases = {HEAD: EMBEDDING} if tied else {}
+        self.tensors = {name: _spec(self._stored[name], self.label) for name in sorted(self._stored)}
+        check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
+        self.tokenizer_json = tokenizer.from_gguf(fields, self.label)
+        self.chat_template: str | None = fields.get("tokenizer.chat_template")
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        return {self.path.name: hash_file(self.path)}
+
+    @property
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.files)
+
+    def read(self, name: str) -> DenseTensor:
+        """One tensor. The peak is its values plus one slab of rows."""
+        stored = self._stored[name]
+        heads = permuted_heads(str(self._architecture), name)
+        if heads is None:
+            return self._values(stored)
+        # A bias is permuted as the rows of its matrix are; in the file it is one row, so it is turned after reading.
+        rows = rope_rows(stored.shape[0], getattr(self.config, heads))
+        if len(stored.shape) == 1:
+            bias = self._values(stored)
+            return DenseTensor(bias.dtype, bias.data[rows])
+        return self._values(stored, rows)
+
+    def _values(self, tensor: GgufTensor, order: np.ndarray | None = None) -> DenseTensor:
+        """The values; `order` picks rows before anything is decoded, as a row is whole blocks in every type."""
+        stored = tensor.stored(self.path)
+        if order is not None:
+            stored = stored[order]
+        if tensor.type in _PLAIN:
+            dtype = _PLAIN[tensor.type]
+            return DenseTensor(dtype, stored.view(storage_dtype(dtype)).reshape(tensor.shape))
+        dtype = _BLOCKS[tensor.type]
+        values = np.empty((len(stored), tensor.shape[-1]), storage_dtype(dtype))
+        step = max(1, _SLAB_WEIGHTS // tensor.shape[-1])
+        for start in range(0, len(values), step):
+            decoded = quants.dequantize(stored[start : start + step], tensor.type)
+            values[start : start + step] = from_f32(decoded, dtype)
+        return DenseTensor(dtype, values.reshape(tensor.shape))
+
+
+def _canonical(tensors: dict[str, GgufTensor], label: str) -> dict[str, GgufTensor]:
+    tensors.pop(GGUF_ROPE_FACTORS, None)
+    names = {name: from_gguf(name) for name in tensors}
+    for name, canonical in names.items():
+        if canonical is None:
+            raise UnsupportedError(f"{label}: tensor {name} has no place in a model as rkf knows it")
+    return {canonical: tensors[name] for name, canonical in names.items() if canonical is not None}
+
+
+def _spec(tensor: GgufTensor, label: str) -> TensorSpec:
+    dtype = _PLAIN.get(tensor.type) or _BLOCKS.get(tensor.type)
+    if dtype is None:
+        raise SourceError(f"{label}: tensor {tensor.name}: type {tensor.type.name} can't be dequantised")
+    return TensorSpec(tensor.shape, dtype, tensor.type.name, tensor.stored_bytes)
+
+
+def _tokens(fields: dict[str, Any], label: str) -> dict[str, Any]:
+    """The part of ModelConfig that the tokenizer's fields decide."""
+    generation = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
+    return tokenizer.special_ids(fields, label) | {
+        "generation": {key: float(str(np.float32(value))) for key, value in generation.items() if value is not None}
+    }
+
+
+def _refuse_splits(fields: dict[str, Any], label: str) -> None:
+    if fields.get("split.count", 1) > 1:
+        raise UnsupportedError(f"{label}: one of {fields['split.count']} parts; join them: llama-gguf-split --merge")

@@ -1,0 +1,219 @@
+"""A folder in Hugging Face's layout as a Source: config.json, safetensors, tokenizer.json, templates.
+
+Reads no pickle and runs no code (`auto_map` is never looked at). Key tables are architectures.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from rkf.config import ModelConfig
+from rkf.converters.architectures import check_tensors, hf_config
+from rkf.converters.hashing import files_fingerprint, hash_file
+from rkf.converters.names import EMBEDDING, HEAD, HF_IGNORED
+from rkf.converters.source import TensorSpec
+from rkf.converters.tokenizer import load_tokenizer
+from rkf.errors import SourceError
+from rkf.matrix import DenseTensor, storage_dtype
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+# Keys of config.json by which a checkpoint says that its weights are quantised (GPTQ, AWQ, bitsandbytes, FP8, …).
+_QUANTISED = ("quantization_config", "compression_config")
+_GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+class HfSource:
+    """See rkf.converters.source.Source."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.label = folder, folder.resolve().name
+        config = _json(folder / "config.json")
+        self._refuse_quantised(config)
+        self._shards = _shards(folder)
+        self._offsets: dict[str, tuple[Path, int]] = {}
+        specs: dict[str, TensorSpec] = {}
+        for shard, names in self._shards.items():
+            self._add_shard(shard, names, specs)
+        tokenizer = self._read_tokenizer()
+        self.config: ModelConfig = hf_config(config, self.label, **self._tokens(config, tokenizer))
+        _check_ids(self.config, tokenizer, self.label)
+        tied = bool(config.get("tie_word_embeddings", False))
+        if tied:
+            specs.pop(HEAD, None)  # some writers store the embedding twice
+        self.aliases = {HEAD: EMBEDDING} if tied else {}
+        self.tensors = dict(sorted(specs.items()))
+        check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        wanted = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+        wanted += ["chat_template.jinja", "chat_template.json", INDEX]
+        paths = [self.folder / name for name in wanted] + list(self._shards)
+        return {path.name: hash_file(path) for path in paths if path.is_file()}
+
+    @property
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.files)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The template of the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""
+        own = self.folder / "chat_template.jinja"
+        if own.is_file():
+            return own.read_text("utf-8")
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            template = _json(self.folder / name, optional=True).get("chat_template")
+            if isinstance(template, list):
+                template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            if template is not None:
+                return str(template)
+        return None
+
+    def read(self, name: str) -> DenseTensor:
+        """One tensor, read (not mapped: a map would count as memory)."""
+        spec, (shard, offset) = self.tensors[name], self._offsets[name]
+        data = np.fromfile(shard, storage_dtype(spec.dtype), spec.weights, offset=offset)
+        return DenseTensor(spec.dtype, data.reshape(spec.shape))
+
+    def _refuse_quantised(self, config: dict[str, Any]) -> None:
+        for key in _QUANTISED:
+            if config.get(key):
+                method = config[key].get("quant_method", "unknown") if isinstance(config[key], dict) else "unknown"
+                raise SourceError(f"{self.label}: already quantised ({key}: {method}); give the original checkpoint")
+
+    def _add_shard(self, shard: Path, names: set[str] | None, specs: dict[str, TensorSpec]) -> None:
+        """Note the tensors of a shard. names: those that the index places in it, None without an index."""
+        entries = _safetensors_header(shard)
+        for missing in sorted((names or set()) - entries.keys()):
+            raise SourceError(f"{self.label}: {INDEX} places tensor {missing} in {shard.name}, which does not have it")
+        for name, entry in entries.items():
+            if HF_IGNORED.fullmatch(name):
+                continue
+            if name in specs:
+                raise SourceError(f"{self.label}: tensor {name} occurs in {shard.name} and in a shard before it")
+            if entry["dtype"] not in _DTYPES:
+                raise SourceError(
+                    f"{self.label}: tensor {name}: expected dtype BF16, F16 or F32, got {entry['dtype']}; "
+                    "give the original checkpoint"
+                )
+            begin, end = entry["data_offsets"]
+            specs[name] = TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]], entry["dtype"], end - begin)
+            self._offsets[name] = shard, begin
+
+    def _read_tokenizer(self) -> Tokenizer:
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise SourceError(
+                f"{self.label}: tokenizer.json is missing; write one with "
+                "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
+        self.tokenizer_json = path.read_bytes()
+        return load_tokenizer(self.tokenizer_json, self.label)
+
+    def _tokens(self, config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+        """The part of ModelConfig that generation_config.json and the tokenizer decide."""
+        generation = _json(self.folder / "generation_config.json", optional=True)
+        settings = _json(self.folder / "tokenizer_config.json", optional=True)
+        bos = _first_set(config.get("bos_token_id"), _special_id(settings, "bos_token", tokenizer))
+        ends = _first_set(generation.get("eos_token_id"), config.get("eos_token_id"), [])
+        ends = [*(ends if isinstance(ends, list) else [ends]), _special_id(settings, "eos_token", tokenizer)]
+        add_bos = settings.get("add_bos_token")
+        if not isinstance(add_bos, bool):
+            add_bos = tokenizer.encode("a").ids[:1] == [bos]
+        return {
+            "bos_id": bos,
+            "eos_ids": tuple(dict.fromkeys(end for end in ends if end is not None)),
+            "add_bos": add_bos and bos is not None,
+            "generation": {key: float(generation[key]) for key in _GENERATION if _is_number(generation.get(key))},
+        }
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """Every safetensors file of the checkpoint, with the tensors that the index (if there is one) places in it."""
+    if (folder / INDEX).is_file():
+        return _indexed_shards(folder)
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: None}
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        raise SourceError(
+            f"{folder}: only pickled weights ({pickles[0]}): pickle runs code and is never read; "
+            "save the model with safe_serialization=True"
+        )
+    raise SourceError(f"{folder}: neither {SINGLE} nor {INDEX}")
+
+
+def _indexed_shards(folder: Path) -> dict[Path, set[str] | None]:
+    weight_map = _json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{folder}: {INDEX} has no weight_map")
+    shards: dict[Path, set[str] | None] = {}
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise SourceError(f"{folder}: {INDEX}: {name!r} is not the plain name of a safetensors file")
+        if not (folder / name).is_file():
+            raise SourceError(f"{folder}: shard {name} is missing; {INDEX} names it")
+        shards[folder / name] = {tensor for tensor, shard in weight_map.items() if shard == name}
+    return shards
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """name -> dtype, shape and data_offsets in the file, after the library has checked the whole header."""
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise SourceError(f"{path}: not a safetensors file, truncated or damaged ({error})") from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    for entry in header.values():
+        entry["data_offsets"] = [8 + length + offset for offset in entry["data_offsets"]]
+    return header
+
+
+def _json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file; {} when an optional one is absent."""
+    if not path.is_file():
+        if optional:
+            return {}
+        raise SourceError(f"{path.parent}: {path.name} is missing; expected a Hugging Face folder")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _special_id(settings: dict[str, Any], key: str, tokenizer: Tokenizer) -> int | None:
+    token = settings.get(key)
+    text = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+
+
+def _check_ids(config: ModelConfig, tokenizer: Tokenizer, label: str) -> None:
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= config.vocab_size:
+        raise SourceError(f"{label}: tokenizer.json has id {largest}, expected ids below {config.vocab_size}")
+    for special in (config.bos_id, *config.eos_ids):
+        if special is not None and not 0 <= special < config.vocab_size:
+            raise SourceError(f"{label}: special token id {special}: expected one below {config.vocab_size}")
+
+
+def _first_set(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

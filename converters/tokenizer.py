@@ -1,0 +1,169 @@
+"""A GGUF's tokenizer -> tokenizer.json (Hugging Face `tokenizers`) that encodes as the original does.
+
+Knows the two kinds that the supported families use: "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE with
+scores and byte fallback). Field names and defaults: llama.cpp, src/llama-vocab.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gguf.constants import TokenType
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from rkf.converters.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from rkf.errors import SourceError, UnsupportedError
+
+# Texts that end a turn in some model: llama.cpp stops at each of them, whatever the file's eos id says.
+END_OF_TURN = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
+    *("<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
+)
+_SPACE = "▁"  # SentencePiece's visible space
+
+
+def from_gguf(fields: Mapping[str, Any], label: str) -> bytes:
+    """tokenizer.json of the file. Raises SourceError or UnsupportedError naming what is missing or unknown."""
+    texts = _texts(fields, label)
+    kind = fields.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        built = _byte_level(fields, texts, _pre_tokenizer(fields, label), label)
+    elif kind == "llama":
+        built = _sentencepiece(fields, texts, label)
+    else:
+        raise UnsupportedError(f"{label}: tokenizer kind {kind!r} is not supported; known: gpt2, llama")
+    _add_tokens(built, texts, _types(fields, texts, label))
+    ids = special_ids(fields, label)
+    if ids["add_bos"]:
+        bos = texts[ids["bos_id"]]
+        built.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, ids["bos_id"])]
+        )
+    return built.to_str(pretty=False).encode()
+
+
+def special_ids(fields: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """bos_id, eos_ids and add_bos as ModelConfig has them, with llama.cpp's defaults."""
+    texts = _texts(fields, label)
+    sentencepiece = fields.get("tokenizer.ggml.model") == "llama"
+    bos = _token_id(fields, "bos", 1 if sentencepiece else None, len(texts), label)
+    ends = [_token_id(fields, key, None, len(texts), label) for key in ("eot", "eom")]
+    ends += [index for index, text in enumerate(texts) if text in END_OF_TURN]
+    eos = _token_id(fields, "eos", 2 if sentencepiece else None, len(texts), label)
+    others = sorted({end for end in ends if end is not None and end != eos})
+    default = sentencepiece or _pre_tokenizer(fields, label).add_bos
+    return {
+        "bos_id": bos,
+        "eos_ids": tuple(others if eos is None else [eos, *others]),
+        "add_bos": bos is not None and bool(fields.get("tokenizer.ggml.add_bos_token", default)),
+    }
+
+
+def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; SourceError when it is none."""
+    try:
+        return Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the library raises nothing narrower
+        raise SourceError(f"{label}: tokenizer.json can't be loaded ({error})") from error
+
+
+def _byte_level(fields: Mapping[str, Any], texts: Sequence[str], pre: PreTokenizer, label: str) -> Tokenizer:
+    vocab = {text: index for index, text in enumerate(texts)}
+    merges = _merges(fields, vocab, label)
+    built = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.ignore_merges))
+    normalizer = pre.normalizer()
+    if normalizer is not None:
+        built.normalizer = normalizer
+    built.pre_tokenizer = pre.build()
+    built.decoder = decoders.ByteLevel()
+    built.post_processor = processors.ByteLevel(trim_offsets=False)
+    return built
+
+
+def _sentencepiece(fields: Mapping[str, Any], texts: Sequence[str], label: str) -> Tokenizer:
+    scores = fields.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(texts):
+        raise SourceError(f"{label}: tokenizer.ggml.scores: expected {len(texts)} numbers")
+    vocab = {text: index for index, text in enumerate(texts)}
+    unknown = texts[_token_id(fields, "unknown", 0, len(texts), label) or 0]
+    model = models.BPE(vocab, score_merges(vocab, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    built = Tokenizer(model)
+    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    replace = normalizers.Replace(" ", _SPACE)
+    built.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if prefix else replace
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    built.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return built
+
+
+def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges of a SentencePiece BPE, best first: every way to cut a piece in two pieces, by the piece's score.
+
+    SentencePiece joins the neighbours whose joint piece scores highest, the leftmost among equals; a ranked list of
+    pairs does the same as long as the pairs of one piece lie together.
+    """
+    ranked = sorted(vocab.items(), key=lambda item: (-float(scores[item[1]]), item[1]))
+    return [
+        (piece[:cut], piece[cut:])
+        for piece, _ in ranked
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+
+
+def _merges(fields: Mapping[str, Any], vocab: Mapping[str, int], label: str) -> list[tuple[str, str]]:
+    """The merge list, first occurrence of a pair only (it decides the rank)."""
+    merges: dict[tuple[str, str], None] = {}
+    for line in fields.get("tokenizer.ggml.merges", ()):
+        cut = line.find(" ", 1)
+        left, right = line[:cut], line[cut + 1 :]
+        if cut < 0 or left not in vocab or right not in vocab or left + right not in vocab:
+            raise SourceError(f"{label}: tokenizer.ggml.merges: {line!r} joins no two tokens to a third")
+        merges.setdefault((left, right))
+    if not merges:
+        raise SourceError(f"{label}: tokenizer.ggml.merges is missing: no byte-level BPE without it")
+    return list(merges)
+
+
+def _pre_tokenizer(fields: Mapping[str, Any], label: str) -> PreTokenizer:
+    name = fields.get("tokenizer.ggml.pre") or "default"
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedError(f"{label}: pre-tokenizer {name!r} is not known; known: {', '.join(PRE_TOKENIZERS)}")
+    return PRE_TOKENIZERS[name]
+
+
+def _texts(fields: Mapping[str, Any], label: str) -> list[str]:
+    texts = fields.get("tokenizer.ggml.tokens")
+    if not isinstance(texts, list) or not texts:
+        raise SourceError(f"{label}: tokenizer.ggml.tokens is missing: a model without its tokenizer can't be used")
+    if len(set(texts)) != len(texts):
+        raise SourceError(f"{label}: tokenizer.ggml.tokens: {len(texts) - len(set(texts))} tokens occur twice")
+    return texts
+
+
+def _types(fields: Mapping[str, Any], texts: Sequence[str], label: str) -> Sequence[int]:
+    types = fields.get("tokenizer.ggml.token_type")
+    if types is None:
+        return [TokenType.NORMAL] * len(texts)
+    if len(types) != len(texts):
+        raise SourceError(f"{label}: tokenizer.ggml.token_type: expected {len(texts)} types, got {len(types)}")
+    return types
+
+
+def _token_id(fields: Mapping[str, Any], key: str, default: int | None, count: int, label: str) -> int | None:
+    value = fields.get(f"tokenizer.ggml.{key}_token_id", default)
+    if value is not None and not 0 <= value < count:
+        raise SourceError(f"{label}: tokenizer.ggml.{key}_token_id: {value} is past the {count} tokens")
+    return value
+
+
+def _add_tokens(built: Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
+    """Tokens that are cut out of the text before anything else; the special ones are not shown when decoding."""
+    kinds = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+    added = [
+        AddedToken(text, special=kinds[TokenType(kind)], normalized=False)
+        for text, kind in zip(texts, types, strict=True)
+        if kind in kinds
+    ]
+    built.add_tokens(added)

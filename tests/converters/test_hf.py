@@ -1,0 +1,268 @@
+"""Hugging Face folders: every value as transformers has it, and each refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rkf.config import RopeScaling
+from rkf.converters.source import open_source
+from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_tensor_is_the_one_that_transformers_loads(
+    hf_folder: Callable[..., Path], family: str, dtype: str
+) -> None:
+    folder = hf_folder(family, dtype)
+    source = open_source(folder)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).state_dict()
+    assert set(source.tensors) | set(source.aliases) == set(loaded)
+    assert list(source.tensors) == sorted(source.tensors)
+    for name, spec in source.tensors.items():
+        tensor = source.read(name)
+        assert tensor.dtype == spec.dtype == {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[dtype]
+        assert tensor.shape == spec.shape
+        np.testing.assert_array_equal(tensor.decode(), loaded[name].float().numpy())
+
+
+def test_config_fields(hf_folder: Callable[..., Path]) -> None:
+    config = open_source(hf_folder("qwen3")).config
+    assert (config.architecture, config.layers, config.heads, config.kv_heads, config.head_dim) == (
+        "qwen3",
+        2,
+        4,
+        2,
+        32,
+    )
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size, config.context_length) == (
+        384,
+        64,
+        96,
+        256,
+    )
+    assert (config.rope_theta, config.rope_scaling, config.norm_epsilon) == (10000.0, None, 1e-6)
+    assert (config.bos_id, config.eos_ids, config.add_bos, config.sliding_window) == (1, (2,), False, None)
+    assert open_source(hf_folder("mistral")).config.sliding_window == 32
+
+
+def test_tied_embeddings_are_an_alias(hf_folder: Callable[..., Path]) -> None:
+    source = open_source(hf_folder("qwen2"))
+    assert source.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert open_source(hf_folder("llama")).aliases == {}
+
+
+def test_shards(hf_folder: Callable[..., Path]) -> None:
+    whole, parts = hf_folder("llama"), hf_folder("llama", shard="60KB")
+    assert len(list(parts.glob("model-*.safetensors"))) > 2
+    one, many = open_source(whole), open_source(parts)
+    assert one.tensors == many.tensors
+    for name in one.tensors:
+        np.testing.assert_array_equal(one.read(name).data, many.read(name).data)
+    assert one.fingerprint != many.fingerprint
+    assert set(many.files) >= {path.name for path in parts.glob("*.safetensors")} | {"config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, RopeScaling("linear", 2.0)),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "rope_theta": 5e5,
+            },
+            RopeScaling("llama3", 8.0, 1.0, 4.0, 64),
+        ),
+    ],
+)
+def test_rope_scaling_in_both_spellings(
+    hf_folder: Callable[..., Path], rope: dict[str, Any], expected: RopeScaling
+) -> None:
+    folder = hf_folder("llama", rope_parameters=rope)
+    assert open_source(folder).config.rope_scaling == expected
+    # transformers before 5 wrote rope_theta beside rope_scaling, and before 4.43 "type".
+    old = {("type" if key == "rope_type" else key): value for key, value in rope.items() if key != "rope_theta"}
+    edit_json(folder / "config.json", rope_parameters=None, rope_scaling=old, rope_theta=rope["rope_theta"])
+    config = open_source(folder).config
+    assert (config.rope_scaling, config.rope_theta) == (expected, rope["rope_theta"])
+
+
+def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    edit_json(folder / "generation_config.json", eos_token_id=[0, 2], temperature=0.6, top_p=0.9, do_sample=True)
+    config = open_source(folder).config
+    assert config.eos_ids == (0, 2)
+    assert config.generation == {"temperature": 0.6, "top_p": 0.9}
+    edit_json(folder / "tokenizer_config.json", add_bos_token=True)
+    assert open_source(folder).config.add_bos
+
+
+def test_chat_template_from_each_place(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    assert open_source(folder).chat_template == "{{ messages }}"
+    named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
+    edit_json(folder / "tokenizer_config.json", chat_template=named)
+    assert open_source(folder).chat_template == "d"
+    edit_json(folder / "tokenizer_config.json", chat_template=None)
+    assert open_source(folder).chat_template is None
+    edit_json(folder / "chat_template.json", chat_template="j")
+    assert open_source(folder).chat_template == "j"
+    (folder / "chat_template.jinja").write_text("own é")
+    assert open_source(folder).chat_template == "own é"
+
+
+def test_rotary_frequencies_of_old_checkpoints_are_left_out(hf_folder: Callable[..., Path]) -> None:
+    from safetensors.numpy import save_file
+
+    folder = hf_folder("llama", shard="60KB")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save_file({name: np.ones(8, np.float32)}, folder / "model-old.safetensors")
+    index["weight_map"][name] = "model-old.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert name not in open_source(folder).tensors
+
+
+def _index(folder: Path, tensor: str, shard: str) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][tensor] = shard
+    path.write_text(json.dumps(index))
+
+
+def _missing_shard(folder: Path) -> None:
+    next(folder.glob("model-00002*")).unlink()
+
+
+def _only_pickle(folder: Path) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK")
+
+
+def _truncate(folder: Path) -> None:
+    shard = next(folder.glob("model-00001*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
+    "missing shard": (_missing_shard, SourceError, "shard model-00002"),
+    "tensor no shard has": (
+        lambda f: _index(f, "model.layers.9.x", next(f.glob("model-00001*")).name),
+        SourceError,
+        "tensor model.layers.9.x",
+    ),
+    "path traversal": (lambda f: _index(f, "a", "../evil.safetensors"), SourceError, "plain name"),
+    "absolute path": (lambda f: _index(f, "a", "/tmp/evil.safetensors"), SourceError, "plain name"),
+    "windows path": (lambda f: _index(f, "a", "..\\evil.safetensors"), SourceError, "plain name"),
+    "pickle in an index": (lambda f: _index(f, "a", "pytorch_model.bin"), SourceError, "plain name"),
+    "only pickle": (_only_pickle, SourceError, "pickle"),
+    "gptq": (
+        lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "gptq"}),
+        SourceError,
+        "already quantised .*gptq",
+    ),
+    "awq": (
+        lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "awq"}),
+        SourceError,
+        "already quantised .*awq",
+    ),
+    "bitsandbytes": (
+        lambda f: edit_json(f / "config.json", quantization_config={"load_in_4bit": True}),
+        SourceError,
+        "already quantised",
+    ),
+    "unknown architecture": (
+        lambda f: edit_json(f / "config.json", model_type="mamba", auto_map={"AutoConfig": "evil.Config"}),
+        UnsupportedError,
+        "architecture 'mamba'",
+    ),
+    "experts": (lambda f: edit_json(f / "config.json", num_local_experts=8), UnsupportedError, "num_local_experts"),
+    "activation": (lambda f: edit_json(f / "config.json", hidden_act="gelu"), UnsupportedError, "hidden_act"),
+    "yarn": (
+        lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "yarn", "factor": 4.0}),
+        UnsupportedError,
+        "yarn",
+    ),
+    "rope factor missing": (
+        lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "linear"}),
+        SourceError,
+        "factor",
+    ),
+    "heads": (lambda f: edit_json(f / "config.json", num_key_value_heads=3), SourceError, "3 key/value heads"),
+    "dimension missing": (lambda f: edit_json(f / "config.json", hidden_size=None), SourceError, "hidden_size"),
+    "shape": (lambda f: edit_json(f / "config.json", intermediate_size=97), SourceError, "expected shape"),
+    "a layer too many": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), SourceError, "is missing"),
+    "a layer too few": (lambda f: edit_json(f / "config.json", num_hidden_layers=1), UnsupportedError, "no place"),
+    "no config": (lambda f: (f / "config.json").unlink(), SourceError, "config.json is missing"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), SourceError, "JSON object"),
+    "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "can't be loaded"),
+    "token id": (lambda f: edit_json(f / "config.json", bos_token_id=384), SourceError, "special token id 384"),
+    "truncated shard": (_truncate, SourceError, "truncated"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(sharded: Path, case: str) -> None:
+    harm, error, message = REFUSALS[case]
+    harm(sharded)
+    with pytest.raises(error, match=message) as caught:
+        open_source(sharded)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def sharded(hf_folder: Callable[..., Path]) -> Path:
+    return hf_folder("llama", shard="60KB")
+
+
+def test_dtype_that_is_not_a_float(sharded: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shard = next(sharded.glob("model-00001*"))
+    name = next(iter(_names(shard)))
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    fields = {key: np.zeros((2, 2), np.int8) for key, value in index.items() if value == shard.name}
+    save_file(fields, shard)
+    assert load_file(shard)[name].dtype == np.int8
+    with pytest.raises(SourceError, match="expected dtype BF16, F16 or F32, got I8"):
+        open_source(sharded)
+
+
+def _names(shard: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="np") as file:
+        return list(file.keys())
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        open_source(tmp_path / "absent")
+    with pytest.raises(SourceError, match=r"config\.json is missing"):
+        open_source(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(SourceError, match="bare safetensors"):
+        open_source(tmp_path / "a.safetensors")
