@@ -1,0 +1,14 @@
+"""Where rkf keeps what it can make again: fetched checkpoints, the converted default model, compiled kernels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+
+def cache_dir() -> Path:
+    """The cache folder, which may not exist yet: `RKF_CACHE` if set, else the platform's place for caches."""
+    chosen = os.environ.get("RKF_CACHE")
+    return Path(chosen) if chosen else user_cache_path("rkf")
