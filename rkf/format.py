@@ -45,6 +45,7 @@ MAX_NAME_BYTES = 255
 MAX_WEIGHTS = 1 << 48
 MIN_K, MAX_K = 2, 256
 GROUP_SIZES = (32, 64, 128, 256)
+MAX_BLOB_BYTES = 64 << 20  # tokenizer.json, chat template
 # Exceptions are rare by definition: at most one weight in eight, so that their cost stays below that of the ranks.
 MAX_EXCEPTION_SHARE = 8
 

@@ -94,6 +94,16 @@ class Exceptions:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixValues:
+    """What of a clustered tensor is not ranks. exceptions: [n] in the storage dtype of `exceptions_dtype`."""
+
+    centroids: F32
+    affine: Affine | None = None
+    exceptions: NDArray[Any] | None = None
+    exceptions_dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClusteredMatrix:
     """A tensor as ranks and values. rows = product of all dimensions but the last, cols = the last.
 
@@ -126,6 +136,12 @@ class ClusteredMatrix:
     @property
     def columns(self) -> int:
         return self.shape[-1]
+
+    @property
+    def values(self) -> MatrixValues:
+        if self.exceptions is None:
+            return MatrixValues(self.centroids, self.affine)
+        return MatrixValues(self.centroids, self.affine, self.exceptions.values, self.exceptions.dtype)
 
     def indices(self) -> NDArray[np.uint8]:
         """The ranks, `u8[rows, cols]`."""

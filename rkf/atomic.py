@@ -1,0 +1,127 @@
+"""Output files that are whole or absent: a sibling temporary file, fsync, rename, fsync of the folder. Knows no format.
+
+The temporary file is named after the target and locked while it is written: a second writer is refused, and what a
+killed writer left behind is taken over by the next one. Every byte goes through `os.write`, so that tests can fail it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rkf.errors import OutputError, UsageError
+
+
+class OutputFile:
+    """A file being written from its start. position: bytes written so far."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self.position = 0
+
+    def write(self, data: Any) -> None:
+        """Append a buffer of bytes; OutputError when the disk is full or fails."""
+        view = memoryview(data).cast("B")
+        self.position += len(view)
+        with reporting(self._path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def overwrite_start(self, data: bytes) -> None:
+        """Replace the first bytes of the file; `position` stays."""
+        with reporting(self._path):
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+        end, self.position = self.position, 0
+        self.write(data)
+        self.position = end
+        with reporting(self._path):
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+
+
+@contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Turn the system's refusals into OutputError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        remedy = "free some space" if getattr(error, "errno", None) == errno.ENOSPC else "nothing was written"
+        raise OutputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}; {remedy}") from None
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[OutputFile]:
+    """A file that takes the place of `path` when the `with` ends, and leaves nothing behind when it raises.
+
+    Raises UsageError if `path` exists and `force` is not given, OutputError if it cannot be written or another process
+    is writing it.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.partial")
+    with reporting(target):
+        descriptor = _lock(temporary, target)
+    try:
+        with reporting(target):
+            _refuse_target(target, force)  # under the lock: another writer may have just finished
+            os.truncate(descriptor, 0)
+        yield OutputFile(descriptor, target)
+        with reporting(target):
+            os.fsync(descriptor)
+            os.replace(temporary, target)  # noqa: PTH105  (the faults of the tests are injected into os.replace)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    with reporting(target):
+        _sync_folder(target.parent)
+
+
+def refuse_same_file(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Raise OutputError if the output is the input."""
+    if os.path.realpath(output) == os.path.realpath(source):
+        raise OutputError(f"{output}: the output is the input: choose another name")
+
+
+def _refuse_target(target: Path, force: bool) -> None:
+    if target.exists():
+        if not target.is_file():
+            raise UsageError(f"{target}: expected the name of a file, got a folder or device")
+        if not force:
+            raise UsageError(f"{target}: exists already: choose another name, or overwrite it with --force")
+
+
+def _lock(temporary: Path, target: Path) -> int:
+    """Open and lock the temporary file; its descriptor."""
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The name may have been renamed or removed by its owner between our open and our lock.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), temporary.stat(follow_symlinks=False)):
+                    return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise OutputError(f"{target}: another process is writing it: wait for it, or choose another name") from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems have no fsync of a folder
+            raise
+    finally:
+        os.close(descriptor)
