@@ -21,19 +21,18 @@ from rkf.converters.hashing import files_fingerprint, hash_file
 from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, from_gguf, permuted_heads, rope_rows
 from rkf.converters.source import TensorSpec
 from rkf.errors import SourceError, UnsupportedError
-from rkf.matrix import DenseTensor, from_f32, storage_dtype
+from rkf.matrix import DenseTensor, storage_dtype
 
 # Types that are stored as they came.
 _PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}
-# Block types that gguf-py dequantises, and the narrowest dtype that holds every possible value. A ternary weight is
-# -d, 0 or d with d in f16; every other type multiplies (and adds) to more than the 11 bits of f16 or the 8 of bf16.
-_BLOCKS = dict.fromkeys((Type.TQ1_0, Type.TQ2_0), "f16") | dict.fromkeys(
+# Block types that gguf-py dequantises. Their values are f32: a product of scale and integer (and a sum) has more than
+# the 11 bits of f16 or the 8 of bf16, and even a ternary block may overflow f16.
+_BLOCKS = frozenset(
     (
         *(Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K),
         *(Type.IQ1_S, Type.IQ1_M, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S),
-        *(Type.IQ4_NL, Type.IQ4_XS, Type.MXFP4, Type.NVFP4),
-    ),
-    "f32",
+        *(Type.IQ4_NL, Type.IQ4_XS, Type.MXFP4, Type.NVFP4, Type.TQ1_0, Type.TQ2_0),
+    )
 )
 # Dequantised at a time: small enough for the cache, large enough for numpy.
 _SLAB_WEIGHTS = 1 << 18
@@ -101,13 +100,12 @@ class GgufSource:
         if tensor.type in _PLAIN:
             dtype = _PLAIN[tensor.type]
             return DenseTensor(dtype, stored.view(storage_dtype(dtype)).reshape(tensor.shape))
-        dtype = _BLOCKS[tensor.type]
-        values = np.empty((len(stored), tensor.shape[-1]), storage_dtype(dtype))
+        values = np.empty((len(stored), tensor.shape[-1]), np.float32)
         step = max(1, _SLAB_WEIGHTS // tensor.shape[-1])
-        for start in range(0, len(values), step):
-            decoded = quants.dequantize(stored[start : start + step], tensor.type)
-            values[start : start + step] = from_f32(decoded, dtype)
-        return DenseTensor(dtype, values.reshape(tensor.shape))
+        with np.errstate(all="ignore"):  # damaged scales give NaN or infinity, which clustering refuses by name
+            for start in range(0, len(values), step):
+                values[start : start + step] = quants.dequantize(stored[start : start + step], tensor.type)
+        return DenseTensor("f32", values.reshape(tensor.shape))
 
 
 def _canonical(tensors: dict[str, GgufTensor], label: str) -> dict[str, GgufTensor]:
@@ -120,10 +118,9 @@ def _canonical(tensors: dict[str, GgufTensor], label: str) -> dict[str, GgufTens
 
 
 def _spec(tensor: GgufTensor, label: str) -> TensorSpec:
-    dtype = _PLAIN.get(tensor.type) or _BLOCKS.get(tensor.type)
-    if dtype is None:
+    if tensor.type not in _PLAIN and tensor.type not in _BLOCKS:
         raise SourceError(f"{label}: tensor {tensor.name}: type {tensor.type.name} can't be dequantised")
-    return TensorSpec(tensor.shape, dtype, tensor.type.name, tensor.stored_bytes)
+    return TensorSpec(tensor.shape, _PLAIN.get(tensor.type, "f32"), tensor.type.name, tensor.stored_bytes)
 
 
 def _tokens(fields: dict[str, Any], label: str) -> dict[str, Any]:

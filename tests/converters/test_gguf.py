@@ -1,0 +1,269 @@
+"""GGUF files: every tensor type, the rope order of q and k, configurations, and each refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from gguf import GGMLQuantizationType as Type
+from gguf import quants
+
+from rkf.config import ModelConfig, RopeScaling
+from rkf.converters.architectures import llama3_divisors, llama3_scaling
+from rkf.converters.gguf_header import read_header
+from rkf.converters.names import gguf_rows, rope_rows
+from rkf.converters.source import open_source
+from rkf.errors import NotRkfError, RkfError, SourceError, UnsupportedError
+from rkf.matrix import to_f32
+
+from .conftest import gguf_permute, random_model
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+DOWN = "model.layers.0.mlp.down_proj.weight"
+DEQUANTISABLE = [*quants._type_traits]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_are_those_of_the_model_it_was_written_from(gguf_file: Callable[..., Path], family: str) -> None:
+    model = random_model(family)
+    source = open_source(gguf_file(family, model=model))
+    state = model.state_dict()
+    assert set(source.tensors) | set(source.aliases) == set(state)
+    for name in source.tensors:
+        np.testing.assert_array_equal(source.read(name).decode(), state[name].numpy())
+
+
+def test_tensors_are_those_that_transformers_loads(gguf_file: Callable[..., Path]) -> None:
+    q, k = (f"model.layers.1.self_attn.{part}_proj.weight" for part in "qk")
+    path = gguf_file("llama", kinds={q: Type.Q8_0, k: Type.Q4_1, DOWN: Type.Q5_0})
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    source = open_source(path)
+    for name, tensor in loaded.state_dict().items():
+        np.testing.assert_array_equal(source.read(name).decode(), tensor.numpy())
+
+
+@pytest.mark.parametrize("kind", DEQUANTISABLE, ids=lambda kind: kind.name)
+def test_every_type_that_gguf_dequantises(gguf_file: Callable[..., Path], kind: Type) -> None:
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = np.random.default_rng(0).integers(0, 256, (64, 768 // block * block_bytes), np.uint8)
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        del writer.tensors[-1]["blk.0.ffn_down.weight"]
+        writer.add_tensor("blk.0.ffn_down.weight", raw, raw_dtype=kind)
+
+    source = open_source(gguf_file(intermediate_size=768, edit=add))
+    spec, tensor = source.tensors[DOWN], source.read(DOWN)
+    with np.errstate(all="ignore"):
+        expected = quants.dequantize(raw, kind)
+    assert (spec.stored_type, spec.stored_bytes, spec.shape) == (kind.name, raw.nbytes, (64, 768))
+    assert tensor.dtype == spec.dtype
+    np.testing.assert_array_equal(tensor.decode(), expected)
+
+
+def test_sixteen_bit_types_stay_as_they_are(gguf_file: Callable[..., Path]) -> None:
+    up = "model.layers.0.mlp.up_proj.weight"
+    source = open_source(gguf_file(kinds={DOWN: Type.F16, up: Type.BF16}))
+    assert (source.read(DOWN).dtype, source.tensors[DOWN].dense_bytes) == ("f16", 64 * 96 * 2)
+    assert (source.read(up).dtype, source.tensors[up].dense_bytes) == ("bf16", 64 * 96 * 2)
+
+
+def test_rope_rows_undo_what_llama_cpp_does() -> None:
+    rows = np.arange(6 * 16 * 3, dtype=np.float32).reshape(6 * 16, 3)
+    np.testing.assert_array_equal(gguf_permute(rows, 6)[rope_rows(96, 6)], rows)
+    np.testing.assert_array_equal(rows[gguf_rows(96, 6)], gguf_permute(rows, 6))
+
+
+def test_biases_of_q_and_k_are_permuted_too(gguf_file: Callable[..., Path]) -> None:
+    bias = np.arange(64, dtype=np.float32)
+    add = lambda writer: writer.add_tensor("blk.0.attn_q.bias", gguf_permute(bias, 4))  # noqa: E731
+    np.testing.assert_array_equal(
+        open_source(gguf_file(edit=add)).read("model.layers.0.self_attn.q_proj.bias").data, bias
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config(gguf_file: Callable[..., Path], family: str) -> None:
+    config = open_source(gguf_file(family)).config
+    assert config.architecture == ("llama" if family == "mistral" else family)
+    assert (config.layers, config.heads, config.kv_heads, config.head_dim) == (2, 4, 2, 32 if family == "qwen3" else 16)
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size, config.context_length) == (
+        384,
+        64,
+        96,
+        256,
+    )
+    assert (config.rope_theta, config.norm_epsilon) == (10000.0, 1e-5 if family == "llama" else 1e-6)
+    assert (config.bos_id, config.eos_ids, config.add_bos) == (1, (2, 0), False)
+
+
+def test_linear_rope_scaling_and_window(gguf_file: Callable[..., Path]) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(2.5)
+        writer.add_sliding_window(48)
+
+    config = open_source(gguf_file(edit=edit)).config
+    assert (config.rope_scaling, config.sliding_window) == (RopeScaling("linear", 2.5), 48)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
+        RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
+        RopeScaling("llama3", 4.0, 1.0, 8.0, 2048),
+    ],
+)
+@pytest.mark.parametrize(("head_dim", "theta"), [(64, 5e5), (128, 5e5), (128, 1e4)])
+def test_rope_factors_give_the_scaling_back(scaling: RopeScaling, head_dim: int, theta: float) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_context,
+    }
+    theirs = transformers.LlamaConfig(hidden_size=4 * head_dim, num_attention_heads=4, rope_parameters=rope)
+    config = ModelConfig("llama", 1, 4 * head_dim, 1, 1, 4, 4, head_dim, 1, 1e-5, theta)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, device=torch.device("cpu"))
+    plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    np.testing.assert_allclose(plain / llama3_divisors(scaling, config), scaled.numpy(), rtol=1e-5)
+    factors = llama3_divisors(scaling, config).astype(np.float32)
+    assert llama3_scaling(factors, config, "x") == scaling
+
+
+def test_rope_factors_of_another_kind_are_refused(gguf_file: Callable[..., Path]) -> None:
+    factors = np.linspace(1, 3, 8, dtype=np.float32)
+    path = gguf_file(edit=lambda writer: writer.add_tensor("rope_freqs.weight", factors))
+    with pytest.raises(SourceError, match="fits no llama3"):
+        open_source(path)
+
+
+def test_rope_factors_in_a_file(gguf_file: Callable[..., Path]) -> None:
+    config = ModelConfig("llama", 1, 64, 1, 1, 4, 2, 16, 1, 1e-5, 10000.0)
+    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    factors = llama3_divisors(scaling, config).astype(np.float32)
+    source = open_source(gguf_file(edit=lambda writer: writer.add_tensor("rope_freqs.weight", factors)))
+    assert source.config.rope_scaling == scaling
+    assert "rope_freqs.weight" not in source.tensors
+
+
+def test_header_is_what_gguf_py_reads(gguf_file: Callable[..., Path]) -> None:
+    path = gguf_file("qwen3", kinds={DOWN: Type.Q8_0})
+    reader, header = gguf.GGUFReader(path), read_header(path)
+    theirs = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    assert {key: list(v) if isinstance(v, np.ndarray) else v for key, v in header.fields.items()} == theirs
+    assert [tensor.name for tensor in reader.tensors] == list(header.tensors)
+    for tensor in reader.tensors:
+        ours = header.tensors[tensor.name]
+        assert (ours.type, list(ours.shape)) == (tensor.tensor_type, tensor.shape.tolist()[::-1])
+        assert ours.stored(path).tobytes() == tensor.data.tobytes()
+
+
+def _set(key: str, value: int) -> Callable[[gguf.GGUFWriter], None]:
+    return lambda writer: writer.kv_data[-1].update({key: gguf.GGUFValue(value, gguf.GGUFValueType.UINT32)})
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
+    "big-endian": ({"endianess": gguf.GGUFEndian.BIG}, SourceError, "big-endian"),
+    "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
+    "experts": ({"edit": _set("llama.expert_count", 8)}, UnsupportedError, "expert_count"),
+    "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
+    "yarn": ({"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)}, UnsupportedError, "yarn"),
+    "unknown tensor": (
+        {"edit": lambda w: w.add_tensor("blk.0.attn_qkv.weight", np.zeros(4, np.float32))},
+        UnsupportedError,
+        "attn_qkv",
+    ),
+    "integers": (
+        {"edit": lambda w: w.add_tensor("blk.0.attn_q.bias", np.zeros(64, np.int32))},
+        SourceError,
+        "I32 can't be dequantised",
+    ),
+    "a layer too many": ({"edit": _set("llama.block_count", 3)}, SourceError, "is missing"),
+    "heads": ({"edit": _set("llama.attention.head_count_kv", 3)}, SourceError, "don't divide"),
+    "pre-tokenizer": ({"pre": "martian"}, UnsupportedError, "pre-tokenizer 'martian'"),
+    "token id": ({"edit": _set("tokenizer.ggml.bos_token_id", 999)}, SourceError, "bos_token_id: 999"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(gguf_file: Callable[..., Path], case: str) -> None:
+    options, error, message = REFUSALS[case]
+    path = gguf_file(**options)
+    with pytest.raises(error, match=message) as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "gptneox")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedError, match="architecture 'gptneox'"):
+        open_source(tmp_path / "a.gguf")
+
+
+def test_unknown_tensor_type(gguf_file: Callable[..., Path]) -> None:
+    path = gguf_file()
+    data = bytearray(path.read_bytes())
+    name = b"blk.0.ffn_down.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8
+    data[at : at + 4] = (99).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=r"blk\.0\.ffn_down\.weight: unknown tensor type 99"):
+        open_source(path)
+
+
+def test_not_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for content in (b"", b"GG", b"version https://git-lfs.github.com/spec/v1", b"<!DOCTYPE html>"):
+        path.write_bytes(content)
+        with pytest.raises(NotRkfError, match="nor GGUF"):
+            open_source(path)
+    path.write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises(SourceError, match="truncated"):
+        open_source(path)
+    path.write_bytes(b"GGUF\x09\x00\x00\x00")
+    with pytest.raises(SourceError, match="version 9"):
+        open_source(path)
+
+
+def test_every_truncation_of_the_header_is_refused(gguf_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = gguf_file()
+    data = path.read_bytes()
+    end = min(tensor.offset for tensor in read_header(path).tensors.values())
+    for length in [*range(8, end, 97), end, len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(SourceError):
+            read_header(path)
+
+
+def test_forged_counts_are_refused_at_once(gguf_file: Callable[..., Path]) -> None:
+    path = gguf_file()
+    data = path.read_bytes()
+    key = b"tokenizer.ggml.tokens"
+    for at in (8, 16, data.index(key) + len(key) + 8, 24):
+        forged = bytearray(data)
+        forged[at : at + 8] = (1 << 62).to_bytes(8, "little")
+        path.write_bytes(forged)
+        with pytest.raises(SourceError, match="remain"):
+            read_header(path)
+
+
+def test_dense_values_are_exact_in_their_dtype(gguf_file: Callable[..., Path]) -> None:
+    source = open_source(gguf_file(kinds={DOWN: Type.Q4_0}))
+    tensor = source.read(DOWN)
+    assert tensor.dtype == "f32"
+    raw = read_header(source.path).tensors["blk.0.ffn_down.weight"].stored(source.path)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(to_f32(tensor.data, "f32"), quants.dequantize(raw, Type.Q4_0))
