@@ -5,6 +5,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rkf.config import ModelConfig
+from rkf.matrix import Alias, DenseTensor
+from rkf.writer import Writer
 
 CORPUS = [
     "The capital of France is Paris, and the river that runs through it is the Seine.",
@@ -98,3 +100,17 @@ def weights(config, seed=0):
         ).astype(np.float32)
         for name, shape in sorted(shapes.items())
     }
+
+
+def write(path, config, weights, tokenizer=None, template=CHAT_TEMPLATE, tensors=None):
+    """A model file of dense f32 tensors, embeddings tied. tensors: others in the place of some of them, by name."""
+    tokenizer = tokenizer or byte_level_tokenizer()
+    stored = {name: DenseTensor("f32", data) for name, data in weights.items()}
+    stored |= {"lm_head.weight": Alias("model.embed_tokens.weight"), **(tensors or {})}
+    with Writer(path, metadata={"model": config.to_metadata()}, provenance={"source": "random"}) as writer:
+        for name in sorted(stored):
+            writer.add(name, stored[name])
+        if template is not None:
+            writer.blob("chat_template.jinja", template.encode())
+        writer.blob("tokenizer.json", tokenizer.to_str().encode())
+    return path

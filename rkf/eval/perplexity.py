@@ -1,0 +1,76 @@
+"""Perplexity of a model on a text, by llama.cpp's protocol, so that figures compare with its. Knows no file format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import exp, sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.errors import UsageError
+
+if TYPE_CHECKING:
+    from rkf.runtime.model import Model
+
+Progress = Callable[[int, int], None]  # (windows done, windows in all)
+
+
+def perplexity(
+    model: Model, text: str, *, ctx: int = 512, windows: int | None = None, progress: Progress | None = None
+) -> dict[str, float]:
+    """exp of the mean negative log-likelihood of the text's tokens: {"ppl", "ppl_stderr", "tokens"}.
+
+    The text's tokens are cut into windows of `ctx` that do not overlap, what is left over at the end is dropped;
+    `windows` takes only the first so many. In each, tokens ctx/2 + 1 .. ctx - 1 are scored, given all before them in
+    the window. BOS takes the place of a window's first token if the model wants one. ppl_stderr: standard error of
+    the mean, times ppl. UsageError: the text is shorter than one window, ctx is out of range.
+    """
+    if not 4 <= ctx <= model.config.context_length:
+        raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
+    parts = cut(model.tokenizer.encode(text), ctx, windows)
+    losses = []
+    for done, part in enumerate(parts, 1):
+        losses.append(window_losses(model, part))
+        if progress is not None:
+            progress(done, len(parts))
+    return summary(np.concatenate(losses))
+
+
+def cut(ids: Sequence[int], ctx: int, windows: int | None) -> list[Sequence[int]]:
+    """The first windows of `ctx` ids each."""
+    available = len(ids) // ctx
+    if available == 0 or (windows is not None and windows < 1):
+        raise UsageError(f"the text has {len(ids)} tokens: expected at least one window of {ctx}")
+    return [ids[i * ctx : (i + 1) * ctx] for i in range(min(available, windows or available))]
+
+
+def window_losses(model: Model, ids: Sequence[int]) -> NDArray[np.float64]:
+    """-log p of the second half of a window, `f64[ctx - ctx // 2 - 1]`."""
+    tokens = np.asarray(ids, np.int64)
+    if model.config.add_bos and model.config.bos_id is not None:
+        tokens[0] = model.config.bos_id
+    half = len(tokens) // 2
+    cache = model.backend.new_cache(len(tokens))
+    model.backend.forward(
+        tokens[:half], cache, last_only=True
+    )  # the first half only fills the cache: no head to pay for
+    logits = model.backend.forward(tokens[half:-1], cache, last_only=False)
+    return negative_log_likelihood(logits, tokens[half + 1 :])
+
+
+def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """-log softmax(logits)[target] for each row. logits: f32[n, vocab]; targets: i64[n]; returns f64[n]."""
+    highest = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - highest).sum(axis=1, dtype=np.float64)
+    chosen = np.take_along_axis(logits, targets[:, None], axis=1) - highest
+    losses: NDArray[np.float64] = np.log(total) - chosen[:, 0].astype(np.float64)
+    return losses
+
+
+def summary(losses: NDArray[np.float64]) -> dict[str, float]:
+    """ppl, its standard error, and how many tokens were scored."""
+    ppl = exp(losses.mean())
+    stderr = sqrt(losses.var() / (len(losses) - 1)) if len(losses) > 1 else 0.0
+    return {"ppl": ppl, "ppl_stderr": stderr * ppl, "tokens": len(losses)}

@@ -1,0 +1,75 @@
+"""How fast a model runs here: load, first token, prefill, decode, memory. Measures the product, imitates nothing."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from os import PathLike
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from rkf.errors import UsageError
+from rkf.runtime.model import Model, load
+
+ROUNDS = 3
+
+
+def bench(
+    path: str | PathLike[str], *, threads: int | None = None, prefill: int = 512, decode: int = 128
+) -> dict[str, float]:
+    """{"prefill_tok_s", "decode_tok_s", "load_s", "first_token_s", "rss_bytes"} of a file on this machine.
+
+    load_s: `rkf.load`. first_token_s: from the same beginning to the first token after a prompt of 8, in this
+    process, so both hold whatever had to be compiled. prefill_tok_s: a prompt of `prefill` tokens. decode_tok_s:
+    `decode` tokens one by one from an empty context. Rates are the best of 3 rounds after a warm-up. rss_bytes:
+    resident memory at the end, the mapped file included.
+    """
+    began = perf_counter()
+    with load(path, threads=threads) as model:
+        loaded = perf_counter()
+        tokens = _tokens(model, prefill, decode)
+        _decode_s(model, tokens[:8], 1)
+        first = perf_counter()
+        _prefill_s(model, tokens[:prefill])  # the warm-up
+        return {
+            "prefill_tok_s": prefill / min(_prefill_s(model, tokens[:prefill]) for _ in range(ROUNDS)),
+            "decode_tok_s": decode / min(_decode_s(model, tokens[:1], decode) for _ in range(ROUNDS)),
+            "load_s": loaded - began,
+            "first_token_s": first - began,
+            "rss_bytes": resident_bytes(),
+        }
+
+
+def _tokens(model: Model, prefill: int, decode: int) -> np.ndarray:
+    longest = model.config.context_length - 1
+    if not (1 <= prefill <= longest and 1 <= decode <= longest):
+        raise UsageError(f"prefill and decode: expected 1 to {longest} tokens, got {prefill} and {decode}")
+    # Any ids will do: the time of a step depends on none of them.
+    return np.random.Generator(np.random.Philox(key=0)).integers(0, model.config.vocab_size, max(prefill, 8))
+
+
+def _prefill_s(model: Model, tokens: np.ndarray) -> float:
+    cache = model.backend.new_cache(len(tokens))
+    began = perf_counter()
+    model.backend.forward(tokens, cache, last_only=True)
+    return perf_counter() - began
+
+
+def _decode_s(model: Model, prompt: np.ndarray, steps: int) -> float:
+    cache = model.backend.new_cache(len(prompt) + steps)
+    began = perf_counter()
+    for _ in range(steps):
+        logits = model.backend.forward(prompt, cache, last_only=True)
+        prompt = np.argmax(logits[-1:], axis=1)
+    return perf_counter() - began
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process: now on Linux, at its peak elsewhere."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,171 @@
+"""`rkf.load`: a file as a language model that writes text. Joins container, backend, tokenizer and loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.config import ModelConfig
+from rkf.container import Container, open_file
+from rkf.directory import CHAT_TEMPLATE, TOKENIZER
+from rkf.errors import UsageError
+from rkf.runtime.generate import Generation, Limits, Session
+from rkf.runtime.sampling import Sampling
+from rkf.runtime.template import Message
+from rkf.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rkf.runtime.backend import Backend
+
+F32 = NDArray[np.float32]
+
+
+class Options(TypedDict, total=False):
+    """Keywords of every call that generates.
+
+    max_tokens: most tokens to generate (default 256; None: up to the model's context length). temperature, top_k,
+    top_p, min_p, repetition_penalty, seed: see `rkf.runtime.sampling.Sampling`; the default is greedy. stop: strings
+    that end the text and are left out of it.
+    """
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    seed: int
+    stop: Sequence[str]
+
+
+class Model:
+    """A model that is ready to run. A context manager; `close` gives the file back.
+
+    One conversation at a time is kept in the cache: a call that begins as the last one did (the next turn of a chat)
+    computes only what is new. Not for several threads at once.
+    """
+
+    def __init__(self, container: Container, backend: Backend, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._container, self._backend = container, backend
+        self._session = Session(backend)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's dimensions and special token ids."""
+        return self._backend.config
+
+    @property
+    def backend(self) -> Backend:
+        """What computes: for those who measure it."""
+        return self._backend
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """Generate an answer, piece by piece: iterate for the text; `.stats` holds counts and times, `.ids` the tokens.
+
+        prompt: a user's message, or a whole conversation ({"role": …, "content": …} each); the model's chat template
+        is applied. system: a message before it. raw: continue `prompt` as it stands; so does a model that has no
+        template. UsageError: an option out of range, an empty prompt or one longer than the context, messages the
+        template refuses.
+        """
+        ids = self._prompt_ids(prompt, system, raw)
+        context = ids if self._continues(prompt, raw) else ()  # an answer begins a text of its own
+        max_tokens, stop = options.pop("max_tokens", 256), options.pop("stop", ())
+        limits = Limits(max_tokens, self.config.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
+        text = self.tokenizer.stream(context)
+        return Generation(self._session, ids, Sampling(**options), limits, self.config.context_length, text)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        **options: Unpack[Options],
+    ) -> str:
+        """The whole text that `stream` gives."""
+        return "".join(self.stream(prompt, system=system, raw=raw, **options))
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> str:
+        """The assistant's answer to a conversation. UsageError: as `stream`, or the model has no chat template."""
+        if self.tokenizer.template is None:
+            raise UsageError("this model has no chat template: use generate")
+        return self.generate(messages, **options)
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        """Logits after each of `ids`, from the first: `f32[n, vocab]`."""
+        if not 0 < len(ids) <= self.config.context_length:
+            raise UsageError(f"ids: expected 1 to {self.config.context_length} of them, got {len(ids)}")
+        tokens = np.asarray(ids, np.int64)
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
+        return self._backend.forward(tokens, self._backend.new_cache(len(tokens)), last_only=False)
+
+    def close(self) -> None:
+        """Unmap the file. The model cannot be used afterwards."""
+        self._container.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _continues(self, prompt: str | Sequence[Message], raw: bool) -> bool:
+        return raw or (self.tokenizer.template is None and isinstance(prompt, str))
+
+    def _prompt_ids(self, prompt: str | Sequence[Message], system: str | None, raw: bool) -> list[int]:
+        if self._continues(prompt, raw):
+            if system is not None:
+                raise UsageError(
+                    "a system message needs the model's chat template: leave it out, or put it into the prompt"
+                )
+            if not isinstance(prompt, str):
+                raise UsageError("raw: expected one text, got messages")
+            return self.tokenizer.encode(prompt)
+        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        # The template writes BOS itself where the model wants one.
+        return self.tokenizer.encode(self.tokenizer.render(messages), bos=False)
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    threads: int | None = None,
+    exact: bool = False,
+    values: str | PathLike[str] | None = None,
+) -> Model:
+    """Open a `.rkf` file, check it against its hashes, and make it ready to run on the processor.
+
+    threads: default one a core, by affinity and quota. exact: f32 throughout, as the normative decode gives the
+    weights; otherwise activations are int8 where that is faster. values: a `.rkv` file to use in place of the file's
+    own values. Raises RkfError: not an rkf file, corrupt, unsupported; a values file of other ranks.
+    """
+    from rkf.runtime.cpu import CpuBackend
+
+    container = open_file(path, values=values)
+    try:
+        tokenizer = _tokenizer(container)
+        return Model(container, CpuBackend(container, threads=threads, exact=exact), tokenizer)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _tokenizer(container: Container) -> Tokenizer:
+    tokenizer_json, template = container.blob(TOKENIZER), container.blob(CHAT_TEMPLATE)
+    if container.config is None or tokenizer_json is None:
+        raise UsageError(f"{container.path}: expected a whole model with its tokenizer, got a file without one")
+    return Tokenizer(tokenizer_json, container.config, None if template is None else template.decode(errors="replace"))

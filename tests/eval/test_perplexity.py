@@ -1,0 +1,70 @@
+"""Perplexity against its definition, computed the slow way."""
+
+import numpy as np
+import pytest
+import torch
+
+import rkf
+from rkf.errors import UsageError
+from rkf.eval.perplexity import negative_log_likelihood, perplexity
+from rkf.runtime.model import Model
+from rkf.runtime.tokenizer import Tokenizer
+from tests.runtime import tiny
+from tests.runtime.numpy_backend import NumpyBackend
+
+CONFIG = tiny.config()
+WEIGHTS = tiny.weights(CONFIG)
+TEXT = "\n".join(tiny.CORPUS) * 3
+
+
+def model(tmp_path, config=CONFIG):
+    container = rkf.open(tiny.write(tmp_path / "tiny.rkf", config, WEIGHTS))
+    tokenizer = Tokenizer(container.blob("tokenizer.json"), config)
+    return Model(container, NumpyBackend(config, WEIGHTS), tokenizer)
+
+
+def slow(ready, ids, ctx, windows, bos=None):
+    """The mean over every scored token, one window and one token at a time, by torch in f64."""
+    losses = []
+    for start in range(0, windows * ctx, ctx):
+        window = list(ids[start : start + ctx])
+        if bos is not None:
+            window[0] = bos
+        logits = torch.from_numpy(ready.logits(window).astype(np.float64))
+        for position in range(ctx // 2, ctx - 1):
+            losses.append(-torch.log_softmax(logits[position], -1)[window[position + 1]].item())
+    losses = np.array(losses)
+    ppl = np.exp(losses.mean())
+    return ppl, ppl * losses.std(ddof=1) / np.sqrt(len(losses)), len(losses)
+
+
+@pytest.mark.parametrize(("ctx", "windows"), [(16, None), (16, 2), (17, 3), (64, None)])
+@pytest.mark.parametrize("bos", [None, 1])
+def test_equals_its_definition(tmp_path, ctx, windows, bos):
+    with model(tmp_path, tiny.config(add_bos=bos is not None)) as ready:
+        ids = ready.tokenizer.encode(TEXT)
+        seen = []
+        result = perplexity(ready, TEXT, ctx=ctx, windows=windows, progress=lambda *at: seen.append(at))
+        number = windows or len(ids) // ctx
+        ppl, stderr, tokens = slow(ready, ids, ctx, number, bos)
+        assert result["tokens"] == tokens == number * (ctx - 1 - ctx // 2)
+        assert result["ppl"] == pytest.approx(ppl, rel=1e-5)
+        assert result["ppl_stderr"] == pytest.approx(stderr, rel=1e-5)
+        assert seen == [(n, number) for n in range(1, number + 1)]
+
+
+def test_likelihood_of_huge_logits_stays_finite():
+    logits = np.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]], np.float32)
+    losses = negative_log_likelihood(logits, np.array([2, 1]))
+    np.testing.assert_allclose(losses, [2e4, np.log(3)])
+
+
+@pytest.mark.parametrize(("ctx", "windows"), [(3, None), (257, None), (16, 0)])
+def test_options_out_of_range_are_refused(tmp_path, ctx, windows):
+    with model(tmp_path) as ready, pytest.raises(UsageError, match="expected"):
+        perplexity(ready, TEXT, ctx=ctx, windows=windows)
+
+
+def test_a_text_shorter_than_a_window_is_refused(tmp_path):
+    with model(tmp_path) as ready, pytest.raises(UsageError, match="at least one window of 16"):
+        perplexity(ready, "The capital", ctx=16)
