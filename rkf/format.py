@@ -31,6 +31,8 @@ KNOWN_REQUIRED = 0
 CODEC_RAW, CODEC_ZSTD = "raw", "zstd"
 ZSTD_CHUNK_BYTES = 16 << 20
 ZSTD_WINDOW_LOG_MAX = 27
+# Bounds the memory and time that a small hostile file can cost; what shrinks further is stored raw.
+MAX_ZSTD_EXPANSION = 256
 
 # Dense dtypes: name -> bytes a value. bf16 is held in numpy as uint16.
 DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}

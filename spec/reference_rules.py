@@ -1,0 +1,202 @@
+"""The rules that hold a directory together (rkf-1.md, sections 5 to 7, 9 and 11), for the reference reader beside it.
+
+`check_directory` raises `Refused`; `value_fields` says where a tensor's values lie. Nothing of the project is imported.
+"""
+
+import math
+
+import msgpack
+from blake3 import blake3
+
+DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
+PLANES = {1: [1], 2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 7: [4, 2, 1], 8: [4, 4]}
+CHUNK = 16 << 20
+TYPES = {"map": dict, "list": list, "str": str, "hash": bytes, "uint": int}
+DIRECTORY = "dense_id:hash ranks_id:hash metadata:map provenance:map sections:list tensors:list"
+SECTION = "codec:raw|zstd hash:hash kind:str length:uint offset:uint"
+ZSTD = " chunks:list decoded_length:uint stored_hash:hash"
+VALUES = "kind:str name:str k:uint rows_per_table:uint shape:list values:map exceptions?:map"
+TENSOR = {
+    "clustered": VALUES + " counts:uint planes:list source_dtype:bf16|f16|f32 stats?:map",
+    "dense": "kind:str name:str data:uint dtype:bf16|f16|f32 shape:list stats?:map",
+    "alias": "kind:str name:str target:str",
+    "values": VALUES,
+}
+AFFINE = "a?:f16|f32 b?:f16|f32 granularity:tensor|row|group"
+
+
+class Refused(Exception):
+    """Raised with (level, detail)."""
+
+
+def need(condition, detail, level="structure"):
+    if not condition:
+        raise Refused(level, detail)
+
+
+def aligned(offset):
+    return -(-offset // 64) * 64
+
+
+def is_uint(value):
+    return type(value) is int and value >= 0
+
+
+def check_map(entry, keys, where):
+    """Exactly these keys, each of its type or one of its words; `key?` may be absent, `x-…` may be there."""
+    need(type(entry) is dict, f"{where} is not a map")
+    rules = dict(rule.split(":") for rule in keys.split())
+    for key in entry:
+        need(key in rules or f"{key}?" in rules or key.startswith("x-"), f"{where}: unknown key {key!r}")
+    for key, rule in rules.items():
+        if not key.endswith("?") or key[:-1] in entry:
+            value = entry.get(key.rstrip("?"))
+            fits = type(value) is TYPES[rule] if rule in TYPES else type(value) is str and value in rule.split("|")
+            fits = fits and (rule != "uint" or value >= 0) and (rule != "hash" or len(value) == 32)
+            need(fits, f"{where}: {key} is {value!r}, not {rule}")
+
+
+def check_names(names):
+    for name in names:
+        need(type(name) is str and 1 <= len(name.encode()) <= 255, f"name {name!r}")
+        need(not any(c < " " or "\x7f" <= c < "\xa0" for c in name), f"control character in name {name!r}")
+    need(sorted(set(names), key=str.encode) == names, "names repeated or out of order")
+
+
+def check_canonical(value, depth=1):
+    """Section 5: what encoding a second time does not show."""
+    if type(value) in (dict, list):
+        need(depth <= 8, "too deep")
+        need(type(value) is list or list(value) == sorted(value, key=str.encode), "keys out of order")
+        for item in value.values() if type(value) is dict else value:
+            check_canonical(item, depth + 1)
+    else:
+        need(type(value) in (str, bytes, int, bool, float), f"not a canonical type: {value!r}")
+        need(repr(value) not in ("nan", "inf", "-inf", "-0.0"), f"not a canonical float: {value!r}")
+
+
+def check_tensor(tensor):
+    """Keys, shape and clusters of one tensor (section 6)."""
+    name, form = tensor["name"], tensor["kind"]
+    check_map(tensor, TENSOR[form], name)
+    for number in tensor.get("stats", {}).values():
+        need(type(number) in (int, float), f"{name}: stats")
+    if form == "alias":
+        return
+    shape, least = tensor["shape"], 1 if form == "dense" else 2
+    need(least <= len(shape) <= 4 and all(is_uint(n) and n > 0 for n in shape), f"{name}: shape {shape}")
+    need(math.prod(shape) <= 1 << 48, f"{name}: shape {shape}")
+    if form == "dense":
+        return
+    k, values, exceptions = tensor["k"], tensor["values"], tensor.get("exceptions")
+    need(2 <= k <= 256 and 1 <= tensor["rows_per_table"] <= math.prod(shape[:-1]), f"{name}: k or rows_per_table")
+    check_map(values, "affine?:map" + " exceptions:bf16|f16|f32" * (exceptions is not None), name)
+    if "affine" in values:
+        affine = values["affine"]
+        check_map(affine, AFFINE + " group:uint" * (affine.get("granularity") == "group"), name)
+        need(affine.get("group", 32) in (32, 64, 128, 256) and affine.keys() & {"a", "b"}, f"{name}: affine {affine}")
+    if exceptions is not None:
+        check_map(exceptions, "count:uint" + " positions:uint" * (form == "clustered"), name)
+        need(1 <= exceptions["count"] <= math.prod(shape) // 8, f"{name}: exceptions")
+
+
+def tensor_sections(tensor):
+    """[(number, kind, decoded bytes)] of the sections of one tensor (section 7)."""
+    if tensor["kind"] == "dense":
+        return [(tensor["data"], "dense", math.prod(tensor["shape"]) * DTYPE_BYTES[tensor["dtype"]])]
+    if tensor["kind"] != "clustered":
+        return []
+    *rows, cols = tensor["shape"]
+    rows, k, widths = math.prod(rows), tensor["k"], PLANES[(tensor["k"] - 1).bit_length()]
+    need(len(tensor["planes"]) == len(widths), f"{tensor['name']}: planes")
+    sections = [(n, "plane", rows * -(-cols * width // 8)) for n, width in zip(tensor["planes"], widths, strict=True)]
+    sections.append((tensor["counts"], "counts", 8 * k * -(-rows // tensor["rows_per_table"])))
+    if "exceptions" in tensor:
+        count, position_bytes = tensor["exceptions"]["count"], 4 if rows * cols <= 1 << 32 else 8
+        sections.append((tensor["exceptions"]["positions"], "positions", count * position_bytes))
+    return sections
+
+
+def value_fields(tensor):
+    """[(field, dtype, shape)] of the values of one tensor, in their order (section 9)."""
+    if tensor["kind"] not in ("clustered", "values"):
+        return []
+    *rows, cols = tensor["shape"]
+    rows, affine = math.prod(rows), tensor["values"].get("affine", {})
+    fields = [("centroids", "f32", (-(-rows // tensor["rows_per_table"]), tensor["k"]))]
+    shapes = {"tensor": (1, 1), "row": (rows, 1), "group": (rows, -(-cols // affine.get("group", cols)))}
+    fields += [(factor, affine[factor], shapes[affine["granularity"]]) for factor in "ab" if factor in affine]
+    if "exceptions" in tensor:
+        fields.append(("exceptions", tensor["values"]["exceptions"], (tensor["exceptions"]["count"],)))
+    return fields
+
+
+def values_layout(tensors):
+    """{(tensor, field): (offset, dtype, shape)} in the values section, and its length."""
+    layout, end = {}, 0
+    for tensor in tensors:
+        for field, dtype, shape in value_fields(tensor):
+            layout[tensor["name"], field] = (aligned(end), dtype, shape)
+            end = aligned(end) + math.prod(shape) * DTYPE_BYTES[dtype]
+    return layout, end
+
+
+def check_section(section, kind, size, offset):
+    """One section against what is planned for its place; size is None for a blob (sections 6 and 7)."""
+    where = f"{kind} section at {offset}"
+    check_map(section, SECTION + ZSTD * (section.get("codec") == "zstd") + " name:str" * (kind == "blob"), where)
+    need(section["kind"] == kind and section["offset"] == offset, f"{where}: {section}")
+    length, decoded = section["length"], section["length"]
+    if section["codec"] == "zstd":
+        chunks, decoded = section["chunks"], section["decoded_length"]
+        need(all(is_uint(n) and n > 0 for n in chunks) and sum(chunks) == length, f"{where}: chunks")
+        need(len(chunks) == -(-decoded // CHUNK) and decoded <= 256 * length, f"{where}: {decoded} decoded bytes")
+    need(length > 0 and decoded == (decoded if size is None else size), f"{where}: {decoded} bytes, not {size}")
+
+
+def check_identities(directory):
+    """Section 11."""
+    hashes = [section["hash"] for section in directory["sections"]]
+    ranks, dense = [], []
+    for tensor in directory["tensors"]:
+        if tensor["kind"] == "clustered":
+            entry = [tensor[key] for key in ("name", "shape", "k", "rows_per_table")]
+            positions = hashes[tensor["exceptions"]["positions"]] if "exceptions" in tensor else b""
+            ranks.append([*entry, [hashes[n] for n in tensor["planes"]], hashes[tensor["counts"]], positions])
+        elif tensor["kind"] == "dense":
+            dense.append([tensor["name"], tensor["shape"], tensor["dtype"], hashes[tensor["data"]]])
+    need(directory["ranks_id"] == blake3(msgpack.packb(ranks)).digest(), "ranks_id")
+    need(directory["dense_id"] == blake3(msgpack.packb(dense)).digest(), "dense_id")
+
+
+def check_directory(kind, directory, end):
+    """The directory, which begins at end, of a file of that kind (1 model, 2 values)."""
+    check_map(directory, DIRECTORY + " order:ascending|none" * (kind == 2), "directory")
+    tensors, sections = directory["tensors"], directory["sections"]
+    need(len(tensors) <= 1 << 20 and len(sections) <= 1 << 22, "too many tensors or sections")
+    need(all(type(entry) is dict for entry in tensors + sections), "an entry is not a map")
+    check_names([tensor.get("name") for tensor in tensors])
+    for tensor in tensors:
+        form = tensor.get("kind")
+        need(form in (("clustered", "dense", "alias") if kind == 1 else ("values",)), f"tensor kind {form!r}")
+        check_tensor(tensor)
+    stored = {tensor["name"] for tensor in tensors if tensor["kind"] != "alias"}
+    need(all(tensor["kind"] != "alias" or tensor["target"] in stored for tensor in tensors), "alias to no tensor")
+    numbered = [own for tensor in tensors for own in tensor_sections(tensor)]
+    need([number for number, _, _ in numbered] == list(range(len(numbered))), "section numbers")
+    planned = [(section_kind, size) for _, section_kind, size in numbered]
+    if values_bytes := values_layout(tensors)[1]:
+        planned.append(("values", values_bytes))
+    blobs = [section.get("name") for section in sections[len(planned) :]]
+    check_names(blobs)
+    known = (name in ("chat_template.jinja", "tokenizer.json") or name.startswith("x-") for name in blobs)
+    need(all(known) and (kind == 1 or not blobs), f"blobs {blobs}")
+    planned += [("blob", None)] * len(blobs)
+    need(len(sections) == len(planned), f"{len(sections)} sections, not {len(planned)}")
+    offset = 128
+    for section, (section_kind, size) in zip(sections, planned, strict=True):
+        check_section(section, section_kind, size, offset)
+        offset = aligned(offset + section["length"])
+    need(offset == end, f"the directory begins at {end}, not {offset}")
+    if kind == 1:
+        check_identities(directory)
