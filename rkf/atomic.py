@@ -16,6 +16,8 @@ from typing import Any
 
 from rkf.errors import OutputError, UsageError
 
+_COPY_BYTES = 1 << 20  # a piece of a plain copy
+
 
 class OutputFile:
     """A file being written from its start. position: bytes written so far."""
@@ -32,6 +34,15 @@ class OutputFile:
         with reporting(self._path):
             while view:
                 view = view[os.write(self._descriptor, view) :]
+
+    def copy(self, source: int, offset: int, length: int) -> None:
+        """Append bytes of an open file, shared with it where the file system can."""
+        end = self.position + length
+        with reporting(self._path):
+            while self.position < end:
+                copied = _copy_range(source, self._descriptor, offset, end - self.position)
+                self.position += copied
+                offset += copied
 
     def overwrite_start(self, data: bytes) -> None:
         """Replace the first bytes of the file; `position` stays."""
@@ -61,25 +72,25 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[Out
     Raises UsageError if `path` exists and `force` is not given, OutputError if it cannot be written or another process
     is writing it.
     """
-    target = Path(os.path.realpath(path))
+    named, target = Path(path), Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.partial")
-    with reporting(target):
-        descriptor = _lock(temporary, target)
+    with reporting(named):
+        descriptor = _lock(temporary, named)
     try:
-        with reporting(target):
-            _refuse_target(target, force)  # under the lock: another writer may have just finished
+        with reporting(named):
+            _refuse_target(named, force)  # under the lock: another writer may have just finished
             os.truncate(descriptor, 0)
-        yield OutputFile(descriptor, target)
-        with reporting(target):
+        yield OutputFile(descriptor, named)
+        with reporting(named):
             os.fsync(descriptor)
             os.replace(temporary, target)  # noqa: PTH105  (the faults of the tests are injected into os.replace)
     except BaseException:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
         raise
     finally:
         os.close(descriptor)
-    with reporting(target):
+    with reporting(named):
         _sync_folder(target.parent)
 
 
@@ -95,6 +106,18 @@ def _refuse_target(target: Path, force: bool) -> None:
             raise UsageError(f"{target}: expected the name of a file, got a folder or device")
         if not force:
             raise UsageError(f"{target}: exists already: choose another name, or overwrite it with --force")
+
+
+def _copy_range(source: int, target: int, offset: int, length: int) -> int:
+    """Copy bytes from an offset of one descriptor to the position of another, in the kernel if it can; how many."""
+    with suppress(OSError, AttributeError):  # not on this system, or not between these file systems
+        copied = os.copy_file_range(source, target, length, offset)
+        if copied:
+            return copied
+    data = os.pread(source, min(length, _COPY_BYTES), offset)
+    if not data:
+        raise OSError(errno.EIO, "the source became shorter while it was copied")
+    return os.write(target, data)
 
 
 def _lock(temporary: Path, target: Path) -> int:

@@ -49,6 +49,11 @@ def compress_chunk(data: Any) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(data)
 
 
+def chunk_count(length: int) -> int:
+    """Chunks of a section of so many decoded bytes."""
+    return -(-length // ZSTD_CHUNK_BYTES)
+
+
 def chunks(data: memoryview) -> Iterator[memoryview]:
     """`data` cut as a zstd section cuts it."""
     for start in range(0, len(data), ZSTD_CHUNK_BYTES):

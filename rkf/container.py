@@ -9,8 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rkf import codec, integrity
 from rkf.config import ModelConfig
 from rkf.directory import TOKENIZER, Directory, parse_directory
-from rkf.errors import BindingError, IntegrityError, RkfError, StructureError, UsageError
+from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
 from rkf.extents import Section
 from rkf.fields import REMEDY
 from rkf.format import (
@@ -75,7 +75,8 @@ class Container:
         self.path = path
         self._check = check
         with naming(path):
-            self._map, self.superblock, self.directory = _open(path)
+            self._map, self.superblock = _map(path)
+            self.directory: Directory = parse_directory(self._map[self.superblock.directory_offset :], self.superblock)
             self._view: memoryview | None = memoryview(self._map)
             self._values = self  # where centroids, affine factors and exception values come from
             self.kind: int = self.superblock.kind
@@ -112,6 +113,14 @@ class Container:
     def values(self, name: str) -> MatrixValues:
         """The centroids, affine factors and exception values of a clustered tensor, as views."""
         return self._values._own_values(self._entry(name).name)
+
+    def counts(self, name: str) -> NDArray[np.uint64]:
+        """How often each rank of a clustered tensor occurs, `u64[tables, k]`."""
+        entry = self._entry(name)
+        if entry.kind != "clustered" or entry.clusters is None:
+            raise UsageError(f"{self.path}: tensor {name!r}: expected a clustered tensor, got kind {entry.kind!r}")
+        number = entry.sections[len(plane_bits(index_bits(entry.clusters.k)))]
+        return self._array(number, np.dtype("<u8"), (entry.clusters.tables, entry.clusters.k))
 
     def blob(self, name: str) -> bytes | None:
         """The bytes of "tokenizer.json", "chat_template.jinja", …; None where the file has none."""
@@ -178,7 +187,6 @@ class Container:
             self._array(number, np.dtype(np.uint8), (clusters.rows, row_bytes(clusters.columns, width)))
             for number, width in zip(entry.sections, widths, strict=False)  # counts and positions follow the planes
         )
-        counts = self._array(entry.sections[len(widths)], np.dtype("<u8"), (clusters.tables, clusters.k))
         values = self._values._own_values(entry.name)
         exceptions = None
         if values.exceptions is not None and values.exceptions_dtype is not None:
@@ -187,7 +195,7 @@ class Container:
         return ClusteredMatrix(
             shape=clusters.shape,
             planes=planes,
-            counts=counts,
+            counts=self.counts(entry.name),
             centroids=values.centroids,
             rows_per_table=clusters.rows_per_table,
             source_dtype=entry.source_dtype,
@@ -244,23 +252,14 @@ class Container:
             refuse_problem(where, integrity.positions_problem(self._positions(entry, clusters), entry.weights))
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put the file's name before the message of any error that rkf raises on purpose."""
-    try:
-        yield
-    except RkfError as error:
-        raise type(error)(f"{path}: {error}") from None
-
-
 def refuse_problem(where: str, problem: str | None) -> None:
     """Raise IntegrityError if there is a problem."""
     if problem is not None:
         raise IntegrityError(f"{where}, {problem}; {REMEDY}")
 
 
-def _open(path: Path) -> tuple[mmap.mmap, Superblock, Directory]:
-    """Map the file and check its structure."""
+def _map(path: Path) -> tuple[mmap.mmap, Superblock]:
+    """Map a file that has a sound superblock and the length that it states."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError("expected a regular file, got a folder, pipe or device")
@@ -270,10 +269,9 @@ def _open(path: Path) -> tuple[mmap.mmap, Superblock, Directory]:
             if file_bytes != superblock.file_bytes:
                 problem = "truncated" if file_bytes < superblock.file_bytes else "bytes after the end"
                 raise StructureError(f"expected {superblock.file_bytes} bytes, got {file_bytes} ({problem}); {REMEDY}")
-            mapped = mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), superblock
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return mapped, superblock, parse_directory(mapped[superblock.directory_offset :], superblock)
 
 
 def _check_binding(model: Container, values: Container) -> None:

@@ -3,6 +3,10 @@
 A message is one line: the file, then the section or tensor, what was expected, what was found, what to do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class RkfError(Exception):
     """The base of all errors that rkf raises on purpose; the command line prints it as one line."""
@@ -60,3 +64,14 @@ class SourceError(RkfError):
 
 class OutputError(RkfError):
     """The output cannot be written: it is the input, is being written by another process, the disk is full."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a file's name before the message of any RkfError that does not begin with it yet."""
+    try:
+        yield
+    except RkfError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise type(error)(f"{path}: {error}") from None

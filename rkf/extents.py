@@ -82,6 +82,8 @@ def _section(item: Any, where: str) -> Section:
     )
     if extra != expected:
         refuse(where, f"the keys {sorted(expected)} for a {codec} {kind}", sorted(extra))
+    if kind == "values" and codec != CODEC_RAW:
+        refuse(where, "a values section to be raw", codec)
     length, digest = fields.integer("length"), fields.digest("hash")
     packed = codec == CODEC_ZSTD
     section = Section(

@@ -63,6 +63,16 @@ class Clusters:
     exceptions: int
     values: ValuesSpec
 
+    def to_map(self) -> dict[str, Any]:
+        """The keys that describe it in a directory."""
+        return {
+            "k": self.k,
+            "rows_per_table": self.rows_per_table,
+            "shape": list(self.shape),
+            "values": self.values.to_map(),
+            **({"exceptions": {"count": self.exceptions}} if self.exceptions else {}),
+        }
+
     @property
     def rows(self) -> int:
         return prod(self.shape[:-1])

@@ -16,7 +16,7 @@ from rkf import bitpack
 from rkf.format import index_bits
 
 F32 = NDArray[np.float32]
-_NUMPY = {"bf16": np.dtype("<u2"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
+_NUMPY: dict[str, np.dtype[Any]] = {"bf16": np.dtype("<u2"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 
 
 def storage_dtype(dtype: str) -> np.dtype[Any]:

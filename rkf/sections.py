@@ -5,7 +5,7 @@ The superblock is zero until everything else is written; the directory passes th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from blake3 import blake3
@@ -47,6 +47,12 @@ class SectionWriter:
         packed = {"chunks": lengths, "decoded_length": decoded_length, "stored_hash": digest.digest()}
         self.sections[number].update(packed)
         return number
+
+    def copy(self, source: int, sections: Sequence[Mapping[str, Any]]) -> None:
+        """Take over the first sections of an open file, bytes and records alike, before any is added."""
+        end = sections[-1]["offset"] + sections[-1]["length"] if sections else self._out.position
+        self._out.copy(source, self._out.position, end - self._out.position)
+        self.sections = [dict(section) for section in sections]
 
     def finish(self, directory: Mapping[str, Any], kind: int, minor: int = MINOR, optional: int = 0) -> None:
         """Write the directory (without its sections, which are known here) and, last, the superblock."""

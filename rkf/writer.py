@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from rkf import integrity
 from rkf.atomic import OutputFile, replacing, reporting
-from rkf.container import naming
 from rkf.directory import dense_id, ranks_id
-from rkf.errors import UsageError
+from rkf.errors import UsageError, naming
 from rkf.format import DTYPE_BYTES, KIND_MODEL, MAX_K, MIN_K, index_bits, plane_bits, position_bytes, row_bytes
 from rkf.layout import Clusters, ValuesSpec, fields
 from rkf.matrix import Alias, ClusteredMatrix, DenseTensor, MatrixValues, Tensor, storage_dtype
@@ -108,18 +107,15 @@ class Writer:
         planes, counts, positions = _ranks(matrix, clusters, where)
         self._spool.add(where, clusters, matrix.values)
         entry: dict[str, Any] = {
+            **clusters.to_map(),
             "kind": "clustered",
-            "k": clusters.k,
             "planes": [self._sections.add("plane", [plane]) for plane in planes],
             "counts": self._sections.add("counts", [counts]),
-            "rows_per_table": clusters.rows_per_table,
-            "shape": list(clusters.shape),
             "source_dtype": matrix.source_dtype,
-            "values": clusters.values.to_map(),
         }
         if positions is not None:
             number = self._sections.add("positions", [positions])
-            entry["exceptions"] = {"count": clusters.exceptions, "positions": number}
+            entry["exceptions"]["positions"] = number
         return entry
 
     def _finish_values(self) -> None:
