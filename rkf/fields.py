@@ -6,6 +6,7 @@ Every refusal is a StructureError in one form: where, what was expected, what wa
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Collection
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from rkf.format import HASH_BYTES, MAX_NAME_BYTES
 
 REMEDY = "the file is damaged or its writer is broken: fetch or convert it again"
 U64_MAX = (1 << 64) - 1
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 Optional = Collection[str] | None
 
 
@@ -32,7 +34,7 @@ def text(value: Any, where: str) -> str:
     """A name: 1 to MAX_NAME_BYTES bytes of UTF-8 without control characters."""
     if not isinstance(value, str) or not 0 < len(value.encode()) <= MAX_NAME_BYTES:
         refuse(where, f"a string of 1 to {MAX_NAME_BYTES} bytes", shown(value))
-    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in value):
+    if _CONTROL.search(value):
         refuse(where, "no control characters", shown(value))
     return value
 

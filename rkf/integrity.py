@@ -34,7 +34,7 @@ def check_padding(view: memoryview, extents: Iterable[tuple[int, int]], end: int
     """Raise IntegrityError unless every byte between the extents (start, stop), and up to `end`, is zero."""
     previous = 0
     for start, stop in (*extents, (end, end)):
-        if start > previous and any(view[previous:start]):
+        if start > previous and bytes(view[previous:start]).strip(b"\0"):
             raise IntegrityError(f"{where}, padding from byte {previous} to {start}: expected zeros; {REMEDY}")
         previous = stop
 
@@ -68,18 +68,21 @@ def positions_problem(positions: NDArray[Any], weights: int) -> str | None:
 
 
 def tokenizer_problem(data: bytes, config: ModelConfig) -> str | None:
-    """tokenizer.json must be a JSON map, and its token ids below the vocabulary's size."""
+    """tokenizer.json must be a JSON map, and its token ids integers below the vocabulary's size."""
     try:
-        tokenizer = json.loads(data)
-        ids = list(_token_ids(tokenizer))
+        ids = _token_ids(json.loads(data))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"expected a tokenizer in JSON, got {type(error).__name__}: {error}"
-    worst = max(ids, default=0)
-    return None if worst < config.vocab_size else f"expected token ids below {config.vocab_size}, got {worst}"
+    if set(map(type, ids)) - {int}:
+        return "expected integers as token ids"
+    lowest, highest = min(ids, default=0), max(ids, default=0)
+    if lowest < 0 or highest >= config.vocab_size:
+        return f"expected token ids from 0 to {config.vocab_size - 1}, got {lowest} to {highest}"
+    return None
 
 
-def _token_ids(tokenizer: dict[str, Any]) -> Iterable[int]:
+def _token_ids(tokenizer: dict[str, Any]) -> list[int]:
     """Ids of the vocabulary (a map token -> id, or a list whose index is the id) and of added tokens."""
     vocabulary = tokenizer["model"]["vocab"]
-    yield from vocabulary.values() if isinstance(vocabulary, dict) else (len(vocabulary) - 1,)
-    yield from (token["id"] for token in tokenizer.get("added_tokens") or ())
+    ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+    return ids + [token["id"] for token in tokenizer.get("added_tokens") or ()]

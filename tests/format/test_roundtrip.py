@@ -1,93 +1,50 @@
-"""What is written comes back: random tensors of every width, shape, granularity and dtype."""
+"""What is written comes back, bit for bit, raw and packed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rkf
-from rkf import bitpack
-from rkf.format import GROUP_SIZES, index_bits, position_bytes
-from rkf.matrix import Affine, ClusteredMatrix, DenseTensor, Exceptions, from_f32
+from rkf.archive import pack, unpack
+from rkf.matrix import ClusteredMatrix, DenseTensor, to_f32
 from rkf.writer import Writer
+from tests.format import build
+
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 
 
-def clustered(
-    rng: np.random.Generator,
-    shape: tuple[int, ...],
-    k: int,
-    *,
-    rows_per_table: int | None = None,
-    affine: Affine | None = None,
-    exceptions: int = 0,
-    dtype: str = "bf16",
-) -> ClusteredMatrix:
-    """A matrix with random ranks and values, every invariant kept."""
-    rows, columns = int(np.prod(shape[:-1])), shape[-1]
-    rows_per_table = rows_per_table or rows
-    tables = -(-rows // rows_per_table)
-    indices = rng.integers(0, k, (rows, columns), dtype=np.uint8)
-    counts = np.zeros((tables, k), np.uint64)
-    np.add.at(counts, (np.arange(rows)[:, None] // rows_per_table, indices), 1)
-    centroids = np.sort(rng.permuted(np.arange(tables * k * 2, dtype=np.float32))[: tables * k].reshape(tables, k) - k)
-    overrides = None
-    if exceptions:
-        positions = np.sort(rng.choice(rows * columns, exceptions, replace=False))
-        values = from_f32(rng.standard_normal(exceptions).astype(np.float32), dtype)
-        overrides = Exceptions(positions.astype(f"<u{position_bytes(rows * columns)}"), values, dtype)
-    planes = bitpack.pack(indices, index_bits(k))
-    return ClusteredMatrix(shape, planes, counts, centroids, rows_per_table, "bf16", affine, overrides)
+def bits(weights: np.ndarray) -> np.ndarray:
+    return weights.view(np.uint32)
 
 
-@st.composite
-def matrices(draw: st.DrawFn) -> ClusteredMatrix:
-    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
-    shape = (*draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)), draw(st.integers(1, 140)))
-    rows, columns = int(np.prod(shape[:-1])), shape[-1]
-    granularity = draw(st.sampled_from((None, "tensor", "row", "group")))
-    affine = None
-    if granularity:
-        group = draw(st.sampled_from(GROUP_SIZES)) if granularity == "group" else None
-        size = {"tensor": (1,), "row": (rows,), "group": (rows, -(-columns // (group or 1)))}[granularity]
-        which = draw(st.sampled_from(("a", "b", "ab")))
-        dtypes = draw(st.tuples(*[st.sampled_from((np.float16, np.float32))] * 2))
-        a = rng.uniform(0.5, 2, size).astype(dtypes[0]) if "a" in which else None
-        b = rng.standard_normal(size).astype(dtypes[1]) if "b" in which else None
-        affine = Affine(granularity, group, a, b)
-    return clustered(
-        rng,
-        shape,
-        draw(st.integers(2, 256)),
-        rows_per_table=draw(st.integers(1, rows)),
-        affine=affine,
-        exceptions=draw(st.integers(0, rows * columns // 8)),
-        dtype=draw(st.sampled_from(("bf16", "f16", "f32"))),
-    )
+def reference(matrix: ClusteredMatrix) -> np.ndarray:
+    """The weights by the normative formula, one weight at a time."""
+    weights = np.empty((matrix.rows, matrix.columns), np.float32)
+    indices, affine = matrix.indices(), matrix.affine
+    for row in range(matrix.rows):
+        for column in range(matrix.columns):
+            weight = matrix.centroids[row // matrix.rows_per_table, indices[row, column]]
+            if affine is not None:
+                place = {"tensor": (0,), "row": (row,)}.get(affine.granularity) or (row, column // (affine.group or 1))
+                if affine.a is not None:
+                    weight = np.float32(affine.a[place]) * weight
+                if affine.b is not None:
+                    weight = weight + np.float32(affine.b[place])
+            weights[row, column] = weight
+    if matrix.exceptions is not None:
+        values = to_f32(matrix.exceptions.values, matrix.exceptions.dtype)
+        weights.reshape(-1)[matrix.exceptions.positions] = values
+    return weights.reshape(matrix.shape)
 
 
-def assert_equal(got: ClusteredMatrix | DenseTensor, expected: ClusteredMatrix | DenseTensor) -> None:
-    np.testing.assert_array_equal(got.decode().view(np.uint32), expected.decode().view(np.uint32))
-    assert type(got) is type(expected)
-    assert got.shape == expected.shape
-    if isinstance(got, ClusteredMatrix) and isinstance(expected, ClusteredMatrix):
-        np.testing.assert_array_equal(got.counts, expected.counts)
-        np.testing.assert_array_equal(got.centroids, expected.centroids)
-        assert [p.tobytes() for p in got.planes] == [p.tobytes() for p in expected.planes]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    tensors=st.dictionaries(
-        st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20),
-        matrices(),
-        min_size=1,
-        max_size=4,
-    )
-)
-def test_any_tensor_comes_back(tmp_path: Path, tensors: dict[str, ClusteredMatrix]) -> None:
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tensors=st.dictionaries(NAMES, build.matrices(), min_size=1, max_size=3))
+def test_any_clustered_tensor_comes_back(tmp_path: Path, tensors: dict[str, ClusteredMatrix]) -> None:
     path = tmp_path / "m.rkf"
     with Writer(path, metadata={}, provenance={}, force=True) as writer:
         for name in sorted(tensors):
@@ -95,4 +52,70 @@ def test_any_tensor_comes_back(tmp_path: Path, tensors: dict[str, ClusteredMatri
     with rkf.open(path) as container:
         assert list(container.tensors) == sorted(tensors)
         for name, expected in tensors.items():
-            assert_equal(container.load(name), expected)
+            got = container.load(name)
+            assert isinstance(got, ClusteredMatrix)
+            assert (got.shape, got.k, got.rows_per_table) == (expected.shape, expected.k, expected.rows_per_table)
+            assert [plane.tobytes() for plane in got.planes] == [plane.tobytes() for plane in expected.planes]
+            np.testing.assert_array_equal(got.counts, expected.counts)
+            np.testing.assert_array_equal(bits(got.decode()), bits(reference(expected)))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tensors=st.dictionaries(NAMES, build.matrices(), min_size=1, max_size=3))
+def test_packing_any_file_is_undone_to_the_byte(tmp_path: Path, tensors: dict[str, ClusteredMatrix]) -> None:
+    path, packed, back = (tmp_path / name for name in ("m.rkf", "packed.rkf", "back.rkf"))
+    with Writer(path, metadata={}, provenance={}, force=True) as writer:
+        for name in sorted(tensors):
+            writer.add(name, tensors[name])
+    pack(path, packed, force=True)
+    unpack(packed, back, force=True)
+    assert back.read_bytes() == path.read_bytes()
+    with rkf.open(packed) as container:
+        for name, expected in tensors.items():
+            np.testing.assert_array_equal(bits(container.decode(name)), bits(expected.decode()))
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 65), (2, 3, 5), (2, 1, 3, 9)])
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+def test_dense_tensors_come_back(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    width = "<u4" if dtype == "f32" else "<u2"
+    patterns = np.random.default_rng(0).integers(0, np.iinfo(width).max, shape, dtype=width)  # NaN and infinity too
+    data = patterns.view("<f4" if dtype == "f32" else "<f2" if dtype == "f16" else "<u2")
+    with Writer(tmp_path / "m.rkf", metadata={}, provenance={}) as writer:
+        writer.add("w", DenseTensor(dtype, data))
+    with rkf.open(tmp_path / "m.rkf") as container:
+        got = container.load("w")
+        assert isinstance(got, DenseTensor)
+        assert (got.dtype, got.shape, got.data.tobytes()) == (dtype, shape, data.tobytes())
+
+
+def test_a_tiny_model_comes_back(tmp_path: Path) -> None:
+    path = build.write_model(tmp_path / "model.rkf")
+    with rkf.open(path) as container:
+        assert container.config == build.CONFIG
+        assert container.provenance == {"source": "random"}
+        for name, tensor in build.model_tensors():
+            entry = container.tensors[name]
+            assert entry.kind == {"Alias": "alias", "DenseTensor": "dense"}.get(type(tensor).__name__, "clustered")
+            assert dict(entry.stats) == ({} if entry.kind == "alias" else {"error": 0.25})
+        for name, data in build.BLOBS.items():
+            assert container.blob(name) == data
+        tied = container.decode("lm_head.weight")
+        np.testing.assert_array_equal(bits(tied), bits(container.decode("model.embed_tokens.weight")))
+        assert container.tensors["lm_head.weight"].shape == tied.shape
+
+
+def test_the_same_calls_write_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (build.write_model(tmp_path / name).read_bytes() for name in ("a.rkf", "b.rkf"))
+    assert first == second
+
+
+def test_raw_tensors_are_views_of_the_file(tmp_path: Path) -> None:
+    with rkf.open(build.write_model(tmp_path / "model.rkf")) as container:
+        matrix = container.load("model.embed_tokens.weight")
+        again = container.load("model.embed_tokens.weight")
+        assert isinstance(matrix, ClusteredMatrix)
+        assert isinstance(again, ClusteredMatrix)
+        assert all(np.shares_memory(a, b) for a, b in zip(matrix.planes, again.planes, strict=True))
+        assert not matrix.planes[0].flags.writeable
+        assert not matrix.centroids.flags.writeable
