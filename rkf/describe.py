@@ -13,7 +13,7 @@ def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
     """A container's identity, model, provenance and sizes; with `tensors`, one map for each of those too."""
     entries = container.tensors.values()
     stored = [entry for entry in entries if entry.kind != "alias"]
-    description = {
+    description: dict[str, Any] = {
         "path": str(container.path),
         "kind": "values" if container.kind == KIND_VALUES else "model",
         "version": f"{MAJOR}.{container.superblock.minor}",

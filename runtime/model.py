@@ -153,10 +153,10 @@ def load(
     weights; otherwise activations are int8 where that is faster. values: a `.rkv` file to use in place of the file's
     own values. Raises RkfError: not an rkf file, corrupt, unsupported; a values file of other ranks.
     """
-    from rkf.runtime.cpu import CpuBackend
-
     container = open_file(path, values=values)
     try:
+        from rkf.runtime.cpu import CpuBackend  # after the file has proved sound: it costs a compiler
+
         tokenizer = _tokenizer(container)
         return Model(container, CpuBackend(container, threads=threads, exact=exact), tokenizer)
     except BaseException:

@@ -102,12 +102,13 @@ def weights(config, seed=0):
     }
 
 
-def write(path, config, weights, tokenizer=None, template=CHAT_TEMPLATE, tensors=None):
-    """A model file of dense f32 tensors, embeddings tied. tensors: others in the place of some of them, by name."""
+def write(path, config, weights, *, tokenizer=None, template=CHAT_TEMPLATE, tensors=None, provenance=None):
+    """A model file of dense f32 tensors, embeddings tied. tensors: what takes the place of some, by name."""
     tokenizer = tokenizer or byte_level_tokenizer()
     stored = {name: DenseTensor("f32", data) for name, data in weights.items()}
     stored |= {"lm_head.weight": Alias("model.embed_tokens.weight"), **(tensors or {})}
-    with Writer(path, metadata={"model": config.to_metadata()}, provenance={"source": "random"}) as writer:
+    provenance = provenance or {"source": "random"}
+    with Writer(path, metadata={"model": config.to_metadata()}, provenance=provenance) as writer:
         for name in sorted(stored):
             writer.add(name, stored[name])
         if template is not None:

@@ -1,0 +1,62 @@
+"""The command line: the group, its errors and exit codes. The verbs are in `rkf.commands`; the library does the work.
+
+Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C. Text that was
+asked for goes to stdout, everything else to stderr. Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import click
+
+from rkf._version import __version__
+from rkf.commands.convert import convert, export, pull
+from rkf.commands.files import diff, footprint, info, pack, unpack, verify
+from rkf.commands.measure import bench, evaluate
+from rkf.commands.output import printable
+from rkf.commands.talk import chat, run
+from rkf.errors import RkfError
+
+INTERRUPTED = 130
+
+
+class Verbs(click.Group):
+    """A group that turns the library's errors into messages and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RkfError as error:
+            message, code = str(error), error.exit_code
+        except KeyboardInterrupt:
+            message, code = "", INTERRUPTED
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read our output has gone: click ends quietly
+                raise
+            message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
+        click.echo(f"rkf: {printable(message)}" if message else "", err=True)
+        ctx.exit(code)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of a model's life, not of the alphabet
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="rkf")
+def cli() -> None:
+    """Language models as ranks plus values: convert one, run it, look inside it."""
+
+
+for verb in (run, chat, pull, convert, info, footprint, verify, diff, pack, unpack, evaluate, bench, export):
+    cli.add_command(verb)
+
+
+def main() -> None:
+    """The entry point of the command `rkf`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
+    cli(prog_name="rkf")

@@ -1,0 +1,55 @@
+"""`rkf pull`, `convert`, `export`: between foreign checkpoints and rkf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rkf.commands.default_model import NAME
+from rkf.commands.output import printable, size
+
+FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
+
+
+@click.command()
+@click.argument("name", default=NAME, metavar=f"[{NAME} | HUB ID]")
+def pull(name: str) -> None:
+    """Fetch a checkpoint and print its path."""
+    from rkf.converters.pull import pull as fetch
+
+    click.echo(fetch(name))
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--k", type=click.IntRange(2, 256), help="Centroids a matrix, for a recipe that leaves it open.")
+@click.option("--calibrate", type=click.Choice(["none"]), default="none", show_default=True, help="Calibration text.")
+@click.option(
+    "--recipe", metavar="FILE|dense", help="How each tensor is stored: a TOML file, or the name of a shipped one."
+)
+@click.option("--workers", type=click.IntRange(1), help="Default: one a core. The bytes are the same for any number.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
+@click.option("--resume", is_flag=True, help="Go on with the same conversion after an interruption.")
+@FORCE
+def convert(src: str, out: Path, **options: Any) -> None:
+    """Convert a checkpoint to an rkf file.
+
+    SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
+    """
+    from rkf.converters.pipeline import convert as run
+
+    ledger = run(src, out, **options)
+    if options["dry_run"]:
+        click.echo("\n".join(map(printable, ledger.lines())))
+    else:
+        click.echo(
+            f"{printable(out)}: {size(ledger.file_bytes)}, {ledger.bits_per_weight:.3f} bits per weight", err=True
+        )
+
+
+@click.group()
+def export() -> None:
+    """Write a model in a foreign format."""

@@ -1,0 +1,98 @@
+"""How verbs print: JSON, sizes, tables, text from files made harmless, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, control characters escaped."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True, default=_plain))
+
+
+def printable(text: object) -> str:
+    """`text` with whatever could steer a terminal (control, direction and format characters) as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def write_text(text: str) -> None:
+    """Text of a model to stdout at once; on a terminal only line breaks and tabs pass among control characters."""
+    if sys.stdout.isatty():
+        text = "".join(c if c in "\n\t" or ord(c) > 127 else printable(c) for c in text)
+    click.echo(text, nl=False)
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def print_table(rows: Sequence[Sequence[object]]) -> None:
+    """Rows of cells in aligned columns: text to the left, numbers to the right."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row, shown in zip(rows, cells, strict=True):
+        aligned = [
+            text.rjust(width) if isinstance(cell, int | float) else text.ljust(width)
+            for cell, text, width in zip(row, shown, widths, strict=True)
+        ]
+        click.echo("  ".join(aligned).rstrip())
+
+
+def print_map(value: Mapping[str, Any], indent: int = 0) -> None:
+    """A map as indented lines of `key  value`, maps within it below their key."""
+    width = max((len(key) for key, item in value.items() if not isinstance(item, Mapping) or not item), default=0)
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            click.echo(" " * indent + printable(key))
+            print_map(item, indent + 2)
+        else:
+            click.echo(" " * indent + f"{printable(key).ljust(width)}  {_line(item)}".rstrip())
+
+
+@contextmanager
+def progress_bar(description: str, unit: str) -> Iterator[tqdm[Any]]:
+    """A bar on stderr that goes away when all is done; nothing where stderr is no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=description, unit=unit, unit_scale=True, leave=False, disable=None) as bar:
+        yield bar
+
+
+def reporter(bar: tqdm[Any]) -> Callable[[int, int], None]:
+    """The bar as a callback of (done, total)."""
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return show
+
+
+def _line(value: object) -> str:
+    if value in (None, [], {}):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_line, value))
+    return printable(value.hex() if isinstance(value, bytes) else value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)

@@ -1,0 +1,138 @@
+"""`rkf run` and `rkf chat`: text out of a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rkf.commands.default_model import default_model
+from rkf.commands.output import write_text
+from rkf.errors import ContextLengthError
+
+if TYPE_CHECKING:
+    from rkf.runtime.generate import Generation
+    from rkf.runtime.model import Model
+
+MODEL = click.argument("model", required=False, type=click.Path(path_type=Path))
+SYSTEM = click.option("--system", metavar="TEXT", help="A system message.")
+MAX_TOKENS = click.option(
+    "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Most tokens of an answer."
+)
+TEMPERATURE = click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="0 always takes the likeliest token.",
+)
+SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same text.")
+THREADS = click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
+
+
+@click.command()
+@MODEL
+@click.option("--prompt", required=True, metavar="TEXT", help="What to answer.")
+@SYSTEM
+@MAX_TOKENS
+@TEMPERATURE
+@SEED
+@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@THREADS
+@click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
+def run(model: Path | None, prompt: str, threads: int | None, stats: bool, **options: Any) -> None:
+    """Answer one prompt. Without MODEL: SmolLM2-135M-Instruct, fetched and converted once."""
+    began = perf_counter()
+    with _load(model, threads) as ready:
+        loaded = perf_counter()
+        generation = ready.stream(prompt, **options)
+        for piece in generation:
+            write_text(piece)
+        click.echo()
+        if stats:
+            click.echo(_stats(generation, loaded - began), err=True)
+
+
+@click.command()
+@MODEL
+@SYSTEM
+@MAX_TOKENS
+@TEMPERATURE
+@SEED
+@THREADS
+def chat(model: Path | None, system: str | None, threads: int | None, **options: Any) -> None:
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves. Without MODEL: SmolLM2-135M-Instruct."""
+    _edit_lines()
+    with _load(model, threads) as ready:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        first = len(messages)
+        while (line := _read_line()) is not None:
+            if line.strip():
+                messages.append({"role": "user", "content": line})
+                answer = _answer(ready, messages, first, options)
+                messages.append({"role": "assistant", "content": answer})
+
+
+def _load(model: Path | None, threads: int | None) -> Model:
+    from rkf.runtime.model import load
+
+    return load(model or default_model(), threads=threads)
+
+
+def _stats(generation: Generation, load_s: float) -> str:
+    stats = generation.stats
+    steps = max(stats.tokens - 1, 0)  # the prompt's pass gives the first token
+    prefill = stats.prompt_tokens / stats.prefill_s if stats.prefill_s else 0.0
+    decode = steps / stats.decode_s if stats.decode_s else 0.0
+    return (
+        f"load {load_s:.2f} s, prompt {stats.prompt_tokens} tokens {stats.prefill_s:.2f} s ({prefill:.1f} tok/s), "
+        f"answer {stats.tokens} tokens {stats.decode_s:.2f} s ({decode:.1f} tok/s), first token after "
+        f"{load_s + stats.prefill_s:.2f} s"
+    )
+
+
+def _edit_lines() -> None:
+    """Line editing and history in `input`, where the platform has them."""
+    try:
+        import readline  # noqa: F401 - importing it is what turns it on
+    except ImportError:
+        return
+
+
+def _read_line() -> str | None:
+    """The user's next line; None at the end of input. Ctrl-C throws away what was typed."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            click.echo("\n(Ctrl-D leaves)", err=True)
+
+
+def _answer(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> str:
+    """Write the answer as it comes and return it; Ctrl-C keeps what there is."""
+    pieces: list[str] = []
+    try:
+        for piece in _stream(model, messages, first, options):
+            pieces.append(piece)
+            write_text(piece)
+    except KeyboardInterrupt:
+        click.echo(" (stopped)", err=True, nl=False)
+    click.echo()
+    return "".join(pieces)
+
+
+def _stream(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> Generation:
+    """Begin an answer; a conversation that outgrew the context loses its oldest turns, never the system message."""
+    while True:
+        try:
+            return model.stream(messages, **options)
+        except ContextLengthError:
+            if len(messages) <= first + 1:
+                raise
+            del messages[first : first + 2]
+            click.echo("(the oldest turn no longer fits the context and was forgotten)", err=True)
