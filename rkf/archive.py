@@ -26,7 +26,7 @@ def pack(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `source` with every plane that zstd makes smaller stored so; everything else stays as it is.
+    """Write `source` with the planes that zstd makes smaller stored so; everything else stays as it is.
 
     Raises UsageError if the file is packed already or the target exists, OutputError if it cannot be written.
     """
@@ -40,7 +40,7 @@ def pack(
         for number, section in enumerate(container.sections):
             stored = container.stored(number)
             packed = list(islice(frames, codec.chunk_count(section.length))) if section.kind == "plane" else []
-            if packed and sum(map(len, packed)) < section.length:
+            if packed and codec.saves(sum(map(len, packed)), section.length):
                 writer.add_zstd(section.kind, packed, section.length, section.hash)
             else:
                 writer.add(section.kind, [stored], section.name)

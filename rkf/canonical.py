@@ -1,7 +1,7 @@
 """Canonical msgpack: the one encoding of a directory. Knows no key's meaning.
 
 Bytes are accepted only if they equal their own re-encoding: string keys in UTF-8 byte order, no duplicates, shortest
-integers, float64 only (no NaN, no -0), no nil, no extension types, at most MAX_DEPTH maps and lists inside each other.
+integers, float64 only (finite, no -0), no nil, no extension types, at most MAX_DEPTH maps and lists inside each other.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _check_count(count: int, unpacker: msgpack.Unpacker, data: bytes) -> None:
 
 
 def _is_canonical(value: float) -> bool:
-    """No NaN and no negative zero."""
-    return value == value and not (value == 0 and math.copysign(1, value) < 0)
+    """Finite, and no negative zero."""
+    return math.isfinite(value) and not (value == 0 and math.copysign(1, value) < 0)
 
 
 def _ordered(value: Any, where: tuple[Any, ...], depth: int) -> Any:

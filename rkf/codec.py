@@ -17,7 +17,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from rkf.errors import IntegrityError
-from rkf.format import ZSTD_CHUNK_BYTES, ZSTD_WINDOW_LOG_MAX
+from rkf.format import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES, ZSTD_WINDOW_LOG_MAX
 
 _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 # Rank planes hold next to no repeats: level 1 … 19 differ by little, see docs/log.md.
@@ -47,6 +47,11 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 def compress_chunk(data: Any) -> bytes:
     """One frame that holds `data` and its size."""
     return zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+
+
+def saves(stored_length: int, decoded_length: int) -> bool:
+    """Whether a section is stored packed: it must become smaller, and not so small that readers refuse it."""
+    return stored_length < decoded_length <= MAX_ZSTD_EXPANSION * stored_length
 
 
 def chunk_count(length: int) -> int:

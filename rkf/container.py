@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rkf import codec, integrity
 from rkf.config import ModelConfig
-from rkf.directory import TOKENIZER, Directory, parse_directory
+from rkf.directory import Directory, parse_directory
 from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
 from rkf.extents import Section
 from rkf.fields import REMEDY
@@ -188,9 +188,8 @@ class Container:
             for number, width in zip(entry.sections, widths, strict=False)  # counts and positions follow the planes
         )
         values = self._values._own_values(entry.name)
-        exceptions = None
-        if values.exceptions is not None and values.exceptions_dtype is not None:
-            positions = self._positions(entry, clusters)
+        positions, exceptions = self._positions(entry, clusters), None
+        if positions is not None and values.exceptions is not None and values.exceptions_dtype is not None:
             exceptions = Exceptions(positions, values.exceptions, values.exceptions_dtype)
         return ClusteredMatrix(
             shape=clusters.shape,
@@ -203,9 +202,16 @@ class Container:
             exceptions=exceptions,
         )
 
-    def _positions(self, entry: TensorEntry, clusters: Clusters) -> NDArray[Any]:
+    def _positions(self, entry: TensorEntry, clusters: Clusters) -> NDArray[Any] | None:
+        """The positions of exceptions, checked; None where there are none, or none here (a values file)."""
+        if not clusters.exceptions or entry.kind != "clustered":
+            return None
         dtype = np.dtype(f"<u{position_bytes(entry.weights)}")
-        return self._array(entry.sections[-1], dtype, (clusters.exceptions,))
+        positions = self._array(entry.sections[-1], dtype, (clusters.exceptions,))
+        problem = integrity.positions_problem(positions, entry.weights)
+        if problem is not None:
+            raise IntegrityError(f"tensor {entry.name!r}, {problem}; {REMEDY}")
+        return positions
 
     @cached_property
     def _value_bytes(self) -> NDArray[np.uint8]:
@@ -213,6 +219,7 @@ class Container:
         return np.empty(0, np.uint8) if number is None else self.section(number)
 
     def _own_values(self, name: str) -> MatrixValues:
+        """Views of the values that this file itself has for a tensor, checked."""
         clusters = self.directory.tensors[name].clusters
         if clusters is None:
             raise UsageError(f"{self.path}: tensor {name!r} is dense: it has no centroids")
@@ -226,7 +233,11 @@ class Container:
         affine = None
         if spec.granularity is not None:
             affine = Affine(spec.granularity, spec.group, arrays.get("a"), arrays.get("b"))
-        return MatrixValues(arrays["centroids"], affine, arrays.get("exceptions"), spec.exceptions)
+        values = MatrixValues(arrays["centroids"], affine, arrays.get("exceptions"), spec.exceptions)
+        problem = integrity.values_problem(values, self.directory.order == "ascending")
+        if problem is not None:
+            raise IntegrityError(f"tensor {name!r}, {problem}; {REMEDY}")
+        return values
 
     def _check_integrity(self) -> None:
         """Every byte outside the directory, and what the small arrays must hold."""
@@ -239,23 +250,8 @@ class Container:
         integrity.check_padding(self._value_bytes.data, extents, len(self._value_bytes), "values section")
         for entry in self.directory.tensors.values():
             if entry.clusters is not None:
-                self._check_arrays(entry, entry.clusters)
-        if self.config is not None:
-            tokenizer = self.section(self.directory.blobs[TOKENIZER])
-            refuse_problem(f"blob {TOKENIZER!r}", integrity.tokenizer_problem(tokenizer.tobytes(), self.config))
-
-    def _check_arrays(self, entry: TensorEntry, clusters: Clusters) -> None:
-        where = f"tensor {entry.name!r}"
-        ascending = self.directory.order == "ascending"
-        refuse_problem(where, integrity.values_problem(self._own_values(entry.name), ascending))
-        if clusters.exceptions and self.kind == KIND_MODEL:
-            refuse_problem(where, integrity.positions_problem(self._positions(entry, clusters), entry.weights))
-
-
-def refuse_problem(where: str, problem: str | None) -> None:
-    """Raise IntegrityError if there is a problem."""
-    if problem is not None:
-        raise IntegrityError(f"{where}, {problem}; {REMEDY}")
+                self._own_values(entry.name)
+                self._positions(entry, entry.clusters)
 
 
 def _map(path: Path) -> tuple[mmap.mmap, Superblock]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rkf.container import Container
-from rkf.directory import TensorEntry
 from rkf.format import KIND_VALUES, MAJOR, index_bits
+from rkf.tensors import TensorEntry
 
 
 def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:

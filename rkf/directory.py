@@ -16,13 +16,10 @@ from rkf.config import ModelConfig
 from rkf.errors import StructureError
 from rkf.extents import Claims, Section, parse_sections
 from rkf.fields import Fields, refuse
-from rkf.format import KIND_MODEL, KIND_VALUES, MAX_SECTIONS, MAX_TENSORS
+from rkf.format import KIND_MODEL, KIND_VALUES, MAX_SECTIONS, MAX_TENSORS, TOKENIZER
 from rkf.layout import Field, layout
 from rkf.superblock import Superblock
 from rkf.tensors import TensorEntry, parse_tensors
-
-TOKENIZER = "tokenizer.json"
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +123,16 @@ def _check_model(directory: Directory) -> None:
     """Compare tensors and blobs to what the model's configuration implies."""
     if directory.config is None:
         return
+    known = set()
     for name, shape, required in directory.config.tensors():
         entry = directory.tensors.get(name)
         if entry is None and required:
             refuse(f"tensor {name!r}", f"shape {list(shape)}, as metadata.model implies", "no such tensor")
         if entry is not None and entry.shape != shape:
             refuse(f"tensor {name!r}", f"shape {list(shape)}, as metadata.model implies", f"{list(entry.shape)}")
+        known.add(name)
+    for name in directory.tensors:
+        if name not in known:
+            refuse(f"tensor {name!r}", "only tensors that metadata.model implies", "one that no model of it has")
     if TOKENIZER not in directory.blobs:
         refuse(f"blob {TOKENIZER!r}", "a model's tokenizer", "no such section")

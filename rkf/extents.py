@@ -12,11 +12,14 @@ from typing import Any
 from rkf.fields import Fields, integer, refuse
 from rkf.format import (
     ALIGNMENT,
+    CHAT_TEMPLATE,
     CODEC_RAW,
     CODEC_ZSTD,
     MAX_BLOB_BYTES,
     MAX_SECTIONS,
+    MAX_ZSTD_EXPANSION,
     SUPERBLOCK_BYTES,
+    TOKENIZER,
     ZSTD_CHUNK_BYTES,
     aligned,
 )
@@ -82,8 +85,6 @@ def _section(item: Any, where: str) -> Section:
     )
     if extra != expected:
         refuse(where, f"the keys {sorted(expected)} for a {codec} {kind}", sorted(extra))
-    if kind == "values" and codec != CODEC_RAW:
-        refuse(where, "a values section to be raw", codec)
     length, digest = fields.integer("length"), fields.digest("hash")
     packed = codec == CODEC_ZSTD
     section = Section(
@@ -103,6 +104,9 @@ def _section(item: Any, where: str) -> Section:
 
 
 def _check_chunks(section: Section, where: str) -> None:
+    most = MAX_ZSTD_EXPANSION * section.length
+    if section.decoded_length > most:
+        refuse(f"{where}, decoded_length", f"at most {most} bytes from {section.length}", section.decoded_length)
     count = -(-section.decoded_length // ZSTD_CHUNK_BYTES)
     if len(section.chunks) != count:
         refuse(f"{where}, chunks", f"{count} for {section.decoded_length} bytes", len(section.chunks))
@@ -141,6 +145,8 @@ class Claims:
             section = self.sections[number]
             if section.name is None:
                 refuse(f"section {number}", "a tensor that uses it", "none")
+            if section.name not in (CHAT_TEMPLATE, TOKENIZER) and not section.name.startswith("x-"):
+                refuse(f"section {number}, name", f"{CHAT_TEMPLATE}, {TOKENIZER} or x-…", repr(section.name))
             if section.name <= previous:
                 refuse(f"section {number}, name", f"blobs in name order, after {previous!r}", repr(section.name))
             if section.decoded_length > MAX_BLOB_BYTES:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rkf.container import Container, open_file
 from rkf.errors import UsageError
-from rkf.format import SUPERBLOCK_BYTES, index_bits, plane_bits
+from rkf.format import CODEC_RAW, SUPERBLOCK_BYTES, index_bits, plane_bits
 from rkf.tensors import TensorEntry
 
 
@@ -50,7 +50,7 @@ def footprint(path: str | os.PathLike[str], source: str | os.PathLike[str] | Non
     return ledger
 
 
-_OF_CLUSTERS = ("ranks_", "counts", "centroids", "affine", "exception_")
+_OF_CLUSTERS = ("ranks_", "counts", "centroids", "affine", "exception_", "values_packed")
 _LEDGER = (
     "superblock",
     "ranks_4bit",
@@ -92,9 +92,12 @@ def _ledger(container: Container) -> dict[str, int]:
             ledger[_SECTION_KEYS[section.kind]] += section.length
         elif section.name is not None:
             ledger[section.name] = section.length
-    for fields in container.directory.values_fields.values():
-        for key, field in fields.items():
-            ledger[_VALUE_KEYS[key]] += field.length
+        elif section.kind == "values" and section.codec != CODEC_RAW:
+            ledger["values_packed"] = section.length  # shared by all fields: they have no bytes of their own
+        elif section.kind == "values":
+            for fields in container.directory.values_fields.values():
+                for key, field in fields.items():
+                    ledger[_VALUE_KEYS[key]] += field.length
     ledger["padding"] = container.file_bytes - sum(ledger.values())
     return ledger
 

@@ -27,6 +27,9 @@ FEATURE_PARTS = 1 << 0  # the model lies in several files (reserved in 1.0)
 FEATURE_DENSE_OVERRIDES = 1 << 1  # a values file replaces dense tensors too (reserved in 1.0)
 KNOWN_REQUIRED = 0
 
+# Blobs; other names begin with "x-".
+TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
+
 # Section codecs.
 CODEC_RAW, CODEC_ZSTD = "raw", "zstd"
 ZSTD_CHUNK_BYTES = 16 << 20

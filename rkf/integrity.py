@@ -5,7 +5,6 @@ Problems of arrays come back as text, so that the reader, the writer and `verify
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from rkf.config import ModelConfig
 from rkf.errors import IntegrityError
 from rkf.fields import REMEDY
 from rkf.matrix import MatrixValues, to_f32
@@ -65,24 +63,3 @@ def positions_problem(positions: NDArray[Any], weights: int) -> str | None:
     if int(positions[-1]) >= weights:
         return f"exception positions: expected values below {weights}, got {int(positions[-1])}"
     return None
-
-
-def tokenizer_problem(data: bytes, config: ModelConfig) -> str | None:
-    """tokenizer.json must be a JSON map, and its token ids integers below the vocabulary's size."""
-    try:
-        ids = _token_ids(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"expected a tokenizer in JSON, got {type(error).__name__}: {error}"
-    if set(map(type, ids)) - {int}:
-        return "expected integers as token ids"
-    lowest, highest = min(ids, default=0), max(ids, default=0)
-    if lowest < 0 or highest >= config.vocab_size:
-        return f"expected token ids from 0 to {config.vocab_size - 1}, got {lowest} to {highest}"
-    return None
-
-
-def _token_ids(tokenizer: dict[str, Any]) -> list[int]:
-    """Ids of the vocabulary (a map token -> id, or a list whose index is the id) and of added tokens."""
-    vocabulary = tokenizer["model"]["vocab"]
-    ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
-    return ids + [token["id"] for token in tokenizer.get("added_tokens") or ()]

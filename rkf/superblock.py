@@ -102,7 +102,7 @@ def _check_magic(data: bytes) -> None:
     if not any(data[:SUPERBLOCK_BYTES]):
         raise NotRkfError("the file was never committed (its superblock is still zero): convert it again")
     if data.startswith(_TEXT_MODE):
-        refuse("superblock", "the rkf magic", "one with translated line ends: copy the file in binary mode")
+        raise NotRkfError("expected an rkf file, got one with translated line ends: copy it again in binary mode")
     for prefix, name in _FOREIGN:
         if data.startswith(prefix):
             raise NotRkfError(f"expected an rkf file, got {name}")

@@ -5,10 +5,12 @@ Rows are taken in blocks, so that memory stays bounded however large a tensor is
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 from rkf.bitpack import unused_bits
 from rkf.container import Container, open_file
 from rkf.errors import SemanticsError, UsageError, naming
-from rkf.fields import REMEDY
-from rkf.format import KIND_MODEL, plane_bits
+from rkf.fields import REMEDY, shown
+from rkf.format import KIND_MODEL, TOKENIZER, plane_bits
 from rkf.matrix import Affine, ClusteredMatrix, DenseTensor, Exceptions
 
 # Weights decoded at a time: 4 M make 16 MB of f32 and as much of indices and temporaries.
@@ -44,7 +46,7 @@ def verify(
     """Check a model file on all three levels; progress is called with the name of each tensor that passed.
 
     Beyond what `open_file` raises: SemanticsError for an index >= k, unused bits that are set, counts that are not the
-    real counts, or a weight that is not finite.
+    real counts, a weight that is not finite, or a tokenizer that is not JSON or has ids beyond the vocabulary.
     """
     with open_file(path, values=values) as container:
         if container.kind != KIND_MODEL:
@@ -55,6 +57,8 @@ def verify(
                 _check_tensor(container, entry.name)
                 if progress is not None:
                     progress(entry.name)
+            if container.config is not None:
+                _check_tokenizer(container.blob(TOKENIZER) or b"", container.config.vocab_size)
         clustered = sum(entry.kind == "clustered" for entry in stored)
         weights = sum(entry.weights for entry in stored)
         return Report(container.path, container.file_bytes, len(stored), clustered, weights)
@@ -127,3 +131,22 @@ def _rows(matrix: ClusteredMatrix, start: int, stop: int) -> ClusteredMatrix:
         affine=affine,
         exceptions=exceptions,
     )
+
+
+def _check_tokenizer(data: bytes, vocab_size: int) -> None:
+    """tokenizer.json must be JSON, and its token ids integers below the vocabulary's size."""
+    where = f"blob {TOKENIZER!r}"
+    try:
+        ids = _token_ids(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SemanticsError(f"{where}: expected a tokenizer in JSON, got {error!r}; {REMEDY}") from None
+    wrong = [token for token in ids if type(token) is not int or not 0 <= token < vocab_size]
+    if wrong:
+        raise SemanticsError(f"{where}: expected token ids from 0 to {vocab_size - 1}, got {shown(wrong[0])}; {REMEDY}")
+
+
+def _token_ids(tokenizer: dict[str, Any]) -> list[int]:
+    """Ids of the vocabulary (a map token -> id, or a list whose index is the id) and of added tokens."""
+    vocabulary = tokenizer["model"]["vocab"]
+    ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+    return ids + [token["id"] for token in tokenizer.get("added_tokens") or ()]

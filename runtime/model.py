@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rkf.config import ModelConfig
 from rkf.container import Container, open_file
-from rkf.directory import CHAT_TEMPLATE, TOKENIZER
 from rkf.errors import UsageError
+from rkf.format import CHAT_TEMPLATE, TOKENIZER
 from rkf.runtime.generate import Generation, Limits, Session
 from rkf.runtime.sampling import Sampling
 from rkf.runtime.template import Message
