@@ -20,15 +20,15 @@ DTYPES = {"bf16": "<u2", "f16": "<f2", "f32": "<f4"}
 def open_directory(data):
     """Section 4: the bytes of a file -> its kind and its directory."""
     need(len(data) < 128 or any(data[:128]), "never finished", "not-rkf")
-    need(data[:8] == b"\x89RKF\r\n\x1a\n", "magic", "not-rkf")
+    need(data and data[:8] == b"\x89RKF\r\n\x1a\n"[: len(data)], "magic", "not-rkf")
     need(len(data) >= 128, "shorter than a superblock")
     block = struct.unpack("<8sHHIQQQQQ32sQ32s", data[:128])
     _, major, _, kind, required, _, offset, length, size, directory_hash, reserved, block_hash = block
     need(block_hash == blake3(data[:96]).digest(), "superblock hash")
     need(major == 1, f"major {major}", "unsupported")
     need(required == 0, f"required features {required:b}", "unsupported")
-    need(kind in (1, 2), f"kind {kind}", "unsupported")
-    need(reserved == 0, "reserved bytes")
+    need(kind != 3, "parts", "unsupported")
+    need(kind in (1, 2) and reserved == 0, "kind or reserved bytes")
     need(size == len(data) == offset + length and 1 <= length <= 64 << 20 and offset >= 128, "extents")
     need(directory_hash == blake3(data[offset:]).digest(), "directory hash")
     try:

@@ -1,0 +1,313 @@
+"""Makes the golden files of spec/vectors/: the files by the project's writer, what they decode to by golden.py.
+
+    python spec/make_vectors.py [--redraft]
+
+Vectors are append-only: a file whose bytes would change is refused, unless --redraft is given (while the spec is a
+draft; say why in docs/log.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from golden import Described, Golden, assemble, clustered, coarser, dense, other_values, uniform
+
+import rkf
+from rkf import canonical, codec
+from rkf.archive import pack
+from rkf.atomic import replacing
+from rkf.matrix import Affine, Alias, ClusteredMatrix, MatrixValues
+from rkf.sections import SectionWriter
+from rkf.superblock import Superblock, parse_superblock
+from rkf.values import write_values
+from rkf.writer import Writer
+
+VECTORS = Path(__file__).parent / "vectors"
+
+# The model files: name -> tensors.
+
+
+def smallest() -> dict[str, Golden]:
+    """The file of the spec's hexdump."""
+    indices = np.array([[0, 1, 1], [1, 0, 2]], np.uint8)
+    values = MatrixValues(np.array([[-0.5, 0.25, 1.0]], np.float32))
+    return {"w": assemble((2, 3), indices, 2, values)}
+
+
+def dense_dtypes() -> dict[str, Golden]:
+    edges = {
+        "bf16": np.array([0x0000, 0x8000, 0x0001, 0x7F7F, 0xFF7F, 0x3F80, 0x3F81], "<u2"),
+        "f16": np.array([0x0000, 0x8000, 0x0001, 0x03FF, 0x0400, 0x7BFF, 0xFBFF, 0x3C01], "<u2").view("<f2"),
+        "f32": np.array([0x00000000, 0x80000000, 0x00000001, 0x007FFFFF, 0x7F7FFFFF, 0x3F800001], "<u4").view("<f4"),
+    }
+    shapes = {"bf16": (7, 3), "f16": (2, 3, 5), "f32": (2, 1, 3, 2)}
+    named = {f"{dtype}.edges": dense("", bits.shape, dtype, bits) for dtype, bits in edges.items()}
+    return named | {f"{dtype}.numbers": dense(dtype, shape, dtype) for dtype, shape in shapes.items()}
+
+
+def widths() -> dict[str, Golden]:
+    """Every width, and K that fill it or not, at an odd width of rows."""
+    return {
+        f"k{k:03}": clustered(f"k{k:03}", (5, 13), k) for k in (2, 3, 4, 5, 8, 16, 24, 32, 33, 64, 100, 128, 129, 256)
+    }
+
+
+def shapes() -> dict[str, Golden]:
+    """One column, one row, around whole bytes, stacks."""
+    of = ((1, 1), (3, 1), (1, 65), (2, 7), (2, 8), (2, 9), (3, 63), (3, 64), (2, 3, 5), (2, 2, 2, 3))
+    ks = (2, 6, 100)
+    return {f"{'x'.join(map(str, shape))}.k{k}": clustered(f"{shape} {k}", shape, k) for shape in of for k in ks}
+
+
+def affine() -> dict[str, Golden]:
+    """Factors of every granularity, type and presence; the last group of a row is short, or longer than the row."""
+    made = {}
+    groups = [("group", group, columns) for group, columns in ((32, 70), (64, 70), (128, 129), (256, 70))]
+    for granularity, group, columns in (("tensor", None, 9), ("row", None, 9), *groups):
+        for a, b in (("f16", None), (None, "f32"), ("f32", "f16")):
+            name = f"{granularity}{group or ''}.a-{a}.b-{b}".replace("None", "none")
+            made[name] = clustered(name, (3, columns), 16, affine=(granularity, group, a, b))
+    return made
+
+
+def tables() -> dict[str, Golden]:
+    """Several tables: one a row, one an expert of a stack, and a last one that has fewer rows."""
+    return {
+        "expert": clustered("expert", (3, 4, 10), 32, rows_per_table=4),
+        "row": clustered("row", (5, 6), 3, rows_per_table=1),
+        "short": clustered("short", (7, 33), 16, rows_per_table=3, affine=("group", 32, "f16", "f16")),
+    }
+
+
+def exceptions() -> dict[str, Golden]:
+    made = {dtype: clustered(dtype, (4, 33), 16, exceptions=(9, dtype)) for dtype in ("bf16", "f16", "f32")}
+    made["one"] = clustered("one", (2, 4), 2, exceptions=(1, "f32"))
+    made["with-affine"] = clustered(
+        "with-affine", (4, 33), 24, affine=("row", None, "f32", "f32"), exceptions=(16, "f16")
+    )
+    return made
+
+
+def rounding() -> dict[str, Golden]:
+    """Weights that a fused multiply-add, a flush of subnormals, or a factor put in as 1 or 0 would get wrong."""
+    third, tiny = np.float32(1) / np.float32(3), np.float32(1e-39)
+    indices = np.arange(16, dtype=np.uint8).reshape(1, 16)
+    centroids = np.sort(uniform("rounding", (1, 16), -1, 1), axis=1)
+    near = np.float32(-1) * centroids[:, 8:9].reshape(1) * third
+    fused = Affine("tensor", None, np.array([third]), near)
+    small = np.sort(np.concatenate([-tiny * np.arange(1, 8), tiny * np.arange(9)]).astype(np.float32)).reshape(1, 16)
+    shrunk = Affine("tensor", None, np.array([0.3], np.float32), None)
+    zero = np.array([[-0.0, 1.0]], np.float32)
+    return {
+        "fused": assemble((1, 16), indices, 1, MatrixValues(centroids, fused)),
+        "negative-zero": assemble((1, 16), indices & 1, 1, MatrixValues(zero)),
+        "negative-zero-plus-b": assemble(
+            (1, 16), indices & 1, 1, MatrixValues(zero, Affine("tensor", None, None, np.array([0.0], np.float32)))
+        ),
+        "subnormal": assemble((1, 16), indices, 1, MatrixValues(small, shrunk)),
+    }
+
+
+def everything() -> dict[str, Golden]:
+    """All kinds of sections and tensors in a few KiB: what the hostile tests mutate."""
+    norm = dense("norm", (5,), "bf16")
+    head = clustered("head", (6, 35), 32, rows_per_table=4, affine=("group", 32, "f16", "f32"), exceptions=(4, "bf16"))
+    return {
+        "alias": Golden(Alias("head"), head.weights),
+        "body": clustered("body", (2, 3, 7), 100, affine=("row", None, "f32", None)),
+        "head": head,
+        "norm": norm,
+        "other-alias": Golden(Alias("norm"), norm.weights),
+    }
+
+
+def free() -> dict[str, Golden]:
+    """A tensor whose directory is written again with all that may stand in it and means nothing."""
+    return {"head": clustered("head", (2, 33), 5, affine=("group", 32, "f16", None), exceptions=(2, "f16"))}
+
+
+def low_entropy() -> dict[str, Golden]:
+    """What zstd makes smaller: its packed twin has the same weights."""
+    made = {"noise": clustered("noise", (3, 40), 16, exceptions=(5, "f32"))}
+    for name, shape, k in (("one-plane", (16, 64), 16), ("two-planes", (16, 100), 64), ("three-planes", (20, 65), 100)):
+        indices = np.minimum(np.arange(shape[0] * shape[1]) % 97 // 9, k - 1).astype(np.uint8).reshape(shape)
+        indices[shape[0] // 2] = k - 1
+        centroids = np.sort(uniform(name, (1, k), -1, 1), axis=1)
+        made[name] = assemble(shape, indices, shape[0], MatrixValues(centroids))
+    return made | {"zeros": dense("zeros", (300,), "f16", np.zeros(300, "<f2"))}
+
+
+def regrouped(matrix: ClusteredMatrix) -> Described:
+    """Factors a group, exceptions in f32."""
+    count = 0 if matrix.exceptions is None else len(matrix.exceptions.positions)
+    return Described(("group", 32, "f32", "f16"), (count, "f32") if count else None)
+
+
+def shuffled(matrix: ClusteredMatrix) -> Described:
+    """Centroids in no order, no factors."""
+    count = 0 if matrix.exceptions is None else len(matrix.exceptions.positions)
+    return Described(None, (count, "bf16") if count else None, ordered=False)
+
+
+MODELS: dict[str, Callable[[], dict[str, Golden]]] = {
+    "affine.rkf": affine,
+    "dense.rkf": dense_dtypes,
+    "everything.rkf": everything,
+    "exceptions.rkf": exceptions,
+    "free.rkf": free,
+    "low-entropy.rkf": low_entropy,
+    "rounding.rkf": rounding,
+    "shapes.rkf": shapes,
+    "smallest.rkf": smallest,
+    "tables.rkf": tables,
+    "widths.rkf": widths,
+}
+# name -> model, whether centroids ascend, how the values are made
+VALUES: dict[str, tuple[str, bool, Callable[[ClusteredMatrix], Described]]] = {
+    "regrouped.rkv": ("everything.rkf", True, regrouped),
+    "tuned.rkv": ("exceptions.rkf", True, regrouped),
+    "unordered.rkv": ("tables.rkf", False, shuffled),
+}
+BLOBS = {
+    "everything.rkf": {
+        "chat_template.jinja": b"{% for message in messages %}{{ message['content'] }}{% endfor %}",
+        "tokenizer.json": b'{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}',
+    }
+}
+# Every form that canonical msgpack has, in places that are free.
+FREE = {
+    "as deep as may be": [[[[{}]]]],
+    "binary": [bytes(n) for n in (0, 255, 256)],
+    "booleans": [False, True],
+    "floats": [0.0, 1.0, -0.1, 5e-324, 1.7976931348623157e308],
+    "positive": [0, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**64 - 1],
+    "negative": [-1, -32, -33, -128, -129, -32768, -32769, -(2**31), -(2**31) - 1, -(2**63)],
+    "lists": [[], list(range(15)), list(range(16))],
+    "maps": [{}, {f"{n:02}": n for n in range(15)}, {f"{n:02}": n for n in range(16)}],
+    "strings": ["", "s" * 31, "s" * 32, "s" * 255, "s" * 256, "\u00e9\u4e2d\U0001f600", "\x1b[31m"],
+    "sorted by bytes": {"B": 1, "a": 2, "\u00e9": 3, "\ue000": 4, "\U0001f600": 5},
+}
+
+
+def free_directory(directory: dict[str, Any]) -> None:
+    """Free metadata and ignored keys, in every map where they may stand."""
+    directory["metadata"]["x-free"] = directory["provenance"]["free"] = FREE
+    tensor = directory["tensors"][0]
+    values = tensor["values"]
+    for entry in (directory, directory["sections"][0], tensor, values, values["affine"], tensor["exceptions"]):
+        entry["x-note"] = "ignored"
+    tensor["stats"] = {"error": 0.125, "weights": 66}
+
+
+def make(folder: Path) -> list[dict[str, Any]]:
+    """Write every vector into an empty folder; the entries of the manifest."""
+    made = {name: tensors() for name, tensors in MODELS.items()}
+    entries = []
+    for name, model in made.items():
+        write_model(folder / name, model)
+        entries.append(expect(folder, name, model))
+    for planes in (1, 2):
+        coarse = {name: coarser(golden, planes) for name, golden in made["widths.rkf"].items()}
+        entries.append(expect(folder, "widths.rkf", coarse, planes=planes))
+    for name, (model, ordered, how) in VALUES.items():
+        tuned = other_values(made[model], name, how)
+        write_tuned(folder / name, folder / model, tuned, ordered)
+        entries.append(expect(folder, model, tuned, values=name))
+    for name, source, store in (("packed.rkf", "low-entropy.rkf", pack), ("zstd.rkf", "everything.rkf", store_zstd)):
+        store(folder / source, folder / name)
+        entries.append(expect(folder, name, made[source]))
+    return sorted(entries, key=lambda entry: entry["expected"])
+
+
+def write_model(path: Path, model: Mapping[str, Golden]) -> None:
+    with Writer(path, metadata={}, provenance={}) as writer:
+        for name, golden in sorted(model.items()):
+            writer.add(name, golden.tensor)
+        for name, data in BLOBS.get(path.name, {}).items():
+            writer.blob(name, data)
+    if path.name == "free.rkf":
+        rewrite_directory(path, free_directory)
+
+
+def write_tuned(path: Path, model: Path, tuned: Mapping[str, Golden], ordered: bool) -> None:
+    values = {
+        name: golden.tensor.values for name, golden in tuned.items() if isinstance(golden.tensor, ClusteredMatrix)
+    }
+    with rkf.open(model) as container:
+        write_values(path, container, values, ordered=ordered)
+
+
+def store_zstd(source: Path, target: Path) -> None:
+    """A copy with every section compressed that may be, also those that `pack` leaves alone."""
+    with rkf.open(source) as container, replacing(target) as out:
+        writer = SectionWriter(out)
+        for number, section in enumerate(container.sections):
+            data = container.stored(number)
+            if section.kind == "values":
+                writer.add(section.kind, [data])
+                continue
+            writer.add_zstd(section.kind, map(codec.compress_chunk, codec.chunks(data)), section.length, section.hash)
+            writer.sections[-1].update({} if section.name is None else {"name": section.name})
+        writer.finish(container.directory.raw, container.kind)
+
+
+def rewrite_directory(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Seal a file again with an edited directory, for what the writer has no use for."""
+    data = path.read_bytes()
+    superblock = parse_superblock(data)
+    directory = canonical.decode(data[superblock.directory_offset :])
+    edit(directory)
+    packed = canonical.encode(directory)
+    start, end = superblock.directory_offset, superblock.directory_offset + len(packed)
+    head = Superblock(superblock.kind, start, len(packed), end, blake3(packed).digest()).encode()
+    path.write_bytes(head + data[len(head) : start] + packed)
+
+
+def expect(folder: Path, file: str, model: Mapping[str, Golden], **how: Any) -> dict[str, Any]:
+    """Write the weights of all tensors, one after another, as little-endian f32; the manifest's entry."""
+    parts = [how.get("values", file).rsplit(".", 1)[0], *(f"{how[key]}-{key}" for key in ("planes",) if key in how)]
+    expected = ".".join(parts) + ".f32"
+    tensors, offset = [], 0
+    for name, golden in sorted(model.items()):
+        tensors.append({"name": name, "shape": list(golden.weights.shape), "offset": offset})
+        offset += golden.weights.nbytes
+    weights = b"".join(golden.weights.astype("<f4").tobytes() for _, golden in sorted(model.items()))
+    (folder / expected).write_bytes(weights)
+    return {"expected": expected, "file": file, **how, "tensors": tensors}
+
+
+def changed(made: Path, kept: Path) -> list[str]:
+    """Files of `kept` that `made` has with other bytes, or no longer has."""
+    old = {path.name for path in kept.iterdir() if path.suffix in (".rkf", ".rkv", ".f32")}
+    same = (name for name in old if (made / name).exists() and (made / name).read_bytes() == (kept / name).read_bytes())
+    return sorted(old - set(same))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--redraft", action="store_true", help="replace vectors whose bytes change")
+    redraft = parser.parse_args().redraft
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = {"vectors": make(Path(folder))}
+        different = changed(Path(folder), VECTORS)
+        if different and not redraft:
+            print(f"refused: {', '.join(different)} would change; vectors are append-only (--redraft while a draft)")
+            return 1
+        for name in different:
+            (VECTORS / name).unlink()
+        for path in Path(folder).iterdir():
+            (VECTORS / path.name).write_bytes(path.read_bytes())
+    (VECTORS / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Every vector decodes to its exact bits, by the reference reader and by the project's."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import rkf
+from tests.spec import reference
+from tests.spec.document import SPEC, VECTORS
+
+ENTRIES: list[dict[str, Any]] = json.loads((VECTORS / "manifest.json").read_text())["vectors"]
+WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
+# The vectors that must be there, whatever the manifest says.
+NAMES = """
+affine dense everything exceptions free low-entropy packed regrouped rounding shapes smallest tables tuned unordered
+widths widths.1-planes widths.2-planes zstd
+"""
+
+
+def bits(entry: dict[str, Any], tensor: dict[str, Any]) -> NDArray[np.uint32]:
+    """The expected weights of a tensor, as bits, `u32[shape]`."""
+    data = (VECTORS / entry["expected"]).read_bytes()
+    shape = tensor["shape"]
+    return np.frombuffer(data, "<u4", prod(shape), tensor["offset"]).reshape(shape)
+
+
+def same_bits(weights: NDArray[np.float32], expected: NDArray[np.uint32]) -> bool:
+    return weights.dtype == np.float32 and np.array_equal(np.ascontiguousarray(weights).view(np.uint32), expected)
+
+
+def test_manifest_is_complete() -> None:
+    assert sorted(entry["expected"].removesuffix(".f32") for entry in ENTRIES) == NAMES.split()
+    named = {entry[key] for entry in ENTRIES for key in ("expected", "file", "values") if key in entry}
+    assert named == {path.name for path in VECTORS.iterdir()} - {"README.md", "manifest.json"}
+    for entry in ENTRIES:
+        last = entry["tensors"][-1]
+        assert (VECTORS / entry["expected"]).stat().st_size == last["offset"] + 4 * prod(last["shape"])
+
+
+@pytest.mark.parametrize("entry", WHOLE, ids=lambda entry: entry["expected"])
+def test_both_readers(entry: dict[str, Any]) -> None:
+    file = VECTORS / entry["file"]
+    values = VECTORS / entry["values"] if "values" in entry else None
+    read = reference.read(file, values)
+    assert list(read) and set(read) == {tensor["name"] for tensor in entry["tensors"]}
+    with rkf.open(file, values=values) as container:
+        assert list(container.tensors) == [tensor["name"] for tensor in entry["tensors"]]
+        for tensor in entry["tensors"]:
+            expected = bits(entry, tensor)
+            assert same_bits(read[tensor["name"]], expected), f"reference reader: {tensor['name']}"
+            assert same_bits(container.decode(tensor["name"]), expected), f"rkf: {tensor['name']}"
+
+
+def test_reference_reader_shares_no_code() -> None:
+    allowed = {"blake3", "math", "msgpack", "numpy", "pathlib", "reference_rules", "struct", "zstandard"}
+    for name in ("reference_reader.py", "reference_rules.py"):
+        for node in ast.walk(ast.parse((SPEC / name).read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= allowed
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module in allowed
+
+
+def test_fused_multiply_add_would_show() -> None:
+    """The vector `rounding.rkf` tells a fused multiply-add from two roundings."""
+    with rkf.open(VECTORS / "rounding.rkf") as container:
+        values = container.values("fused")
+    assert values.affine is not None and values.affine.a is not None and values.affine.b is not None
+    a, b, centroids = values.affine.a[0], values.affine.b[0], values.centroids[0].astype(np.float64)
+    fused = (centroids * np.float64(a) + np.float64(b)).astype(np.float32)  # a product of two f32 is exact in f64
+    assert (fused != np.float32(a) * values.centroids[0] + b).sum() > 4
+
+
+def test_generator_reproduces_the_vectors(tmp_path: Path) -> None:
+    """The committed bytes are what spec/make_vectors.py makes, but for zstd frames, whose bytes its version decides."""
+    sys.path.insert(0, str(SPEC))
+    import make_vectors
+
+    entries = make_vectors.make(tmp_path)
+    assert sorted(entries, key=lambda entry: entry["expected"]) == ENTRIES
+    assert set(make_vectors.changed(tmp_path, VECTORS)) <= {"packed.rkf", "zstd.rkf"}
