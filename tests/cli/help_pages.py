@@ -18,15 +18,16 @@ compiled kernels.
 
 def page() -> str:
     """All of docs/cli.md."""
-    return HEAD + "".join(f"\n## {name}\n\n```text\n{text}\n```\n" for name, text in help_texts(cli, "rkf"))
+    top = click.Context(cli, info_name="rkf", terminal_width=100, **cli.context_settings)
+    return HEAD + "".join(f"\n## {name}\n\n```text\n{text}\n```\n" for name, text in help_texts(top))
 
 
-def help_texts(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
+def help_texts(context: click.Context) -> Iterator[tuple[str, str]]:
     """Each command's full name and help, groups before their members."""
-    yield name, command.get_help(click.Context(command, info_name=name, terminal_width=100))
-    if isinstance(command, click.Group):
-        for member in command.list_commands(click.Context(command)):
-            yield from help_texts(command.commands[member], f"{name} {member}")
+    yield context.command_path, context.get_help()
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            yield from help_texts(click.Context(context.command.commands[name], info_name=name, parent=context))
 
 
 if __name__ == "__main__":
