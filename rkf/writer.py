@@ -9,7 +9,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,7 +54,7 @@ class Writer:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        out = self._stack.enter_context(replacing(self._path, self._force))
+        out = self._stack.enter_context(self._output())
         self._sections = SectionWriter(out)
         self._spool = self._stack.enter_context(ValuesSpool(self._path))
         return self
@@ -87,6 +87,10 @@ class Writer:
             if not data:
                 raise UsageError(f"blob {name!r}: expected at least one byte, got none")
             self._sections.add("blob", [data], name)
+
+    def _output(self) -> AbstractContextManager[OutputFile]:
+        """Where the bytes go (a rehearsal counts them instead)."""
+        return replacing(self._path, self._force)
 
     def _check_turn(self, name: str) -> None:
         if self._values_written:

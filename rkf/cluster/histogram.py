@@ -35,8 +35,8 @@ class Histogram:
 
     def merged(self) -> Histogram:
         """Neighbours closer than a fraction of the standard deviation taken together, their mean kept."""
-        mean = self.values @ self.mass / self.mass.sum()
-        width = _MERGED_WIDTH * np.sqrt((self.values - mean) ** 2 @ self.mass / self.mass.sum())
+        mean = np.sum(self.values * self.mass) / self.mass.sum()
+        width = _MERGED_WIDTH * np.sqrt(np.sum((self.values - mean) ** 2 * self.mass) / self.mass.sum())
         if width == 0:
             return self
         cells = np.floor((self.values - self.values[0]) / width)

@@ -1,0 +1,192 @@
+"""A foreign checkpoint to an .rkf file: `convert`. Knows the order of the work; what is done is the neighbours'.
+
+Tensors are read, clustered by worker threads and written in name order, so the bytes do not depend on how many
+workers there are or who is first. Memory is bounded by what is in flight.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from rkf import __version__
+from rkf.atomic import refuse_same_file
+from rkf.cluster.matrix import cluster
+from rkf.cluster.recipe import Recipe
+from rkf.container import naming
+from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
+from rkf.converters.progress import Progress, Step, bar
+from rkf.converters.source import Source, open_source
+from rkf.converters.work import WorkFolder
+from rkf.directory import CHAT_TEMPLATE, TOKENIZER
+from rkf.errors import UsageError
+from rkf.format import MAX_K, MIN_K
+from rkf.matrix import Alias, ClusteredMatrix, Tensor
+from rkf.writer import Writer
+
+# Weights that may be in flight beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
+_IN_FLIGHT = 1 << 25
+
+_Result = tuple[Tensor, dict[str, float]]
+
+
+def convert(
+    src: str | Path,
+    out: str | Path,
+    *,
+    k: int | None = None,
+    recipe: str | Path | None = None,
+    calibrate: str = "none",
+    workers: int | None = None,
+    force: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Ledger:
+    """Convert the checkpoint at `src` (a Hugging Face folder or a GGUF file) to the file `out`; returns what it stores.
+
+    k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
+    workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
+    resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
+    fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the caller's
+    thread; None shows a bar on stderr if that is a terminal.
+
+    `out` is whole or absent (or what it was), whenever this is killed. Raises UsageError, SourceError,
+    UnsupportedError, OutputError.
+    """
+    out = Path(out)
+    if calibrate != "none":
+        raise UsageError(f"calibrate: expected 'none', got {calibrate!r}: this version clusters without data")
+    if k is not None and not MIN_K <= k <= MAX_K:
+        raise UsageError(f"k: expected {MIN_K} to {MAX_K}, got {k}")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers: expected at least 1, got {workers}")
+    plan = Recipe.load(recipe or "default", k)
+    source = open_source(src)
+    job = _Job(source, plan, out)
+    if dry_run:
+        return job.rehearse()
+    for name in source.files:
+        refuse_same_file(out, Path(src) / name if Path(src).is_dir() else src)
+    with ExitStack() as stack:
+        report = progress or stack.enter_context(bar(f"converting {source.label}"))
+        return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report)
+
+
+class _Job:
+    """One source, one recipe, one output."""
+
+    def __init__(self, source: Source, recipe: Recipe, out: Path) -> None:
+        self.source, self.recipe, self.out = source, recipe, out
+        self.names = sorted([*source.tensors, *source.aliases])
+        self.work = WorkFolder(out)
+
+    def rehearse(self) -> Ledger:
+        with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
+            rows = self._write(writer, ((name, self._blank(name)) for name in self.names))
+        return Ledger(tuple(rows), writer.file_bytes)
+
+    def run(self, workers: int, force: bool, resume: bool, report: Progress) -> Ledger:
+        writer = Writer(self.out, metadata=self._metadata(), provenance=self._provenance(), force=force)
+        try:
+            with writer:  # which locks the output, and so the work folder
+                self.work.open(self._fingerprint(), resume)
+                rows = self._write(writer, self._reported(self._results(workers), report))
+        except BaseException:
+            self.work.close(keep=resume)
+            raise
+        self.work.close()
+        return Ledger(tuple(rows), self.out.stat().st_size)
+
+    def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[Row]:
+        rows = []
+        for name, (tensor, stats) in results:
+            writer.add(name, tensor, stats)
+            spec = self.source.tensors[self.source.aliases.get(name, name)]
+            rows.append(row(name, spec, tensor, stats))
+        if self.source.chat_template:
+            writer.blob(CHAT_TEMPLATE, self.source.chat_template.encode())
+        writer.blob(TOKENIZER, self.source.tokenizer_json)
+        return rows
+
+    def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
+        """Every tensor, in name order; those ahead are worked on while one is taken, as many as memory allows."""
+        specs = self.source.tensors
+        budget = max(_IN_FLIGHT, *(spec.weights for spec in specs.values()))
+        waiting: deque[tuple[str, int, Future[_Result]]] = deque()
+        in_flight = 0
+        with ThreadPoolExecutor(workers, "rkf-convert") as pool:
+            try:
+                for number, name in enumerate(self.names):
+                    weights = specs[name].weights if name in specs else 0
+                    while waiting and in_flight + weights > budget:
+                        done, freed, future = waiting.popleft()
+                        yield done, future.result()
+                        in_flight -= freed
+                    in_flight += weights
+                    waiting.append((name, weights, pool.submit(self._make, number, name)))
+                while waiting:
+                    done, _, future = waiting.popleft()
+                    yield done, future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _make(self, number: int, name: str) -> _Result:
+        """One tensor as it will be stored: from the work folder if it is there, else read and clustered."""
+        if name in self.source.aliases:
+            return Alias(self.source.aliases[name]), {}
+        if (finished := self.work.load(number, name)) is not None:
+            return finished[0], dict(finished[1])
+        rule = self.recipe.rule(name, self.source.tensors[name].shape)
+        with naming(Path(self.source.label)):
+            tensor, stats = cluster(self.source.read(name), rule, name)
+        if isinstance(tensor, ClusteredMatrix):
+            self.work.save(number, name, tensor, stats)
+        return tensor, stats
+
+    def _reported(self, results: Iterator[tuple[str, _Result]], report: Progress) -> Iterator[tuple[str, _Result]]:
+        specs = self.source.tensors
+        done, total = 0, sum(spec.weights for spec in specs.values())
+        for name, result in results:
+            yield name, result
+            done += specs[name].weights if name in specs else 0
+            report(Step(name, done, total, result[1].get("relative_error")))
+
+    def _blank(self, name: str) -> _Result:
+        if name in self.source.aliases:
+            return Alias(self.source.aliases[name]), {}
+        spec = self.source.tensors[name]
+        tensor = blank(spec, self.recipe.rule(name, spec.shape))
+        stats = {"relative_error": 0.0, "entropy_bits": 0.0} if isinstance(tensor, ClusteredMatrix) else {}
+        return tensor, stats
+
+    def _metadata(self) -> dict[str, Any]:
+        return {"model": self.source.config.to_metadata()}
+
+    def _provenance(self) -> dict[str, Any]:
+        recipe = {"name": self.recipe.name, "text": self.recipe.text}
+        if self.recipe.k is not None:
+            recipe["k"] = self.recipe.k
+        return {
+            "calibration": "none",
+            "recipe": recipe,
+            "rkf": __version__,
+            "source": {"files": dict(self.source.files), "label": self.source.label},
+        }
+
+    def _fingerprint(self) -> dict[str, str]:
+        """What must be equal for one conversion to go on with another's work."""
+        return {
+            "libraries": f"numpy {np.__version__}, numba {numba.__version__}",
+            "recipe": repr(self._provenance()["recipe"]),
+            "rkf": __version__,
+            "source": self.source.fingerprint,
+        }

@@ -1,0 +1,36 @@
+"""How a long conversion tells where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A tensor has been written. done, total: weights. error: its relative squared error, None where it is dense."""
+
+    name: str
+    done: int
+    total: int
+    error: float | None
+
+
+Progress = Callable[[Step], None]
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Progress]:
+    """A bar on stderr with tensor, error, speed and ETA; nothing where stderr is no terminal."""
+    with tqdm(desc=label, unit="w", unit_scale=True, disable=None) as shown:
+
+        def show(step: Step) -> None:
+            shown.total = step.total
+            error = "" if step.error is None else f" error {step.error:.2e}"
+            shown.set_postfix_str(f"{step.name}{error}", refresh=False)
+            shown.update(step.done - shown.n)
+
+        yield show
