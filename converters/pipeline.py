@@ -26,9 +26,8 @@ from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.source import Source, open_source
 from rkf.converters.work import WorkFolder
-from rkf.directory import CHAT_TEMPLATE, TOKENIZER
 from rkf.errors import UsageError
-from rkf.format import MAX_K, MIN_K
+from rkf.format import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
 from rkf.matrix import Alias, ClusteredMatrix, Tensor
 from rkf.writer import Writer
 
