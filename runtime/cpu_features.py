@@ -1,0 +1,38 @@
+"""What this CPU can do, asked once through CPUID (by LLVM): which family of kernels to use. Executes no vector
+instruction.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import llvmlite.binding as llvm
+
+from rkf.errors import UsageError
+
+# What each level's kernels use; LLVM reports a feature only if the operating system saves its registers too.
+LEVELS = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "bmi2", "fma", "f16c"},
+    "avx2": {"avx2", "fma", "f16c"},
+    "portable": set(),
+}
+
+
+@cache
+def host_features() -> frozenset[str]:
+    """The names of the features that LLVM finds, empty where it cannot tell (then everything is portable)."""
+    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+
+
+def level() -> str:
+    """The best level of this CPU, or the one that RKF_CPU asks for."""
+    wanted = os.environ.get("RKF_CPU")
+    if wanted is None:
+        return next(name for name, needs in LEVELS.items() if needs <= host_features())
+    if wanted not in LEVELS:
+        raise UsageError(f"RKF_CPU={wanted}: expected one of {', '.join(LEVELS)}")
+    missing = LEVELS[wanted] - host_features()
+    if missing:
+        raise UsageError(f"RKF_CPU={wanted}: this CPU lacks {', '.join(sorted(missing))}; unset it or choose portable")
+    return wanted

@@ -1,0 +1,105 @@
+"""Compiled kernels by name: from the user's cache, or compiled now and put there.
+
+A kernel is compiled by Numba to one relocatable object without references to Python or Numba, so a warm start links it
+with llvmlite alone: no numba import, no type inference. The cache's folder is named by a hash of everything that the
+code depends on, a file appears by rename, so several processes may start at once, and a folder that cannot be written
+only costs time.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+from blake3 import blake3
+
+from rkf.cache import cache_dir
+from rkf.runtime import cpu_features
+
+_SYMBOL = "rkf_kernel"
+_DIGEST_BYTES = 32
+
+
+def addresses(names: Iterable[str], level: str) -> dict[str, int]:
+    """The addresses of kernels (kernels/table.py lists them) for a level of CPU; compiled ones are kept for the next
+    time.
+    """
+    folder = _folder(level)
+    objects = {name: _cached(_file(folder, name)) for name in dict.fromkeys(names)}
+    missing = [name for name, code in objects.items() if code is None]
+    if missing:
+        objects |= _compile(missing, level, folder)
+    return {name: _link(name, level, code) for name, code in objects.items() if code is not None}
+
+
+@cache
+def _folder(level: str) -> Path:
+    """Where objects for this code, this CPU and these compilers lie."""
+    here = Path(__file__).parent
+    digest = blake3()
+    for source in [here / "layout.py", *sorted((here / "kernels").glob("*.py"))]:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    target = (level, llvm.get_host_cpu_name(), llvm.get_process_triple(), *sorted(cpu_features.host_features()))
+    digest.update(repr((target, version("numba"), version("llvmlite"))).encode())
+    return cache_dir() / "kernels" / digest.hexdigest()[:32]
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(':', '-')}.o"
+
+
+def _cached(path: Path) -> bytes | None:
+    """A stored object, or None if it is not there or not whole."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    return code if blake3(code).digest() == digest else None
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Store an object; a folder that cannot be written is no error, the next start compiles again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(blake3(code).digest() + code)
+        Path(file.name).replace(path)
+    except OSError as error:
+        print(f"rkf: compiled code is not kept ({error}); the next start compiles again", file=sys.stderr)
+
+
+def _compile(names: list[str], level: str, folder: Path) -> Mapping[str, bytes]:
+    print(f"rkf: compiling {len(names)} kernels for this CPU ({level}), once; this takes some seconds", file=sys.stderr)
+    from rkf.runtime.kernels.build import build
+
+    objects = {}
+    for name in names:
+        objects[name] = build(name, level, _SYMBOL)
+        _keep(_file(folder, name), objects[name])
+    return objects
+
+
+@cache
+def _linker() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.create_lljit_compiler()
+
+
+_linked: dict[tuple[str, str], Any] = {}
+
+
+def _link(name: str, level: str, code: bytes) -> int:
+    """The address of an object's kernel; it stays linked for the life of the process."""
+    key = (name, level)
+    if key not in _linked:
+        builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(_SYMBOL).add_current_process()
+        _linked[key] = builder.link(_linker(), f"{level}_{name}")
+    return _linked[key][_SYMBOL]

@@ -1,0 +1,110 @@
+"""16-bit numbers to and from f32: bf16, and half precision in hardware or without it, which agree to the bit."""
+
+from __future__ import annotations
+
+from numba import types
+
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.simd import (
+    F16x16,
+    F32x16,
+    I16x16,
+    I32x16,
+    bitcast,
+    first_lane,
+    load,
+    maximum,
+    minimum,
+    narrow,
+    select,
+    splat,
+    store,
+    truncate,
+    widen,
+    zero_extend,
+)
+
+LARGEST = 65504.0
+
+
+@inline
+def _constant(value):
+    return splat(I32x16, types.int32(value))
+
+
+@inline
+def bf16_widen(words):
+    """f32x16 from i16x16 that holds bf16 bits."""
+    return bitcast(F32x16, zero_extend(I32x16, words) << 16)
+
+
+@inline
+def hardware_widen(halves):
+    """f32x16 from i16x16 that holds half-precision bits (F16C, or any ARM)."""
+    return widen(F32x16, bitcast(F16x16, halves))
+
+
+@inline
+def hardware_narrow(values):
+    """i16x16 of half-precision bits; values past the range become the largest finite one."""
+    return bitcast(I16x16, narrow(F16x16, _cut(values)))
+
+
+@inline
+def _cut(values):
+    limit = splat(F32x16, types.float32(LARGEST))
+    return maximum(minimum(values, limit), splat(F32x16, types.float32(0)) - limit)
+
+
+@inline
+def portable_widen(halves):
+    """The exponent is moved by a multiplication, which also mends subnormals; infinity and NaN keep an exponent of
+    all ones.
+    """
+    bits = zero_extend(I32x16, halves)
+    sign, magnitude = (bits & _constant(0x8000)) << 16, (bits & _constant(0x7FFF)) << 13
+    moved = bitcast(I32x16, bitcast(F32x16, magnitude) * splat(F32x16, types.float32(2.0**112)))
+    special = (magnitude & _constant(0x0F800000)) == _constant(0x0F800000)
+    return bitcast(F32x16, sign | select(special, magnitude | _constant(0x7F800000), moved))
+
+
+@inline
+def portable_narrow(values):
+    """Normal numbers round by adding half a unit less one plus the lowest kept bit; small ones by adding 0.5 in f32."""
+    bits = bitcast(I32x16, _cut(values))
+    sign, magnitude = (bits >> 16) & _constant(0x8000), bits & _constant(0x7FFFFFFF)
+    normal = (magnitude + _constant(0xFFF - (112 << 23)) + ((magnitude >> 13) & _constant(1))) >> 13
+    half = splat(F32x16, types.float32(0.5))
+    small = bitcast(I32x16, bitcast(F32x16, magnitude) + half) - bitcast(I32x16, half)
+    below = bitcast(F32x16, magnitude) < splat(F32x16, types.float32(2.0**-14))
+    return truncate(I16x16, sign | select(below, small, normal))
+
+
+def writer(convert):
+    """Writes one f32 as a half."""
+
+    @inline
+    def write(address, value):
+        store(address, first_lane(convert(splat(F32x16, value))))
+
+    return write
+
+
+def wide(convert):
+    """Reads 16 numbers at an address."""
+
+    @inline
+    def read(address):
+        return convert(load(I16x16, address))
+
+    return read
+
+
+def single(convert):
+    """Reads one number at an address."""
+
+    @inline
+    def read(address):
+        return first_lane(convert(splat(I16x16, load(types.int16, address))))
+
+    return read

@@ -1,0 +1,287 @@
+"""Fast products on AVX-512 (VBMI, VNNI, BMI2): 128 weights a step from the mapped planes, in whole numbers.
+
+A plane byte holds even columns in its low fields and odd columns in its high ones, so each step yields two registers of
+ranks, columns 0, 2, 4, … and 1, 3, 5, …; activations are packed in the same order (activations.py). vpermb turns ranks
+into bytes c + 128, vpdpbusd sums them with the activations' high and low bytes. Sums are exact in int32 (layout.py), so
+every other CPU's kernel gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.simd import (
+    MASK64,
+    F32x8,
+    I8x8,
+    I8x32,
+    I8x64,
+    I16x32,
+    I32x8,
+    I32x16,
+    bitcast,
+    dot_bytes,
+    extract_bits,
+    lane_sums,
+    load,
+    load_first,
+    mask_of,
+    permute_bytes,
+    select,
+    splat,
+    store_first,
+    to_float,
+    zero_extend,
+)
+from rkf.runtime.kernels.views import view
+from rkf.runtime.layout import ACTIVATION, BLOCK, MATRIX, PACKED_BLOCK_BYTES
+
+_EVEN, _ODD = 0x5555555555555555, -0x5555555555555556  # 0xAAAA… as int64
+
+
+# --- one block of a plane: two registers (even columns, odd columns), valid in their low bits only
+
+
+@inline
+def _nibbles(plane, stride, row, block, columns):
+    both = load_first(I8x64, plane + row * stride + block * 64, (columns + 1) >> 1)
+    return both, bitcast(I8x64, bitcast(I16x32, both) >> 4)
+
+
+@inline
+def _pairs(plane, stride, row, block, columns):
+    # Byte b holds columns 4b … 4b+3; in a 16-bit lane, b | b << 4 has columns 4b and 4b+2 at the bottom of its two
+    # bytes.
+    quads = zero_extend(I16x32, load_first(I8x32, plane + row * stride + block * 32, (columns + 3) >> 2))
+    both = quads | (quads << 4)
+    return bitcast(I8x64, both), bitcast(I8x64, both >> 2)
+
+
+@inline
+def _bits(plane, stride, row, block, columns):
+    address, count = plane + row * stride + block * 16, (columns + 7) >> 3
+    low = bitcast(types.int64, load_first(I8x8, address, min(count, 8)))
+    high = bitcast(types.int64, load_first(I8x8, address + 8, max(count - 8, 0)))
+    even = extract_bits(low, _EVEN) | (extract_bits(high, _EVEN) << 32)
+    odd = extract_bits(low, _ODD) | (extract_bits(high, _ODD) << 32)
+    return mask_of(MASK64, even), mask_of(MASK64, odd)
+
+
+@inline
+def _merge(high, low, low_bits):
+    """Ranks whose low bits are those of `low` and whose rest are those of `high << low_bits`."""
+    mask = splat(I8x64, types.int8((1 << low_bits) - 1))
+    shifted = bitcast(I8x64, bitcast(I16x32, high) << low_bits)
+    return (low & mask) | (shifted & (mask ^ splat(I8x64, types.int8(-1))))
+
+
+# --- one block of weights: bytes of even columns, bytes of odd ones. Tables repeat, so that junk bits above do no harm.
+
+
+@inline
+def _weights1(m, table, row, block, columns):
+    even, odd = _bits(m.plane0, m.stride0, row, block, columns)
+    zero, one = load(I8x64, table), load(I8x64, table + 64)
+    return select(even, one, zero), select(odd, one, zero)
+
+
+@inline
+def _weights2(m, table, row, block, columns):
+    even, odd = _pairs(m.plane0, m.stride0, row, block, columns)
+    values = load(I8x64, table)
+    return permute_bytes(values, even), permute_bytes(values, odd)
+
+
+@inline
+def _split_lookup(table, ranks, mask):
+    """The table's first half holds the values of even ranks, the second those of odd ranks; mask is the rank's lowest
+    bit.
+    """
+    return select(mask, permute_bytes(load(I8x64, table + 64), ranks), permute_bytes(load(I8x64, table), ranks))
+
+
+@inline
+def _weights3(m, table, row, block, columns):
+    even, odd = _pairs(m.plane0, m.stride0, row, block, columns)
+    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, block, columns)
+    return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
+
+
+@inline
+def _weights4(m, table, row, block, columns):
+    even, odd = _nibbles(m.plane0, m.stride0, row, block, columns)
+    values = load(I8x64, table)
+    return permute_bytes(values, even), permute_bytes(values, odd)
+
+
+@inline
+def _weights5(m, table, row, block, columns):
+    even, odd = _nibbles(m.plane0, m.stride0, row, block, columns)
+    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, block, columns)
+    return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
+
+
+@inline
+def _ranks6(m, row, block, columns):
+    even, odd = _nibbles(m.plane0, m.stride0, row, block, columns)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, block, columns)
+    return _merge(even, low_even, 2), _merge(odd, low_odd, 2)
+
+
+@inline
+def _weights6(m, table, row, block, columns):
+    even, odd = _ranks6(m, row, block, columns)
+    values = load(I8x64, table)
+    return permute_bytes(values, even), permute_bytes(values, odd)
+
+
+@inline
+def _weights7(m, table, row, block, columns):
+    even, odd = _ranks6(m, row, block, columns)
+    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, block, columns)
+    return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
+
+
+@inline
+def _identity7(m, table, row, block, columns):
+    even, odd = _ranks6(m, row, block, columns)
+    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, block, columns)
+    mask, zero, one = splat(I8x64, types.int8(63)), splat(I8x64, types.int8(0)), splat(I8x64, types.int8(1))
+    even, odd = even & mask, odd & mask
+    return even + even + select(even_bit, one, zero), odd + odd + select(odd_bit, one, zero)
+
+
+@inline
+def _identity8(m, table, row, block, columns):
+    even, odd = _nibbles(m.plane0, m.stride0, row, block, columns)
+    low_even, low_odd = _nibbles(m.plane1, m.stride1, row, block, columns)
+    return _merge(even, low_even, 4), _merge(odd, low_odd, 4)
+
+
+@inline
+def _quarter_lookup(table, ranks):
+    """A table of 256 bytes, by the two top bits of the rank."""
+    top = bitcast(I8x64, bitcast(I16x32, ranks) >> 6) & splat(I8x64, types.int8(3))
+    values = permute_bytes(load(I8x64, table), ranks)
+    for quarter in (1, 2, 3):
+        found = permute_bytes(load(I8x64, table + 64 * quarter), ranks)
+        values = select(top == splat(I8x64, types.int8(quarter)), found, values)
+    return values
+
+
+@inline
+def _weights8(m, table, row, block, columns):
+    even, odd = _identity8(m, table, row, block, columns)
+    return _quarter_lookup(table, even), _quarter_lookup(table, odd)
+
+
+WEIGHTS = {
+    "1": _weights1,
+    "2": _weights2,
+    "3": _weights3,
+    "4": _weights4,
+    "5": _weights5,
+    "6": _weights6,
+    "7": _weights7,
+    "8": _weights8,
+    "7i": _identity7,
+    "8i": _identity8,
+}
+
+
+# --- products
+
+
+@inline
+def _activations(packed, block):
+    """Even high, odd high, even low, odd low: i8[64] each."""
+    address = packed + block * PACKED_BLOCK_BYTES
+    return load(I8x64, address), load(I8x64, address + 64), load(I8x64, address + 128), load(I8x64, address + 192)
+
+
+@inline
+def _dot(total, even, odd, x):
+    high, low = total
+    high = dot_bytes(dot_bytes(high, even, x[0]), odd, x[1])
+    low = dot_bytes(dot_bytes(low, even, x[2]), odd, x[3])
+    return high, low
+
+
+@inline
+def _joined(total):
+    high, low = total
+    return (high << 7) + low
+
+
+def multiply_one(weights: Callable[..., Any]) -> Callable[..., Any]:
+    """y[row] = row of the matrix times token 0, eight rows in flight. See layout.py for the arguments' structs."""
+
+    @inline
+    def step(total, m, table, row, block, columns, x):
+        even, odd = weights(m, table, row, block, columns)
+        return _dot(total, even, odd, x)
+
+    @inline
+    def eight_rows(m, table, packed, row, last):
+        r1, r2, r3, r4 = min(row + 1, last), min(row + 2, last), min(row + 3, last), min(row + 4, last)
+        r5, r6, r7 = min(row + 5, last), min(row + 6, last), min(row + 7, last)
+        zero = splat(I32x16, types.int32(0))
+        t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = (zero, zero)
+        blocks, rest = m.columns // BLOCK, m.columns % BLOCK
+        for block in range(blocks):
+            x = _activations(packed, block)
+            t0 = step(t0, m, table, row, block, BLOCK, x)
+            t1 = step(t1, m, table, r1, block, BLOCK, x)
+            t2 = step(t2, m, table, r2, block, BLOCK, x)
+            t3 = step(t3, m, table, r3, block, BLOCK, x)
+            t4 = step(t4, m, table, r4, block, BLOCK, x)
+            t5 = step(t5, m, table, r5, block, BLOCK, x)
+            t6 = step(t6, m, table, r6, block, BLOCK, x)
+            t7 = step(t7, m, table, r7, block, BLOCK, x)
+        if rest > 0:
+            x = _activations(packed, blocks)
+            t0 = step(t0, m, table, row, blocks, rest, x)
+            t1 = step(t1, m, table, r1, blocks, rest, x)
+            t2 = step(t2, m, table, r2, blocks, rest, x)
+            t3 = step(t3, m, table, r3, blocks, rest, x)
+            t4 = step(t4, m, table, r4, blocks, rest, x)
+            t5 = step(t5, m, table, r5, blocks, rest, x)
+            t6 = step(t6, m, table, r6, blocks, rest, x)
+            t7 = step(t7, m, table, r7, blocks, rest, x)
+        return lane_sums(
+            _joined(t0), _joined(t1), _joined(t2), _joined(t3), _joined(t4), _joined(t5), _joined(t6), _joined(t7)
+        )
+
+    @inline
+    def multiply_token(m, scale, total, packed, y, low, high):
+        correction = splat(I32x8, types.int32(m.offset * total))
+        x_scale = splat(F32x8, scale)
+        x_sum = splat(F32x8, types.float32(total)) * x_scale
+        row = low
+        while row < high:
+            index = row // m.rows_per_table
+            last = min(high, (index + 1) * m.rows_per_table) - 1
+            table = m.table + index * m.digits * m.table_bytes
+            sums = to_float(F32x8, eight_rows(m, table, packed, row, last) + correction)
+            for digit in range(1, m.digits):
+                digit_sums = eight_rows(m, table + digit * m.table_bytes, packed, row, last) + correction
+                sums = sums * splat(F32x8, types.float32(256)) + to_float(F32x8, digit_sums)
+            sums = sums * x_scale * load(F32x8, m.scale + row * m.scale_step)
+            if m.shift != 0:
+                sums = sums + x_sum * load(F32x8, m.shift + row * m.shift_step)
+            done = min(last + 1 - row, 8)
+            store_first(y + row * 4, sums, done)
+            row += done
+
+    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
+        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        for token in range(tokens):
+            scale = load(types.float32, x.scale + token * 4)
+            total = types.int64(load(types.int32, x.total + token * 4))
+            multiply_token(m, scale, total, x.packed + token * x.packed_stride, y + token * y_stride, low, high)
+
+    return kernel

@@ -1,0 +1,335 @@
+"""One forward pass of some tokens, as each thread runs it: the model's phases in order, and what one item of each does.
+
+A phase's items are shared among threads (sync.py); what is written in a phase is read in later ones only. With one
+token the small work before a product (norm, packing) is done by every thread for itself, which costs less than to wait
+for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+
+from rkf.runtime.kernels import activations, attention, sync
+from rkf.runtime.kernels.inline import inline, piece
+from rkf.runtime.kernels.simd import call3, call8, load, store
+from rkf.runtime.kernels.views import address_of, view
+from rkf.runtime.layout import BATCH, JOB, LANES, LAYER, MATRIX, PAGE, PLAN, THREAD
+
+_JOB_BYTES, _LAYER_BYTES = JOB.itemsize, LAYER.itemsize
+
+
+@inline
+def _word(address, index):
+    return load(types.int64, address + index * 8)
+
+
+@inline
+def _float(address, index):
+    return load(types.float32, address + index * 4)
+
+
+@inline
+def _add(address, index, value):
+    store(address + index * 4, _float(address, index) + value)
+
+
+@inline
+def _share(work, items, plan, batch, layer, thread, tag):
+    """All items of a phase, by whoever claims them; returns the next phase's tag."""
+    item = sync.claim(plan.slots, tag, items)
+    while item >= 0:
+        work(item, plan, batch, layer, thread)
+        sync.finish(plan.slots, tag)
+        item = sync.claim(plan.slots, tag, items)
+    sync.wait(plan.slots, tag, items)
+    return tag + 1
+
+
+@inline
+def _each_token(work, plan, batch, layer, thread, tag):
+    """Work by token: shared, or for a single token done by every thread for itself."""
+    if batch.tokens == 1:
+        work(types.int64(0), plan, batch, layer, thread)
+        return tag
+    return _share(work, batch.tokens, plan, batch, layer, thread, tag)
+
+
+@inline
+def _own_or_shared(own, shared, batch):
+    """Which ACTIVATION the products of this call read."""
+    if batch.tokens == 1:
+        return own
+    return shared
+
+
+# --- products
+
+
+@piece
+def _finish_rows(m, x, tokens, y, y_stride, low, high):
+    """What a fast product leaves out: the exceptions' deltas, and the bias."""
+    if m.exception_delta != 0:
+        for exception in range(_word(m.exception_start, low), _word(m.exception_start, high)):
+            row = types.int64(load(types.int32, m.exception_row + exception * 4))
+            column = types.int64(load(types.int32, m.exception_column + exception * 4))
+            delta = _float(m.exception_delta, exception)
+            for token in range(tokens):
+                _add(y + token * y_stride, row, delta * _float(x.values + token * x.values_stride, column))
+    if m.bias != 0:
+        for token in range(tokens):
+            for row in range(low, high):
+                _add(y + token * y_stride, row, _float(m.bias, row))
+
+
+@piece
+def _multiply(matrix, x, tokens, y, y_stride, low, high, scratch):
+    """y[token, row] = row of the matrix times activation x of the token, for rows low … high - 1."""
+    m = view(MATRIX, matrix)
+    kernel = m.multiply_many
+    if tokens == 1:
+        kernel = m.multiply_one
+    call8(kernel, matrix, address_of(x), tokens, y, y_stride, low, high, scratch)
+    _finish_rows(m, x, tokens, y, y_stride, low, high)
+
+
+@piece
+def _query_key_value(item, plan, batch, layer, thread):
+    job = view(JOB, layer.qkv.jobs + item * _JOB_BYTES)
+    x = _own_or_shared(thread.norm_input, plan.norm_input, batch)
+    y = plan.qkv + job.output
+    _multiply(job.matrix, x, batch.tokens, y, plan.qkv_stride, job.low, job.high, thread.scratch)
+
+
+@inline
+def _add_product(job, x, plan, batch, thread):
+    """residual stream += matrix times x."""
+    _multiply(job.matrix, x, batch.tokens, plan.delta, plan.delta_stride, job.low, job.high, thread.scratch)
+    for token in range(batch.tokens):
+        for row in range(job.low, job.high):
+            _add(plan.x + token * plan.x_stride, row, _float(plan.delta + token * plan.delta_stride, row))
+
+
+@piece
+def _output(item, plan, batch, layer, thread):
+    x = _own_or_shared(thread.mixed_input, plan.mixed_input, batch)
+    _add_product(view(JOB, layer.output.jobs + item * _JOB_BYTES), x, plan, batch, thread)
+
+
+@piece
+def _down(item, plan, batch, layer, thread):
+    x = _own_or_shared(thread.feed_input, plan.feed_input, batch)
+    _add_product(view(JOB, layer.down.jobs + item * _JOB_BYTES), x, plan, batch, thread)
+
+
+@piece
+def _gate_up(item, plan, batch, layer, thread):
+    """feed_input = silu(gate) * up for the same rows of both matrices."""
+    job = view(JOB, layer.gate_up.jobs + item * _JOB_BYTES)
+    x, tokens, stride = _own_or_shared(thread.norm_input, plan.norm_input, batch), batch.tokens, plan.gate_up_stride
+    gate, up, out = plan.gate_up, plan.gate_up + job.output, plan.feed_input
+    _multiply(job.matrix, x, tokens, gate, stride, job.low, job.high, thread.scratch)
+    _multiply(job.partner, x, tokens, up, stride, job.low, job.high, thread.scratch)
+    for token in range(tokens):
+        begin = token * stride + job.low * 4
+        target = out.values + token * out.values_stride + job.low * 4
+        activations.swiglu(gate + begin, up + begin, target, job.high - job.low)
+
+
+@piece
+def _logits(item, plan, batch, layer, thread):
+    job = view(JOB, plan.head.jobs + item * _JOB_BYTES)
+    tokens, x = types.int64(1), thread.norm_input
+    if batch.all_logits != 0:
+        tokens, x = batch.tokens, _own_or_shared(thread.norm_input, plan.norm_input, batch)
+    _multiply(job.matrix, x, tokens, batch.logits, batch.logits_stride, job.low, job.high, thread.scratch)
+
+
+# --- the residual stream and attention
+
+
+@piece
+def _embed(item, plan, batch, layer, thread):
+    call3(
+        view(MATRIX, plan.embedding).decode_row, plan.embedding, _word(batch.ids, item), plan.x + item * plan.x_stride
+    )
+
+
+@inline
+def _rotate(head, cosines, half):
+    """Rope on pairs (i, i + head_dim / 2), as Hugging Face orders them; the sines follow the cosines."""
+    for i in range(half):
+        a, b = _float(head, i), _float(head, i + half)
+        cosine, sine = _float(cosines, i), _float(cosines, i + half)
+        store(head + i * 4, a * cosine - b * sine)
+        store(head + (i + half) * 4, b * cosine + a * sine)
+
+
+@inline
+def _prepare_head(head, norm, cosines, plan):
+    """A query or key head, in place: its norm (where the model has one), then rope."""
+    if norm != 0:
+        activations.rms_norm(head, norm, head, plan.head_dim, plan.epsilon)
+    _rotate(head, cosines, plan.head_dim // 2)
+
+
+@inline
+def _first_visible(plan, position):
+    """The first position that attention from `position` sees."""
+    if plan.window == 0:
+        return types.int64(0)
+    return max(position - plan.window + 1, types.int64(0))
+
+
+def step(level: str, cache: tuple[Callable[..., Any], Callable[..., Any], int]) -> Callable[..., Any]:
+    """The pass for a level of CPU and a cache's number format (half.py): how to read 16, to write 16, and bytes of
+    one.
+    """
+    read, write, element_bytes = cache
+    pack = activations.packer(level)
+    attend = attention.page_attention(read, element_bytes)
+
+    @inline
+    def keys_of(plan, layer, pages, page, kv_head):
+        """Where a page's keys for a layer and a head begin; the values follow them."""
+        head_bytes = PAGE * (plan.head_dim + plan.padded_head_dim) * element_bytes
+        return _word(pages, page) + (layer.index * plan.kv_heads + kv_head) * head_bytes
+
+    @piece
+    def remember(item, plan, batch, layer, thread):
+        """Queries and keys of a token get their position; its keys and values go to the cache."""
+        position = _word(batch.positions, item)
+        cosines = batch.rope + position * plan.head_dim * 4
+        head_bytes, queries = plan.head_dim * 4, plan.qkv + item * plan.qkv_stride
+        for head in range(plan.heads):
+            query = queries + head * head_bytes
+            _prepare_head(query, layer.q_norm, cosines, plan)
+            for i in range(plan.head_dim):
+                store(query + i * 4, _float(query, i) * plan.query_scale)
+        page, slot = position // PAGE, position % PAGE
+        for head in range(plan.kv_heads):
+            key = queries + (plan.heads + head) * head_bytes
+            value = key + plan.kv_heads * head_bytes
+            _prepare_head(key, layer.k_norm, cosines, plan)
+            keys = keys_of(plan, layer, _word(batch.pages, item), page, head)
+            write_key(keys + (slot // LANES * plan.head_dim * LANES + slot % LANES) * element_bytes, key, plan.head_dim)
+            values = keys + (PAGE * plan.head_dim + slot * plan.padded_head_dim) * element_bytes
+            write_value(values, value, plan.head_dim)
+
+    @inline
+    def write_key(target, key, head_dim):
+        for i in range(head_dim):
+            write(target + i * LANES * element_bytes, _float(key, i))
+
+    @inline
+    def write_value(target, value, head_dim):
+        for i in range(head_dim):
+            write(target + i * element_bytes, _float(value, i))
+
+    @inline
+    def attend_page(item, head, page, plan, batch, layer, thread, out):
+        """One query head of a token over one page."""
+        position = _word(batch.positions, item)
+        first, end = _first_visible(plan, position) - page * PAGE, position + 1 - page * PAGE
+        kv_head = head // (plan.heads // plan.kv_heads)
+        keys = keys_of(plan, layer, _word(batch.pages, item), page, kv_head)
+        values = keys + PAGE * plan.head_dim * element_bytes
+        query = plan.qkv + item * plan.qkv_stride + head * plan.head_dim * 4
+        attend(
+            query, keys, values, max(first, 0), min(end, PAGE), plan.head_dim, plan.padded_head_dim, thread.scores, out
+        )
+
+    @piece
+    def mix_one(item, plan, batch, layer, thread):
+        """One token: the heads of one group over one page, to the shared partial results."""
+        group = plan.heads // plan.kv_heads
+        kv_head, page = item % plan.kv_heads, item // plan.kv_heads
+        for head in range(kv_head * group, (kv_head + 1) * group):
+            out = plan.partials + (page * plan.heads + head) * plan.partial_bytes
+            attend_page(types.int64(0), head, batch.first_page + page, plan, batch, layer, thread, out)
+
+    @piece
+    def join_one(item, plan, batch, layer, thread):
+        """One token: the partial results of all pages put together, packed for the output matrix."""
+        for head in range(plan.heads):
+            total = thread.partial
+            attention.copy(plan.partials + head * plan.partial_bytes, total, plan.partial_bytes)
+            for page in range(1, batch.page_count):
+                attention.merge(
+                    total, plan.partials + (page * plan.heads + head) * plan.partial_bytes, plan.padded_head_dim
+                )
+            attention.finish(total, thread.mixed_input.values + head * plan.head_dim * 4, plan.head_dim)
+        pack(thread.mixed_input, types.int64(0))
+
+    @piece
+    def mix_many(item, plan, batch, layer, thread):
+        """Several tokens: all heads of one token over all pages that it sees, page by page."""
+        position = _word(batch.positions, item)
+        first_page, last_page = _first_visible(plan, position) // PAGE, position // PAGE
+        out = plan.mixed_input.values + item * plan.mixed_input.values_stride
+        total, part = thread.partial, thread.partial + plan.partial_bytes
+        for head in range(plan.heads):
+            attend_page(item, head, first_page, plan, batch, layer, thread, total)
+            for page in range(first_page + 1, last_page + 1):
+                attend_page(item, head, page, plan, batch, layer, thread, part)
+                attention.merge(total, part, plan.padded_head_dim)
+            attention.finish(total, out + head * plan.head_dim * 4, plan.head_dim)
+        pack(plan.mixed_input, item)
+
+    @inline
+    def normalise(token, slot, weight, target, plan):
+        """target[slot] = RMSNorm of a token's residual stream, packed."""
+        x, out = plan.x + token * plan.x_stride, target.values + slot * target.values_stride
+        activations.rms_norm(x, weight, out, plan.hidden, plan.epsilon)
+        pack(target, slot)
+
+    @piece
+    def attention_norm(item, plan, batch, layer, thread):
+        normalise(item, item, layer.attention_norm, _own_or_shared(thread.norm_input, plan.norm_input, batch), plan)
+
+    @piece
+    def feed_norm(item, plan, batch, layer, thread):
+        normalise(item, item, layer.feed_norm, _own_or_shared(thread.norm_input, plan.norm_input, batch), plan)
+
+    @piece
+    def final_norm(item, plan, batch, layer, thread):
+        normalise(item, item, plan.final_norm, _own_or_shared(thread.norm_input, plan.norm_input, batch), plan)
+
+    @piece
+    def pack_feed(item, plan, batch, layer, thread):
+        pack(_own_or_shared(thread.feed_input, plan.feed_input, batch), item)
+
+    @inline
+    def mix(plan, batch, layer, thread, tag):
+        if batch.tokens > 1:
+            return _share(mix_many, batch.tokens, plan, batch, layer, thread, tag)
+        tag = _share(mix_one, plan.kv_heads * batch.page_count, plan, batch, layer, thread, tag)
+        join_one(types.int64(0), plan, batch, layer, thread)
+        return tag
+
+    def kernel(plan_address, batch_address, thread_address, tag):
+        plan, batch, thread = view(PLAN, plan_address), view(BATCH, batch_address), view(THREAD, thread_address)
+        layer = view(LAYER, plan.layers)
+        tag = _share(_embed, batch.tokens, plan, batch, layer, thread, tag)
+        for index in range(plan.layer_count):
+            layer = view(LAYER, plan.layers + index * _LAYER_BYTES)
+            tag = _each_token(attention_norm, plan, batch, layer, thread, tag)
+            tag = _share(_query_key_value, layer.qkv.count, plan, batch, layer, thread, tag)
+            tag = _share(remember, batch.tokens, plan, batch, layer, thread, tag)
+            tag = mix(plan, batch, layer, thread, tag)
+            tag = _share(_output, layer.output.count, plan, batch, layer, thread, tag)
+            tag = _each_token(feed_norm, plan, batch, layer, thread, tag)
+            tag = _share(_gate_up, layer.gate_up.count, plan, batch, layer, thread, tag)
+            tag = _each_token(pack_feed, plan, batch, layer, thread, tag)
+            tag = _share(_down, layer.down.count, plan, batch, layer, thread, tag)
+        if batch.logits == 0:
+            return
+        if batch.all_logits != 0:
+            tag = _each_token(final_norm, plan, batch, layer, thread, tag)
+        else:
+            normalise(batch.tokens - 1, types.int64(0), plan.final_norm, thread.norm_input, plan)
+        _share(_logits, plan.head.count, plan, batch, layer, thread, tag)
+
+    return kernel

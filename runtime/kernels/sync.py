@@ -1,0 +1,57 @@
+"""How threads share a call's phases: items are claimed one at a time, and a phase ends when all of them are done.
+
+Phases are numbered for the life of a pool of threads (`tag`), and each slot holds its phase's tag and a count. A thread
+that slept through several phases finds newer tags, claims nothing and catches up, so nobody ever waits for a thread
+that holds no item.
+"""
+
+from __future__ import annotations
+
+from numba import types
+
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.simd import exchange_shared, give_way, load_shared, pause
+from rkf.runtime.layout import CLAIM_SLOTS, COUNT_BITS, SLOT_BYTES, SPINS
+
+_COUNT = (1 << COUNT_BITS) - 1
+
+
+@inline
+def claim(slots, tag, items):
+    """The next item of a phase, or -1 if none is left."""
+    slot = slots + tag % CLAIM_SLOTS * 2 * SLOT_BYTES
+    while True:
+        seen = load_shared(slot)
+        count = types.int64(0)
+        if seen >> COUNT_BITS == tag:
+            count = seen & _COUNT
+        if seen >> COUNT_BITS > tag or count >= items:
+            return types.int64(-1)
+        if exchange_shared(slot, seen, (tag << COUNT_BITS) + count + 1):
+            return count
+
+
+@inline
+def finish(slots, tag):
+    """One claimed item is done, and what it wrote is visible to whoever sees the phase end."""
+    slot = slots + tag % CLAIM_SLOTS * 2 * SLOT_BYTES + SLOT_BYTES
+    while True:
+        seen = load_shared(slot)
+        count = types.int64(0)
+        if seen >> COUNT_BITS == tag:
+            count = seen & _COUNT
+        if exchange_shared(slot, seen, (tag << COUNT_BITS) + count + 1):
+            return
+
+
+@inline
+def wait(slots, tag, items):
+    """Until all items of a phase are done: spin a little, then let others run."""
+    slot = slots + tag % CLAIM_SLOTS * 2 * SLOT_BYTES + SLOT_BYTES
+    spins = 0
+    while load_shared(slot) < (tag << COUNT_BITS) + items:
+        spins += 1
+        if spins < SPINS:
+            pause()
+        else:
+            give_way()

@@ -1,0 +1,208 @@
+"""A model's tensors as the PLAN that a forward pass walks: matrices, jobs, norms, and buffers allocated once.
+
+Which tensors exist decides what is done (biases, q/k norms, a head of its own); no architecture is named.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.config import ModelConfig
+from rkf.container import Container
+from rkf.errors import StructureError
+from rkf.matrix import DenseTensor
+from rkf.runtime import jit
+from rkf.runtime.layout import (
+    ACTIVATION,
+    BLOCK,
+    CLAIM_SLOTS,
+    JOB,
+    LANES,
+    LAYER,
+    PACKED_BLOCK_BYTES,
+    PAGE,
+    PARTIAL_HEADER,
+    PHASE_BITS,
+    PHASES_PER_LAYER,
+    PLAN,
+    SLOT_BYTES,
+    THREAD,
+)
+from rkf.runtime.plan import Memory, Prepared, clustered, dense
+
+EMBEDDING, HEAD = (
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+)  # the head is an alias of the embedding where they are tied
+TILE = 256  # tokens of one pass
+_JOB_ROWS = 32  # a job's rows are a multiple of this
+_JOBS_PER_THREAD = 4  # of one phase: enough that a late thread finds its share taken by the others
+
+
+class Network:
+    """The plan of a model on some threads; `plan` and `threads` are addresses for the step kernel."""
+
+    def __init__(self, container: Container, config: ModelConfig, *, level: str, threads: int, exact: bool) -> None:
+        self.config = config
+        self._container, self._exact, self._threads = container, exact, threads
+        self._memory = Memory()
+        self._prepared: dict[str, Prepared] = {}
+        if config.layers * PHASES_PER_LAYER + 4 > 1 << PHASE_BITS:
+            raise StructureError(f"{container.path}: {config.layers} layers are more than this runtime can count")
+        self._prepare(level)
+        self.plan_array = np.zeros(1, PLAN)
+        self.thread_arrays = np.zeros(threads, THREAD)
+        self._fill_plan()
+        self._fill_threads()
+
+    # --- matrices
+
+    def _prepare(self, level: str) -> None:
+        """Every matrix of the model, and the kernels that they need."""
+        names = [EMBEDDING, self._head]
+        for layer in range(self.config.layers):
+            names += [f"model.layers.{layer}.{part}.weight" for part in _LAYER_MATRICES]
+        fast = None if self._exact else level
+        for name in dict.fromkeys(names):
+            tensor = self._container.load(name)
+            if isinstance(tensor, DenseTensor):
+                self._prepared[name] = dense(tensor, self._memory)
+            else:
+                self._prepared[name] = clustered(tensor, self._memory, fast)
+            bias = name.removesuffix("weight") + "bias"
+            if bias in self._container.tensors:
+                self._prepared[name].struct["bias"] = self._vector(bias)
+        wanted = {
+            kernel
+            for item in self._prepared.values()
+            for kernel in (item.kernels.one, item.kernels.many, item.kernels.row)
+        }
+        addresses = jit.addresses(sorted(wanted), level)
+        for item in self._prepared.values():
+            m = item.struct[0]
+            m["multiply_one"], m["multiply_many"] = addresses[item.kernels.one], addresses[item.kernels.many]
+            m["decode_row"] = addresses[item.kernels.row]
+
+    @property
+    def _head(self) -> str:
+        return self._container.tensors[HEAD].target or HEAD
+
+    def _matrix(self, name: str) -> NDArray:
+        return self._prepared[name].struct
+
+    def _vector(self, name: str) -> int:
+        """A dense vector as f32, padded with zeros to whole blocks; 0 if the model has none of that name."""
+        if name not in self._container.tensors:
+            return 0
+        values = self._container.decode(name).reshape(-1)
+        return self._memory.hold(np.pad(values, (0, -len(values) % BLOCK)))
+
+    # --- phases
+
+    def _phase(self, pairs: list[tuple[str, str | None, int]]) -> tuple[int, int]:
+        """Jobs of matrices (name, partner, offset of the output in bytes), cut by rows."""
+        total = sum(int(self._matrix(name)["rows"][0]) for name, _, _ in pairs)
+        jobs_wanted = 1 if self._threads == 1 else _JOBS_PER_THREAD * self._threads
+        step = max(-(-total // jobs_wanted // _JOB_ROWS) * _JOB_ROWS, _JOB_ROWS)
+        jobs = []
+        for name, partner, output in pairs:
+            rows = int(self._matrix(name)["rows"][0])
+            partner_address = self._matrix(partner).ctypes.data if partner else 0
+            for low in range(0, rows, step):
+                jobs.append((self._matrix(name).ctypes.data, partner_address, low, min(low + step, rows), output))
+        return self._memory.hold(np.array(jobs, JOB)), len(jobs)
+
+    def _layer(self, index: int) -> tuple:
+        config, name = self.config, f"model.layers.{index}."
+        query, kv = config.heads * config.head_dim * 4, config.kv_heads * config.head_dim * 4
+        attention, feed = name + "self_attn.", name + "mlp."
+        projections = [
+            (f"{attention}{part}_proj.weight", None, at) for part, at in zip("qkv", (0, query, query + kv), strict=True)
+        ]
+        up_at = _padded(config.intermediate_size, LANES) * 4
+        return (
+            index,
+            self._vector(name + "input_layernorm.weight"),
+            self._vector(name + "post_attention_layernorm.weight"),
+            self._vector(attention + "q_norm.weight"),
+            self._vector(attention + "k_norm.weight"),
+            self._phase(projections),
+            self._phase([(attention + "o_proj.weight", None, 0)]),
+            self._phase([(feed + "gate_proj.weight", feed + "up_proj.weight", up_at)]),
+            self._phase([(feed + "down_proj.weight", None, 0)]),
+        )
+
+    # --- buffers
+
+    def _fill_plan(self) -> None:
+        config, plan, memory = self.config, self.plan_array[0], self._memory
+        layers = np.array([self._layer(i) for i in range(config.layers)], LAYER)
+        plan["layers"], plan["layer_count"] = memory.hold(layers), config.layers
+        plan["hidden"], plan["intermediate"] = config.hidden_size, config.intermediate_size
+        plan["heads"], plan["kv_heads"], plan["head_dim"] = config.heads, config.kv_heads, config.head_dim
+        plan["padded_head_dim"] = _padded(config.head_dim, LANES)
+        plan["window"] = config.sliding_window or 0
+        plan["epsilon"], plan["query_scale"] = config.norm_epsilon, config.head_dim**-0.5
+        plan["embedding"] = self._matrix(EMBEDDING).ctypes.data
+        plan["final_norm"] = self._vector("model.norm.weight")
+        plan["head"] = self._phase([(self._head, None, 0)])
+        projected = (config.heads + 2 * config.kv_heads) * config.head_dim
+        for name, columns in (
+            ("x", config.hidden_size),
+            ("qkv", projected),
+            ("gate_up", 2 * _padded(config.intermediate_size, LANES)),
+            ("delta", config.hidden_size),
+        ):
+            plan[f"{name}_stride"] = _padded(columns, BLOCK) * 4
+            plan[name] = memory.zeros(int(plan[f"{name}_stride"]) * TILE)
+        plan["partial_bytes"] = self._partial_bytes
+        pages = -(-config.context_length // PAGE)
+        plan["partials"] = memory.zeros(pages * config.heads * self._partial_bytes)
+        plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
+        for name, columns in self._inputs():
+            plan[name] = self._activation(columns, TILE)
+
+    def _fill_threads(self) -> None:
+        memory = self._memory
+        scratch = max(8 * _padded(int(item.struct["columns"][0]), BLOCK) * 4 for item in self._prepared.values())
+        for thread in self.thread_arrays:
+            for name, columns in self._inputs():
+                thread[name] = self._activation(columns, 1)
+            # SwiGLU's output is everyone's; each thread packs it for itself.
+            thread["feed_input"]["values"] = self.plan_array[0]["feed_input"]["values"]
+            thread["scratch"] = memory.zeros(scratch)
+            thread["scores"] = memory.zeros(PAGE * 4)
+            thread["partial"] = memory.zeros(2 * self._partial_bytes)
+
+    def _inputs(self) -> list[tuple[str, int]]:
+        """The activations that products read, and their columns."""
+        config = self.config
+        return [
+            ("norm_input", config.hidden_size),
+            ("mixed_input", config.heads * config.head_dim),
+            ("feed_input", config.intermediate_size),
+        ]
+
+    def _activation(self, columns: int, tokens: int) -> NDArray:
+        a, memory = np.zeros((), ACTIVATION), self._memory
+        padded = _padded(columns, BLOCK)
+        a["columns"] = columns
+        a["values_stride"], a["packed_stride"] = padded * 4, padded // BLOCK * PACKED_BLOCK_BYTES
+        a["values"] = memory.zeros(int(a["values_stride"]) * tokens)
+        a["packed"] = memory.zeros(int(a["packed_stride"]) * tokens)
+        a["scale"], a["total"] = memory.zeros(4 * tokens), memory.zeros(4 * tokens)
+        return a
+
+    @property
+    def _partial_bytes(self) -> int:
+        return PARTIAL_HEADER + _padded(self.config.head_dim, LANES) * 4
+
+
+_LAYER_MATRICES = [f"self_attn.{part}_proj" for part in "qkvo"] + [
+    f"mlp.{part}_proj" for part in ("gate", "up", "down")
+]
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

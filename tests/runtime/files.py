@@ -1,0 +1,22 @@
+"""Small model files for tests: dense, or clustered by a rule."""
+
+from rkf.cluster.matrix import cluster
+from rkf.matrix import Alias, DenseTensor, from_f32
+from rkf.writer import Writer
+from tests.runtime import tiny
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+TOKENIZER = tiny.byte_level_tokenizer().to_str().encode()
+
+
+def write_model(path, config, weights, rule=None, dtype="f32"):
+    """Write f32 weights by canonical name (head tied if it is not there); vectors stay dense. Returns path."""
+    tensors = {name: DenseTensor(dtype, from_f32(values, dtype)) for name, values in weights.items()}
+    if rule is not None:
+        tensors = {name: cluster(tensor, rule, name)[0] for name, tensor in tensors.items()}
+    tensors.setdefault(HEAD, Alias(EMBEDDING))
+    with Writer(path, metadata={"model": config.to_metadata()}, provenance={}) as writer:
+        for name in sorted(tensors):
+            writer.add(name, tensors[name])
+        writer.blob("tokenizer.json", TOKENIZER)
+    return path

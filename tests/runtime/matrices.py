@@ -1,0 +1,93 @@
+"""Random clustered matrices, and one product through a kernel, for tests of the kernels."""
+
+import ctypes
+
+import numpy as np
+
+from rkf import bitpack
+from rkf.format import index_bits
+from rkf.matrix import Affine, ClusteredMatrix, Exceptions
+from rkf.runtime import jit
+from rkf.runtime.layout import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES
+from rkf.runtime.plan import Memory, clustered
+
+PRODUCT = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)
+ROW = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
+
+
+def random_matrix(k, rows, columns, *, grid=True, affine="row", exceptions=0, tables=1, seed=0):
+    """affine: "none", "tensor", "row", "both" (row, with b) or a group size."""
+    random = np.random.Generator(np.random.Philox(key=seed))
+    indices = random.integers(0, k, (rows, columns), dtype=np.uint8)
+    if grid:
+        centroids = np.stack([np.sort(random.choice(np.arange(-127, 128), k, replace=False)) for _ in range(tables)])
+    else:
+        centroids = np.sort(random.standard_normal((tables, k)), axis=1)
+    count = {"none": 0, "tensor": 1}.get(affine, rows)
+    factors = None
+    if isinstance(affine, int):
+        shape = (rows, -(-columns // affine))
+        factors = Affine("group", affine, random.uniform(0.01, 0.1, shape).astype(np.float16))
+    elif count:
+        a, b = (random.uniform(0.01, 0.1, count).astype(np.float16) for _ in range(2))
+        factors = Affine("tensor" if affine == "tensor" else "row", None, a, b if affine == "both" else None)
+    exact = None
+    if exceptions:
+        positions = np.sort(random.choice(rows * columns, exceptions, replace=False)).astype(np.uint32)
+        exact = Exceptions(positions, random.standard_normal(exceptions).astype(np.float32), "f32")
+    return ClusteredMatrix(
+        shape=(rows, columns),
+        planes=bitpack.pack(indices, index_bits(k)),
+        counts=np.ones((tables, k), np.uint64),
+        centroids=centroids.astype(np.float32),
+        rows_per_table=-(-rows // tables),
+        source_dtype="f32",
+        affine=factors,
+        exceptions=exact,
+    )
+
+
+def whole_activations(tokens, columns, seed=1):
+    """Activations in integers (i64[tokens, columns]) and a scale a token, as packing makes them."""
+    random = np.random.Generator(np.random.Philox(key=seed))
+    return random.integers(-16256, 16257, (tokens, columns)), random.uniform(1e-4, 1e-3, tokens).astype(np.float32)
+
+
+def packed(whole, level):
+    """The packed form of integers, `u8[tokens, bytes]` (layout.py), written anew in numpy."""
+    tokens, columns = whole.shape
+    blocks = np.pad(whole, ((0, 0), (0, -columns % BLOCK))).reshape(tokens, -1, BLOCK)
+    even, odd = blocks[..., ::2], blocks[..., 1::2]
+    if level != "avx512":
+        return np.concatenate([even, odd], axis=-1).astype(np.int16).view(np.uint8).reshape(tokens, -1)
+    high = [(part + 64) >> 7 for part in (even, odd)]
+    low = [part - 128 * up for part, up in zip((even, odd), high, strict=True)]
+    return np.concatenate([*high, *low], axis=-1).astype(np.int8).view(np.uint8).reshape(tokens, -1)
+
+
+def product(matrix, whole, scale, level, *, fast=True, span=None):
+    """Rows span of matrix times activations through its kernel, `f32[tokens, rows]`; rows outside stay NaN. Exceptions
+    of a fast product are the caller's business, as in the step kernel.
+    """
+    memory = Memory()
+    prepared = clustered(matrix, memory, level if fast else None)
+    kernels = prepared.kernels
+    addresses = jit.addresses([kernels.one, kernels.many, kernels.row], level)
+    m = prepared.struct[0]
+    m["decode_row"] = addresses[kernels.row]
+    tokens, columns = whole.shape
+    values = np.zeros((tokens, -(-columns // BLOCK) * BLOCK), np.float32)
+    values[:, :columns] = whole * scale[:, None]
+    integers = packed(whole, level)
+    x = np.zeros(1, ACTIVATION)
+    x["columns"], x["values"], x["values_stride"] = columns, values.ctypes.data, values.strides[0]
+    x["packed"], x["packed_stride"] = integers.ctypes.data, integers.strides[0]
+    totals = whole.sum(axis=1).astype(np.int32)
+    x["scale"], x["total"] = scale.ctypes.data, totals.ctypes.data
+    assert integers.shape[1] == values.shape[1] // BLOCK * PACKED_BLOCK_BYTES
+    y = np.full((tokens, matrix.rows), np.nan, np.float32)
+    scratch = memory.zeros(1 << 22)
+    low, high = span or (0, matrix.rows)
+    kernel = PRODUCT(addresses[kernels.one if tokens == 1 else kernels.many])
+    kernel(prepared.struct.ctypes.data, x.ctypes.data, tokens, y.ctypes.data, y.strides[0], low, high, scratch)
+    return y

@@ -1,0 +1,84 @@
+"""The CPU backend against a plain numpy forward pass: dense and clustered files, token by token and in tiles."""
+
+import numpy as np
+import pytest
+
+import rkf
+from rkf.cluster.recipe import Rule
+from rkf.errors import ContextLengthError, UsageError
+from rkf.runtime.cpu import CpuBackend
+from tests.runtime import tiny
+from tests.runtime.files import write_model
+from tests.runtime.numpy_backend import NumpyBackend
+
+CONFIG = tiny.config()
+IDS = np.random.Generator(np.random.Philox(key=3)).integers(0, 400, 150)
+PARTS = np.split(IDS, [1, 2, 20, 130, 131])
+RULE = Rule(k=16, grid=True, affine="row", exceptions=0.002)
+
+
+def logits(backend, parts):
+    cache = backend.new_cache(CONFIG.context_length)
+    return np.concatenate([backend.forward(part, cache, last_only=False) for part in parts])
+
+
+def relative(found, wanted):
+    return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
+def decoded(container):
+    return {name: container.decode(name) for name in container.tensors}
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_dense_files_equal_numpy(tmp_path, dtype):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), dtype=dtype)) as container:
+        backend = CpuBackend(container, exact=True)
+        wanted = logits(NumpyBackend(CONFIG, decoded(container)), PARTS)
+        assert relative(logits(backend, PARTS), wanted) < 1e-4
+
+
+def test_exact_mode_of_a_clustered_file_equals_numpy_on_its_decoded_weights(tmp_path):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        wanted = logits(NumpyBackend(CONFIG, decoded(container)), PARTS)
+        assert relative(logits(CpuBackend(container, exact=True), PARTS), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_fast_mode_is_close_to_exact(tmp_path, grid):
+    rule = Rule(k=32, grid=grid, affine="row", exceptions=0.002)
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), rule)) as container:
+        wanted = logits(CpuBackend(container, exact=True), PARTS)
+        assert relative(logits(CpuBackend(container), PARTS), wanted) < 5e-3  # the cache holds half-precision numbers
+
+
+def test_tokens_alone_and_in_tiles_give_the_same_bits(tmp_path):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        backend = CpuBackend(container)
+        alone = logits(backend, np.split(IDS, len(IDS)))
+        assert np.array_equal(logits(backend, [IDS]), alone)
+
+
+def test_a_truncated_cache_continues_as_a_fresh_one(tmp_path):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        backend = CpuBackend(container)
+        cache = backend.new_cache(256)
+        backend.forward(IDS[:60], cache, last_only=True)
+        cache.truncate(30)
+        found = backend.forward(IDS[30:40], cache, last_only=True)
+        fresh = backend.new_cache(256)
+        assert np.array_equal(found, backend.forward(IDS[:40], fresh, last_only=True))
+        assert cache.length == 40
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        backend = CpuBackend(container)
+        cache = backend.new_cache(16)
+        with pytest.raises(ContextLengthError):
+            backend.forward(IDS[:17], cache, last_only=True)
+        for bad in (np.array([400]), np.array([-1]), np.array([], np.int64)):
+            with pytest.raises(UsageError):
+                backend.forward(bad, cache, last_only=True)
+        with pytest.raises(UsageError):
+            cache.truncate(1)

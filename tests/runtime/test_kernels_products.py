@@ -1,0 +1,28 @@
+"""Every kernel against decode() and numpy, over widths, odd shapes, affine granularities, tables and exceptions."""
+
+import numpy as np
+import pytest
+
+from rkf.runtime import cpu_features
+from tests.runtime.matrices import product, random_matrix, whole_activations
+
+LEVEL = cpu_features.level()
+COLUMNS = [1, 7, 63, 64, 65, 127, 128, 129, 576, 1000]
+
+
+def expected(matrix, whole, scale):
+    return (whole * scale[:, None].astype(np.float64)) @ matrix.decode().astype(np.float64).T
+
+
+def close(found, wanted, whole, scale, matrix):
+    """Within f32 rounding of sums whose terms have a known size."""
+    size = np.abs(whole * scale[:, None]) @ np.abs(matrix.decode()).T
+    assert np.all(np.abs(found - wanted) <= 4e-6 * size + 1e-30)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7, 8, 16, 24, 32, 64, 100, 128, 200, 255])
+def test_fast_grid_products_equal_the_decode(k):
+    for columns in COLUMNS:
+        matrix = random_matrix(k, 37, columns, seed=columns)
+        whole, scale = whole_activations(1, columns)
+        close(product(matrix, whole, scale, LEVEL), expected(matrix, whole, scale), whole, scale, matrix)
