@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 
 from rkf.config import ModelConfig, RopeScaling
-from rkf.converters.names import EMBEDDING, HEAD
+from rkf.converters.names import HEAD
 from rkf.errors import SourceError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What sets one architecture apart. defaults: values that its config.json may leave out."""
+    """What sets one architecture apart.
+
+    required: layer tensors that it always has beyond those that every model has. defaults: values that its config.json
+    may leave out.
+    """
 
     name: str
     required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -33,37 +36,12 @@ _NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
 FAMILIES = {
     family.name: family
     for family in (
-        Family("llama", optional=_BIASES),
+        Family("llama"),
         # transformers' MistralConfig has a window of 4096 unless config.json says otherwise.
         Family("mistral", defaults={"sliding_window": 4096}),
         Family("qwen2", required=_BIASES),
-        Family("qwen3", required=_NORMS, optional=_BIASES, defaults={"head_dim": 128}),
+        Family("qwen3", required=_NORMS, defaults={"head_dim": 128}),
     )
-}
-
-# Canonical layer tensor -> its shape, in the sizes of `_sizes`.
-LAYER_SHAPES: Mapping[str, tuple[str, ...]] = {
-    "input_layernorm.weight": ("hidden",),
-    "mlp.down_proj.weight": ("hidden", "intermediate"),
-    "mlp.gate_proj.weight": ("intermediate", "hidden"),
-    "mlp.up_proj.weight": ("intermediate", "hidden"),
-    "post_attention_layernorm.weight": ("hidden",),
-    "self_attn.k_proj.weight": ("kv", "hidden"),
-    "self_attn.o_proj.weight": ("hidden", "q"),
-    "self_attn.q_proj.weight": ("q", "hidden"),
-    "self_attn.v_proj.weight": ("kv", "hidden"),
-}
-EXTRA_SHAPES: Mapping[str, tuple[str, ...]] = {
-    "self_attn.k_norm.weight": ("head",),
-    "self_attn.k_proj.bias": ("kv",),
-    "self_attn.q_norm.weight": ("head",),
-    "self_attn.q_proj.bias": ("q",),
-    "self_attn.v_proj.bias": ("kv",),
-}
-GLOBAL_SHAPES: Mapping[str, tuple[str, ...]] = {
-    EMBEDDING: ("vocab", "hidden"),
-    HEAD: ("vocab", "hidden"),
-    "model.norm.weight": ("hidden",),
 }
 
 # ModelConfig field -> config.json key.
@@ -95,7 +73,6 @@ GGUF_KEYS = {
 HF_FIXED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", None),
     "partial_rotary_factor": (1, 1.0, None),
-    "mlp_bias": (False, None),
     "num_experts": (0, None),
     "num_local_experts": (0, None),
 }
@@ -156,29 +133,25 @@ def gguf_config(fields: Mapping[str, Any], rope_factors: Any, label: str, **toke
     return replace(built, rope_scaling=llama3_scaling(np.asarray(rope_factors), built, label))
 
 
-def expected_shapes(config: ModelConfig, present: set[str], tied: bool) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a model of this configuration has, optional ones only where `present`: name -> shape."""
-    kin, sizes = FAMILIES[config.architecture], _sizes(config)
-    shapes = {name: shape for name, shape in GLOBAL_SHAPES.items() if not (tied and name == HEAD)}
-    for layer in range(config.layers):
-        prefix = f"model.layers.{layer}."
-        extra = [part for part in kin.required + kin.optional if part in kin.required or prefix + part in present]
-        shapes |= {prefix + part: shape for part, shape in LAYER_SHAPES.items()}
-        shapes |= {prefix + part: EXTRA_SHAPES[part] for part in extra}
-    return {name: tuple(sizes[size] for size in shape) for name, shape in shapes.items()}
-
-
 def check_tensors(found: Mapping[str, tuple[int, ...]], config: ModelConfig, tied: bool, label: str) -> None:
-    """Refuse a checkpoint whose tensors are not exactly those of its configuration."""
-    expected = expected_shapes(config, set(found), tied)
-    for name in sorted(expected.keys() - found.keys()):
-        raise SourceError(f"{label}: tensor {name} is missing, expected {list(expected[name])}; is a shard absent?")
-    for name in sorted(found.keys() - expected.keys()):
-        raise UnsupportedError(f"{label}: tensor {name} has no place in a {config.architecture} model as rkf knows it")
+    """Refuse a checkpoint whose tensors are not those of its configuration."""
+    kin = FAMILIES[config.architecture]
+    shapes, required = {}, set()
+    for name, shape, needed in config.tensors():
+        part = name.split(".", 3)[-1]
+        if part in _NORMS and part not in kin.required:
+            continue  # a norm that the family does not know would be applied in a place of our own choosing
+        shapes[name] = shape
+        if (needed and not (tied and name == HEAD)) or part in kin.required:
+            required.add(name)
+    for name in sorted(required - found.keys()):
+        raise SourceError(f"{label}: tensor {name} is missing, expected {list(shapes[name])}; is a shard absent?")
     for name, shape in found.items():
-        if shape != expected[name]:
+        if name not in shapes:
+            raise UnsupportedError(f"{label}: tensor {name} has no place in a {kin.name} model as rkf knows it")
+        if shape != shapes[name]:
             raise SourceError(
-                f"{label}: tensor {name}: expected shape {list(expected[name])} by the configuration, got {list(shape)}"
+                f"{label}: tensor {name}: expected shape {list(shapes[name])} by the configuration, got {list(shape)}"
             )
 
 
@@ -217,17 +190,6 @@ def llama3_divisors(scaling: RopeScaling, config: ModelConfig) -> np.ndarray:
 
 def _frequencies(config: ModelConfig) -> np.ndarray:
     return config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-
-
-def _sizes(config: ModelConfig) -> dict[str, int]:
-    return {
-        "vocab": config.vocab_size,
-        "hidden": config.hidden_size,
-        "intermediate": config.intermediate_size,
-        "q": config.heads * config.head_dim,
-        "kv": config.kv_heads * config.head_dim,
-        "head": config.head_dim,
-    }
 
 
 def _build(kin: Family, values: dict[str, Any], label: str, **rest: Any) -> ModelConfig:

@@ -61,6 +61,11 @@ def test_config_fields(hf_folder: Callable[..., Path]) -> None:
     assert open_source(hf_folder("mistral")).config.sliding_window == 32
 
 
+def test_biases_of_every_projection(hf_folder: Callable[..., Path]) -> None:
+    source = open_source(hf_folder("llama", attention_bias=True, mlp_bias=True))
+    assert len([name for name in source.tensors if name.endswith(".bias")]) == 2 * 7
+
+
 def test_tied_embeddings_are_an_alias(hf_folder: Callable[..., Path]) -> None:
     source = open_source(hf_folder("qwen2"))
     assert source.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
