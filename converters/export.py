@@ -1,0 +1,239 @@
+"""An .rkf file back to foreign formats: a Hugging Face folder, or a GGUF in f16. One tensor in memory at a time.
+
+What is written are the decoded weights, rounded to the source's dtype (Hugging Face) or to f16 (GGUF): exact for a
+dense file in that dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from rkf.atomic import refuse_same_file, reporting
+from rkf.config import ModelConfig
+from rkf.container import Container, open_file
+from rkf.converters.architectures import GGUF_KEYS, HF_KEYS, llama3_divisors
+from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, gguf_rows, permuted_heads, to_gguf
+from rkf.converters.tokenizer_export import gguf_fields, token_text
+from rkf.errors import UnsupportedError, UsageError
+from rkf.format import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER
+from rkf.matrix import from_f32
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+_TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+# llama.cpp has no architecture "mistral": a Mistral is a llama, and its window is not applied there.
+_GGUF_ARCHITECTURE = {"mistral": "llama"}
+_F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
+
+
+def export_hf(path: str | Path, folder: str | Path) -> None:
+    """Write the model at `path` as a folder that transformers loads: safetensors, config.json, tokenizer, template.
+
+    Raises UsageError if the folder exists and is not empty, and what opening `path` raises.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already: choose another name for the folder")
+    with open_file(path) as model, _staged(folder) as staging:
+        config = _config(model)
+        staging.mkdir()
+        tensors = {name: entry.source_dtype for name, entry in model.tensors.items() if entry.kind != "alias"}
+        _write_safetensors(staging / "model.safetensors", model, tensors)
+        text = token_text(model.blob(TOKENIZER) or b"")
+        _write_json(staging / "config.json", _hf_config(config, tensors))
+        _write_json(staging / "generation_config.json", _hf_generation(config))
+        _write_json(staging / "tokenizer_config.json", _hf_tokenizer_config(config, text))
+        (staging / TOKENIZER).write_bytes(model.blob(TOKENIZER) or b"")
+        template = model.blob(CHAT_TEMPLATE)
+        if template is not None:
+            (staging / CHAT_TEMPLATE).write_bytes(template)
+
+
+def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> None:
+    """Write the model at `path` as a GGUF that llama.cpp loads: matrices in f16, vectors in f32.
+
+    Raises UsageError if `out` exists and `force` is not given, UnsupportedError for a tokenizer that GGUF has no name
+    for, and what opening `path` raises.
+    """
+    out = Path(out)
+    refuse_same_file(out, path)
+    if out.exists() and not force:
+        raise UsageError(f"{out}: exists already: choose another name, or overwrite it with --force")
+    with open_file(path) as model, _staged(out) as staging, ExitStack() as stack:
+        config = _config(model)
+        architecture = _GGUF_ARCHITECTURE.get(config.architecture, config.architecture)
+        writer = stack.enter_context(closing(gguf.GGUFWriter(staging, architecture)))
+        for key, value in _gguf_config(config, architecture).items():
+            writer.add_key_value(key, value, _gguf_type(value))
+        gguf_fields(writer, model.blob(TOKENIZER) or b"", config)
+        template = model.blob(CHAT_TEMPLATE)
+        if template is not None:
+            writer.add_chat_template(template.decode())
+        _write_gguf_tensors(writer, model, config, architecture)
+
+
+def _config(model: Container) -> ModelConfig:
+    if model.config is None:
+        raise UnsupportedError(f"{model.path}: no model configuration in its metadata: nothing to export it as")
+    return model.config
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A name beside the target that takes its place at the end, and is removed if there is an error."""
+    staging = target.with_name(f".{target.name}.partial")
+    with reporting(target):
+        _remove(staging)
+    try:
+        yield staging
+        with reporting(target):
+            staging.replace(target)
+    except BaseException:
+        _remove(staging)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_safetensors(path: Path, model: Container, dtypes: Mapping[str, str]) -> None:
+    """Stream tensors into a safetensors file (the library's writer wants all of them in memory).
+
+    Layout: u64 length of the header, JSON header padded with spaces to 8 bytes, tensors without gaps.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype in dtypes.items():
+        shape = model.tensors[name].shape
+        begin, end = end, end + prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": _SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with reporting(path), path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, dtype in dtypes.items():
+            file.write(from_f32(model.decode(name), dtype).data)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _hf_config(config: ModelConfig, tensors: Mapping[str, str]) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    scaling = config.rope_scaling
+    if scaling is not None:
+        rope |= {"rope_type": scaling.type, "factor": scaling.factor}
+        if scaling.type == "llama3":
+            rope["low_freq_factor"] = scaling.low_freq_factor
+            rope["high_freq_factor"] = scaling.high_freq_factor
+            rope["original_max_position_embeddings"] = scaling.original_context
+    # rope_parameters is what transformers reads since version 5, rope_theta and rope_scaling what it read before.
+    old_scaling = None if scaling is None else {key: value for key, value in rope.items() if key != "rope_theta"}
+    window = {} if config.sliding_window is None else {"use_sliding_window": True, "max_window_layers": 0}
+    return {
+        "architectures": [_CLASSES[config.architecture]],
+        "model_type": config.architecture,
+        **{theirs: getattr(config, ours) for ours, theirs in HF_KEYS.items()},
+        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": list(config.eos_ids),
+        "hidden_act": "silu",
+        "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in tensors,
+        "rope_parameters": rope,
+        "rope_scaling": old_scaling,
+        "rope_theta": config.rope_theta,
+        "sliding_window": config.sliding_window,
+        **(window if config.architecture.startswith("qwen") else {}),
+        "tie_word_embeddings": HEAD not in tensors,
+        "torch_dtype": _TORCH[tensors[EMBEDDING]],
+    }
+
+
+def _hf_generation(config: ModelConfig) -> dict[str, Any]:
+    sampling = {**config.generation, "do_sample": True} if config.generation else {}
+    return {"bos_token_id": config.bos_id, "eos_token_id": list(config.eos_ids), **sampling}
+
+
+def _hf_tokenizer_config(config: ModelConfig, text: Mapping[int, str]) -> dict[str, Any]:
+    settings = {
+        "add_bos_token": config.add_bos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.context_length,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    if config.bos_id is not None:
+        settings["bos_token"] = text[config.bos_id]
+    if config.eos_ids:
+        settings["eos_token"] = text[config.eos_ids[0]]
+    return settings
+
+
+def _gguf_config(config: ModelConfig, architecture: str) -> dict[str, int | float | str]:
+    """GGUF keys without the tokenizer's. 1: "mostly f16" of llama.cpp's file types."""
+    own: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in GGUF_KEYS.items()}
+    own |= {
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+        "attention.sliding_window": config.sliding_window,
+    }
+    if config.rope_scaling is not None and config.rope_scaling.type == "linear":
+        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling.factor}
+    keys = {f"{architecture}.{key}": value for key, value in own.items() if value is not None}
+    return {**keys, "general.file_type": 1}
+
+
+def _gguf_type(value: float | str) -> gguf.GGUFValueType:
+    if isinstance(value, str):
+        return gguf.GGUFValueType.STRING
+    return gguf.GGUFValueType.FLOAT32 if isinstance(value, float) else gguf.GGUFValueType.UINT32
+
+
+def _write_gguf_tensors(writer: gguf.GGUFWriter, model: Container, config: ModelConfig, architecture: str) -> None:
+    names = [name for name, entry in model.tensors.items() if entry.kind != "alias"]
+    kinds = {name: _F16 if len(model.tensors[name].shape) > 1 else _F32 for name in names}
+    extra = {}
+    if config.rope_scaling is not None and config.rope_scaling.type == "llama3":
+        extra[GGUF_ROPE_FACTORS] = llama3_divisors(config.rope_scaling, config).astype(np.float32)
+    for name, kind in kinds.items():
+        shape, width = model.tensors[name].shape, 2 if kind == _F16 else 4
+        writer.add_tensor_info(to_gguf(name), shape, np.dtype(np.float32), prod(shape) * width, raw_dtype=kind)
+    for name, factors in extra.items():
+        writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, kind in kinds.items():
+        weights = model.decode(name)
+        heads = permuted_heads(architecture, name)
+        if heads is not None:
+            weights = weights[gguf_rows(weights.shape[0], getattr(config, heads))]
+        writer.write_tensor_data(_f16(weights, name) if kind == _F16 else np.ascontiguousarray(weights))
+    for factors in extra.values():
+        writer.write_tensor_data(factors)
+
+
+def _f16(weights: np.ndarray, name: str) -> np.ndarray:
+    rounded = from_f32(weights, "f16")
+    if not np.isfinite(rounded).all():
+        raise UnsupportedError(f"{name}: weights up to {np.abs(weights).max():g} don't fit f16: no GGUF can be written")
+    return rounded

@@ -1,0 +1,159 @@
+"""Export: transformers loads what is written, and it comes back as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rkf.container import open_file
+from rkf.converters.architectures import llama3_divisors
+from rkf.converters.export import export_gguf, export_hf
+from rkf.converters.gguf_header import read_header
+from rkf.converters.pipeline import convert
+from rkf.converters.source import open_source
+from rkf.errors import UnsupportedError, UsageError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_hf_round_trip_of_a_dense_file(hf_folder: Callable[..., Path], tmp_path: Path, family: str, dtype: str) -> None:
+    folder, out, back = hf_folder(family, dtype), tmp_path / "m.rkf", tmp_path / "back"
+    convert(folder, out, recipe="dense")
+    export_hf(out, back)
+    before, after = open_source(folder), open_source(back)
+    assert after.config == before.config
+    assert after.aliases == before.aliases
+    assert after.chat_template == before.chat_template
+    assert after.tokenizer_json == before.tokenizer_json
+    models = [
+        transformers.AutoModelForCausalLM.from_pretrained(each, dtype="auto", attn_implementation="eager")
+        for each in (folder, back)
+    ]
+    assert models[0].dtype == models[1].dtype == getattr(torch, dtype)
+    tokens = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        np.testing.assert_array_equal(*(model(tokens).logits.float().numpy() for model in models))
+
+
+def test_hf_of_a_clustered_file_has_the_decoded_weights(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    out, back = tmp_path / "m.rkf", tmp_path / "back"
+    convert(hf_folder("qwen3", "float32"), out)
+    export_hf(out, back)
+    state = transformers.AutoModelForCausalLM.from_pretrained(back).state_dict()
+    with open_file(out) as model:
+        for name in state:
+            np.testing.assert_array_equal(state[name].numpy(), model.decode(name))
+
+
+def test_hf_tokenizer_encodes_the_same(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder, back = hf_folder("llama"), tmp_path / "back"
+    convert(folder, tmp_path / "m.rkf")
+    export_hf(tmp_path / "m.rkf", back)
+    text = "Hello <|im_start|>user 123 漢字  😀\n"
+    first, second = (transformers.AutoTokenizer.from_pretrained(each) for each in (folder, back))
+    assert first(text)["input_ids"] == second(text)["input_ids"]
+    assert (second.bos_token, second.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert second.chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gguf_round_trip(gguf_file: Callable[..., Path], tmp_path: Path, family: str) -> None:
+    path, out, back = gguf_file(family), tmp_path / "m.rkf", tmp_path / "back.gguf"
+    convert(path, out, recipe="dense")
+    export_gguf(out, back)
+    before, after = open_source(path), open_source(back)
+    assert after.config == before.config
+    assert after.tokenizer_json == before.tokenizer_json
+    assert after.chat_template == before.chat_template
+    assert list(after.tensors) == list(before.tensors)
+    for name in before.tensors:
+        weights = before.read(name).decode()
+        expected = weights.astype(np.float16).astype(np.float32) if weights.ndim > 1 else weights
+        np.testing.assert_array_equal(after.read(name).decode(), expected)
+
+
+def test_gguf_as_transformers_loads_it(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = hf_folder("llama", "float16")
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    source = open_source(folder)
+    for name, tensor in loaded.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), source.read(name).decode())
+
+
+@pytest.mark.parametrize("rope", [LLAMA3, {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}])
+def test_rope_scaling_survives_both_ways(hf_folder: Callable[..., Path], tmp_path: Path, rope: dict) -> None:
+    folder, out = (
+        hf_folder("llama", rope_parameters=rope, head_dim=64, num_attention_heads=1, num_key_value_heads=1),
+        tmp_path / "m.rkf",
+    )
+    convert(folder, out)
+    export_hf(out, tmp_path / "back")
+    export_gguf(out, tmp_path / "back.gguf")
+    expected = open_source(folder).config
+    assert open_source(tmp_path / "back").config == expected
+    assert open_source(tmp_path / "back.gguf").config.rope_scaling == expected.rope_scaling
+    if rope["rope_type"] == "llama3":
+        stored = read_header(tmp_path / "back.gguf").tensors["rope_freqs.weight"].stored(tmp_path / "back.gguf")
+        assert expected.rope_scaling is not None
+        np.testing.assert_array_equal(
+            stored.view(np.float32)[0], llama3_divisors(expected.rope_scaling, expected).astype(np.float32)
+        )
+    # Older versions of transformers read rope_theta and rope_scaling.
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["rope_theta"] == rope["rope_theta"]
+    assert config["rope_scaling"]["factor"] == rope["factor"]
+
+
+def test_refusals(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder, out = hf_folder("llama"), tmp_path / "m.rkf"
+    convert(folder, out)
+    with pytest.raises(UsageError, match="exists already"):
+        export_hf(out, folder)
+    (tmp_path / "m.gguf").write_bytes(b"old")
+    with pytest.raises(UsageError, match="--force"):
+        export_gguf(out, tmp_path / "m.gguf")
+    export_gguf(out, tmp_path / "m.gguf", force=True)
+    assert open_source(tmp_path / "m.gguf").config.layers == 2
+
+
+def test_a_tokenizer_without_a_gguf_name(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = hf_folder("llama")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    convert(folder, tmp_path / "m.rkf")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UnsupportedError, match="cuts words"):
+        export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_weights_past_f16(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = hf_folder("llama", "float32")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = 1e6
+    save_file(tensors, folder / "model.safetensors")
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    with pytest.raises(UnsupportedError, match=r"lm_head.weight: weights up to 1e\+06"):
+        export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
