@@ -54,7 +54,7 @@ def of_weights(weights: F32, scale: F32, group: int) -> Histogram:
     moments = np.zeros((1 << _BUCKET_BITS, 2))
     _fill_buckets(weights, scale, group, moments)
     finite = moments[_bucket(np.float32(-np.inf)) + 1 : _bucket(np.float32(np.inf))]
-    used = finite[finite[:, 0] > 0]
+    used = finite[_occupied(finite)]
     return Histogram(used[:, 1] / used[:, 0], used[:, 0])
 
 
@@ -90,6 +90,16 @@ def _fill_buckets(weights, scale, group, moments):
                 bucket = _bucket(value)
                 moments[bucket, 0] += importance
                 moments[bucket, 1] += importance * value
+
+
+@njit(cache=True, nogil=True)
+def _occupied(moments):
+    buckets = np.empty(moments.shape[0], np.int32)
+    n = 0
+    for bucket in range(moments.shape[0]):
+        buckets[n] = bucket
+        n += moments[bucket, 0] > 0
+    return buckets[:n].copy()
 
 
 @njit(cache=True, nogil=True)

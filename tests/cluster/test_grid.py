@@ -1,0 +1,55 @@
+"""Centroids on the integer grid against brute force and against the free optimum."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from rkf.cluster import grid, histogram, kmeans
+from rkf.cluster.histogram import Histogram
+
+
+def cost(histogram, centroids):
+    return histogram.mass @ np.abs(histogram.values[:, None] - centroids.astype(np.float64)).min(axis=1) ** 2
+
+
+def histogram_of(seed, n, low, high):
+    rng = np.random.default_rng(seed)
+    values = np.unique(rng.uniform(low, high, n))
+    return Histogram(values, rng.integers(1, 9, values.size).astype(np.float64))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_points_are_the_best_for_their_scale(seed):
+    # Values within two steps of the grid's middle: the best points lie there too, few enough to try them all.
+    found = histogram_of(seed, 40, -4.0, 4.0)
+    _, points = grid.optimal_points(found, 1.0, 3)
+    tried = min(combinations(range(-5, 6), 3), key=lambda chosen: cost(found, np.array(chosen)))
+    assert cost(found, points - grid.LIMIT) == pytest.approx(cost(found, np.array(tried)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("k", "most"), [(2, 1.001), (16, 1.002), (32, 1.01), (64, 1.04), (128, 1.12)])
+def test_is_nearly_as_good_as_free_centroids(k, most):
+    weights = np.random.default_rng(k).standard_normal(200_000).astype(np.float32)
+    weights = weights[np.abs(weights) < 3.3].reshape(1, -1)  # without the 0.1 % that exceptions take
+    found = histogram.of_weights(weights, np.ones((1, 1), np.float32), weights.size).merged()
+    centroids, scale = grid.centroids(found, k)
+    assert np.array_equal(centroids, np.rint(centroids))
+    assert np.abs(centroids).max() <= grid.LIMIT
+    assert np.all(np.diff(centroids) > 0)
+    free = cost(found, kmeans.centroids(found, k))
+    assert free <= cost(found, centroids * np.float64(scale)) <= most * free
+
+
+def test_all_255_points():
+    found = histogram_of(1, 5000, -1.0, 1.0)
+    centroids, scale = grid.centroids(found, 255)
+    assert np.array_equal(centroids, np.arange(-127, 128))
+    assert scale == pytest.approx(1 / 127, rel=0.01)
+
+
+def test_the_scale_survives_any_magnitude():
+    for magnitude in (1e-30, 1e30):
+        found = histogram_of(2, 500, -magnitude, magnitude)
+        centroids, scale = grid.centroids(found, 16)
+        assert cost(found, centroids * np.float64(scale)) < 0.01 * (found.mass @ found.values**2)

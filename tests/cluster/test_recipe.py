@@ -1,0 +1,77 @@
+"""Recipes as data: what each pattern and option comes to, and what is refused."""
+
+import pytest
+
+from rkf.cluster import Recipe, Rule
+from rkf.cluster.recipe import DENSE, shipped_names
+from rkf.errors import UsageError
+
+EMBEDDING, QUERY, NORM = "model.embed_tokens.weight", "model.layers.3.self_attn.q_proj.weight", "model.norm.weight"
+
+
+def parse(text, k=None):
+    return Recipe.parse(text, "test", k)
+
+
+def test_first_match_decides_and_the_rest_is_dense():
+    recipe = parse(
+        'k = 8\n[[rule]]\ntensors = ["*.q_proj.*", "x"]\nk = 32\n[[rule]]\ntensors = ["*proj*"]\nk_factor = 4'
+    )
+    assert recipe.rule(QUERY, (4, 4)) == Rule(k=32)
+    assert recipe.rule("model.layers.0.mlp.up_proj.weight", (4, 4)) == Rule(k=32)
+    assert recipe.rule(EMBEDDING, (4, 4)) == DENSE
+
+
+def test_one_dimension_is_always_dense():
+    assert parse('k = 16\n[[rule]]\ntensors = ["*"]').rule(NORM, (64,)) == DENSE
+
+
+def test_k_replaces_the_base_and_factors_stop_at_the_maximum():
+    text = 'k = 16\n[[rule]]\ntensors = ["a"]\nk_factor = 8\n'
+    text += '[[rule]]\ntensors = ["b"]\nk_factor = 8\ngrid = true\naffine = "row"'
+    assert parse(text).rule("a", (4, 4)).k == 128
+    assert parse(text, k=64).rule("a", (4, 4)).k == 256
+    assert parse(text, k=64).rule("b", (4, 4)).k == 255
+
+
+@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("k", [None, 2, 16, 24, 64, 256])
+def test_shipped_recipes_take_every_k(name, k):
+    recipe = Recipe.load(name, k)
+    assert recipe.rule(NORM, (64,)) == DENSE
+    assert (recipe.rule(QUERY, (64, 64)) == DENSE) == (name == "dense")
+
+
+def test_a_file_is_a_recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[[rule]]\ntensors = ["*"]\nk = 3\n')
+    assert Recipe.load(path).rule(QUERY, (4, 4)) == Rule(k=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k = ", "recipe test: "),
+        ("kk = 3", "got kk"),
+        ('[[rule]]\ntensors = ["*"]', "or the recipe a base k"),
+        ("[[rule]]\nk = 4", "a rule names tensors"),
+        ('[[rule]]\ntensors = ["*"]\nk = 300', "k is 2 to 256; got 300"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\ncolour = 1', "colour"),
+        ('[[rule]]\ntensors = ["*"]\ndense = true\nk = 16', "a dense rule"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\ngrid = true', "grid needs a factor"),
+        ('[[rule]]\ntensors = ["*"]\nk = 256\ngrid = true\naffine = "row"', "at most 255"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\naffine = "tensor"', "only with grid"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\naffine = "group"', "group goes with"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\naffine = "group"\ngroup = 48', "group is one of"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\nexceptions = 0.5', "exceptions are a share"),
+    ],
+)
+def test_refusals_say_what_was_expected(text, message):
+    with pytest.raises(UsageError, match=message) as refused:
+        parse(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_name_is_refused_with_those_known():
+    with pytest.raises(UsageError, match=r"nope: no such recipe; .*default, dense"):
+        Recipe.load("nope")
