@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,10 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[Out
     Raises UsageError if `path` exists and `force` is not given, OutputError if it cannot be written or another process
     is writing it.
     """
-    named, target = Path(path), Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.partial")
+    named = Path(path)
     with reporting(named):
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name}.partial")
         descriptor = _lock(temporary, named)
     try:
         with reporting(named):
@@ -123,20 +124,25 @@ def _copy_range(source: int, target: int, offset: int, length: int) -> int:
 def _lock(temporary: Path, target: Path) -> int:
     """Open and lock the temporary file; its descriptor."""
     while True:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The name may have been renamed or removed by its owner between our open and our lock.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), temporary.stat(follow_symlinks=False)):
-                    return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise OutputError(f"{target}: another process is writing it: wait for it, or choose another name") from None
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        with ExitStack() as undo:
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            undo.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "another process is writing it: wait for it, or choose another name"
+                raise OutputError(f"{target}: {problem}") from None
+            if _has_name(descriptor, temporary):
+                undo.pop_all()
+                return descriptor
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`: its owner may have renamed it before we locked it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

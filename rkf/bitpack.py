@@ -5,6 +5,8 @@ A plane is a plain bitstream: row-major, fields LSB-first, every row padded to a
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,7 +39,7 @@ def unused_bits(plane: U8, width: int, columns: int) -> U8:
     return plane[:, -1] >> used if used < 8 else np.zeros(plane.shape[0], np.uint8)
 
 
-def _pack_fields(fields: U8, width: int) -> U8:
+def _pack_fields(fields: NDArray[Any], width: int) -> U8:
     if width == 1:
         return np.packbits(fields, axis=1, bitorder="little")
     per_byte = 8 // width

@@ -112,7 +112,8 @@ class Container:
 
     def values(self, name: str) -> MatrixValues:
         """The centroids, affine factors and exception values of a clustered tensor, as views."""
-        return self._values._own_values(self._entry(name).name)
+        with naming(self._values.path):
+            return self._values._own_values(self._entry(name).name)
 
     def counts(self, name: str) -> NDArray[np.uint64]:
         """How often each rank of a clustered tensor occurs, `u64[tables, k]`."""
@@ -125,24 +126,24 @@ class Container:
     def blob(self, name: str) -> bytes | None:
         """The bytes of "tokenizer.json", "chat_template.jinja", …; None where the file has none."""
         number = self.directory.blobs.get(name)
-        with naming(self.path):
-            return None if number is None else self.section(number).tobytes()
+        return None if number is None else self.section(number).tobytes()
 
     def section(self, number: int) -> NDArray[np.uint8]:
         """What a section holds, decoded: `u8[decoded_length]`."""
         section, stored = self.sections[number], self.stored(number)
         if section.codec == CODEC_RAW:
             return np.frombuffer(stored, np.uint8)
-        where = self.sections[number].label(number)
-        decoded = codec.decompress(stored, section.chunks, section.decoded_length, where)
-        if self._check == "integrity":
-            integrity.check_hash(decoded, section.hash, where)
-        return decoded
+        with naming(self.path):
+            where = section.label(number)
+            decoded = codec.decompress(stored, section.chunks, section.decoded_length, where)
+            if self._check == "integrity":
+                integrity.check_hash(decoded, section.hash, where)
+            return decoded
 
     def stored(self, number: int) -> memoryview:
         """A section as it lies in the file."""
         if self._view is None:
-            raise UsageError("the container is closed: open it again")
+            raise UsageError(f"{self.path}: the container is closed: open it again")
         section = self.sections[number]
         return self._view[section.offset : section.offset + section.length]
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rkf.atomic import replacing
 from rkf.container import open_file
-from rkf.errors import OutputError
+from rkf.errors import OutputError, naming
 from rkf.format import SUPERBLOCK_BYTES
 from rkf.sections import SectionWriter
 
@@ -48,4 +49,5 @@ def edit(
             raw["metadata"] = dict(metadata)
         if provenance is not None:
             raw["provenance"] = dict(provenance)
-        writer.finish(raw, superblock.kind, superblock.minor, superblock.optional)
+        with naming(Path(output or path)):
+            writer.finish(raw, superblock.kind, superblock.minor, superblock.optional)

@@ -155,17 +155,13 @@ class ValuesSpool:
 
     def add(self, where: str, clusters: Clusters, values: MatrixValues, ascending: bool = True) -> None:
         """Append the fields of one tensor; tensors come in name order."""
-        affine = values.affine
-        arrays = {
-            "centroids": values.centroids,
-            "a": None if affine is None else affine.a,
-            "b": None if affine is None else affine.b,
-            "exceptions": values.exceptions,
-        }
+        a, b = (None, None) if values.affine is None else (values.affine.a, values.affine.b)
         placed = fields(clusters, self._out.position)
+        arrays = {"centroids": values.centroids, "a": a, "b": b, "exceptions": values.exceptions}
         checked = {
-            key: expect(arrays[key], storage_dtype(field.dtype), field.shape, f"{where}, {key}")
-            for key, field in placed.items()
+            key: expect(array, storage_dtype(placed[key].dtype), placed[key].shape, f"{where}, {key}")
+            for key, array in arrays.items()
+            if array is not None
         }
         problem = integrity.values_problem(values, ascending)
         if problem is not None:
@@ -177,15 +173,13 @@ class ValuesSpool:
     def write_to(self, sections: SectionWriter) -> None:
         """Append the values section, if there is any value."""
         if self._out.position:
-            with mmap.mmap(self._file.fileno(), self._out.position, access=mmap.ACCESS_READ) as mapped:
-                sections.add("values", [mapped])
+            sections.add("values", [mmap.mmap(self._file.fileno(), self._out.position, access=mmap.ACCESS_READ)])
 
 
-def expect(array: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
+def expect(array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
     """The array, C-contiguous; UsageError unless it has this dtype and shape."""
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise UsageError(f"{where}: expected {dtype} {list(shape)}, got {got}")
+    if array.dtype != dtype or array.shape != shape:
+        raise UsageError(f"{where}: expected {dtype} {list(shape)}, got {array.dtype} {list(array.shape)}")
     return np.ascontiguousarray(array)
 
 

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 from blake3 import blake3
 from hypothesis import strategies as st
 
 from rkf import bitpack, canonical
 from rkf.config import ModelConfig
-from rkf.format import GROUP_SIZES, SUPERBLOCK, SUPERBLOCK_BYTES, SUPERBLOCK_HASHED_BYTES, index_bits, position_bytes
+from rkf.directory import dense_id, ranks_id
+from rkf.format import (
+    ALIGNMENT,
+    GROUP_SIZES,
+    SUPERBLOCK,
+    SUPERBLOCK_BYTES,
+    SUPERBLOCK_HASHED_BYTES,
+    index_bits,
+    position_bytes,
+)
 from rkf.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor, from_f32, storage_dtype
 from rkf.writer import Writer
 
@@ -124,8 +134,7 @@ def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
 
 def directory_of(data: bytes) -> dict[str, Any]:
     """The directory of a file, unchecked."""
-    offset, length = SUPERBLOCK.unpack_from(data)[6:8]
-    return canonical.decode(data[offset : offset + length])
+    return canonical.decode(data[SUPERBLOCK.unpack_from(data)[6] :])
 
 
 def resealed(data: bytes, change: Callable[[Any], Any]) -> bytes:
@@ -134,8 +143,7 @@ def resealed(data: bytes, change: Callable[[Any], Any]) -> bytes:
     change edits the directory in place, or returns what takes its place (a value, or the bytes themselves).
     """
     fields = list(SUPERBLOCK.unpack_from(data))
-    offset = fields[6]
-    directory = directory_of(data)
+    offset, directory = fields[6], directory_of(data)
     changed = change(directory)
     packed = changed if isinstance(changed, bytes) else canonical.encode(directory if changed is None else changed)
     fields[7:10] = len(packed), offset + len(packed), blake3(packed).digest()
@@ -146,3 +154,37 @@ def with_superblock(data: bytes, fields: list[Any]) -> bytes:
     """The file with these superblock fields, its own hash made good."""
     head = SUPERBLOCK.pack(*fields)[:SUPERBLOCK_HASHED_BYTES]
     return head + blake3(head).digest() + data[SUPERBLOCK_BYTES:]
+
+
+def packed_section(data: bytes, number: int) -> bytes:
+    """The file with a raw section stored as zstd."""
+    section = directory_of(data)["sections"][number]
+    stored = data[section["offset"] : section["offset"] + section["length"]]
+    more = {"codec": "zstd", "decoded_length": len(stored), "chunks": []}
+    return with_section(data, number, zstandard.compress(stored), **more)
+
+
+def with_section(data: bytes, number: int, stored: bytes, **changes: Any) -> bytes:
+    """The file with other stored bytes in a section of one chunk; what follows moves, all hashes are made good."""
+    directory = directory_of(data)
+    directory["sections"][number] |= changes
+    pieces = [data[s["offset"] : s["offset"] + s["length"]] for s in directory["sections"]]
+    pieces[number] = stored
+    body = bytearray(data[:SUPERBLOCK_BYTES])
+    for section, piece in zip(directory["sections"], pieces, strict=True):
+        section |= {"offset": len(body), "length": len(piece)}
+        body += piece + bytes(-len(piece) % ALIGNMENT)
+    section = directory["sections"][number]
+    if section["codec"] == "zstd":
+        section |= {"chunks": [len(stored)], "stored_hash": blake3(stored).digest()}
+    else:
+        section["hash"] = blake3(stored).digest()
+    fields = list(SUPERBLOCK.unpack_from(data))
+    fields[6] = len(body)
+    return resealed(with_superblock(bytes(body), fields) + canonical.encode(directory), with_identities)
+
+
+def with_identities(directory: dict[str, Any]) -> dict[str, Any]:
+    """The directory with the ids that its hashes give."""
+    tensors, sections = directory["tensors"], directory["sections"]
+    return {**directory, "ranks_id": ranks_id(tensors, sections), "dense_id": dense_id(tensors, sections)}
