@@ -53,3 +53,30 @@ def convert(src: str, out: Path, **options: Any) -> None:
 @click.group()
 def export() -> None:
     """Write a model in a foreign format."""
+
+
+@export.command("hf")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def export_hf(model: Path, out: Path) -> None:
+    """Write a folder that transformers loads.
+
+    MODEL: an rkf file. OUT: the folder to make. The weights are rounded to the source's dtype.
+    """
+    from rkf.converters.export import export_hf as run
+
+    run(model, out)
+
+
+@export.command("gguf")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@FORCE
+def export_gguf(model: Path, out: Path, force: bool) -> None:
+    """Write a GGUF file that llama.cpp loads, in f16.
+
+    MODEL: an rkf file. OUT: the file to write.
+    """
+    from rkf.converters.export import export_gguf as run
+
+    run(model, out, force=force)
