@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,10 @@ from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64
 from rkf.runtime.kv_cache import KvCache
-from rkf.runtime.layout import BATCH, PAGE, PHASE_BITS
+from rkf.runtime.layout import BATCH, PAGE
 from rkf.runtime.network import TILE, Network
 from rkf.runtime.rope import RopeTable
-
-_STEP = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+from rkf.runtime.threads import Pool, chosen
 
 
 class CpuBackend:
@@ -26,15 +25,18 @@ class CpuBackend:
     def __init__(self, container: Container, threads: int | None = None, exact: bool = False) -> None:
         self.config = ModelConfig.from_metadata(container.metadata["model"])
         self.exact = exact
-        self.threads = 1
+        self.threads = chosen(threads)
         self._cache_format = "f32" if exact else "f16"
         level = cpu_features.level()
         self._network = Network(container, self.config, level=level, threads=self.threads, exact=exact)
         self._rope = RopeTable(self.config)
-        name = f"step:{self._cache_format}"
-        self._step = _STEP(jit.addresses([name], level)[name])
         self._batch = np.zeros(1, BATCH)
-        self._calls = 0
+        step = f"step:{self._cache_format}"
+        kernels = jit.addresses([step, "serve", "publish"], level)
+        kernels["step"] = kernels.pop(step)
+        plan, batch = self._network.plan_array.ctypes.data, self._batch.ctypes.data
+        self._pool = Pool(kernels, plan, batch, self._network.thread_arrays, keep=(self._network, self._batch))
+        self._lock = threading.Lock()
 
     def new_cache(self, tokens: int) -> KvCache:
         """An empty cache that can grow to `tokens` positions."""
@@ -45,6 +47,10 @@ class CpuBackend:
         vocab]`.
         """
         ids = np.ascontiguousarray(tokens, np.int64)
+        with self._lock:
+            return self._forward(ids, cache, last_only)
+
+    def _forward(self, ids: I64, cache: KvCache, last_only: bool) -> F32:
         self._check(ids, cache)
         cache.reserve(cache.length + len(ids))
         logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), np.float32)
@@ -81,6 +87,4 @@ class CpuBackend:
         batch["logits"] = 0 if logits is None else logits.ctypes.data
         batch["logits_stride"], batch["all_logits"] = self.config.vocab_size * 4, all_logits
         batch["first_page"], batch["page_count"] = first_page, last // PAGE + 1 - first_page
-        self._calls += 1
-        plan, thread = self._network.plan_array.ctypes.data, self._network.thread_arrays.ctypes.data
-        self._step(plan, self._batch.ctypes.data, thread, self._calls << PHASE_BITS)
+        self._pool.run()

@@ -110,6 +110,7 @@ THREAD = np.dtype(
 # last; 0: nobody wants them); first_page, page_count: what attention reads (one token only).
 BATCH = _struct("tokens ids positions pages rope logits logits_stride all_logits first_page page_count")
 
+TILE_ROWS = 32  # rows that a product of many tokens decodes at a time
 PAGE = 256  # positions of one page of the cache
 PARTIAL_HEADER = 64  # bytes before the weighted values of a partial attention: maximum, sum
 
@@ -120,3 +121,18 @@ CLAIM_SLOTS = 4
 SLOT_BYTES = 64
 SPINS = 2000  # of about 50 ns each, before a waiting thread lets others run
 PHASES_PER_LAYER = 9
+PATIENCE = 6000  # looks at the next call, past SPINS each with a yield, before an idle worker parks: some milliseconds
+
+# The number of the call that runs, alone on its cache line; CLOSED ends the workers.
+CALL = np.dtype({"names": ["number"], "formats": [_WORD], "itemsize": SLOT_BYTES})
+CLOSED = -1
+
+# One worker thread: parked is taken by compare-and-swap, so it is alone on its line; wake: whom the caller must wake.
+WORKER = np.dtype(
+    {
+        "names": ["parked", "seen", "wake", "call", "step", "plan", "batch", "thread"],
+        "formats": [_WORD] * 8,
+        "offsets": [0, *(SLOT_BYTES + 8 * i for i in range(7))],
+        "itemsize": 2 * SLOT_BYTES,
+    }
+)

@@ -28,6 +28,7 @@ from rkf.runtime.layout import (
     PLAN,
     SLOT_BYTES,
     THREAD,
+    TILE_ROWS,
 )
 from rkf.runtime.plan import Memory, Prepared, clustered, dense
 
@@ -165,7 +166,8 @@ class Network:
 
     def _fill_threads(self) -> None:
         memory = self._memory
-        scratch = max(8 * _padded(int(item.struct["columns"][0]), BLOCK) * 4 for item in self._prepared.values())
+        widest = max(int(item.struct["columns"][0]) for item in self._prepared.values())
+        scratch = 2 * TILE_ROWS * _padded(widest, BLOCK)  # rows of bytes and the same in panels, or 8 rows of f32
         for thread in self.thread_arrays:
             for name, columns in self._inputs():
                 thread[name] = self._activation(columns, 1)

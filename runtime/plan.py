@@ -19,7 +19,7 @@ from rkf.runtime.layout import MATRIX
 F32 = NDArray[np.float32]
 GRID = 127
 _TWO_BYTES = GRID * 256  # the largest centroid in 16 bits
-_OVERREAD = 8  # kernels load row factors eight at a time
+_OVERREAD = 16  # kernels load row factors up to 16 at a time
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory) ->
     width, m["offset"] = str(matrix.bits), -128
     if matrix.bits >= 7 and digits.shape[:2] == (1, 1) and (np.diff(digits) == 1).all():
         width, m["offset"] = f"{width}i", digits[0, 0, 0]  # ranks are the values, but for an offset: no lookup
-    prepared.kernels.one = prepared.kernels.many = f"one:{width}"
+    prepared.kernels.one, prepared.kernels.many = f"one:{width}", f"many:{width}"
     tables = _tables(digits, matrix.bits)
     m["table"], m["table_bytes"], m["digits"] = memory.hold(tables), tables.shape[-1], digits.shape[1]
     _row_factors(matrix, m, memory, units)

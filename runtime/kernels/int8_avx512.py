@@ -13,10 +13,11 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.inline import inline, piece
 from rkf.runtime.kernels.simd import (
     MASK64,
     F32x8,
+    F32x16,
     I8x8,
     I8x32,
     I8x64,
@@ -33,12 +34,14 @@ from rkf.runtime.kernels.simd import (
     permute_bytes,
     select,
     splat,
+    store,
     store_first,
     to_float,
+    transpose_words,
     zero_extend,
 )
 from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import ACTIVATION, BLOCK, MATRIX, PACKED_BLOCK_BYTES
+from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 
 _EVEN, _ODD = 0x5555555555555555, -0x5555555555555556  # 0xAAAA… as int64
 
@@ -256,32 +259,138 @@ def multiply_one(weights: Callable[..., Any]) -> Callable[..., Any]:
             _joined(t0), _joined(t1), _joined(t2), _joined(t3), _joined(t4), _joined(t5), _joined(t6), _joined(t7)
         )
 
-    @inline
-    def multiply_token(m, scale, total, packed, y, low, high):
-        correction = splat(I32x8, types.int32(m.offset * total))
-        x_scale = splat(F32x8, scale)
-        x_sum = splat(F32x8, types.float32(total)) * x_scale
+    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
+        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        x_total = load(types.int32, x.total)
+        x_scale = splat(F32x8, load(types.float32, x.scale))
+        x_sum = splat(F32x8, types.float32(x_total)) * x_scale
+        correction = splat(I32x8, types.int32(m.offset * x_total))
         row = low
         while row < high:
             index = row // m.rows_per_table
             last = min(high, (index + 1) * m.rows_per_table) - 1
             table = m.table + index * m.digits * m.table_bytes
-            sums = to_float(F32x8, eight_rows(m, table, packed, row, last) + correction)
+            sums = to_float(F32x8, eight_rows(m, table, x.packed, row, last) + correction)
             for digit in range(1, m.digits):
-                digit_sums = eight_rows(m, table + digit * m.table_bytes, packed, row, last) + correction
+                digit_sums = eight_rows(m, table + digit * m.table_bytes, x.packed, row, last) + correction
                 sums = sums * splat(F32x8, types.float32(256)) + to_float(F32x8, digit_sums)
             sums = sums * x_scale * load(F32x8, m.scale + row * m.scale_step)
             if m.shift != 0:
                 sums = sums + x_sum * load(F32x8, m.shift + row * m.shift_step)
-            done = min(last + 1 - row, 8)
-            store_first(y + row * 4, sums, done)
-            row += done
+            count = min(last + 1 - row, 8)
+            store_first(y + row * 4, sums, count)
+            row += count
+
+    return kernel
+
+
+# --- many tokens
+
+
+@inline
+def _panel_step(total, w0, w1, x):
+    """Four products of four columns: two panels of 16 rows, a token's high and low bytes."""
+    high = bitcast(I8x64, splat(I32x16, load(types.int32, x)))
+    low = bitcast(I8x64, splat(I32x16, load(types.int32, x + BLOCK)))
+    return (
+        dot_bytes(total[0], w0, high),
+        dot_bytes(total[1], w1, high),
+        dot_bytes(total[2], w0, low),
+        dot_bytes(total[3], w1, low),
+    )
+
+
+@inline
+def _four_tokens(panels, panel_bytes, packed, stride, token, last):
+    """Totals of 32 rows for tokens token … token + 3 (the last repeats itself)."""
+    x0, x1 = packed + token * stride, packed + min(token + 1, last) * stride
+    x2, x3 = packed + min(token + 2, last) * stride, packed + min(token + 3, last) * stride
+    zero = splat(I32x16, types.int32(0))
+    t0 = t1 = t2 = t3 = (zero, zero, zero, zero)
+    for block in range(panel_bytes // (BLOCK * LANES)):
+        weights, offset = panels + block * BLOCK * LANES, block * PACKED_BLOCK_BYTES
+        for _ in range(BLOCK // 4):
+            w0, w1 = load(I8x64, weights), load(I8x64, weights + panel_bytes)
+            t0 = _panel_step(t0, w0, w1, x0 + offset)
+            t1 = _panel_step(t1, w0, w1, x1 + offset)
+            t2 = _panel_step(t2, w0, w1, x2 + offset)
+            t3 = _panel_step(t3, w0, w1, x3 + offset)
+            weights += 64
+            offset += 4
+    return t0, t1, t2, t3
+
+
+@inline
+def _store_rows(total, m, x, token, y, row, count, digit):
+    """Sixteen rows' totals of a token to y: joined digits, then factors (as multiply_one rounds them)."""
+    x_total = load(types.int32, x.total + token * 4)
+    sums = to_float(F32x16, total + splat(I32x16, types.int32(m.offset * x_total)))
+    if digit > 0:
+        sums = load_first(F32x16, y, count) * splat(F32x16, types.float32(256)) + sums
+    if digit == m.digits - 1:
+        x_scale = splat(F32x16, load(types.float32, x.scale + token * 4))
+        sums = sums * x_scale * load(F32x16, m.scale + row * m.scale_step)
+        if m.shift != 0:
+            x_sum = splat(F32x16, types.float32(x_total)) * x_scale
+            sums = sums + x_sum * load(F32x16, m.shift + row * m.shift_step)
+    store_first(y, sums, count)
+
+
+@inline
+def _store_token(total, m, x, token, y, row, last_row, digit):
+    _store_rows((total[0] << 7) + total[2], m, x, token, y, row, min(last_row + 1 - row, LANES), digit)
+    if row + LANES <= last_row:
+        joined = (total[1] << 7) + total[3]
+        second = row + LANES
+        _store_rows(joined, m, x, token, y + LANES * 4, second, min(last_row + 1 - second, LANES), digit)
+
+
+def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
+    """y[token, row] for many tokens: 32 rows are decoded to bytes once, then multiplied with four tokens at a time.
+
+    Scratch holds the rows, then two panels of [columns / 4, 16 rows, 4 columns], so that lanes are rows.
+    """
+
+    @piece
+    def decode_tile(m, table, row, last, scratch, panels, panel_bytes):
+        blocks, rest = m.columns // BLOCK, m.columns % BLOCK
+        stride = (m.columns + BLOCK - 1) // BLOCK * BLOCK
+        for i in range(TILE_ROWS):
+            source, target = min(row + i, last), scratch + i * stride
+            for block in range(blocks):
+                even, odd = weights(m, table, source, block, BLOCK)
+                store(target + block * BLOCK, even)
+                store(target + block * BLOCK + 64, odd)
+            if rest > 0:
+                even, odd = weights(m, table, source, blocks, rest)
+                store(target + blocks * BLOCK, even)
+                store(target + blocks * BLOCK + 64, odd)
+        for panel in range(TILE_ROWS // LANES):
+            rows, target = scratch + panel * LANES * stride, panels + panel * panel_bytes
+            for offset in range(0, stride, 64):
+                transpose_words(rows + offset, stride, target + offset * LANES)
 
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
         m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
-        for token in range(tokens):
-            scale = load(types.float32, x.scale + token * 4)
-            total = types.int64(load(types.int32, x.total + token * 4))
-            multiply_token(m, scale, total, x.packed + token * x.packed_stride, y + token * y_stride, low, high)
+        panel_bytes = (m.columns + BLOCK - 1) // BLOCK * BLOCK * LANES
+        panels = scratch + TILE_ROWS // LANES * panel_bytes
+        row = low
+        while row < high:
+            index = row // m.rows_per_table
+            last = min(min(high, (index + 1) * m.rows_per_table), row + TILE_ROWS) - 1
+            for digit in range(m.digits):
+                table = m.table + (index * m.digits + digit) * m.table_bytes
+                decode_tile(m, table, row, last, scratch, panels, panel_bytes)
+                for token in range(0, tokens, 4):
+                    t0, t1, t2, t3 = _four_tokens(panels, panel_bytes, x.packed, x.packed_stride, token, tokens - 1)
+                    out = y + token * y_stride + row * 4
+                    _store_token(t0, m, x, token, out, row, last, digit)
+                    if token + 1 < tokens:
+                        _store_token(t1, m, x, token + 1, out + y_stride, row, last, digit)
+                    if token + 2 < tokens:
+                        _store_token(t2, m, x, token + 2, out + 2 * y_stride, row, last, digit)
+                    if token + 3 < tokens:
+                        _store_token(t3, m, x, token + 3, out + 3 * y_stride, row, last, digit)
+            row = last + 1
 
     return kernel

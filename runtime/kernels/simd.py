@@ -264,6 +264,18 @@ def call3(typingctx, function, a, b, c):
 
 
 @intrinsic
+def call4(typingctx, function, a, b, c, d):
+    """Call a C function void(i64 x 4) at an address."""
+
+    def codegen(context, builder, sig, args):
+        signature_ = ir.FunctionType(ir.VoidType(), [_I64] * 4)
+        builder.call(builder.inttoptr(args[0], signature_.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+@intrinsic
 def call8(typingctx, function, a, b, c, d, e, f, g, h):
     """Call a C function void(i64 x 8) at an address."""
 
@@ -592,6 +604,33 @@ def lane_sums(typingctx, a, b, c, d, e, f, g, h):
         return left
 
     return I32x8(*[a] * 8), codegen
+
+
+@intrinsic
+def transpose_words(typingctx, source, stride, target):
+    """Sixteen rows of sixteen i32, `stride` bytes apart, stored as sixteen contiguous columns: four rounds of
+    shuffles.
+    """
+
+    def codegen(context, builder, sig, args):
+        vector = I32x16.llvm
+        rows = []
+        for i in range(16):
+            address = builder.add(args[0], builder.mul(args[1], _I64(i)))
+            rows.append(builder.load(_pointer(builder, address, vector), align=1))
+        for distance in (8, 4, 2, 1):
+            # Swap the off-diagonal halves of every 2 x 2 arrangement of blocks `distance` wide.
+            low = [(i // distance % 2) * 16 + i - i // distance % 2 * distance for i in range(16)]
+            high = [i + distance if i // distance % 2 == 0 else i + 16 for i in range(16)]
+            for i in range(16):
+                if i // distance % 2 == 0:
+                    a, b = rows[i], rows[i + distance]
+                    rows[i], rows[i + distance] = _shuffle(builder, a, b, low), _shuffle(builder, a, b, high)
+        for i, row in enumerate(rows):
+            builder.store(row, _pointer(builder, builder.add(args[2], _I64(64 * i)), vector), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 # --- one instruction set

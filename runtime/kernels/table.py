@@ -15,7 +15,7 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels import f32, half, int8_avx512
+from rkf.runtime.kernels import f32, half, int8_avx512, serve
 from rkf.runtime.kernels.step import step
 
 _PRODUCT = (types.int64,) * 8  # matrix, activation, tokens, y, y_stride, low, high, scratch
@@ -49,8 +49,11 @@ def kernel(name: str, level: str) -> Kernel:
     family, _, variant = name.partition(":")
     if family == "step":
         return step(level, _cache_format(variant, level)), _STEP
+    if family in ("serve", "publish"):
+        return getattr(serve, family), _STEP
     if family == "row":
         return _row(variant, level), _ROW
     if family == "f32":
         return f32.multiply, _PRODUCT
-    return int8_avx512.multiply_one(int8_avx512.WEIGHTS[variant]), _PRODUCT
+    product = int8_avx512.multiply_one if family == "one" else int8_avx512.multiply_many
+    return product(int8_avx512.WEIGHTS[variant]), _PRODUCT

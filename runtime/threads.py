@@ -1,0 +1,102 @@
+"""Worker threads that run the step kernel beside the caller. Knows addresses and calls, nothing of models.
+
+A worker spins briefly between calls, then lets others run, then parks in Python, so that an idle model costs nothing
+and a busy one wakes nobody. No call waits for a worker: phases are claimed (kernels/sync.py), and the caller alone can
+finish them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.errors import UsageError
+from rkf.runtime.layout import CALL, CLOSED, PHASE_BITS, THREAD, WORKER
+
+ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+
+
+def available() -> int:
+    """Threads that this process may keep busy: its affinity, cut to the control group's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(Path("/sys/fs/cgroup"))
+    return allowed if quota is None else max(min(allowed, int(quota)), 1)
+
+
+def _quota(root: Path) -> float | None:
+    """CPUs granted by the control group (version 2, then 1), None where there is no limit."""
+    try:
+        granted, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            granted = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return int(granted) / int(period) if granted.isdigit() else None
+
+
+def chosen(threads: int | None) -> int:
+    """How many threads to run: what is asked for, at most what is available; None: all of them."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: expected at least 1, got {threads}")
+    return min(threads or available(), available())
+
+
+class Pool:
+    """The caller and threads - 1 workers. `addresses` has the kernels step, serve and publish; `keep` lives as long as
+    a worker may read it.
+    """
+
+    def __init__(self, addresses: dict[str, int], plan: int, batch: int, threads: NDArray[Any], keep: object) -> None:
+        self._step, self._publish = ENTRY(addresses["step"]), ENTRY(addresses["publish"])
+        self._plan, self._batch = plan, batch
+        self._threads = threads
+        self._call = np.zeros(1, CALL)
+        self._workers = np.zeros(len(threads), WORKER)
+        self._locks = [threading.Lock() for _ in threads]
+        self._count = 0
+        serve = ENTRY(addresses["serve"])
+        for index in range(1, len(threads)):
+            worker = self._workers[index : index + 1]
+            worker["call"], worker["step"] = self._call.ctypes.data, addresses["step"]
+            worker["plan"], worker["batch"] = plan, batch
+            worker["thread"] = threads.ctypes.data + index * THREAD.itemsize
+            self._locks[index].acquire()
+            held = (self._call, self._workers, threads, keep)
+            threading.Thread(
+                target=_work, args=(serve, worker, self._locks[index], held), name=f"rkf-{index}", daemon=True
+            ).start()
+        weakref.finalize(self, _close, self._call, self._locks[1:])
+
+    def run(self) -> None:
+        """One call of the step kernel on all threads; returns when the last phase is done."""
+        self._count += 1
+        if len(self._threads) > 1:
+            self._publish(self._call.ctypes.data, self._count, self._workers[1:].ctypes.data, len(self._threads) - 1)
+            for index in np.flatnonzero(self._workers["wake"]):
+                self._workers["wake"][index] = 0
+                self._locks[index].release()
+        self._step(self._plan, self._batch, self._threads.ctypes.data, self._count << PHASE_BITS)
+
+
+def _work(serve: Any, worker: NDArray[Any], lock: threading.Lock, held: tuple[Any, ...]) -> None:
+    """A worker's life: serve until idle, park until woken. `held` keeps alive what the kernels read."""
+    call = held[0]
+    while call["number"][0] != CLOSED:
+        serve(worker.ctypes.data, 0, 0, 0)
+        lock.acquire()
+
+
+def _close(call: NDArray[Any], locks: list[threading.Lock]) -> None:
+    call["number"][0] = CLOSED
+    for lock in locks:
+        if lock.locked():
+            lock.release()
