@@ -20,8 +20,8 @@ from rkf.errors import IntegrityError
 from rkf.format import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES, ZSTD_WINDOW_LOG_MAX
 
 _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
-# Rank planes hold next to no repeats: level 1 … 19 differ by little, see docs/log.md.
-_LEVEL = 3
+# Planes hold next to no repeats: levels 1 to 19 are within 0.1 % of each other, and 1 is the fastest (docs/log.md).
+_LEVEL = 1
 T = TypeVar("T")
 R = TypeVar("R")
 

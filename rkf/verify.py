@@ -89,14 +89,25 @@ def _check_block(block: ClusteredMatrix, where: str) -> NDArray[np.uint64]:
     indices = block.indices()
     if int(indices.max()) >= block.k:
         raise SemanticsError(f"{where}: expected indices below {block.k}, got {int(indices.max())}; {REMEDY}")
-    with np.errstate(over="ignore", invalid="ignore"):  # the check itself
-        finite = np.isfinite(block.decode()).all()
-    if not finite:
+    if not _is_finite(block):
         raise SemanticsError(f"{where}: expected finite weights, got an overflow of a * centroid + b; {REMEDY}")
-    tables = np.arange(block.rows) // block.rows_per_table
-    slots = tables[:, None] * block.k + indices
-    found = np.bincount(slots.ravel(), minlength=len(block.centroids) * block.k)
+    if len(block.centroids) == 1:
+        found = np.bincount(indices.ravel(), minlength=block.k)
+    else:
+        tables = np.arange(block.rows)[:, None] // block.rows_per_table
+        found = np.bincount((tables * block.k + indices).ravel(), minlength=block.centroids.size)
     return found.astype(np.uint64).reshape(-1, block.k)
+
+
+def _is_finite(block: ClusteredMatrix) -> bool:
+    """Whether every weight is finite. Where the largest factors cannot overflow, nothing need be decoded to know it."""
+    a, b = (None, None) if block.affine is None else (block.affine.a, block.affine.b)
+    bound = float(np.abs(block.centroids).max())
+    bound = bound * (1 if a is None else float(a.max())) + (0 if b is None else float(np.abs(b).max()))
+    if bound < float(np.finfo(np.float32).max) / 2:  # half: room for the rounding of each step
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):  # what is looked for
+        return bool(np.isfinite(block.decode()).all())
 
 
 def _blocks(matrix: ClusteredMatrix) -> Iterator[tuple[int, ClusteredMatrix]]:
