@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -105,6 +105,11 @@ class Container:
                 return self._matrix(entry, entry.clusters)
             data = self._array(entry.sections[0], storage_dtype(entry.source_dtype), entry.shape)
             return DenseTensor(entry.source_dtype, data)
+
+    def load_many(self, names: Iterable[str]) -> Iterator[tuple[str, DenseTensor | ClusteredMatrix]]:
+        """Tensors one after another, with their names; packed ones are decoded ahead, on all cores."""
+        names = tuple(names)
+        return zip(names, codec.in_order(self.load, names), strict=True)
 
     def decode(self, name: str) -> F32:
         """The weights of a tensor, `f32[shape]`."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.bitpack import unused_bits
-from rkf.container import Container, open_file
+from rkf.container import open_file
 from rkf.errors import SemanticsError, UsageError, naming
 from rkf.fields import REMEDY, shown
 from rkf.format import KIND_MODEL, TOKENIZER, plane_bits
@@ -51,21 +51,20 @@ def verify(
     with open_file(path, values=values) as container:
         if container.kind != KIND_MODEL:
             raise UsageError(f"{path}: a values file is verified with its model: give the model, and this as values")
-        stored = [entry for entry in container.tensors.values() if entry.target is None]
+        stored = {name: entry for name, entry in container.tensors.items() if entry.target is None}
         with naming(container.path):
-            for entry in stored:
-                _check_tensor(container, entry.name)
+            for name, tensor in container.load_many(stored):
+                _check_tensor(tensor, f"tensor {name!r}")
                 if progress is not None:
-                    progress(entry.name)
+                    progress(name)
             if container.config is not None:
                 _check_tokenizer(container.blob(TOKENIZER) or b"", container.config.vocab_size)
-        clustered = sum(entry.kind == "clustered" for entry in stored)
-        weights = sum(entry.weights for entry in stored)
+        clustered = sum(entry.kind == "clustered" for entry in stored.values())
+        weights = sum(entry.weights for entry in stored.values())
         return Report(container.path, container.file_bytes, len(stored), clustered, weights)
 
 
-def _check_tensor(container: Container, name: str) -> None:
-    tensor, where = container.load(name), f"tensor {name!r}"
+def _check_tensor(tensor: DenseTensor | ClusteredMatrix, where: str) -> None:
     if isinstance(tensor, DenseTensor):
         if not np.isfinite(tensor.decode()).all():
             raise SemanticsError(f"{where}: expected finite weights, got NaN or infinity; convert it again")

@@ -51,12 +51,12 @@ class Writer:
         self._provenance = dict(provenance)
         self._tensors: list[dict[str, Any]] = []
         self._values_written = False
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        out = self._stack.enter_context(self._output())
-        self._sections = SectionWriter(out)
-        self._spool = self._stack.enter_context(ValuesSpool(self._path))
+        with ExitStack() as stack:
+            self._sections = SectionWriter(stack.enter_context(self._output()))
+            self._spool = stack.enter_context(ValuesSpool(self._path))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(

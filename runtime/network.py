@@ -65,8 +65,7 @@ class Network:
         for layer in range(self.config.layers):
             names += [f"model.layers.{layer}.{part}.weight" for part in _LAYER_MATRICES]
         fast = None if self._exact else level
-        for name in dict.fromkeys(names):
-            tensor = self._container.load(name)
+        for name, tensor in self._container.load_many(dict.fromkeys(names)):
             if isinstance(tensor, DenseTensor):
                 self._prepared[name] = dense(tensor, self._memory)
             else:

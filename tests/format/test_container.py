@@ -251,6 +251,18 @@ def test_broken_frames_are_refused(tmp_path: Path) -> None:
             container.load("w")
 
 
+def test_loading_many(path: Path) -> None:
+    pack(path, path.with_name("packed.rkf"))
+    for file in (path, path.with_name("packed.rkf")):
+        with rkf.open(file) as container:
+            loaded = list(container.load_many(container.tensors))
+            assert [name for name, _ in loaded] == list(container.tensors)
+            for name, tensor in loaded:
+                np.testing.assert_array_equal(tensor.decode(), container.decode(name))
+            with pytest.raises(UsageError, match="no tensor 'w'"):
+                list(container.load_many(["model.norm.weight", "w"]))
+
+
 def test_loading_from_several_threads(path: Path) -> None:
     with rkf.open(path) as container, ThreadPoolExecutor(8) as pool:
         names = [name for name in container.tensors for _ in range(20)]
