@@ -246,14 +246,11 @@ def write_tuned(path: Path, model: Path, tuned: Mapping[str, Golden], ordered: b
 
 
 def store_zstd(source: Path, target: Path) -> None:
-    """A copy with every section compressed that may be, also those that `pack` leaves alone."""
+    """A copy with every section compressed, also those that `pack` leaves alone."""
     with rkf.open(source) as container, replacing(target) as out:
         writer = SectionWriter(out)
         for number, section in enumerate(container.sections):
             data = container.stored(number)
-            if section.kind == "values":
-                writer.add(section.kind, [data])
-                continue
             writer.add_zstd(section.kind, map(codec.compress_chunk, codec.chunks(data)), section.length, section.hash)
             writer.sections[-1].update({} if section.name is None else {"name": section.name})
         writer.finish(container.directory.raw, container.kind)

@@ -148,7 +148,6 @@ def check_section(section, kind, size, offset):
     need(section["kind"] == kind and section["offset"] == offset, f"{where}: {section}")
     length, decoded = section["length"], section["length"]
     if section["codec"] == "zstd":
-        need(kind != "values", f"{where}: values are stored raw")
         chunks, decoded = section["chunks"], section["decoded_length"]
         need(all(is_uint(n) and n > 0 for n in chunks) and sum(chunks) == length, f"{where}: chunks")
         need(len(chunks) == -(-decoded // CHUNK) and decoded <= 256 * length, f"{where}: {decoded} decoded bytes")
