@@ -86,7 +86,7 @@ class Fields:
 
     def choice(self, key: str, choices: Collection[Any]) -> Any:
         value = self._map[key]
-        if isinstance(value, (bool, list, dict)) or value not in choices:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):  # 32.0 and True are no 32, 1
             refuse(self.at(key), f"one of {', '.join(map(str, choices))}", shown(value))
         return value
 

@@ -156,10 +156,11 @@ class ClusteredMatrix:
         padded[:, : self.k] = self.centroids
         weights = padded[tables[:, None], indices]
         if self.affine is not None:
-            if self.affine.a is not None:
-                weights *= self.affine.spread(self.affine.a, self.columns)
-            if self.affine.b is not None:
-                weights += self.affine.spread(self.affine.b, self.columns)
+            with np.errstate(over="ignore"):  # infinity is what the formula gives; `rkf verify` refuses it
+                if self.affine.a is not None:
+                    weights *= self.affine.spread(self.affine.a, self.columns)
+                if self.affine.b is not None:
+                    weights += self.affine.spread(self.affine.b, self.columns)
         weights = weights.reshape(self.shape)
         if self.exceptions is not None:
             weights.reshape(-1)[self.exceptions.positions] = to_f32(self.exceptions.values, self.exceptions.dtype)

@@ -34,7 +34,10 @@ _FOREIGN = (
     (b"\x1f\x8b", "a gzip stream: decompress it first"),
     (b"{", "a JSON file"),
 )
-_TEXT_MODE = (MAGIC.replace(b"\r\n", b"\n"), MAGIC.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+# What line-end translation makes of the magic: to Unix, to DOS, to DOS where it is so already.
+_TEXT_MODE = tuple(
+    MAGIC.replace(old, new) for old, new in ((b"\r\n", b"\n"), (b"\x1a\n", b"\x1a\r\n"), (b"\n", b"\r\n"))
+)
 
 
 @dataclass(frozen=True, slots=True)

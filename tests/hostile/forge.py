@@ -1,9 +1,9 @@
 """Taking a file apart and putting it together wrong. Knows the layout, none of the reader's code.
 
 `mutate(data, {path: value})` changes what `path` names: "superblock/major", "directory/tensors/head/k" (lists by number
-or by `name`), "section/3" (its bytes), "padding/300" (a byte of the body), "packed" (the bytes of the directory) or
-"file" (all bytes). A value that is callable is given the old one. `reseal` makes every hash and length right again that
-was not named, so that the check behind the hashes is the one that is met.
+or by `name`), "section/3" (its stored bytes), "content/3" (what it decodes to), "padding/300" (a byte of the body),
+"packed" (the bytes of the directory) or "file" (all bytes). A value that is callable is given the old one. `reseal`
+makes every hash and length right again that was not named, so that the check behind the hashes is the one that is met.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
+import zstandard
 from blake3 import blake3
 
 SUPERBLOCK = struct.Struct("<8sHHIQQQQQ32s8s32s")
@@ -62,6 +63,8 @@ class Forge:
             self.directory = edited(self.directory, keys, value)
         elif root == "section":
             self._replace(int(keys[0]), value)
+        elif root == "content":
+            self._replace_content(int(keys[0]), value)
         elif root == "padding":
             self.body[int(keys[0])] = value
         elif root == "packed":
@@ -80,6 +83,19 @@ class Forge:
         for section, (start, end) in zip(self.directory["sections"], extents, strict=True):
             section |= {"offset": start, "length": end - start}
         self.extents = extents
+
+    def _replace_content(self, number: int, value: Any) -> None:
+        section = self.directory["sections"][number]
+        start, end = self.extents[number]
+        if section["codec"] == "raw":
+            content = changed(bytes(self.body[start:end]), value)
+            self._replace(number, content)
+        else:
+            content = changed(zstandard.ZstdDecompressor().decompress(self.body[start:end]), value)
+            frame = zstandard.ZstdCompressor().compress(content)
+            self._replace(number, frame)
+            section |= {"chunks": [len(frame)], "decoded_length": len(content), "stored_hash": digest(frame)}
+        section["hash"] = digest(content)
 
     def build(self, reseal: bool) -> bytes:
         if reseal:

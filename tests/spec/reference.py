@@ -12,4 +12,5 @@ import reference_reader
 
 Refused = reference_reader.Refused
 open_directory = reference_reader.open_directory
+load_section = reference_reader.load_section
 read = reference_reader.read

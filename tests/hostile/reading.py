@@ -1,0 +1,62 @@
+"""What the hostile tests do with a file: read all of it, by the project's reader and by the reference reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import rkf
+from rkf.container import Container
+from rkf.errors import (
+    BindingError,
+    IntegrityError,
+    NotRkfError,
+    RkfError,
+    SemanticsError,
+    StructureError,
+    UnsupportedError,
+)
+from tests.spec import reference
+
+Weights = dict[str, NDArray[np.float32]]
+LEVEL_ERRORS: dict[str, type[RkfError]] = {
+    "not-rkf": NotRkfError,
+    "unsupported": UnsupportedError,
+    "structure": StructureError,
+    "integrity": IntegrityError,
+    "semantics": SemanticsError,
+    "binding": BindingError,
+}
+
+
+def decode_all(container: Container) -> Weights:
+    """Every tensor, and every blob once; nothing of a values file, which has no weights of its own."""
+    if container.kind != 1:
+        return {}
+    for name in container.directory.blobs:
+        container.blob(name)
+    return {name: container.decode(name) for name in container.tensors}
+
+
+def read_all(path: Path) -> Weights:
+    """What a runtime does: open, check, decode everything."""
+    with rkf.open(path) as container:
+        return decode_all(container)
+
+
+def outcome(path: Path) -> str | Weights:
+    """The weights, or the level of the refusal. Only an RkfError is one."""
+    try:
+        return read_all(path)
+    except RkfError as error:
+        return next(level for level, kind in LEVEL_ERRORS.items() if type(error) is kind)
+
+
+def reference_outcome(path: Path) -> str | Weights:
+    """The same of the reference reader."""
+    try:
+        return reference.read(path)
+    except reference.Refused as refusal:
+        return refusal.args[0]

@@ -1,0 +1,135 @@
+"""Tensors and their clusters: what a directory and its sections may not say of them. See tests/hostile/cases.py.
+
+Values of everything.rkf: body has centroids f32[1,100] at 0 and a f32[6] at 448; head has centroids f32[2,32] at 512,
+a f16[6,2] at 768, b f32[6,2] at 832 and bf16 exceptions [4] at 896.
+"""
+
+from __future__ import annotations
+
+from tests.hostile.cases import Case, cut, f16, f32, grow, put
+from tests.hostile.forge import REMOVED
+
+NAN, INF = float("nan"), float("inf")
+BODY, HEAD, NORM = "directory/tensors/body/", "directory/tensors/head/", "directory/tensors/norm/"
+AFFINE = HEAD + "values/affine/"
+
+
+def overflow(values: bytes) -> bytes:
+    """Factors and centroids that are finite, and their products not."""
+    return put(448, f32(*[3e38] * 6))(put(0, f32(*range(100)))(values))
+
+
+TENSORS = [
+    Case("two of one name", "name", "'body'", {"directory/tensors/head/name": "body"}),
+    Case("out of order", "name", "'zzz'", {"directory/tensors/body/name": "zzz"}),
+    Case("empty name", "name", "tensor 0", {"directory/tensors/alias/name": ""}),
+    Case("name of 256 bytes", "name", "tensor 4", {"directory/tensors/other-alias/name": "p" + "é" * 128}),
+    Case("name with NUL", "name", "tensor 4", {"directory/tensors/other-alias/name": "p\0"}),
+    Case("name with an escape", "name", "tensor 4", {"directory/tensors/other-alias/name": "p\x1b[2J"}),
+    Case("name with DEL", "name", "tensor 4", {"directory/tensors/other-alias/name": "p\x7f"}),
+    Case("name with a C1 control", "name", "tensor 4", {"directory/tensors/other-alias/name": "p\x9b"}),
+    Case("name a number", "name", "tensor 4", {"directory/tensors/other-alias/name": 7}),
+    Case("name missing", "schema", "tensor 4", {"directory/tensors/other-alias/name": REMOVED}),
+    Case("unknown kind of a tensor", "schema", "kind", {BODY + "kind": "sparse"}),
+    Case("kind of a values file", "schema", "kind", {BODY + "kind": "values"}),
+    Case("kind a list", "schema", "kind", {BODY + "kind": []}),
+    Case("unknown key of a tensor", "schema", "'body'", {BODY + "checksum": 1}),
+    Case("key of a tensor missing", "schema", "'body'", {BODY + "source_dtype": REMOVED}),
+    Case("unknown dtype", "schema", "'norm'", {NORM + "dtype": "f8"}),
+    Case("unknown source dtype", "schema", "'body'", {BODY + "source_dtype": "f64"}),
+    Case("no dimension", "shape", "'norm'", {NORM + "shape": []}),
+    Case("a zero dimension", "shape", "'norm'", {NORM + "shape": [5, 0]}),
+    Case("a negative dimension", "shape", "'norm'", {NORM + "shape": [-5]}),
+    Case("a floating dimension", "shape", "'norm'", {NORM + "shape": [5.0]}),
+    Case("a true dimension", "shape", "'norm'", {NORM + "shape": [True, 5]}),
+    Case("five dimensions", "shape", "'norm'", {NORM + "shape": [1, 1, 1, 1, 5]}),
+    Case("a vector clustered", "shape", "'body'", {BODY + "shape": [42]}),
+    Case("weights past 2^48", "shape", "'norm'", {NORM + "shape": [1 << 24, (1 << 24) + 1]}),
+    Case("weights past 2^64", "shape", "'body'", {BODY + "shape": [1 << 63, 1 << 63]}),
+    Case("weights that wrap to few", "shape", "'norm'", {NORM + "shape": [(1 << 62) + 5, 4]}),
+    Case("more weights than stored", "section-extent", "'norm'", {NORM + "shape": [6]}),
+    Case("fewer weights than stored", "section-extent", "'norm'", {NORM + "shape": [4]}),
+    Case("wider dtype than stored", "section-extent", "'norm'", {NORM + "dtype": "f32"}),
+    Case("more rows than stored", "section-extent", "'body'", {BODY + "shape": [7, 7]}),
+    Case("wider rows than stored", "section-extent", "'body'", {BODY + "shape": [6, 9]}),
+    Case("stats of text", "schema", "'norm'", {NORM + "stats": {"error": "small"}}),
+    Case("stats of booleans", "schema", "'norm'", {NORM + "stats": {"error": True}}),
+    Case("stats a list", "schema", "'norm'", {NORM + "stats": []}),
+    Case("alias of itself", "alias", "'alias'", {"directory/tensors/alias/target": "alias"}),
+    Case("alias of nothing", "alias", "'alias'", {"directory/tensors/alias/target": "nothing"}),
+    Case("alias of an alias", "alias", "'alias'", {"directory/tensors/alias/target": "other-alias"}),
+    Case(
+        "aliases in a ring",
+        "alias",
+        "'alias'",
+        {"directory/tensors/alias/target": "other-alias", "directory/tensors/other-alias/target": "alias"},
+    ),
+    Case("alias of a number", "alias", "'alias'", {"directory/tensors/alias/target": 3}),
+    Case("alias with a shape", "schema", "'alias'", {"directory/tensors/alias/shape": [6, 35]}),
+    Case("a NaN weight", "weight", "'norm'", {"section/8": put(0, b"\xc0\x7f")}),
+    Case("an infinite weight", "weight", "'norm'", {"section/8": put(2, b"\x80\xff")}),
+]
+
+CLUSTERS = [
+    Case("K 0", "clusters", "'head'", {HEAD + "k": 0}),
+    Case("K 1", "clusters", "'head'", {HEAD + "k": 1}),
+    Case("K 257", "clusters", "'head'", {HEAD + "k": 257}),
+    Case("K 2^64-1", "clusters", "'head'", {HEAD + "k": (1 << 64) - 1}),
+    Case("K 32.0", "clusters", "'head'", {HEAD + "k": 32.0}),
+    Case("K not the number of centroids", "section-extent", "'head'", {HEAD + "k": 31}),
+    Case("K of another width", "clusters", "'head'", {HEAD + "k": 33, HEAD + "planes": [4, 5, 6]}),
+    Case("a plane too few", "clusters", "'body'", {BODY + "planes": [0, 1]}),
+    Case("a plane too many", "clusters", "'head'", {HEAD + "planes": [4, 5, 6]}),
+    Case("planes a number", "schema", "'head'", {HEAD + "planes": 4}),
+    Case("a plane a byte short", "section-extent", "'body'", {"section/0": cut(1)}),
+    Case("a plane a byte long", "section-extent", "'body'", {"section/0": grow(b"\0")}),
+    Case("a plane a row short", "section-extent", "'head'", {"section/4": cut(18)}),
+    Case("rows per table 0", "clusters", "'head'", {HEAD + "rows_per_table": 0}),
+    Case("rows per table past the rows", "clusters", "'head'", {HEAD + "rows_per_table": 7}),
+    Case("fewer rows per table", "section-extent", "'head'", {HEAD + "rows_per_table": 2}),
+    Case("counts a table short", "section-extent", "'head'", {"section/6": cut(256)}),
+    Case("values a byte short", "section-extent", "values", {"section/9": cut(1)}),
+    Case("values a byte long", "section-extent", "values", {"section/9": grow(b"\0")}),
+    Case("a NaN centroid", "centroids", "'body'", {"section/9": put(0, f32(NAN))}),
+    Case("an infinite centroid", "centroids", "'body'", {"section/9": put(396, f32(INF))}),
+    Case("equal centroids", "centroids", "'head'", {"section/9": put(512, f32(-5, -5))}),
+    Case("descending centroids", "centroids", "'head'", {"section/9": put(640, f32(9, -9))}),
+    Case("both zeros as centroids", "centroids", "'head'", {"section/9": put(512, f32(*range(-30, 0), -0.0, 0.0))}),
+    Case("an index past K", "rank", "'body'", {"section/0": put(0, b"\xff"), "section/1": put(0, b"\xff")}),
+    Case("unused bits of a 4-bit plane", "unused-bits", "'body'", {"section/0": put(3, b"\xf0")}),
+    Case("unused bits of a 2-bit plane", "unused-bits", "'body'", {"section/1": put(1, b"\xc0")}),
+    Case("unused bits of a 1-bit plane", "unused-bits", "'body'", {"section/2": put(0, b"\x80")}),
+    Case("counts that are not the counts", "counts", "'head'", {"section/6": put(0, b"\xff" * 8)}),
+    Case("a 0", "factors", "'body'", {"section/9": put(448, f32(0))}),
+    Case("a -0", "factors", "'head'", {"section/9": put(768, f16(-0.0))}),
+    Case("a negative", "factors", "'body'", {"section/9": put(468, f32(-1))}),
+    Case("a NaN", "factors", "'body'", {"section/9": put(448, f32(NAN))}),
+    Case("a infinite", "factors", "'head'", {"section/9": put(790, f16(INF))}),
+    Case("b NaN", "factors", "'head'", {"section/9": put(832, f32(NAN))}),
+    Case("b infinite", "factors", "'head'", {"section/9": put(876, f32(-INF))}),
+    Case("a weight past the largest f32", "weight", "'body'", {"section/9": overflow}),
+    Case("a of bf16", "schema", "'head'", {AFFINE + "a": "bf16"}),
+    Case("neither a nor b", "clusters", "'head'", {AFFINE + "a": REMOVED, AFFINE + "b": REMOVED}),
+    Case("b without its bytes", "section-extent", "values", {BODY + "values/affine/b": "f32"}),
+    Case("unknown granularity", "schema", "'head'", {AFFINE + "granularity": "column"}),
+    Case("group 48", "schema", "'head'", {AFFINE + "group": 48}),
+    Case("group 32.0", "schema", "'head'", {AFFINE + "group": 32.0}),
+    Case("group missing", "schema", "'head'", {AFFINE + "group": REMOVED}),
+    Case("rows in groups", "schema", "'body'", {BODY + "values/affine/group": 32}),
+    Case("a coarser group", "padding", "values", {AFFINE + "group": 64}),
+    Case("unknown key of affine", "schema", "'head'", {AFFINE + "c": "f32"}),
+    Case("affine a list", "schema", "'head'", {HEAD + "values/affine": []}),
+    Case("values a list", "schema", "'head'", {HEAD + "values": []}),
+    Case("no exception", "clusters", "'head'", {HEAD + "exceptions/count": 0}),
+    Case("more exceptions than stored", "section-extent", "'head'", {HEAD + "exceptions/count": 5}),
+    Case("exceptions over the cap", "clusters", "'head'", {HEAD + "exceptions/count": 27}),
+    Case("exceptions without a dtype", "clusters", "'head'", {HEAD + "values/exceptions": REMOVED}),
+    Case("a dtype without exceptions", "clusters", "'body'", {BODY + "values/exceptions": "f32"}),
+    Case("exceptions of an unknown dtype", "schema", "'head'", {HEAD + "values/exceptions": "f64"}),
+    Case("an exception out of range", "exceptions", "'head'", {"section/7": put(12, b"\xd2\0\0\0")}),
+    Case("an exception at 2^32-1", "exceptions", "'head'", {"section/7": put(12, b"\xff\xff\xff\xff")}),
+    Case("exceptions out of order", "exceptions", "'head'", {"section/7": put(0, b"\xd0\0\0\0")}),
+    Case("an exception twice", "exceptions", "'head'", {"section/7": lambda old: old[:4] + old[:4] + old[8:]}),
+    Case("a NaN exception", "exceptions", "'head'", {"section/9": put(896, b"\xc0\x7f")}),
+    Case("an infinite exception", "exceptions", "'head'", {"section/9": put(902, b"\x80\xff")}),
+]
