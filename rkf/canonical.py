@@ -7,12 +7,13 @@ integers, float64 only (finite, no -0), no nil, no extension types, at most MAX_
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any, NoReturn
 
 import msgpack
 
 from rkf.errors import StructureError, UsageError
-from rkf.format import MAX_DEPTH, MAX_DIRECTORY_BYTES
+from rkf.format import MAX_CONTAINERS, MAX_DEPTH, MAX_DIRECTORY_BYTES
 
 _LISTS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 _MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
@@ -41,60 +42,74 @@ def decode(data: bytes) -> Any:
     """
     if not 0 < len(data) <= MAX_DIRECTORY_BYTES:
         raise StructureError(f"expected 1 to {MAX_DIRECTORY_BYTES} bytes of msgpack, got {len(data)}")
-    unpacker = msgpack.Unpacker(max_buffer_size=len(data))
-    unpacker.feed(data)
+    reader = _Reader(data)
     try:
-        value = _read(unpacker, data, 1)
+        value = reader.read(1)
     except (msgpack.UnpackException, ValueError) as error:
         problem = str(error) or type(error).__name__
-        raise StructureError(f"expected msgpack, got at byte {unpacker.tell()}: {problem}") from None
+        raise StructureError(f"expected msgpack, got at byte {reader.tell()}: {problem}") from None
     if msgpack.packb(value, use_bin_type=True) != data:
         raise StructureError("expected canonical msgpack, got bytes that differ from their own re-encoding")
     return value
 
 
-def _read(unpacker: msgpack.Unpacker, data: bytes, depth: int) -> Any:
-    start = unpacker.tell()
-    first = data[start] if start < len(data) else None
-    if first in _LISTS or first in _MAPS:
+class _Reader:
+    """Values one after another. Maps and lists are counted: an empty one takes 64 times its byte in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+        self._unpacker.feed(data)
+        self._containers = 0
+
+    def tell(self) -> int:
+        return self._unpacker.tell()
+
+    def read(self, depth: int) -> Any:
+        start = self.tell()
+        first = self._data[start] if start < len(self._data) else None
+        if first in _LISTS or first in _MAPS:
+            self._enter(depth)
+            return self._read_list(depth) if first in _LISTS else self._read_map(depth)
+        if first in _REFUSED:
+            raise StructureError(f"expected a canonical value at byte {start}, got {_REFUSED[first]}")
+        value = self._unpacker.unpack()
+        if first == _FLOAT64 and not _is_canonical(value):
+            raise StructureError(f"expected a canonical number at byte {start}, got {value}")
+        return value
+
+    def _enter(self, depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise StructureError(f"expected maps and lists at most {MAX_DEPTH} deep, got more at byte {start}")
-        return _read_list(unpacker, data, depth) if first in _LISTS else _read_map(unpacker, data, depth)
-    if first in _REFUSED:
-        raise StructureError(f"expected a canonical value at byte {start}, got {_REFUSED[first]}")
-    value = unpacker.unpack()
-    if first == _FLOAT64 and not _is_canonical(value):
-        raise StructureError(f"expected a canonical number at byte {start}, got {value}")
-    return value
+            raise StructureError(f"expected maps and lists at most {MAX_DEPTH} deep, got more at byte {self.tell()}")
+        self._containers += 1
+        if self._containers > MAX_CONTAINERS:
+            raise StructureError(f"expected at most {MAX_CONTAINERS} maps and lists, got more at byte {self.tell()}")
 
+    def _read_list(self, depth: int) -> list[Any]:
+        count = self._unpacker.read_array_header()
+        self._check_count(count)
+        return [self.read(depth + 1) for _ in range(count)]
 
-def _read_list(unpacker: msgpack.Unpacker, data: bytes, depth: int) -> list[Any]:
-    count = unpacker.read_array_header()
-    _check_count(count, unpacker, data)
-    return [_read(unpacker, data, depth + 1) for _ in range(count)]
+    def _read_map(self, depth: int) -> dict[str, Any]:
+        count = self._unpacker.read_map_header()
+        self._check_count(2 * count)
+        items: dict[str, Any] = {}
+        previous = None
+        for _ in range(count):
+            key = self.read(depth + 1)
+            if not isinstance(key, str):
+                raise StructureError(f"expected strings as keys, got {type(key).__name__} before byte {self.tell()}")
+            if previous is not None and key <= previous:
+                problem = "twice" if key == previous else f"after {reprlib.repr(previous)}"
+                raise StructureError(f"expected keys in order, each once, got {reprlib.repr(key)} {problem}")
+            items[key] = self.read(depth + 1)
+            previous = key
+        return items
 
-
-def _read_map(unpacker: msgpack.Unpacker, data: bytes, depth: int) -> dict[str, Any]:
-    count = unpacker.read_map_header()
-    _check_count(2 * count, unpacker, data)
-    items: dict[str, Any] = {}
-    previous = None
-    for _ in range(count):
-        key = _read(unpacker, data, depth + 1)
-        if not isinstance(key, str):
-            raise StructureError(f"expected strings as keys, got {type(key).__name__} before byte {unpacker.tell()}")
-        if previous is not None and key <= previous:
-            problem = "twice" if key == previous else f"after {previous!r}"
-            raise StructureError(f"expected keys in order, each once, got {key!r} {problem}")
-        items[key] = _read(unpacker, data, depth + 1)
-        previous = key
-    return items
-
-
-def _check_count(count: int, unpacker: msgpack.Unpacker, data: bytes) -> None:
-    if count > len(data) - unpacker.tell():
-        left = len(data) - unpacker.tell()
-        raise StructureError(f"expected at most {left} more items, as many as bytes remain, got a count of {count}")
+    def _check_count(self, count: int) -> None:
+        left = len(self._data) - self.tell()
+        if count > left:
+            raise StructureError(f"expected at most {left} more items, as many as bytes remain, got a count of {count}")
 
 
 def _is_canonical(value: float) -> bool:

@@ -43,6 +43,7 @@ DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 # Limits.
 MAX_DIRECTORY_BYTES = 64 << 20
 MAX_DEPTH = 8
+MAX_CONTAINERS = 1 << 19  # maps and lists of a directory: 40,000 clustered tensors
 MAX_DIMENSIONS = 4
 MAX_TENSORS = 1 << 20
 MAX_SECTIONS = 1 << 22

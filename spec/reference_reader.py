@@ -33,7 +33,7 @@ def open_directory(data):
     need(directory_hash == blake3(data[offset:]).digest(), "directory hash")
     try:
         directory = msgpack.unpackb(data[offset:])
-        check_canonical(directory)
+        need(check_canonical(directory) <= 1 << 19, "too many maps and arrays")
         need(msgpack.packb(directory) == data[offset:], "another encoding")
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise Refused("structure", f"not canonical: {error}") from error

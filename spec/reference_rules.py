@@ -64,15 +64,17 @@ def check_names(names):
 
 
 def check_canonical(value, depth=1):
-    """Section 5: what encoding a second time does not show."""
+    """Section 5: what encoding a second time does not show; gives the number of maps and arrays."""
+    count = 0
     if type(value) in (dict, list):
         need(depth <= 8, "too deep")
         need(type(value) is list or list(value) == sorted(value, key=str.encode), "keys out of order")
-        for item in value.values() if type(value) is dict else value:
-            check_canonical(item, depth + 1)
+        items = value.values() if type(value) is dict else value
+        count = 1 + sum(check_canonical(item, depth + 1) for item in items)
     else:
         need(type(value) in (str, bytes, int, bool, float), f"not a canonical type: {value!r}")
         need(repr(value) not in ("nan", "inf", "-inf", "-0.0"), f"not a canonical float: {value!r}")
+    return count
 
 
 def check_tensor(tensor):

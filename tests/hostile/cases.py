@@ -148,6 +148,7 @@ NOT_CANONICAL = {
     "infinity": b"\x81\xa1a\xcb\x7f\xf0\x00\x00\x00\x00\x00\x00",
     "negative zero": b"\x81\xa1a\xcb\x80\x00\x00\x00\x00\x00\x00\x00",
     "duplicate keys": b"\x82\xa1a\x01\xa1a\x01",
+    "a long key twice": b"\x82" + (b"\xda\xff\xff" + b"k" * 65535 + b"\x01") * 2,
     "keys out of order": b"\x82\xa1b\x01\xa1a\x01",
     "keys by code unit": b"\x82\xa4\xf0\x9f\x98\x80\x01\xa3\xee\x80\x80\x01",
     "an integer as key": b"\x81\x01\x01",
@@ -183,6 +184,7 @@ DIRECTORIES = [
     Case("ranks_id short", "schema", "ranks_id", {"directory/ranks_id": bytes(31)}),
     Case("dense_id a string", "schema", "dense_id", {"directory/dense_id": "0" * 32}),
     Case("order in a model file", "schema", "'order'", {"directory/order": "ascending"}),
+    Case("too many maps", "limit", "maps", {"directory/metadata/x": [{}] * (1 << 19)}, large=True),
     Case("too many tensors", "limit", "tensors", {"directory/tensors": [0] * ((1 << 20) + 1)}, large=True),
     Case("too many sections", "limit", "sections", {"directory/sections": [0] * ((1 << 22) + 1)}, large=True),
 ]

@@ -1,4 +1,4 @@
-"""Opens every file of a folder in one process and says what each took: a child of test_bounds.py, no test. Linux only."""
+"""Opens every file of a folder in one process and says what each took: a child of test_bounds.py. Linux only."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ def test_limits() -> None:
     assert limits == {
         "bytes of the directory": rkf_format.MAX_DIRECTORY_BYTES,
         "depth of the directory": rkf_format.MAX_DEPTH,
+        "maps and arrays of the directory": rkf_format.MAX_CONTAINERS,
         "tensors": rkf_format.MAX_TENSORS,
         "sections": rkf_format.MAX_SECTIONS,
         "bytes of a name": rkf_format.MAX_NAME_BYTES,
