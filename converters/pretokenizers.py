@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +18,15 @@ class PreTokenizer:
     """splits: patterns applied in turn, each cutting the pieces of the one before; matches and gaps are both kept.
 
     ignore_merges: a word that is a token as a whole is taken so. add_bos: unless the file says otherwise.
-    nfc: the model's own tokenizer normalises text first (llama.cpp does not: they differ on decomposed text only).
     """
 
     splits: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
-    nfc: bool = False
 
     def build(self) -> pre_tokenizers.PreTokenizer:
         cuts = [pre_tokenizers.Split(Regex(split), "isolated") for split in self.splits]
         return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-    def normalizer(self) -> normalizers.Normalizer | None:
-        return normalizers.NFC() if self.nfc else None
 
 
 _DIGIT = r"\p{N}"
@@ -60,7 +55,8 @@ _QWEN2_LIKE = PreTokenizer((_QWEN2,))
 # In order of how well a name says what it is: `name_of` gives the first that fits.
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama-bpe": _LLAMA3_LIKE,
-    "qwen2": PreTokenizer((_QWEN2,), nfc=True),
+    # Qwen's own tokenizer.json composes text first (NFC). A GGUF has no word for that: like llama.cpp, we do not.
+    "qwen2": _QWEN2_LIKE,
     "smollm": _DIGITS_FIRST,
     "gpt-2": _GPT2_LIKE,
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),

@@ -72,9 +72,6 @@ def _byte_level(fields: Mapping[str, Any], texts: Sequence[str], pre: PreTokeniz
     vocab = {text: index for index, text in enumerate(texts)}
     merges = _merges(fields, vocab, label)
     built = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.ignore_merges))
-    normalizer = pre.normalizer()
-    if normalizer is not None:
-        built.normalizer = normalizer
     built.pre_tokenizer = pre.build()
     built.decoder = decoders.ByteLevel()
     built.post_processor = processors.ByteLevel(trim_offsets=False)
