@@ -145,7 +145,7 @@ def sentencepiece_fields() -> dict[str, Any]:
 
 
 def sentencepiece_encode(text: str, fields: dict[str, Any]) -> list[int]:
-    """In SentencePiece's words: join the neighbours whose joint piece scores highest, the leftmost first, to the end."""
+    """As SentencePiece has it: join the neighbours whose joint piece scores highest, leftmost first, to the end."""
     ids = {piece: index for index, piece in enumerate(fields["tokenizer.ggml.tokens"])}
     symbols = list("▁" + text.replace(" ", "▁")) if text else []
     while True:
