@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rkf.commands.output import print_json, progress_bar, reporter, size
+
+if TYPE_CHECKING:
+    from rkf.eval.reference import Window
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -27,20 +34,107 @@ def evaluate() -> None:
 @JSON
 def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool) -> None:
     """Perplexity on a text, by llama.cpp's protocol."""
-    from rkf.errors import UsageError
     from rkf.eval.perplexity import perplexity
     from rkf.runtime.model import load
 
-    try:
-        words = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{text}: expected UTF-8 text: {error}") from error
+    words = _read(text)
     with load(model) as ready, progress_bar("eval ppl", "window") as bar:
         result = perplexity(ready, words, ctx=ctx, windows=windows, progress=reporter(bar))
     if as_json:
         print_json(result)
     else:
         click.echo(f"ppl {result['ppl']:.4f} ± {result['ppl_stderr']:.4f} over {result['tokens']} tokens")
+
+
+@evaluate.command()
+@MODEL
+@click.option(
+    "--reference",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="What MODEL was made from: an rkf file, a checkpoint, or a .kld file.",
+)
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict.")
+@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
+@click.option("--windows", type=click.IntRange(1), help="Take only the first so many windows.")
+@click.option("--save", type=click.Path(path_type=Path), help="Also write the reference's predictions to a .kld file.")
+@click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout, not as `rkf run` does.")
+@JSON
+def kld(model: Path, exact: bool, as_json: bool, **options: Any) -> None:
+    """Divergence of a model's predictions from its reference's.
+
+    Mean KL divergence in nats a token, agreement on the likeliest token, ratio of perplexities. A checkpoint or rkf
+    file as the reference needs --text; a .kld file holds the text's tokens. The reference is run in f32.
+    """
+    from rkf.eval.divergence import divergence
+    from rkf.runtime.model import load
+
+    with ExitStack() as stack:
+        reference = stack.enter_context(_reference(**options))
+        ready = stack.enter_context(load(model, exact=exact))
+        bar = stack.enter_context(progress_bar("eval kld", "window"))
+        result = divergence(ready, reference, total=options["windows"] or 0, progress=reporter(bar))
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"kld {result['kld']:.5f} ± {result['kld_stderr']:.5f} over {result['tokens']} tokens")
+    click.echo(f"median {result['kld_median']:.5f}, 99 % {result['kld_p99']:.4f}, maximum {result['kld_max']:.3f}")
+    click.echo(f"top-1 {result['top1']:.2%}, ppl {result['ppl']:.3f} = {result['ppl_ratio']:.4f} x the reference's")
+    click.echo(f"noise floor {result['noise_floor']:.5f} (the reference's own logits in 16 bits)")
+
+
+@contextmanager
+def _reference(
+    reference: Path, text: Path | None, ctx: int, windows: int | None, save: Path | None
+) -> Iterator[Iterable[Window]]:
+    """The windows of a .kld file, or of a model over a text, which are saved once all have been used."""
+    from rkf.errors import UsageError
+    from rkf.eval import reference as stored
+    from rkf.eval.divergence import sampled, windows_of
+    from rkf.runtime.model import load
+
+    if reference.suffix == ".kld":
+        if text or save:
+            raise UsageError(f"{reference}: holds its text already: leave --text and --save out")
+        yield stored.read(reference)[:windows]
+        return
+    if text is None:
+        raise UsageError(f"{reference}: a model as the reference needs --text")
+    with _as_rkf(reference) as path, load(path, exact=True) as dense:
+        kept: list[Window] = []
+
+        def keeping() -> Iterator[Window]:
+            for number, window in enumerate(windows_of(dense, _read(text), ctx=ctx, windows=windows)):
+                if save:
+                    kept.append(sampled(window, number))
+                yield window
+
+        yield keeping()
+    if save:
+        stored.write(save, kept)
+
+
+@contextmanager
+def _as_rkf(path: Path) -> Iterator[Path]:
+    """The path of an rkf file; of a foreign checkpoint, of its dense conversion, which is deleted afterwards."""
+    from rkf.converters.pipeline import convert
+
+    if path.is_file() and path.suffix != ".gguf":
+        yield path
+        return
+    with TemporaryDirectory(prefix="rkf-") as folder:
+        dense = Path(folder) / "dense.rkf"
+        convert(path, dense, recipe="dense")
+        yield dense
+
+
+def _read(text: Path) -> str:
+    from rkf.errors import UsageError
+
+    try:
+        return text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{text}: expected UTF-8 text: {error}") from error
 
 
 @click.command()

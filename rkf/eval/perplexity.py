@@ -48,7 +48,12 @@ def cut(ids: Sequence[int], ctx: int, windows: int | None) -> list[Sequence[int]
 
 def window_losses(model: Model, ids: Sequence[int]) -> NDArray[np.float64]:
     """-log p of the second half of a window, `f64[ctx - ctx // 2 - 1]`."""
-    tokens = np.asarray(ids, np.int64)
+    return negative_log_likelihood(scored_logits(model, ids), np.asarray(ids[len(ids) // 2 + 1 :], np.int64))
+
+
+def scored_logits(model: Model, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits before each token of a window that is scored, `f32[ctx - ctx // 2 - 1, vocab]`."""
+    tokens = np.array(ids, np.int64)
     if model.config.add_bos and model.config.bos_id is not None:
         tokens[0] = model.config.bos_id
     half = len(tokens) // 2
@@ -56,8 +61,7 @@ def window_losses(model: Model, ids: Sequence[int]) -> NDArray[np.float64]:
     model.backend.forward(
         tokens[:half], cache, last_only=True
     )  # the first half only fills the cache: no head to pay for
-    logits = model.backend.forward(tokens[half:-1], cache, last_only=False)
-    return negative_log_likelihood(logits, tokens[half + 1 :])
+    return model.backend.forward(tokens[half:-1], cache, last_only=False)
 
 
 def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,0 +1,70 @@
+"""A reference as a `.kld` file: the tokens of every window and, at 196 bytes a scored token, what a model says of them.
+
+A zip of arrays (numpy's npz, no pickles): `tokens: u32[windows, ctx]`, `ids` and `log_p` of `distributions.Sampled`
+over all windows, `target: f32[scored]` (log p of the token that came), `noise: f64[windows]`.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.atomic import replacing
+from rkf.errors import CorruptError
+from rkf.eval.distributions import DRAWS, F32, TOP, Distribution, Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a reference. ids: i64[ctx]; the second half is scored.
+
+    target: f32[scored], log p of the tokens that came; noise: the mean of KL(p || p from its logits in bf16).
+    """
+
+    ids: NDArray[np.int64]
+    distribution: Distribution
+    target: F32
+    noise: float
+
+
+def write(path: Path, windows: list[Window], force: bool = False) -> None:
+    """Write windows whose distributions are samples."""
+    samples = [window.distribution for window in windows]
+    packed = io.BytesIO()
+    np.savez(
+        packed,
+        tokens=np.stack([window.ids for window in windows]).astype(np.uint32),
+        ids=np.concatenate([sample.ids for sample in samples if isinstance(sample, Sampled)]),
+        log_p=np.concatenate([sample.log_p for sample in samples if isinstance(sample, Sampled)]),
+        target=np.concatenate([window.target for window in windows]),
+        noise=np.array([window.noise for window in windows]),
+    )
+    with replacing(path, force) as output:
+        output.write(packed.getbuffer())
+
+
+def read(path: Path) -> list[Window]:
+    """The windows of a file. Raises CorruptError for anything but a `.kld` file."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return list(_windows(arrays))
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CorruptError(f"{path}: not a reference that `rkf eval kld --save` wrote: {error}") from error
+
+
+def _windows(arrays: np.lib.npyio.NpzFile) -> Iterator[Window]:
+    tokens, ids, log_p = arrays["tokens"].astype(np.int64), arrays["ids"], arrays["log_p"]
+    target, noise = arrays["target"], arrays["noise"]
+    scored = tokens.shape[1] - tokens.shape[1] // 2 - 1
+    total = scored * len(tokens)
+    if ids.shape != (total, TOP + DRAWS) or log_p.shape != ids.shape or target.shape != (total,):
+        raise ValueError(f"expected {total} scored tokens, got arrays of shape {ids.shape}, {target.shape}")
+    for number, window in enumerate(tokens):
+        part = slice(number * scored, (number + 1) * scored)
+        yield Window(window, Sampled(ids[part], log_p[part]), target[part], float(noise[number]))
