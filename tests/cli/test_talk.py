@@ -1,0 +1,173 @@
+"""`rkf run` and `rkf chat` as a user types them, on a tiny model."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import rkf
+from rkf import __version__
+from rkf.commands.default_model import NAME
+from tests.runtime import tiny
+
+CONFIG = tiny.config(context_length=2048, eos_ids=())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("model") / "tiny.rkf", CONFIG, tiny.weights(CONFIG))
+    with rkf.load(path) as ready:  # compiles what is not in the cache yet, and says so on our stderr, not in a test's
+        ready.generate("The", max_tokens=2)
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "rkf", *map(str, arguments)]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments), capture_output=True, encoding="utf-8", check=False, **options)
+
+
+def test_run_prints_the_answer_and_nothing_else(model):
+    done = run("run", model, "--prompt", "The capital?", "--system", "Be brief.", "--max-tokens", "9")
+    with rkf.load(model) as ready:
+        answer = ready.generate("The capital?", system="Be brief.", max_tokens=9)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == answer + "\n"
+
+
+def test_run_passes_its_options_on(model):
+    options = [
+        "--prompt",
+        "The",
+        "--raw",
+        "--max-tokens",
+        "12",
+        "--temperature",
+        "1.5",
+        "--seed",
+        "3",
+        "--threads",
+        "1",
+    ]
+    done = run("run", model, *options)
+    with rkf.load(model, threads=1) as ready:
+        assert done.stdout == ready.generate("The", raw=True, max_tokens=12, temperature=1.5, seed=3) + "\n"
+
+
+def test_stats_go_to_stderr(model):
+    plain = run("run", model, "--prompt", "The", "--max-tokens", "5")
+    done = run("run", model, "--prompt", "The", "--max-tokens", "5", "--stats")
+    assert done.stdout == plain.stdout
+    number = r"\d+\.\d+"
+    assert re.fullmatch(
+        rf"load {number} s, prompt \d+ tokens {number} s \({number} tok/s\), "
+        rf"answer 5 tokens {number} s \({number} tok/s\), first token after {number} s\n",
+        done.stderr,
+    )
+
+
+def test_without_a_model_the_default_one_is_taken_from_the_cache(model, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / f"{NAME}-{__version__}.rkf").symlink_to(model)
+    done = run("run", "--prompt", "The", "--max-tokens", "5", env=os.environ | {"RKF_CACHE": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (0, run("run", model, "--prompt", "The", "--max-tokens", "5").stdout)
+
+
+def test_chat_remembers_the_turns_before(model):
+    done = run("chat", model, "--system", "Be brief.", "--max-tokens", "6", input="The capital?\n\nAnd the river?\n")
+    messages = [{"role": "system", "content": "Be brief."}]
+    answers = []
+    with rkf.load(model) as ready:
+        for question in ("The capital?", "And the river?"):
+            messages.append({"role": "user", "content": question})
+            answers.append(ready.chat(messages, max_tokens=6))
+            messages.append({"role": "assistant", "content": answers[-1]})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "".join(answer + "\n" for answer in answers)
+
+
+def test_chat_forgets_the_oldest_turn_when_the_context_is_full(tmp_path):
+    config = tiny.config(context_length=160, eos_ids=())
+    path = tiny.write(tmp_path / "short.rkf", config, tiny.weights(config))
+    done = run("chat", path, "--max-tokens", "4", input="The capital of France is Paris and so on\n" * 6)
+    assert done.returncode == 0
+    assert "oldest turn no longer fits" in done.stderr
+    done = run("chat", path, input="capital " * 300 + "\n")
+    assert done.returncode == 2
+    assert "the model's context 160" in done.stderr
+
+
+class Terminal:
+    """`rkf` at a pseudo-terminal: Ctrl-C and Ctrl-D as the keyboard sends them."""
+
+    def __init__(self, *arguments):
+        self.screen = ""
+        self._terminal, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+
+    def type(self, text):
+        os.write(self._terminal, text.encode())
+
+    def interrupt(self):
+        self.process.send_signal(signal.SIGINT)
+
+    def wait_for(self, pattern):
+        """Everything shown up to a pattern, since the last one."""
+        while not (found := re.search(pattern, self.screen)):
+            piece = self._read()
+            assert piece, f"ended without {pattern!r}: {self.screen!r}"
+            self.screen += piece
+        text, self.screen = self.screen[: found.end()], self.screen[found.end() :]
+        return text
+
+    def finish(self):
+        """The exit code, once it has ended by itself."""
+        while piece := self._read():
+            self.screen += piece
+        return self.process.wait(timeout=30)
+
+    def _read(self):
+        ready, _, _ = select.select([self._terminal], [], [], 30)
+        assert ready, f"silent for 30 s after {self.screen!r}"
+        try:
+            return os.read(self._terminal, 1 << 16).decode(errors="replace")
+        except OSError:  # how Linux says that the other end has gone
+            return ""
+
+
+def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(model):
+    terminal = Terminal("chat", model, "--max-tokens", "2000")
+    terminal.wait_for("> ")
+    terminal.type("The capital?\n")
+    terminal.wait_for(r"The capital\?\r\n..")
+    terminal.interrupt()
+    terminal.wait_for(r"\(stopped\)")
+    terminal.wait_for("> ")
+    terminal.type("half a line")
+    terminal.wait_for("half a line")
+    time.sleep(0.2)  # a signal between two reads of the line editor waits for the next key
+    terminal.interrupt()
+    terminal.wait_for("Ctrl-D leaves")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.finish() == 0
+    assert "Traceback" not in terminal.screen
+
+
+def test_ctrl_c_ends_run_with_130(model):
+    terminal = Terminal("run", model, "--prompt", "The", "--raw", "--max-tokens", "2000")
+    terminal.wait_for(r"\w")
+    terminal.interrupt()
+    assert terminal.finish() == 130
+    assert "Traceback" not in terminal.screen
