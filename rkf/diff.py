@@ -13,17 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.container import Container, open_file
+from rkf.errors import UsageError
 from rkf.matrix import ClusteredMatrix, Exceptions, MatrixValues
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> dict[str, Any]:
-    """What changes from model file `a` to model file `b`.
+    """What changes from file `a` to file `b`: two models, or two values files.
 
     Keys: identical (no difference below); same_ranks and same_dense (whole files, by their ids); metadata and
     provenance: {dotted key: [in a, in b]}, None where absent; blobs: names that differ; only_a, only_b: tensors of one
     file alone; tensors: {name: what changed}, of which relative_rms = |b - a| / |a| over the decoded weights.
     """
     with open_file(a) as first, open_file(b) as second:
+        if first.kind != second.kind:
+            raise UsageError(f"{a}, {b}: expected two models or two values files, got one of each")
         common = [name for name in first.tensors if name in second.tensors]
         found: dict[str, Any] = {
             "metadata": _changes(first.metadata, second.metadata),
@@ -66,6 +69,8 @@ def _tensor(a: Container, b: Container, name: str) -> dict[str, Any]:
             change[key] = [list(old), list(new)] if key == "shape" else [old, new]
     if "shape" in change or left.target is not None or right.target is not None or _same(a, b, name):
         return change
+    if left.kind == "values":
+        return change | _values(a.values(name), b.values(name))
     old_tensor, new_tensor = a.load(name), b.load(name)
     if isinstance(old_tensor, ClusteredMatrix) and isinstance(new_tensor, ClusteredMatrix):
         change |= _ranks(old_tensor, new_tensor) | _values(old_tensor.values, new_tensor.values)
@@ -106,9 +111,8 @@ def _values(a: MatrixValues, b: MatrixValues) -> dict[str, Any]:
     parts = [None if v.affine is None else (v.affine.granularity, v.affine.group) for v in (a, b)]
     if parts[0] != parts[1]:
         change["affine"] = [None if part is None else part[0] for part in parts]
-    factors_a, factors_b = _bytes(a)[1:3], _bytes(b)[1:3]
-    change["affine_changed"] = factors_a != factors_b
-    return change
+    old, new = _bytes(a), _bytes(b)
+    return {**change, "affine_changed": old[1:3] != new[1:3], "exception_values_changed": old[3] != new[3]}
 
 
 def _exceptions(a: Exceptions | None, b: Exceptions | None) -> dict[str, int]:

@@ -15,7 +15,7 @@ from rkf import canonical
 from rkf.config import ModelConfig
 from rkf.errors import StructureError
 from rkf.extents import Claims, Section, parse_sections
-from rkf.fields import Fields, refuse
+from rkf.fields import REMEDY, Fields, refuse
 from rkf.format import KIND_MODEL, KIND_VALUES, MAX_SECTIONS, MAX_TENSORS, TOKENIZER
 from rkf.layout import Field, layout
 from rkf.superblock import Superblock
@@ -49,7 +49,7 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
     try:
         raw = canonical.decode(data)
     except StructureError as error:
-        refuse("directory", "canonical msgpack", error)
+        raise StructureError(f"directory: {error}; {REMEDY}") from None
     keys = ("dense_id", "metadata", "provenance", "ranks_id", "sections", "tensors")
     is_values = superblock.kind == KIND_VALUES
     top = Fields(raw, "directory", (*keys, "order") if is_values else keys)
@@ -61,7 +61,7 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
     values = claims.take("values", values_length, "the values section") if clustered else None
     blobs = claims.take_blobs()
     if is_values and blobs:
-        refuse("directory", "no blobs in a values file", list(blobs))
+        refuse("directory", "no blobs in a values file", len(blobs))
     directory = Directory(
         sections=sections,
         tensors=tensors,

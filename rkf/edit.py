@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rkf.atomic import replacing
+from rkf.atomic import replacing, reporting
 from rkf.container import open_file
 from rkf.errors import OutputError, naming
 from rkf.format import SUPERBLOCK_BYTES
@@ -36,10 +36,10 @@ def edit(
     with open_file(path) as container, replacing(output or path, force or output is None) as out:
         raw, superblock = dict(container.directory.raw), container.superblock
         kept = {name: container.blob(name) for name in container.directory.blobs}
-        wanted = {name: data for name, data in {**kept, **(blobs or {})}.items() if data}
+        wanted = {name: data for name, data in {**kept, **(blobs or {})}.items() if data is not None}
         before_blobs = len(container.sections) - len(kept)
         writer = SectionWriter(out)
-        with container.path.open("rb", buffering=0) as file:
+        with reporting(container.path), container.path.open("rb", buffering=0) as file:
             if file.read(SUPERBLOCK_BYTES) != superblock.encode():
                 raise OutputError(f"{path}: replaced by another process while it was edited: edit it again")
             writer.copy(file.fileno(), raw["sections"][:before_blobs])

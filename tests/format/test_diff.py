@@ -13,7 +13,9 @@ import pytest
 import rkf
 from rkf.archive import pack
 from rkf.diff import diff
+from rkf.errors import UsageError
 from rkf.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions
+from rkf.values import write_values
 from rkf.writer import Writer
 from tests.format import build
 
@@ -110,6 +112,21 @@ def test_dense_tensors_and_aliases(tmp_path: Path) -> None:
     tensors = {"a": DENSE, "b": DENSE, "w": Alias("a")}
     first, second = write(tmp_path / "a.rkf", tensors), write(tmp_path / "b.rkf", {**tensors, "w": Alias("b")})
     assert diff(first, second)["tensors"] == {"w": {"target": ["a", "b"]}}
+
+
+def test_values_files_are_compared_by_their_values(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.rkf", {"w": MATRIX})
+    with rkf.open(path) as model:
+        values = model.values("w")
+        write_values(tmp_path / "a.rkv", model, {})
+        write_values(tmp_path / "b.rkv", model, {"w": replace(values, centroids=values.centroids + 1)})
+    found = diff(tmp_path / "a.rkv", tmp_path / "b.rkv")
+    assert found["same_ranks"]
+    assert found["tensors"]["w"]["centroids_drifted"] == 16
+    assert not found["tensors"]["w"]["exception_values_changed"]
+    assert diff(tmp_path / "a.rkv", tmp_path / "a.rkv")["identical"]
+    with pytest.raises(UsageError, match="one of each"):
+        diff(path, tmp_path / "a.rkv")
 
 
 def test_metadata_blobs_and_sets_of_tensors(tmp_path: Path) -> None:

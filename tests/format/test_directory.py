@@ -341,15 +341,15 @@ def test_an_unknown_architecture_is_unsupported(model: bytes) -> None:
         parse(build.resealed(model, put("metadata", "model", "architecture", "mamba")))
 
 
-def test_every_flipped_bit_and_every_truncation_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_flipped_bits_and_truncations_are_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.rkf"
-    for position in range(0, len(data) * 8, 7):  # every byte, one bit of it
+    for position in range(0, len(data) * 8, 67):
         flipped = bytearray(data)
         flipped[position // 8] ^= 1 << position % 8
         path.write_bytes(flipped)
         with pytest.raises(RkfError, match=r"m\.rkf"):
             rkf.open(path)
-    for length in range(0, len(data), 13):
+    for length in range(0, len(data), 67):
         path.write_bytes(data[:length])
         with pytest.raises(RkfError, match=r"m\.rkf"):
             rkf.open(path)

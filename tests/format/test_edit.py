@@ -69,6 +69,7 @@ def test_an_edit_that_breaks_the_file_is_refused(path: Path, tmp_path: Path) -> 
     for changes in (
         {"blobs": {"tokenizer.json": None}},
         {"blobs": {"weights.py": b"1"}},
+        {"blobs": {"x-empty": b""}},
         {"metadata": {"model": model | {"vocab_size": 39}}},
     ):
         with pytest.raises(StructureError, match=r"m\.rkf: "):
