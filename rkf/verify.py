@@ -105,8 +105,7 @@ def _is_finite(block: ClusteredMatrix) -> bool:
     bound = bound * (1 if a is None else float(a.max())) + (0 if b is None else float(np.abs(b).max()))
     if bound < float(np.finfo(np.float32).max) / 2:  # half: room for the rounding of each step
         return True
-    with np.errstate(over="ignore", invalid="ignore"):  # what is looked for
-        return bool(np.isfinite(block.decode()).all())
+    return bool(np.isfinite(block.decode()).all())
 
 
 def _blocks(matrix: ClusteredMatrix) -> Iterator[tuple[int, ClusteredMatrix]]:
