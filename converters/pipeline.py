@@ -70,10 +70,9 @@ def convert(
         raise UsageError(f"k: expected {MIN_K} to {MAX_K}, got {k}")
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
-    plan = Recipe.load(recipe or "default", k)
     src = locate(src)
     source = open_source(src)
-    job = _Job(source, plan, out)
+    job = _Job(source, Recipe.load(recipe or "default", k, source.config.layers), out)
     if dry_run:
         return job.rehearse()
     for name in source.files:

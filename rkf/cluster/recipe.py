@@ -4,14 +4,18 @@ weights.
     description = "one line"
     k = 16                                  # the base K: `--k` replaces it
 
+    [defaults]                              # options of every rule that does not say otherwise
+    exceptions = 0.001
+
     [[rule]]                                # the first rule with a matching pattern decides
-    tensors = ["model.embed_tokens.weight"] # shell patterns over canonical tensor names
-    k_factor = 8                            # K = 8 times the base, 256 at most; or `k = 64`, or `dense = true`
+    tensors = ["model.layers.{last}.*"]     # shell patterns over canonical names; {last} is the last layer's number
+    k_factor = 2                            # K = the base times 2, though not raised past 128
+    k_min = 32                              # and at least 32; or `k = 64` whatever the base, or `dense = true`
     grid = true                             # centroids are integers in -127..127 (K is then 255 at most)
-    affine = "row"                          # "none", "tensor" (with grid alone), "row", "group"
+    affine = "tensor"                       # "none", "tensor" (with grid alone), "row", "group"
     group = 64                              # columns that share a factor, with affine = "group"
-    affine_dtype = "f16"                    # or "f32"
-    exceptions = 0.001                      # the share of weights that stay exact
+    affine_dtype = "f16"                    # of row and group factors; or "f32"
+    exceptions = 0.002                      # the share of weights that stay exact
     rows_per_table = 1536                   # rows that share a list of centroids; all of them by default
 
 A tensor that no rule names, and every tensor of one dimension, stays dense.
@@ -32,6 +36,7 @@ from rkf.format import GROUP_SIZES, MAX_EXCEPTION_SHARE, MAX_K, MIN_K
 
 _SHIPPED = files("rkf.cluster") / "recipes"
 _GRID_MAX_K = 255
+_RAISED_K = 128  # past it an integer grid hardly gains: 255 points in even steps err 0.7 times as much, for a bit more
 _AFFINE = ("none", "tensor", "row", "group")
 
 
@@ -53,6 +58,8 @@ class Rule:
     rows_per_table: int | None = None
 
     def __post_init__(self) -> None:
+        whole = isinstance(self.k, int) and isinstance(self.rows_per_table or 1, int)
+        _check(self.k is None or whole, "k and rows_per_table are whole numbers", (self.k, self.rows_per_table))
         _check(self.k is None or MIN_K <= self.k <= MAX_K, f"k is {MIN_K} to {MAX_K}", self.k)
         _check(
             not self.grid or self.k is None or self.k <= _GRID_MAX_K, f"k on the grid is at most {_GRID_MAX_K}", self.k
@@ -88,27 +95,34 @@ class Recipe:
     rules: tuple[tuple[tuple[str, ...], Rule], ...]
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "default", k: int | None = None) -> Recipe:
-        """A shipped recipe by name, or a TOML file by path; `k` replaces its base K. Raises UsageError."""
+    def load(cls, name_or_path: str | Path = "default", k: int | None = None, layers: int | None = None) -> Recipe:
+        """A shipped recipe by name, or a TOML file by path, for a model of so many layers; `k` replaces its base K.
+
+        Without `layers`, patterns with {last} match nothing. Raises UsageError.
+        """
         name = str(name_or_path)
-        shipped = _SHIPPED / f"{name}.toml"
         if name in shipped_names():
-            return cls.parse(shipped.read_text("utf-8"), name, k)
+            return cls.parse((_SHIPPED / f"{name}.toml").read_text("utf-8"), name, k, layers)
         path = Path(name_or_path)
         if not path.is_file():
             raise UsageError(f"{name}: no such recipe; give a TOML file or one of {', '.join(shipped_names())}")
-        return cls.parse(path.read_text("utf-8"), name, k)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"recipe {name}: {error}") from error
+        return cls.parse(text, name, k, layers)
 
     @classmethod
-    def parse(cls, text: str, name: str, k: int | None = None) -> Recipe:
+    def parse(cls, text: str, name: str, k: int | None = None, layers: int | None = None) -> Recipe:
         """A recipe from TOML text; `name` stands in messages. Raises UsageError."""
         try:
             data = tomllib.loads(text)
-            unknown = data.keys() - {"description", "k", "rule"}
-            _check(not unknown, "a recipe has description, k and rules", ", ".join(sorted(unknown)))
+            unknown = data.keys() - {"description", "k", "defaults", "rule"}
+            _check(not unknown, "a recipe has description, k, defaults and rules", ", ".join(sorted(unknown)))
             base = k if k is not None else data.get("k")
-            rules = tuple(_rule(entry, base) for entry in data.get("rule", []))
-        except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+            defaults = data.get("defaults", {})
+            rules = tuple((_patterns(entry, layers), _rule(defaults, entry, base)) for entry in data.get("rule", []))
+        except (AttributeError, TypeError, ValueError) as error:  # ValueError: TOML itself, or a check here
             raise UsageError(f"recipe {name}: {error}") from error
         return cls(name, base, text, rules)
 
@@ -126,15 +140,21 @@ def shipped_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".toml"))
 
 
-def _rule(entry: Mapping[str, Any], base: int | None) -> tuple[tuple[str, ...], Rule]:
-    options = dict(entry)
-    patterns = tuple(options.pop("tensors", ()))
-    _check(bool(patterns), "a rule names tensors", entry)
-    if options.pop("dense", False):
-        _check(not options, "a dense rule has no other options", ", ".join(options))
-        return patterns, DENSE
-    factor = options.pop("k_factor", 1)
+def _patterns(entry: Mapping[str, Any], layers: int | None) -> tuple[str, ...]:
+    patterns = entry.get("tensors")
+    _check(isinstance(patterns, list) and bool(patterns), "a rule has a list of tensors", dict(entry))
+    return tuple(pattern if layers is None else pattern.replace("{last}", str(layers - 1)) for pattern in patterns)
+
+
+def _rule(defaults: Mapping[str, Any], entry: Mapping[str, Any], base: int | None) -> Rule:
+    own = {key: value for key, value in entry.items() if key != "tensors"}
+    if own.pop("dense", False):
+        _check(not own, "a dense rule has no other options", ", ".join(own))
+        return DENSE
+    options = {**defaults, **own}
+    factor, least = options.pop("k_factor", 1), options.pop("k_min", 0)
     if "k" not in options:
-        _check(base is not None, "a rule needs k, or the recipe a base k", entry)
-        options["k"] = min(base * factor, _GRID_MAX_K if options.get("grid") else MAX_K)
-    return patterns, Rule(**options)
+        _check(base is not None, "a rule needs k, or the recipe a base k", dict(entry))
+        raised = max(base, min(base * factor, _RAISED_K), least)
+        options["k"] = min(raised, _GRID_MAX_K) if options.get("grid") else raised
+    return Rule(**options)

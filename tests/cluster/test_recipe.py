@@ -26,12 +26,26 @@ def test_one_dimension_is_always_dense():
     assert parse('k = 16\n[[rule]]\ntensors = ["*"]').rule(NORM, (64,)) == DENSE
 
 
-def test_k_replaces_the_base_and_factors_stop_at_the_maximum():
-    text = 'k = 16\n[[rule]]\ntensors = ["a"]\nk_factor = 8\n'
-    text += '[[rule]]\ntensors = ["b"]\nk_factor = 8\ngrid = true\naffine = "row"'
-    assert parse(text).rule("a", (4, 4)).k == 128
-    assert parse(text, k=64).rule("a", (4, 4)).k == 256
-    assert parse(text, k=64).rule("b", (4, 4)).k == 255
+@pytest.mark.parametrize(("base", "expected"), [(2, 32), (16, 64), (24, 96), (64, 128), (200, 200), (256, 255)])
+def test_a_factor_raises_k_up_to_128_and_the_grid_holds_255(base, expected):
+    rule = '[[rule]]\ntensors = ["*"]\nk_factor = 4\nk_min = 32\ngrid = true\naffine = "row"'
+    assert parse(f"k = 16\n{rule}", k=base).rule(EMBEDDING, (4, 4)).k == expected
+
+
+def test_a_rule_overrides_the_defaults():
+    text = 'k = 8\n[defaults]\nexceptions = 0.01\naffine = "row"\n[[rule]]\ntensors = ["a"]\naffine = "none"\n'
+    recipe = parse(text + '[[rule]]\ntensors = ["b"]\n[[rule]]\ntensors = ["c"]\ndense = true')
+    assert recipe.rule("a", (4, 4)) == Rule(k=8, exceptions=0.01)
+    assert recipe.rule("b", (4, 4)) == Rule(k=8, exceptions=0.01, affine="row")
+    assert recipe.rule("c", (4, 4)) == DENSE
+
+
+def test_last_is_the_last_layer():
+    text = '[[rule]]\ntensors = ["model.layers.{last}.*"]\nk = 64'
+    recipe = Recipe.parse(text, "test", layers=12)
+    assert recipe.rule("model.layers.11.mlp.up_proj.weight", (4, 4)) == Rule(k=64)
+    assert recipe.rule("model.layers.1.mlp.up_proj.weight", (4, 4)) == DENSE
+    assert parse(text).rule("model.layers.11.mlp.up_proj.weight", (4, 4)) == DENSE
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -53,8 +67,13 @@ def test_a_file_is_a_recipe(tmp_path):
     [
         ("k = ", "recipe test: "),
         ("kk = 3", "got kk"),
+        ("k = 1\n[[rule]]\ntensors = ['*']", "k is 2 to 256; got 1"),
         ('[[rule]]\ntensors = ["*"]', "or the recipe a base k"),
-        ("[[rule]]\nk = 4", "a rule names tensors"),
+        ("[[rule]]\nk = 4", "a rule has a list of tensors"),
+        ("rule = 3", "recipe test: "),
+        ('rule = ["x"]', "recipe test: "),
+        ('[[rule]]\ntensors = "x"\nk = 4', "a rule has a list of tensors"),
+        ('[[rule]]\ntensors = ["*"]\nk = 4.5', "whole numbers"),
         ('[[rule]]\ntensors = ["*"]\nk = 300', "k is 2 to 256; got 300"),
         ('[[rule]]\ntensors = ["*"]\nk = 16\ncolour = 1', "colour"),
         ('[[rule]]\ntensors = ["*"]\ndense = true\nk = 16', "a dense rule"),
@@ -75,3 +94,10 @@ def test_refusals_say_what_was_expected(text, message):
 def test_an_unknown_name_is_refused_with_those_known():
     with pytest.raises(UsageError, match=r"nope: no such recipe; .*default, dense"):
         Recipe.load("nope")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"mine\.toml: "):
+        Recipe.load(path)

@@ -50,7 +50,8 @@ def test_dense_recipe_stores_everything_as_it_came(gguf_file: Callable[..., Path
 def test_clustered_file(hf_folder: Callable[..., Path], tmp_path: Path, family: str) -> None:
     folder = hf_folder(family)
     ledger = convert(folder, tmp_path / "out.rkf", k=8)
-    source, recipe = open_source(folder), Recipe.load("default", 8)
+    source = open_source(folder)
+    recipe = Recipe.load("default", 8, source.config.layers)
     with open_file(tmp_path / "out.rkf") as file:
         assert [row.name for row in ledger.rows] == list(file.tensors)
         for name in source.tensors:
