@@ -136,8 +136,8 @@ def read(path, values_path=None):
         data = Path(values_path).read_bytes()
         kind, source = open_directory(data)
         need(kind == 2, "not a values file", "binding")
-        bind(model, source)
     values = read_values(source, data)
+    bind(model, source)
     affine = {tensor["name"]: tensor.get("values", {}).get("affine", {}) for tensor in source["tensors"]}
     for tensor in sorted(model["tensors"], key=lambda tensor: tensor["kind"] == "alias"):
         if tensor["kind"] == "clustered":

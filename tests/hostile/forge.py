@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 import msgpack
@@ -23,11 +25,13 @@ FIELDS = (
 )  # fmt: skip
 
 
-class _Removed:
-    """What takes a key or an item away."""
+class Edit(Enum):
+    """REMOVED takes a key or an item away."""
+
+    REMOVED = "removed"
 
 
-REMOVED = _Removed()
+REMOVED = Edit.REMOVED
 
 
 def mutate(data: bytes, edits: Mapping[str, Any], *, reseal: bool = True) -> bytes:
@@ -120,8 +124,9 @@ class Forge:
     def _seal_sections(self) -> None:
         for number, (start, end) in enumerate(self.extents):
             if f"section/{number}" in self.edited:
-                section = self.directory["sections"][number]
-                section["stored_hash" if section["codec"] == "zstd" else "hash"] = digest(self.body[start:end])
+                with suppress(LookupError, TypeError):  # where the directory is no longer one that has it
+                    section = self.directory["sections"][number]
+                    section["stored_hash" if section["codec"] == "zstd" else "hash"] = digest(self.body[start:end])
 
     def _seal_identities(self) -> None:
         """Make ranks_id and dense_id right, where the directory is still one that has them."""

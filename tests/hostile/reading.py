@@ -40,23 +40,23 @@ def decode_all(container: Container) -> Weights:
     return {name: container.decode(name) for name in container.tensors}
 
 
-def read_all(path: Path) -> Weights:
+def read_all(path: Path, values: Path | None = None) -> Weights:
     """What a runtime does: open, check, decode everything."""
-    with rkf.open(path) as container:
+    with rkf.open(path, values=values) as container:
         return decode_all(container)
 
 
-def outcome(path: Path) -> str | Weights:
+def outcome(path: Path, values: Path | None = None) -> str | Weights:
     """The weights, or the level of the refusal. Only an RkfError is one."""
     try:
-        return read_all(path)
+        return read_all(path, values)
     except RkfError as error:
         return next(level for level, kind in LEVEL_ERRORS.items() if type(error) is kind)
 
 
-def reference_outcome(path: Path) -> str | Weights:
+def reference_outcome(path: Path, values: Path | None = None) -> str | Weights:
     """The same of the reference reader."""
     try:
-        return reference.read(path)
+        return reference.read(path, values)
     except reference.Refused as refusal:
         return refusal.args[0]

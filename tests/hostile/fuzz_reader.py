@@ -1,0 +1,42 @@
+"""A fuzz target for atheris, which is no part of `make test`: only an RkfError may come out of a damaged file.
+
+    pip install atheris && python -m tests.hostile.fuzz_reader -max_total_time=600
+
+Half of the inputs are damage of the vectors with its hashes made good, half are the bytes themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["rkf"]):
+    from rkf.errors import RkfError
+    from rkf.verify import verify
+
+from tests.hostile.mutations import damaged
+from tests.spec.document import VECTORS
+
+SOURCES = [path.read_bytes() for path in sorted(VECTORS.glob("*.rk[fv]"))]
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def read_one(data: bytes) -> None:
+    provider = atheris.FuzzedDataProvider(data)
+    path = Path(FOLDER.name) / "fuzzed.rkf"
+    if provider.ConsumeBool():
+        source = SOURCES[provider.ConsumeIntInRange(0, len(SOURCES) - 1)]
+        path.write_bytes(damaged(source, lambda n: provider.ConsumeIntInRange(0, n - 1)))
+    else:
+        path.write_bytes(provider.ConsumeBytes(provider.remaining_bytes()))
+    with suppress(RkfError):
+        verify(path)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, read_one)
+    atheris.Fuzz()
