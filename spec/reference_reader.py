@@ -26,8 +26,7 @@ def open_directory(data):
     _, major, _, kind, required, _, offset, length, size, directory_hash, reserved, block_hash = block
     need(block_hash == blake3(data[:96]).digest(), "superblock hash")
     need(major == 1, f"major {major}", "unsupported")
-    need(required == 0, f"required features {required:b}", "unsupported")
-    need(kind != 3, "parts", "unsupported")
+    need(required == 0 and kind != 3, f"required features {required:b}, kind {kind}", "unsupported")
     need(kind in (1, 2) and reserved == 0, "kind or reserved bytes")
     need(size == len(data) == offset + length and 1 <= length <= 64 << 20 and offset >= 128, "extents")
     need(directory_hash == blake3(data[offset:]).digest(), "directory hash")
@@ -137,7 +136,8 @@ def read(path, values_path=None):
         kind, source = open_directory(data)
         need(kind == 2, "not a values file", "binding")
     values = read_values(source, data)
-    bind(model, source)
+    if source is not model:
+        bind(model, source)
     affine = {tensor["name"]: tensor.get("values", {}).get("affine", {}) for tensor in source["tensors"]}
     for tensor in sorted(model["tensors"], key=lambda tensor: tensor["kind"] == "alias"):
         if tensor["kind"] == "clustered":
