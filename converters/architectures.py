@@ -13,7 +13,8 @@ import numpy as np
 
 from rkf.config import ModelConfig, RopeScaling
 from rkf.converters.names import HEAD
-from rkf.errors import SourceError, UnsupportedError
+from rkf.errors import CorruptError, SourceError, UnsupportedError
+from rkf.fields import REMEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ _ROPE_TOLERANCE = 1e-5
 
 def family(name: Any, label: str) -> Family:
     """The family of an architecture's name; UnsupportedError for an unknown one, by name."""
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UnsupportedError(f"{label}: architecture {name!r} is not supported; known: {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
@@ -94,14 +95,14 @@ def hf_config(config: Mapping[str, Any], label: str, **tokens: Any) -> ModelConf
     """ModelConfig of a config.json. tokens: bos_id, eos_ids, add_bos and generation, which other files decide."""
     kin = family(config.get("model_type"), label)
     _check_fixed(config, HF_FIXED, label)
-    values = {**kin.defaults, **{ours: config.get(theirs) for ours, theirs in HF_KEYS.items() if config.get(theirs)}}
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    values.pop("sliding_window", None)
+    set_values = {key: value for key, value in config.items() if value is not None}
+    full = {**kin.defaults, **set_values}
+    rope = _hf_rope(config, label)
     return _build(
         kin,
-        values,
+        {ours: full.get(theirs) for ours, theirs in HF_KEYS.items()},
         label,
-        rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
+        rope_theta=rope.get("rope_theta", full.get("rope_theta", 10000.0)),
         rope_scaling=_hf_rope_scaling(rope, label),
         sliding_window=_hf_window(kin, config, label),
         **tokens,
@@ -114,13 +115,12 @@ def gguf_config(fields: Mapping[str, Any], rope_factors: Any, label: str, **toke
     kin = family(arch, label)
     own = {key.removeprefix(f"{arch}."): value for key, value in fields.items() if key.startswith(f"{arch}.")}
     _check_fixed(own, GGUF_FIXED, label)
-    values = {ours: own[theirs] for ours, theirs in GGUF_KEYS.items() if own.get(theirs)}
-    theta = _shortest(own.get("rope.freq_base", 10000.0))
+    values = {ours: own.get(theirs) for ours, theirs in GGUF_KEYS.items()}
     built = _build(
         kin,
-        values,
+        values | {"norm_epsilon": _shortest(values["norm_epsilon"])},
         label,
-        rope_theta=theta,
+        rope_theta=_shortest(own.get("rope.freq_base", 10000.0)),
         rope_scaling=_gguf_rope_scaling(own, label),
         sliding_window=own.get("attention.sliding_window") or None,
         **tokens,
@@ -136,23 +136,22 @@ def gguf_config(fields: Mapping[str, Any], rope_factors: Any, label: str, **toke
 def check_tensors(found: Mapping[str, tuple[int, ...]], config: ModelConfig, tied: bool, label: str) -> None:
     """Refuse a checkpoint whose tensors are not those of its configuration."""
     kin = FAMILIES[config.architecture]
-    shapes, required = {}, set()
-    for name, shape, needed in config.tensors():
+    known = set()
+    for name, shape, needed in config.tensors():  # lazily: a forged number of layers ends at the first that is missing
         part = name.split(".", 3)[-1]
         if part in _NORMS and part not in kin.required:
             continue  # a norm that the family does not know would be applied in a place of our own choosing
-        shapes[name] = shape
-        if (needed and not (tied and name == HEAD)) or part in kin.required:
-            required.add(name)
-    for name in sorted(required - found.keys()):
-        raise SourceError(f"{label}: tensor {name} is missing, expected {list(shapes[name])}; is a shard absent?")
-    for name, shape in found.items():
-        if name not in shapes:
-            raise UnsupportedError(f"{label}: tensor {name} has no place in a {kin.name} model as rkf knows it")
-        if shape != shapes[name]:
+        if name not in found:
+            if (needed and not (tied and name == HEAD)) or part in kin.required:
+                raise SourceError(f"{label}: tensor {name} is missing, expected {list(shape)}; is a shard absent?")
+            continue
+        known.add(name)
+        if found[name] != shape:
             raise SourceError(
-                f"{label}: tensor {name}: expected shape {list(shapes[name])} by the configuration, got {list(shape)}"
+                f"{label}: tensor {name}: expected shape {list(shape)} by the configuration, got {list(found[name])}"
             )
+    for name in sorted(found.keys() - known):
+        raise UnsupportedError(f"{label}: tensor {name} has no place in a {kin.name} model as rkf knows it")
 
 
 def llama3_scaling(factors: np.ndarray, config: ModelConfig, label: str) -> RopeScaling:
@@ -192,28 +191,36 @@ def _frequencies(config: ModelConfig) -> np.ndarray:
     return config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
 
 
-def _build(kin: Family, values: dict[str, Any], label: str, **rest: Any) -> ModelConfig:
-    for key in ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "context_length"):
-        if not _is_count(values.get(key)):
-            raise SourceError(f"{label}: {key}: expected a positive number, got {values.get(key)!r}")
-    values.setdefault("kv_heads", values["heads"])
-    values.setdefault("head_dim", values["hidden_size"] // values["heads"])
-    values["norm_epsilon"] = _shortest(values.get("norm_epsilon", 1e-6))
-    if not _is_count(values["kv_heads"]) or values["heads"] % values["kv_heads"]:
-        raise SourceError(f"{label}: {values['kv_heads']} key/value heads don't divide {values['heads']} heads")
-    if not _is_count(values["head_dim"]) or values["head_dim"] % 2:
-        raise SourceError(f"{label}: head dimension {values['head_dim']!r} is not even")
-    return ModelConfig(architecture=kin.name, **values, **rest)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _build(kin: Family, found: Mapping[str, Any], label: str, **rest: Any) -> ModelConfig:
+    """ModelConfig of what was found, with the defaults of every family; refused if a reader would refuse it."""
+    heads, hidden = found["heads"], found["hidden_size"]
+    whole = isinstance(heads, int) and isinstance(hidden, int) and heads > 0
+    shared = {"kv_heads": heads, "head_dim": hidden // heads if whole else None, "norm_epsilon": 1e-6}
+    values = shared | {key: value for key, value in found.items() if value is not None}
+    built = ModelConfig(architecture=kin.name, **{key: values.get(key) for key in HF_KEYS}, **rest)
+    try:
+        ModelConfig.from_metadata(built.to_metadata())
+    except CorruptError as error:
+        problem = str(error).removeprefix("metadata.model, ").removesuffix(f"; {REMEDY}")
+        raise SourceError(f"{label}: its configuration can't be used: {problem}") from error
+    return built
 
 
 def _check_fixed(found: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], label: str) -> None:
     for key, allowed in fixed.items():
         if found.get(key) not in allowed:
             raise UnsupportedError(f"{label}: {key} = {found[key]!r} is not supported (only {allowed[0]!r})")
+
+
+def _hf_rope(config: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Rope's keys, from where transformers 5 and the versions before it put them."""
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        part = config.get(key) or {}
+        if not isinstance(part, Mapping):
+            raise SourceError(f"{label}: {key}: expected an object, got {part!r}")
+        rope |= part
+    return rope
 
 
 def _hf_rope_scaling(rope: Mapping[str, Any], label: str) -> RopeScaling | None:
@@ -249,25 +256,23 @@ def _rope_number(rope: Mapping[str, Any], key: str, label: str) -> float:
     return float(value)
 
 
-def _hf_window(kin: Family, config: Mapping[str, Any], label: str) -> int | None:
+def _hf_window(kin: Family, config: Mapping[str, Any], label: str) -> Any:
     window = config.get("sliding_window", kin.defaults.get("sliding_window"))
     if window is None or config.get("use_sliding_window") is False:
         return None
-    kinds = config.get("layer_types") or _window_kinds(config)
-    if set(kinds) == {"full_attention"}:
+    layer_types = config.get("layer_types")
+    kinds = set(map(str, layer_types)) if isinstance(layer_types, list) else set()
+    if not kinds and "use_sliding_window" in config:
+        # Qwen before layer_types: the first max_window_layers layers see everything.
+        full = config.get("max_window_layers", 28)
+        kinds = {"full_attention"} if full >= config.get("num_hidden_layers", 0) else {"mixed"} if full else set()
+    if kinds == {"full_attention"}:
         return None
-    if set(kinds) == {"sliding_attention"}:
-        return int(window)
+    if kinds <= {"sliding_attention"}:
+        return window
     raise UnsupportedError(f"{label}: a sliding window in some layers only is not supported")
 
 
-def _window_kinds(config: Mapping[str, Any]) -> list[str]:
-    """What transformers makes of a config.json without layer_types: Qwen's first max_window_layers see everything."""
-    full = config.get("max_window_layers", 28) if "use_sliding_window" in config else 0
-    layers = config["num_hidden_layers"]
-    return ["full_attention"] * min(full, layers) + ["sliding_attention"] * max(layers - full, 0)
-
-
-def _shortest(value: float) -> float:
+def _shortest(value: Any) -> Any:
     """The shortest decimal that rounds to the same f32: what the model's author wrote before it became f32."""
-    return float(str(np.float32(value)))
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -5,6 +5,7 @@ Knows which types become which dense dtype; the header's layout is gguf_header.p
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,25 @@ _SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 
+# Patterns over the fields that are read -> what they must be; the first that matches decides.
+_FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
+    ("general.architecture", str),
+    ("general.sampling.*", (int, float)),
+    ("split.count", int),
+    ("tokenizer.chat_template", str),
+    ("tokenizer.ggml.add_*", bool),
+    ("tokenizer.ggml.merges", list),
+    ("tokenizer.ggml.model", str),
+    ("tokenizer.ggml.pre", str),
+    ("tokenizer.ggml.scores", np.ndarray),
+    ("tokenizer.ggml.token_type", np.ndarray),
+    ("tokenizer.ggml.tokens", list),
+    ("tokenizer.ggml.*_token_id", int),
+    ("*.rope.scaling.type", str),
+    ("*.rope.*", (int, float)),
+    ("*.attention.*", (int, float)),
+)
+
 
 class GgufSource:
     """See rkf.converters.source.Source."""
@@ -54,6 +74,7 @@ class GgufSource:
         self.path, self.label = path, path.name
         header = read_header(path)
         fields = dict(header.fields)
+        _check_types(fields, self.label)
         _refuse_splits(fields, self.label)
         self._architecture = fields.get("general.architecture")
         family(self._architecture, self.label)
@@ -129,6 +150,13 @@ def _tokens(fields: dict[str, Any], label: str) -> dict[str, Any]:
     return tokenizer.special_ids(fields, label) | {
         "generation": {key: float(str(np.float32(value))) for key, value in generation.items() if value is not None}
     }
+
+
+def _check_types(fields: dict[str, Any], label: str) -> None:
+    for key, value in fields.items():
+        expected = next((kind for pattern, kind in _FIELD_TYPES if fnmatchcase(key, pattern)), object)
+        if not isinstance(value, expected):
+            raise SourceError(f"{label}: field {key}: unexpected type {type(value).__name__}")
 
 
 def _refuse_splits(fields: dict[str, Any], label: str) -> None:

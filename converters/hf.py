@@ -44,7 +44,11 @@ class HfSource:
             self._add_shard(shard, names, specs)
         tokenizer = self._read_tokenizer()
         self.config: ModelConfig = hf_config(config, self.label, **self._tokens(config, tokenizer))
-        _check_ids(self.config, tokenizer, self.label)
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= self.config.vocab_size:
+            raise SourceError(
+                f"{self.label}: tokenizer.json has id {largest}, expected ids below {self.config.vocab_size}"
+            )
         tied = bool(config.get("tie_word_embeddings", False))
         if tied:
             specs.pop(HEAD, None)  # some writers store the embedding twice
@@ -71,10 +75,11 @@ class HfSource:
             return own.read_text("utf-8")
         for name in ("tokenizer_config.json", "chat_template.json"):
             template = _json(self.folder / name, optional=True).get("chat_template")
-            if isinstance(template, list):
-                template = {entry["name"]: entry["template"] for entry in template}.get("default")
-            if template is not None:
-                return str(template)
+            for entry in template if isinstance(template, list) else ():
+                if isinstance(entry, dict) and entry.get("name") == "default":
+                    template = entry.get("template")
+            if isinstance(template, str):
+                return template
         return None
 
     def read(self, name: str) -> DenseTensor:
@@ -130,7 +135,7 @@ class HfSource:
             add_bos = tokenizer.encode("a").ids[:1] == [bos]
         return {
             "bos_id": bos,
-            "eos_ids": tuple(dict.fromkeys(end for end in ends if end is not None)),
+            "eos_ids": tuple(end for at, end in enumerate(ends) if end is not None and end not in ends[:at]),
             "add_bos": add_bos and bos is not None,
             "generation": {key: float(generation[key]) for key in _GENERATION if _is_number(generation.get(key))},
         }
@@ -200,15 +205,6 @@ def _special_id(settings: dict[str, Any], key: str, tokenizer: Tokenizer) -> int
     token = settings.get(key)
     text = token.get("content") if isinstance(token, dict) else token
     return tokenizer.token_to_id(text) if isinstance(text, str) else None
-
-
-def _check_ids(config: ModelConfig, tokenizer: Tokenizer, label: str) -> None:
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= config.vocab_size:
-        raise SourceError(f"{label}: tokenizer.json has id {largest}, expected ids below {config.vocab_size}")
-    for special in (config.bos_id, *config.eos_ids):
-        if special is not None and not 0 <= special < config.vocab_size:
-            raise SourceError(f"{label}: special token id {special}: expected one below {config.vocab_size}")
 
 
 def _first_set(*values: Any) -> Any:

@@ -190,7 +190,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
         "I32 can't be dequantised",
     ),
     "a layer too many": ({"edit": _set("llama.block_count", 3)}, SourceError, "is missing"),
-    "heads": ({"edit": _set("llama.attention.head_count_kv", 3)}, SourceError, "don't divide"),
+    "heads": ({"edit": _set("llama.attention.head_count_kv", 3)}, SourceError, "multiple of kv_heads"),
+    "field type": ({"edit": lambda w: w.add_string("llama.rope.freq_base", "x")}, SourceError, "unexpected type str"),
     "pre-tokenizer": ({"pre": "martian"}, UnsupportedError, "pre-tokenizer 'martian'"),
     "token id": ({"edit": _set("tokenizer.ggml.bos_token_id", 999)}, SourceError, "bos_token_id: 999"),
 }

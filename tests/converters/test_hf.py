@@ -112,6 +112,52 @@ def test_rope_scaling_in_both_spellings(
     assert (config.rope_scaling, config.rope_theta) == (expected, rope["rope_theta"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({"use_sliding_window": False}, None),
+        ({"use_sliding_window": True, "sliding_window": None}, None),
+        ({"use_sliding_window": True, "max_window_layers": 0}, 64),
+        ({"use_sliding_window": True, "max_window_layers": 2}, None),
+        ({"use_sliding_window": True}, None),
+        ({"layer_types": ["sliding_attention"] * 2}, 64),
+        ({"layer_types": ["full_attention"] * 2}, None),
+    ],
+)
+def test_sliding_window_of_qwen(hf_folder: Callable[..., Path], changes: dict[str, Any], window: int | None) -> None:
+    folder = hf_folder("qwen2")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("layer_types", "use_sliding_window", "max_window_layers"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": 64, **changes}))
+    assert open_source(folder).config.sliding_window == window
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"layer_types": None, "use_sliding_window": True, "max_window_layers": 1},
+    ],
+)
+def test_a_window_in_some_layers_is_refused(hf_folder: Callable[..., Path], changes: dict[str, Any]) -> None:
+    folder = hf_folder("qwen2")
+    edit_json(folder / "config.json", sliding_window=64, use_sliding_window=True)
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(UnsupportedError, match="in some layers only"):
+        open_source(folder)
+
+
+def test_mistral_has_a_window_unless_it_says_otherwise(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("mistral")
+    edit_json(folder / "config.json", sliding_window=None)
+    assert open_source(folder).config.sliding_window is None
+    config = json.loads((folder / "config.json").read_text())
+    del config["sliding_window"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_source(folder).config.sliding_window == 4096
+
+
 def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
     edit_json(folder / "generation_config.json", eos_token_id=[0, 2], temperature=0.6, top_p=0.9, do_sample=True)
@@ -209,12 +255,17 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
         UnsupportedError,
         "yarn",
     ),
+    "rope is no object": (
+        lambda f: edit_json(f / "config.json", rope_parameters="yarn"),
+        SourceError,
+        "rope_parameters: expected an object",
+    ),
     "rope factor missing": (
         lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "linear"}),
         SourceError,
         "factor",
     ),
-    "heads": (lambda f: edit_json(f / "config.json", num_key_value_heads=3), SourceError, "3 key/value heads"),
+    "heads": (lambda f: edit_json(f / "config.json", num_key_value_heads=3), SourceError, "multiple of kv_heads"),
     "dimension missing": (lambda f: edit_json(f / "config.json", hidden_size=None), SourceError, "hidden_size"),
     "shape": (lambda f: edit_json(f / "config.json", intermediate_size=97), SourceError, "expected shape"),
     "a layer too many": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), SourceError, "is missing"),
@@ -224,7 +275,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "can't be loaded"),
-    "token id": (lambda f: edit_json(f / "config.json", bos_token_id=384), SourceError, "special token id 384"),
+    "token id": (lambda f: edit_json(f / "config.json", bos_token_id=384), SourceError, "token ids below"),
     "truncated shard": (_truncate, SourceError, "truncated"),
 }
 
