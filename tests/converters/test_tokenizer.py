@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import pytest
 from gguf import TokenType
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -168,6 +168,7 @@ SPM_CONVERTED = Tokenizer.from_buffer(from_gguf(SPM, "x"))
 @settings(max_examples=300, deadline=None)
 @given(text=st.one_of(st.text(), st.text(alphabet=sorted(set("".join(CORPUS))))))
 def test_sentencepiece_encodes_like_the_original(text: str) -> None:
+    assume(not any(special in text for special in ("<unk>", "<s>", "</s>", "<|user|>")))
     ids = SPM_CONVERTED.encode(text, add_special_tokens=False).ids
     assert ids == sentencepiece_encode(text, SPM)
     if text.isprintable():
