@@ -17,8 +17,8 @@ from gguf.constants import GGMLQuantizationType as Type
 from rkf.config import ModelConfig
 from rkf.converters import tokenizer
 from rkf.converters.architectures import check_tensors, family, gguf_config
+from rkf.converters.files import files_fingerprint, hash_file
 from rkf.converters.gguf_header import GgufTensor, read_header
-from rkf.converters.hashing import files_fingerprint, hash_file
 from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, from_gguf, permuted_heads, rope_rows
 from rkf.converters.source import TensorSpec
 from rkf.errors import SourceError, UnsupportedError

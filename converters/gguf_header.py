@@ -18,6 +18,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
+from rkf.converters.files import read_values
 from rkf.errors import NotRkfError, SourceError
 
 MAGIC = b"GGUF"
@@ -56,8 +57,8 @@ class GgufTensor:
         return prod(self.shape[:-1]) * self.row_bytes
 
     def stored(self, path: Path) -> NDArray[np.uint8]:
-        """The bytes as they lie in the file, `u8[rows, row_bytes]`. Read, not mapped: a map would count as memory."""
-        return np.fromfile(path, np.uint8, self.stored_bytes, offset=self.offset).reshape(-1, self.row_bytes)
+        """The bytes as they lie in the file, `u8[rows, row_bytes]`."""
+        return read_values(path, np.dtype(np.uint8), self.stored_bytes, self.offset).reshape(-1, self.row_bytes)
 
 
 @dataclass(frozen=True, slots=True)

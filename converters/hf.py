@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from rkf.config import ModelConfig
 from rkf.converters.architectures import check_tensors, hf_config
-from rkf.converters.hashing import files_fingerprint, hash_file
+from rkf.converters.files import files_fingerprint, hash_file, read_values
 from rkf.converters.names import EMBEDDING, HEAD, HF_IGNORED
 from rkf.converters.source import TensorSpec
 from rkf.converters.tokenizer import load_tokenizer
@@ -43,6 +42,7 @@ class HfSource:
         for shard, names in self._shards.items():
             self._add_shard(shard, names, specs)
         tokenizer = self._read_tokenizer()
+        self.chat_template = self._read_template()
         self.config: ModelConfig = hf_config(config, self.label, **self._tokens(config, tokenizer))
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= self.config.vocab_size:
@@ -67,12 +67,14 @@ class HfSource:
     def fingerprint(self) -> str:
         return files_fingerprint(self.files)
 
-    @cached_property
-    def chat_template(self) -> str | None:
+    def _read_template(self) -> str | None:
         """The template of the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""
         own = self.folder / "chat_template.jinja"
         if own.is_file():
-            return own.read_text("utf-8")
+            try:
+                return own.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{own}: not UTF-8 ({error})") from error
         for name in ("tokenizer_config.json", "chat_template.json"):
             template = _json(self.folder / name, optional=True).get("chat_template")
             for entry in template if isinstance(template, list) else ():
@@ -83,9 +85,9 @@ class HfSource:
         return None
 
     def read(self, name: str) -> DenseTensor:
-        """One tensor, read (not mapped: a map would count as memory)."""
+        """One tensor, as it is."""
         spec, (shard, offset) = self.tensors[name], self._offsets[name]
-        data = np.fromfile(shard, storage_dtype(spec.dtype), spec.weights, offset=offset)
+        data = read_values(shard, storage_dtype(spec.dtype), spec.weights, offset)
         return DenseTensor(spec.dtype, data.reshape(spec.shape))
 
     def _refuse_quantised(self, config: dict[str, Any]) -> None:

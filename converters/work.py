@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rkf.atomic import OutputFile
+from rkf.atomic import OutputFile, reporting
 from rkf.container import open_file
 from rkf.errors import CorruptError, NotRkfError, UsageError
 from rkf.matrix import ClusteredMatrix
@@ -28,7 +28,9 @@ class _PartWriter(Writer):
     @contextmanager
     def _output(self) -> Iterator[OutputFile]:
         self._path.unlink(missing_ok=True)  # never written over: a damaged one may still be mapped
-        with self._path.open("wb", buffering=0) as file:
+        with reporting(self._path):
+            file = self._path.open("wb", buffering=0)
+        with file:
             yield OutputFile(file.fileno(), self._path)
 
 
@@ -44,7 +46,8 @@ class WorkFolder:
         self._opened = True
         if not resume:
             self.close()
-        self.path.mkdir(exist_ok=True)
+        with reporting(self.path):
+            self.path.mkdir(exist_ok=True)
         found = self._found_job()
         if found is not None and found != job:
             differing = ", ".join(sorted(key for key in {*found, *job} if found.get(key) != job.get(key)))
@@ -52,7 +55,9 @@ class WorkFolder:
                 f"{self.path}: belongs to another job ({differing} differs): "
                 "convert without --resume to begin anew, or choose another output"
             )
-        (self.path / JOB).write_text(json.dumps(job))
+        if found is None:
+            with reporting(self.path):
+                (self.path / JOB).write_text(json.dumps(job))
 
     def save(self, number: int, name: str, matrix: ClusteredMatrix, stats: Mapping[str, float]) -> None:
         with _PartWriter(self._part(number), metadata={}, provenance={"tensor": name}) as writer:
@@ -77,8 +82,8 @@ class WorkFolder:
                 shutil.rmtree(self.path)
 
     def _found_job(self) -> dict[str, Any] | None:
-        """The job whose work lies here; None for an empty folder, {} for one that can't be told."""
-        if not any(self.path.iterdir()):
+        """The job whose finished tensors lie here; None where there are none, {} where it can't be told."""
+        if not any(self.path.glob("*.rkf")):
             return None
         try:
             return dict(json.loads((self.path / JOB).read_text()))

@@ -276,6 +276,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "can't be loaded"),
     "token id": (lambda f: edit_json(f / "config.json", bos_token_id=384), SourceError, "token ids below"),
+    "template": (lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"), SourceError, "not UTF-8"),
     "truncated shard": (_truncate, SourceError, "truncated"),
 }
 
