@@ -16,8 +16,9 @@ MAY = {
     "container": {"base", "matrix", "container"},
     "cluster": {"base", "matrix", "container", "cluster"},
     "converters": {"base", "matrix", "container", "cluster", "converters"},
-    "runtime": {"base", "matrix", "container", "runtime"},
-    "eval": {"base", "matrix", "container", "runtime", "eval"},
+    "torch": {"base", "matrix", "container", "torch"},
+    "runtime": {"base", "matrix", "container", "torch", "runtime"},
+    "eval": {"base", "matrix", "container", "torch", "runtime", "eval"},
 }
 MEMBERS = {
     **dict.fromkeys(("rkf._version", "rkf.errors", "rkf.format", "rkf.cache", "rkf.fields"), "base"),
@@ -25,6 +26,7 @@ MEMBERS = {
     "rkf.cluster": "cluster",
     "rkf.converters": "converters",
     "rkf.runtime": "runtime",
+    "rkf.torch": "torch",
     **dict.fromkeys(("rkf.eval", "rkf.study", "rkf.tune"), "eval"),
     **dict.fromkeys(("rkf.cli", "rkf.__main__", "rkf.commands"), "cli"),
 }

@@ -1,0 +1,22 @@
+"""rkf files inside torch: layers that hold frozen ranks and live values. torch is an extra (`rkf-llm[torch]`).
+
+`ClusteredLinear` and `ClusteredEmbedding` take the place of `nn.Linear` and `nn.Embedding`; `load_into` puts a whole
+file into a transformers model.
+"""
+
+from __future__ import annotations
+
+from rkf.errors import UsageError
+
+try:
+    import torch as _torch
+except ModuleNotFoundError as error:
+    raise UsageError("this needs torch, which is not installed: pip install 'rkf-llm[torch]'") from error
+
+from rkf.torch.layers import ClusteredEmbedding, ClusteredLinear
+from rkf.torch.load import load_into
+from rkf.torch.weight import ClusteredWeight
+
+__all__ = ["ClusteredEmbedding", "ClusteredLinear", "ClusteredWeight", "load_into"]
+
+del _torch

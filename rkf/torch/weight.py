@@ -1,0 +1,154 @@
+"""A clustered matrix as a torch module: ranks in buffers, values in parameters. Knows how to decode rows, no product.
+
+Decoding is the normative formula of spec/rkf-1.md, bit for bit, and differentiable in the values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from rkf.format import plane_bits
+from rkf.matrix import ClusteredMatrix, to_f32
+
+Values = tuple[Tensor, Tensor | None, Tensor | None]  # centroids, a, b
+
+
+class ClusteredWeight(nn.Module):
+    """A matrix of shape [rows, columns] as ranks and values.
+
+    Buffers: plane0, plane1, …: u8[rows, row_bytes], most significant first; positions: i64[n], flat, ascending;
+    exceptions: f32[n]. Parameters: centroids: f32[tables, k]; a, b: f32[1], [rows] or [rows, groups], or None. They
+    keep their meaning in any float dtype, but only f32 decodes to the file's own weights.
+    """
+
+    positions: Tensor
+    exceptions: Tensor
+    a: nn.Parameter | None
+    b: nn.Parameter | None
+
+    def __init__(self, matrix: ClusteredMatrix) -> None:
+        super().__init__()
+        self.rows, self.columns, self.k, self.bits = matrix.rows, matrix.columns, matrix.k, matrix.bits
+        self.rows_per_table = matrix.rows_per_table
+        for i, plane in enumerate(matrix.planes):
+            self.register_buffer(f"plane{i}", _owned(plane))
+        self.centroids = nn.Parameter(_owned(matrix.centroids))
+        affine, exact = matrix.affine, matrix.exceptions
+        self.group = None if affine is None else affine.group
+        self.a = _factor(None if affine is None else affine.a)
+        self.b = _factor(None if affine is None else affine.b)
+        positions = np.empty(0, np.int64) if exact is None else exact.positions.astype(np.int64)
+        values = np.empty(0, np.float32) if exact is None else to_f32(exact.values, exact.dtype)
+        self.register_buffer("positions", _owned(positions))
+        self.register_buffer("exceptions", _owned(values))
+
+    @property
+    def planes(self) -> list[Tensor]:
+        return [self.get_buffer(f"plane{i}") for i in range(len(plane_bits(self.bits)))]
+
+    @property
+    def values(self) -> Values:
+        """What can be learned: centroids, a, b."""
+        return self.centroids, self.a, self.b
+
+    def ranks(self, rows: slice | Tensor) -> Tensor:
+        """The indices of some rows, `u8[n, columns]`."""
+        return unpack([plane[rows] for plane in self.planes], self.bits, self.columns)
+
+    def forward(self) -> Tensor:
+        """The whole matrix, `[rows, columns]`."""
+        return self.decode(0, self.rows)
+
+    def decode(self, first: int, last: int, values: Values | None = None) -> Tensor:
+        """Rows first to last, `[last - first, columns]`, of these values or its own; differentiable in them."""
+        rows = torch.arange(first, last, device=self.centroids.device)
+        weights = self._looked_up(slice(first, last), rows, values or self.values)
+        begin, end = first * self.columns, last * self.columns
+        low, high = torch.searchsorted(self.positions, torch.tensor([begin, end], device=rows.device)).tolist()
+        if low == high:
+            return weights
+        places, exact = self.positions[low:high] - begin, self.exceptions[low:high].to(weights.dtype)
+        return weights.reshape(-1).index_copy(0, places, exact).view_as(weights)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Some rows in any order, `rows: i64[n]` -> `[n, columns]`; differentiable in the values."""
+        weights = self._looked_up(rows, rows, self.values)
+        # An exception belongs to every place at which its row is asked for.
+        low = torch.searchsorted(self.positions, rows * self.columns)
+        counts = torch.searchsorted(self.positions, (rows + 1) * self.columns) - low
+        if not int(counts.sum()):
+            return weights
+        place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
+        nth = torch.arange(len(place), device=rows.device) - (counts.cumsum(0) - counts)[place]
+        found = low[place] + nth
+        exact = self.exceptions[found].to(weights.dtype)
+        return weights.index_put((place, self.positions[found] % self.columns), exact)
+
+    def _looked_up(self, chosen: slice | Tensor, rows: Tensor, values: Values) -> Tensor:
+        """(a * centroid) + b of the rows, each operation rounded: nothing here may be fused."""
+        centroids, a, b = values
+        # An index past K is wrong but never unsafe: tables are padded to 2^bits.
+        tables = nn.functional.pad(centroids, (0, (1 << self.bits) - self.k))
+        weights = _Lookup.apply(tables, self.ranks(chosen), rows // self.rows_per_table)
+        if a is not None:
+            weights = weights * self._spread(a, rows)
+        if b is not None:
+            weights = weights + self._spread(b, rows)
+        return weights
+
+    def _spread(self, factor: Tensor, rows: Tensor) -> Tensor:
+        """A factor so that it broadcasts over [len(rows), columns]."""
+        if factor.ndim == 2:
+            return factor[rows].repeat_interleave(self.group or self.columns, dim=1)[:, : self.columns]
+        return factor if len(factor) == 1 else factor[rows][:, None]
+
+
+def unpack(planes: list[Tensor], bits: int, columns: int) -> Tensor:
+    """Join planes `u8[rows, row_bytes]` into indices `u8[rows, columns]`, as rkf.bitpack.unpack does."""
+    indices: Tensor | None = None
+    for plane, width in zip(planes, plane_bits(bits), strict=True):
+        parts = [(plane >> shift) & ((1 << width) - 1) for shift in range(0, 8, width)]
+        fields = torch.stack(parts, dim=-1).flatten(1)[:, :columns]
+        indices = fields if indices is None else (indices << width) | fields
+    if indices is None:
+        raise ValueError("a matrix has at least one plane")
+    return indices
+
+
+class _Lookup(torch.autograd.Function):
+    """tables: [t, 2^bits], ranks: u8[n, columns], table: i64[n] -> [n, columns]. Its gradient is a weighted histogram.
+
+    Torch's own gathers take three times as long forwards and twice backwards (docs/log.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tables: Tensor, ranks: Tensor, table: Tensor) -> Tensor:
+        flat = ranks.to(torch.int32)
+        if len(tables) > 1:
+            flat = flat + (table * tables.shape[1]).to(torch.int32)[:, None]
+        flat = flat.view(-1)
+        ctx.save_for_backward(ranks.reshape(-1) if len(tables) == 1 else flat)
+        ctx.shape = tables.shape
+        return tables.reshape(-1).index_select(0, flat).view(ranks.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (flat,) = ctx.saved_tensors
+        sums = torch.bincount(flat, gradient.reshape(-1), minlength=ctx.shape.numel())
+        return sums.to(gradient.dtype).view(ctx.shape), None, None
+
+
+def _owned(array: NDArray[Any]) -> Tensor:
+    """A copy: the file may be unmapped, and torch knows no read-only memory."""
+    return torch.from_numpy(array.copy())
+
+
+def _factor(values: NDArray[Any] | None) -> nn.Parameter | None:
+    return None if values is None else nn.Parameter(_owned(values.astype(np.float32)))
