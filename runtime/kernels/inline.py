@@ -1,6 +1,5 @@
 """How the pieces of a kernel are declared. They exist to become part of a kernel's module (build.py), never to be
-called from Python, so Numba is told to stop at LLVM IR: wrappers and machine code for every piece would take most of
-the time.
+called from Python, so Numba is told to stop at LLVM IR: machine code for every piece would take most of the time.
 """
 
 from __future__ import annotations
@@ -8,15 +7,24 @@ from __future__ import annotations
 from typing import Any
 
 from numba import njit
+from numba.core.codegen import CPUCodeLibrary
 from numba.core.compiler import Compiler
 
 
+class _IrLibrary(CPUCodeLibrary):
+    """A function's module that other modules link, and no engine compiles."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
 class _ToIr(Compiler):
-    """Numba's pipeline without its last step, the machine code."""
+    """Numba's pipeline without its last step."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.state.flags.no_compile = True
+        self.state.library = _IrLibrary(self.state.targetctx.codegen(), "rkf")
 
     def compile_extra(self, function: Any) -> Any:
         compiled = super().compile_extra(function)
