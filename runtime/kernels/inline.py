@@ -37,3 +37,19 @@ class _ToIr(Compiler):
 OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _ToIr}
 inline = njit(forceinline=True, **OPTIONS)
 piece = njit(**OPTIONS)
+
+
+@inline
+def smaller(a, b):
+    """min of two integers (the builtin would be compiled by Numba's whole pipeline, each time)."""
+    if a < b:
+        return a
+    return b
+
+
+@inline
+def larger(a, b):
+    """max of two integers."""
+    if a > b:
+        return a
+    return b

@@ -13,7 +13,7 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels.inline import inline, piece
+from rkf.runtime.kernels.inline import inline, larger, piece, smaller
 from rkf.runtime.kernels.simd import (
     MASK64,
     F32x8,
@@ -32,10 +32,12 @@ from rkf.runtime.kernels.simd import (
     load_first,
     mask_of,
     permute_bytes,
+    prefetch,
     select,
     splat,
     store,
     store_first,
+    store_lanes,
     to_float,
     transpose_words,
     zero_extend,
@@ -43,6 +45,9 @@ from rkf.runtime.kernels.simd import (
 from rkf.runtime.kernels.views import view
 from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 
+# Each stream asks for the bytes that it reads two short rows later: without, matrices in the outer caches or memory
+# take half as long again (docs/log.md). A prefetch past a plane does not fault.
+_AHEAD = 640
 _EVEN, _ODD = 0x5555555555555555, -0x5555555555555556  # 0xAAAA… as int64
 
 
@@ -51,7 +56,9 @@ _EVEN, _ODD = 0x5555555555555555, -0x5555555555555556  # 0xAAAA… as int64
 
 @inline
 def _nibbles(plane, stride, row, block, columns):
-    both = load_first(I8x64, plane + row * stride + block * 64, (columns + 1) >> 1)
+    address = plane + row * stride + block * 64
+    prefetch(address + _AHEAD, 3)
+    both = load_first(I8x64, address, (columns + 1) >> 1)
     return both, bitcast(I8x64, bitcast(I16x32, both) >> 4)
 
 
@@ -59,7 +66,9 @@ def _nibbles(plane, stride, row, block, columns):
 def _pairs(plane, stride, row, block, columns):
     # Byte b holds columns 4b … 4b+3; in a 16-bit lane, b | b << 4 has columns 4b and 4b+2 at the bottom of its two
     # bytes.
-    quads = zero_extend(I16x32, load_first(I8x32, plane + row * stride + block * 32, (columns + 3) >> 2))
+    address = plane + row * stride + block * 32
+    prefetch(address + _AHEAD // 2, 3)
+    quads = zero_extend(I16x32, load_first(I8x32, address, (columns + 3) >> 2))
     both = quads | (quads << 4)
     return bitcast(I8x64, both), bitcast(I8x64, both >> 2)
 
@@ -67,8 +76,9 @@ def _pairs(plane, stride, row, block, columns):
 @inline
 def _bits(plane, stride, row, block, columns):
     address, count = plane + row * stride + block * 16, (columns + 7) >> 3
-    low = bitcast(types.int64, load_first(I8x8, address, min(count, 8)))
-    high = bitcast(types.int64, load_first(I8x8, address + 8, max(count - 8, 0)))
+    prefetch(address + _AHEAD // 4, 3)
+    low = bitcast(types.int64, load_first(I8x8, address, smaller(count, 8)))
+    high = bitcast(types.int64, load_first(I8x8, address + 8, larger(count - 8, 0)))
     even = extract_bits(low, _EVEN) | (extract_bits(high, _EVEN) << 32)
     odd = extract_bits(low, _ODD) | (extract_bits(high, _ODD) << 32)
     return mask_of(MASK64, even), mask_of(MASK64, odd)
@@ -221,7 +231,9 @@ def _joined(total):
 
 
 def multiply_one(weights: Callable[..., Any]) -> Callable[..., Any]:
-    """y[row] = row of the matrix times token 0, eight rows in flight. See layout.py for the arguments' structs."""
+    """y[row] = row of the matrix times one token, as eight streams of consecutive rows. See layout.py for the
+    structs.
+    """
 
     @inline
     def step(total, m, table, row, block, columns, x):
@@ -229,9 +241,11 @@ def multiply_one(weights: Callable[..., Any]) -> Callable[..., Any]:
         return _dot(total, even, odd, x)
 
     @inline
-    def eight_rows(m, table, packed, row, last):
-        r1, r2, r3, r4 = min(row + 1, last), min(row + 2, last), min(row + 3, last), min(row + 4, last)
-        r5, r6, r7 = min(row + 5, last), min(row + 6, last), min(row + 7, last)
+    def eight_rows(m, table, packed, row, apart, last):
+        """Sums of rows row, row + apart, row + 2 apart, … (none past `last`)."""
+        r1, r2, r3, r4 = row + apart, row + 2 * apart, row + 3 * apart, row + 4 * apart
+        r1, r2, r3, r4 = smaller(r1, last), smaller(r2, last), smaller(r3, last), smaller(r4, last)
+        r5, r6, r7 = smaller(row + 5 * apart, last), smaller(row + 6 * apart, last), smaller(row + 7 * apart, last)
         zero = splat(I32x16, types.int32(0))
         t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = (zero, zero)
         blocks, rest = m.columns // BLOCK, m.columns % BLOCK
@@ -259,29 +273,43 @@ def multiply_one(weights: Callable[..., Any]) -> Callable[..., Any]:
             _joined(t0), _joined(t1), _joined(t2), _joined(t3), _joined(t4), _joined(t5), _joined(t6), _joined(t7)
         )
 
+    @inline
+    def streams(m, table, packed, y, low, high, correction):
+        """y[row] = the whole-number sums of rows low … high - 1, as f32."""
+        apart = (high - low + 7) // 8
+        for i in range(apart):
+            row = low + i
+            sums = to_float(F32x8, eight_rows(m, table, packed, row, apart, high - 1) + correction)
+            for digit in range(1, m.digits):
+                lower = eight_rows(m, table + digit * m.table_bytes, packed, row, apart, high - 1) + correction
+                sums = sums * splat(F32x8, types.float32(256)) + to_float(F32x8, lower)
+            store_lanes(y + row * 4, apart * 4, sums, (high - row + apart - 1) // apart)
+
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
         m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
         x_total = load(types.int32, x.total)
-        x_scale = splat(F32x8, load(types.float32, x.scale))
-        x_sum = splat(F32x8, types.float32(x_total)) * x_scale
         correction = splat(I32x8, types.int32(m.offset * x_total))
         row = low
         while row < high:
             index = row // m.rows_per_table
-            last = min(high, (index + 1) * m.rows_per_table) - 1
-            table = m.table + index * m.digits * m.table_bytes
-            sums = to_float(F32x8, eight_rows(m, table, x.packed, row, last) + correction)
-            for digit in range(1, m.digits):
-                digit_sums = eight_rows(m, table + digit * m.table_bytes, x.packed, row, last) + correction
-                sums = sums * splat(F32x8, types.float32(256)) + to_float(F32x8, digit_sums)
-            sums = sums * x_scale * load(F32x8, m.scale + row * m.scale_step)
-            if m.shift != 0:
-                sums = sums + x_sum * load(F32x8, m.shift + row * m.shift_step)
-            count = min(last + 1 - row, 8)
-            store_first(y + row * 4, sums, count)
-            row += count
+            end = smaller(high, (index + 1) * m.rows_per_table)
+            streams(m, m.table + index * m.digits * m.table_bytes, x.packed, y, row, end, correction)
+            row = end
+        x_scale = splat(F32x16, load(types.float32, x.scale))
+        x_sum = splat(F32x16, types.float32(x_total)) * x_scale
+        for row in range(low, high, LANES):
+            _scale_rows(m, x_scale, x_sum, y, row, smaller(high - row, LANES))
 
     return kernel
+
+
+@inline
+def _scale_rows(m, x_scale, x_sum, y, row, count):
+    """The activations' scale and the row factors, on sixteen rows' whole-number sums."""
+    sums = load_first(F32x16, y + row * 4, count) * x_scale * load(F32x16, m.scale + row * m.scale_step)
+    if m.shift != 0:
+        sums = sums + x_sum * load(F32x16, m.shift + row * m.shift_step)
+    store_first(y + row * 4, sums, count)
 
 
 # --- many tokens
@@ -303,8 +331,8 @@ def _panel_step(total, w0, w1, x):
 @inline
 def _four_tokens(panels, panel_bytes, packed, stride, token, last):
     """Totals of 32 rows for tokens token … token + 3 (the last repeats itself)."""
-    x0, x1 = packed + token * stride, packed + min(token + 1, last) * stride
-    x2, x3 = packed + min(token + 2, last) * stride, packed + min(token + 3, last) * stride
+    x0, x1 = packed + token * stride, packed + smaller(token + 1, last) * stride
+    x2, x3 = packed + smaller(token + 2, last) * stride, packed + smaller(token + 3, last) * stride
     zero = splat(I32x16, types.int32(0))
     t0 = t1 = t2 = t3 = (zero, zero, zero, zero)
     for block in range(panel_bytes // (BLOCK * LANES)):
@@ -338,11 +366,11 @@ def _store_rows(total, m, x, token, y, row, count, digit):
 
 @inline
 def _store_token(total, m, x, token, y, row, last_row, digit):
-    _store_rows((total[0] << 7) + total[2], m, x, token, y, row, min(last_row + 1 - row, LANES), digit)
+    _store_rows((total[0] << 7) + total[2], m, x, token, y, row, smaller(last_row + 1 - row, LANES), digit)
     if row + LANES <= last_row:
         joined = (total[1] << 7) + total[3]
         second = row + LANES
-        _store_rows(joined, m, x, token, y + LANES * 4, second, min(last_row + 1 - second, LANES), digit)
+        _store_rows(joined, m, x, token, y + LANES * 4, second, smaller(last_row + 1 - second, LANES), digit)
 
 
 def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
@@ -356,7 +384,7 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
         blocks, rest = m.columns // BLOCK, m.columns % BLOCK
         stride = (m.columns + BLOCK - 1) // BLOCK * BLOCK
         for i in range(TILE_ROWS):
-            source, target = min(row + i, last), scratch + i * stride
+            source, target = smaller(row + i, last), scratch + i * stride
             for block in range(blocks):
                 even, odd = weights(m, table, source, block, BLOCK)
                 store(target + block * BLOCK, even)
@@ -377,7 +405,7 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
         row = low
         while row < high:
             index = row // m.rows_per_table
-            last = min(min(high, (index + 1) * m.rows_per_table), row + TILE_ROWS) - 1
+            last = smaller(smaller(high, (index + 1) * m.rows_per_table), row + TILE_ROWS) - 1
             for digit in range(m.digits):
                 table = m.table + (index * m.digits + digit) * m.table_bytes
                 decode_tile(m, table, row, last, scratch, panels, panel_bytes)

@@ -223,18 +223,35 @@ def store_first(typingctx, address, value, count):
 
 
 @intrinsic
-def prefetch(typingctx, address):
-    """llvm.prefetch for reading, into all cache levels; never faults."""
+def store_lanes(typingctx, address, stride, value, count):
+    """The first `count` lanes, each `stride` bytes after the one before; the others' memory is untouched."""
+
+    def codegen(context, builder, sig, args):
+        address, stride, lanes, count = args
+        for i in range(value.lanes):
+            with builder.if_then(builder.icmp_signed("<", _I64(i), count)):
+                lane = builder.extract_element(lanes, _I32(i))
+                target = builder.add(address, builder.mul(stride, _I64(i)))
+                builder.store(lane, _pointer(builder, target, lane.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, value, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, address, locality):
+    """llvm.prefetch for reading: 3 into all cache levels, 2 from the second on, 0 non-temporal; never faults."""
+    level = locality.literal_value
 
     def codegen(context, builder, sig, args):
         pointer = _pointer(builder, args[0], ir.IntType(8))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _I32(0), _I32(3), _I32(1)])
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _I32(0), _I32(level), _I32(1)])
         return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
+    return types.void(types.int64, locality), codegen
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def local_bytes(typingctx, size):
     """alloca of a constant number of bytes, 64-byte aligned; returns its address."""
     count = size.literal_value
