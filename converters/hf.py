@@ -33,7 +33,7 @@ class HfSource:
     """See rkf.converters.source.Source."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.label = folder, folder.resolve().name
+        self.folder, self.label = folder, _label(folder.resolve())
         config = _json(folder / "config.json")
         self._refuse_quantised(config)
         self._shards = _shards(folder)
@@ -141,6 +141,13 @@ class HfSource:
             "add_bos": add_bos and bos is not None,
             "generation": {key: float(generation[key]) for key in _GENERATION if _is_number(generation.get(key))},
         }
+
+
+def _label(folder: Path) -> str:
+    """The folder's name; in the hub's cache, where that is a commit, the model's id and the commit."""
+    if folder.parent.name == "snapshots":
+        return f"{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}@{folder.name[:12]}"
+    return folder.name
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

@@ -72,6 +72,12 @@ def test_tied_embeddings_are_an_alias(hf_folder: Callable[..., Path]) -> None:
     assert open_source(hf_folder("llama")).aliases == {}
 
 
+def test_label_of_a_snapshot_names_the_model(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    snapshots = tmp_path / "models--org--name" / "snapshots"
+    snapshots.mkdir(parents=True)
+    assert open_source(hf_folder("llama").rename(snapshots / f"{7:040}")).label == "org/name@000000000000"
+
+
 def test_shards(hf_folder: Callable[..., Path]) -> None:
     whole, parts = hf_folder("llama"), hf_folder("llama", shard="60KB")
     assert len(list(parts.glob("model-*.safetensors"))) > 2
