@@ -14,6 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 import rkf
+from rkf.format import plane_bits
+from rkf.matrix import ClusteredMatrix
+from rkf.prefix import coarser
 from tests.spec import reference
 from tests.spec.document import SPEC, VECTORS
 
@@ -58,6 +61,22 @@ def test_both_readers(entry: dict[str, Any]) -> None:
             expected = bits(entry, tensor)
             assert same_bits(read[tensor["name"]], expected), f"reference reader: {tensor['name']}"
             assert same_bits(container.decode(tensor["name"]), expected), f"rkf: {tensor['name']}"
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in ENTRIES if "planes" in entry], ids=lambda entry: entry["expected"]
+)
+def test_prefixes_of_the_planes(entry: dict[str, Any]) -> None:
+    with rkf.open(VECTORS / entry["file"]) as container:
+        for tensor in entry["tensors"]:
+            matrix = container.load(tensor["name"])
+            assert isinstance(matrix, ClusteredMatrix)
+            prefix = coarser(matrix, entry["planes"])
+            assert prefix.planes == matrix.planes[: entry["planes"]] and prefix.bits == sum(
+                plane_bits(matrix.bits)[: entry["planes"]]
+            )
+            assert (prefix.counts.sum(axis=1) == matrix.counts.sum(axis=1)).all()
+            assert same_bits(prefix.decode(), bits(entry, tensor)), tensor["name"]
 
 
 def test_reference_reader_shares_no_code() -> None:
