@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,12 +16,15 @@ from typing import Any
 
 import numba
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from rkf import __version__
 from rkf.atomic import refuse_same_file
+from rkf.cluster.compensate import DAMPING, Objective
 from rkf.cluster.matrix import cluster
 from rkf.cluster.recipe import Recipe
 from rkf.container import naming
+from rkf.converters.calibration import Calibrate, Calibration
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
@@ -44,7 +47,7 @@ def convert(
     *,
     k: int | None = None,
     recipe: str | Path | None = None,
-    calibrate: str = "none",
+    calibrate: Calibrate | None = None,
     workers: int | None = None,
     force: bool = False,
     resume: bool = False,
@@ -54,6 +57,7 @@ def convert(
     """Convert the checkpoint `src` to the file `out`; returns what is stored.
 
     src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
+    calibrate: what gives a calibration text's second moments (`rkf.calibration`); None clusters without data.
     k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
     workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
     resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
@@ -64,29 +68,30 @@ def convert(
     UnsupportedError, OutputError.
     """
     out = Path(out)
-    if calibrate != "none":
-        raise UsageError(f"calibrate: expected 'none', got {calibrate!r}: this version clusters without data")
     if k is not None and not MIN_K <= k <= MAX_K:
         raise UsageError(f"k: expected {MIN_K} to {MAX_K}, got {k}")
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
     source = open_source(src)
-    job = _Job(source, Recipe.load(recipe or "default", k, source.config.layers), out)
+    plan = Recipe.load(recipe or "default", k, source.config.layers)
     if dry_run:
-        return job.rehearse()
+        return _Job(source, plan, out, calibrate and calibrate.announced).rehearse()
     for name in source.files:
         refuse_same_file(out, src / name if src.is_dir() else src)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
-        return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report)
+        calibration = calibrate(source) if calibrate else None
+        job = _Job(source, plan, out, calibration and calibration.provenance)
+        return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
 
 
 class _Job:
     """One source, one recipe, one output."""
 
-    def __init__(self, source: Source, recipe: Recipe, out: Path) -> None:
+    def __init__(self, source: Source, recipe: Recipe, out: Path, text: Mapping[str, Any] | None) -> None:
         self.source, self.recipe, self.out = source, recipe, out
+        self.text = dict(text) if text else "none"  # of calibration
         self.names = sorted([*source.tensors, *source.aliases])
         self.work = WorkFolder(out)
 
@@ -95,11 +100,13 @@ class _Job:
             rows = self._write(writer, ((name, self._blank(name)) for name in self.names))
         return Ledger(tuple(rows), writer.file_bytes)
 
-    def run(self, workers: int, force: bool, resume: bool, report: Progress) -> Ledger:
+    def run(self, workers: int, force: bool, resume: bool, report: Progress, calibration: Calibration | None) -> Ledger:
         writer = Writer(self.out, metadata=self._metadata(), provenance=self._provenance(), force=force)
         try:
             with writer:  # which locks the output, and so the work folder
                 self.work.open(self._fingerprint(), resume)
+                if calibration:
+                    self._suit(calibration, workers)
                 rows = self._write(writer, self._reported(self._results(workers), report))
         except BaseException:
             self.work.close(keep=resume)
@@ -140,7 +147,21 @@ class _Job:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _make(self, number: int, name: str) -> _Result:
+    def _suit(self, calibration: Calibration, workers: int) -> None:
+        """Cluster what the calibration has moments of into the work folder, layer by layer."""
+        numbers = {name: number for number, name in enumerate(self.names)}
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers, "rkf-suit") as pool:
+            for moments in calibration.moments():
+                named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
+                objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
+                jobs = [
+                    pool.submit(self._make, numbers[name], name, objectives[id(each)].result())
+                    for name, each in named.items()
+                ]
+                for job in jobs:
+                    job.result()
+
+    def _make(self, number: int, name: str, objective: Objective | None = None) -> _Result:
         """One tensor as it will be stored: from the work folder if it is there, else read and clustered."""
         if name in self.source.aliases:
             return Alias(self.source.aliases[name]), {}
@@ -148,7 +169,7 @@ class _Job:
             return finished[0], dict(finished[1])
         rule = self.recipe.rule(name, self.source.tensors[name].shape)
         with naming(Path(self.source.label)):
-            tensor, stats = cluster(self.source.read(name), rule, name)
+            tensor, stats = cluster(self.source.read(name), rule, name, objective)
         if isinstance(tensor, ClusteredMatrix):
             self.work.save(number, name, tensor, stats)
         return tensor, stats
@@ -177,7 +198,7 @@ class _Job:
         if self.recipe.k is not None:
             recipe["k"] = self.recipe.k
         return {
-            "calibration": "none",
+            "calibration": self.text,
             "recipe": recipe,
             "rkf": __version__,
             "source": {"files": dict(self.source.files), "label": self.source.label},
@@ -187,6 +208,7 @@ class _Job:
         """What must be equal for one conversion to go on with another's work."""
         return {
             "libraries": f"numpy {np.__version__}, numba {numba.__version__}",
+            "calibration": repr(self.text),
             "recipe": repr(self._provenance()["recipe"]),
             "rkf": __version__,
             "source": self.source.fingerprint,

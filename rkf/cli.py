@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from rkf._version import __version__
-from rkf.commands.convert import convert, export, pull
+from rkf.commands.convert import calibrate, convert, export, pull
 from rkf.commands.files import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import printable
@@ -50,7 +50,7 @@ def cli() -> None:
     """Language models as ranks plus values: convert one, run it, look inside it."""
 
 
-for verb in (run, chat, pull, convert, info, footprint, verify, diff, pack, unpack, evaluate, bench, export):
+for verb in (run, chat, pull, calibrate, convert, info, footprint, verify, diff, pack, unpack, evaluate, bench, export):
     cli.add_command(verb)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf import bitpack
-from rkf.cluster import affine, assign, exceptions, figures, grid, histogram, kmeans
+from rkf.cluster import affine, assign, calibrated, exceptions, figures, grid, histogram, kmeans
 from rkf.cluster.assign import U8
+from rkf.cluster.compensate import Objective
 from rkf.cluster.histogram import Histogram
 from rkf.cluster.recipe import Rule
 from rkf.errors import SourceError
@@ -34,8 +35,14 @@ class _Table:
     scale: F32
 
 
-def cluster(tensor: DenseTensor, rule: Rule, name: str) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
+def cluster(
+    tensor: DenseTensor, rule: Rule, name: str, objective: Objective | None = None
+) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
     """Cluster one tensor by its rule; returns it with figures about the loss.
+
+    With an `objective` the indices, and the values of the weights that stay exact, serve the layer's outputs on a
+    calibration text (`rkf.cluster.calibrated`); centroids and factors are those of clustering without data. Factors by
+    group keep the nearest centroids.
 
     A tensor of one dimension, of one value, or whose rule says dense comes back as it is, with no figures. A matrix
     whose every table has at most k distinct values is lossless, whatever else the rule says. Figures: `relative_error`
@@ -57,6 +64,8 @@ def cluster(tensor: DenseTensor, rule: Rule, name: str) -> tuple[ClusteredMatrix
         kept = weights.copy()
         kept.reshape(-1)[exact] = np.nan
         tables = [_fit(weights[block], kept[block], rule, tensor.dtype) for block in blocks]
+        if objective is not None and rule.affine != "group":
+            tables, weights = _suited(weights, np.isnan(kept), tables, objective)
     return _assemble(tensor, weights, tables, rows_per_table, exact, rule)
 
 
@@ -87,6 +96,19 @@ def _fit(weights: F32, kept: F32, rule: Rule, dtype: str) -> _Table:
         indices = assign.nearest(kept, centroids, scale, group)
         scale = affine.rounded(affine.least_squares(kept, indices, centroids, scale, group), rule.affine_dtype)
     return _assigned(weights, centroids, scale, group)
+
+
+def _suited(
+    weights: F32, free: NDArray[np.bool_], tables: list[_Table], objective: Objective
+) -> tuple[list[_Table], F32]:
+    """The tables with indices that suit the objective, and the weights with those that are free moved."""
+    made, moved, start = [], [], 0
+    for table in tables:
+        rows = slice(start, start := start + len(table.indices))
+        indices, block = calibrated.suited(weights[rows], free[rows], table.centroids, table.scale, objective)
+        made.append(replace(table, indices=indices))
+        moved.append(block)
+    return made, np.concatenate(moved)
 
 
 def _centroids(found: Histogram, rule: Rule) -> tuple[F32, float]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rkf.commands.default_model import NAME
 from rkf.commands.output import printable, size
+from rkf.errors import UsageError
+
+if TYPE_CHECKING:
+    from rkf.calibration import Calibrate
 
 FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 
@@ -26,7 +30,13 @@ def pull(name: str) -> None:
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--k", type=click.IntRange(2, 256), help="Centroids a matrix, for a recipe that leaves it open.")
-@click.option("--calibrate", type=click.Choice(["none"]), default="none", show_default=True, help="Calibration text.")
+@click.option(
+    "--calibrate",
+    metavar="self|FILE|none",
+    default="none",
+    show_default=True,
+    help="Text to suit the weights to: the model's own, a file's (or tokens of `rkf calibrate`), or none.",
+)
 @click.option(
     "--recipe", metavar="FILE|dense", help="How each tensor is stored: a TOML file, or the name of a shipped one."
 )
@@ -34,20 +44,51 @@ def pull(name: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @click.option("--resume", is_flag=True, help="Go on with the same conversion after an interruption.")
 @FORCE
-def convert(src: str, out: Path, **options: Any) -> None:
+def convert(src: str, out: Path, calibrate: str, **options: Any) -> None:
     """Convert a checkpoint to an rkf file.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
     from rkf.converters.pipeline import convert as run
 
-    ledger = run(src, out, **options)
+    ledger = run(src, out, calibrate=_calibration(calibrate), **options)
     if options["dry_run"]:
         click.echo("\n".join(map(printable, ledger.lines())))
     else:
         click.echo(
             f"{printable(out)}: {size(ledger.file_bytes)}, {ledger.bits_per_weight:.3f} bits per weight", err=True
         )
+
+
+def _calibration(choice: str) -> Calibrate | None:
+    if choice == "none":
+        return None
+    from rkf.calibration import Calibrate
+
+    if choice == "self":
+        return Calibrate()
+    if not Path(choice).is_file():
+        raise UsageError(f"--calibrate {choice}: no such file; expected self, none, or a file of text")
+    return Calibrate(Path(choice))
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the model's own.")
+@FORCE
+def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
+    """Keep the tokens of a calibration text, for `rkf convert --calibrate OUT`.
+
+    SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
+    """
+    from rkf.calibration import Calibrate, save
+    from rkf.converters.pull import locate
+    from rkf.converters.source import open_source
+
+    made = Calibrate(text)(open_source(locate(src)))
+    save(out, made.tokens, force)
+    click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 
 @click.group()

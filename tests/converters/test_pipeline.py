@@ -169,8 +169,6 @@ def test_constant_matrix_stays_dense(hf_folder: Callable[..., Path], tmp_path: P
 
 def test_arguments(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder, out = hf_folder("llama"), tmp_path / "out.rkf"
-    with pytest.raises(UsageError, match="calibrate"):
-        convert(folder, out, calibrate="self")
     with pytest.raises(UsageError, match="workers"):
         convert(folder, out, workers=0)
     with pytest.raises(UsageError, match="no such recipe"):

@@ -27,7 +27,7 @@ MEMBERS = {
     "rkf.converters": "converters",
     "rkf.runtime": "runtime",
     "rkf.torch": "torch",
-    **dict.fromkeys(("rkf.eval", "rkf.study", "rkf.tune"), "eval"),
+    **dict.fromkeys(("rkf.calibration", "rkf.eval", "rkf.study", "rkf.tune"), "eval"),
     **dict.fromkeys(("rkf.cli", "rkf.__main__", "rkf.commands"), "cli"),
 }
 HEAVY = {"numba", "torch", "llvmlite", "transformers", "matplotlib", "safetensors", "gguf", "huggingface_hub", "tqdm"}

@@ -1,0 +1,35 @@
+"""What the pipeline needs of a calibration. Knows no runtime: `rkf.calibration` hands one in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.converters.source import Source
+
+
+class Calibration(Protocol):
+    """A calibration text for one source."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What the file says of it: the same text, the same bytes."""
+        ...
+
+    def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
+        """Second moments of the inputs of matrices by canonical name, f64[cols, cols], a layer at a time."""
+        ...
+
+
+class Calibrate(Protocol):
+    """Makes the calibration of a source; may take minutes."""
+
+    @property
+    def announced(self) -> Mapping[str, Any]:
+        """A provenance of the same length as the one to come, for a dry run."""
+        ...
+
+    def __call__(self, source: Source) -> Calibration: ...

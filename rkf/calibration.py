@@ -1,0 +1,149 @@
+"""Calibration of a checkpoint: whose text, and how its tokens are kept. Joins the tokenizer and the runtime's passes.
+
+By default the source model writes the text itself: no corpus is needed, and any language or domain it knows is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from rkf.atomic import replacing
+from rkf.config import ModelConfig
+from rkf.errors import UsageError
+from rkf.matrix import F32, DenseTensor
+from rkf.runtime import calibration as passes
+from rkf.runtime.tokenizer import Tokenizer
+
+U32 = NDArray[np.uint32]
+
+SEQUENCES, CTX = 32, 512
+_MAGIC = b"RKFTOKENS1\n"
+# Half of the sequences begin with BOS alone, a quarter as an answer in a chat, a quarter with one of these.
+_QUESTIONS = (
+    "Who was the most important scientist of the last century, and why?",
+    "Write a short story about a lighthouse.",
+    "Explain how a bicycle stays upright.",
+    "Write a Python function that merges two sorted lists.",
+    "What happened in Europe in 1848?",
+    "Summarise the rules of football.",
+    "How do I cook rice?",
+    "Translate 'good morning' into five languages.",
+)
+_BEGINNINGS = ("The", "In 19", "It was", "= ", "# ", "def ", "According to", "1. ")
+
+
+class Checkpoint(Protocol):
+    """What calibration needs of a source (`rkf.converters.source.Source`)."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+    @property
+    def tokenizer_json(self) -> bytes: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    def read(self, name: str) -> DenseTensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or the name of a file."""
+
+    source: Checkpoint
+    tokens: U32
+    origin: str
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return _provenance(self.origin, self.tokens.shape, blake3(self.tokens.astype("<u4").tobytes()).hexdigest())
+
+    def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
+        return passes.moments(self.source.config, _reader(self.source), self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrate:
+    """Makes a Calibration: with text that the model writes, from a text file, or from tokens kept by `save`."""
+
+    text: Path | None = None
+
+    @property
+    def announced(self) -> dict[str, Any]:
+        """The provenance to come, but for the hash."""
+        return _provenance("self" if self.text is None else self.text.name, (SEQUENCES, CTX), "0" * 64)
+
+    def __call__(self, source: Checkpoint) -> Calibration:
+        """Raises UsageError for a text that is not UTF-8 or shorter than one sequence."""
+        if self.text is None:
+            return Calibration(source, self_written(source), "self")
+        data = self.text.read_bytes()
+        if data.startswith(_MAGIC):
+            return Calibration(source, _loaded(data, self.text, source.config), self.text.name)
+        return Calibration(source, _cut(data, self.text, source), self.text.name)
+
+
+def save(path: Path, tokens: U32, force: bool = False) -> None:
+    """Keep the tokens of a calibration: a magic line, the sequences' length, the tokens, all u32 little-endian."""
+    with replacing(path, force) as output:
+        output.write(_MAGIC + np.uint32(tokens.shape[1]).astype("<u4").tobytes() + tokens.astype("<u4").tobytes())
+
+
+def self_written(source: Checkpoint) -> U32:
+    """SEQUENCES texts of the model's own, u32[SEQUENCES, ctx]: the same for the same weights."""
+    ctx = min(CTX, source.config.context_length)
+    return passes.write_text(source.config, _reader(source), prompts(source), ctx=ctx)
+
+
+def prompts(source: Checkpoint) -> list[list[int]]:
+    """How each text begins."""
+    tokenizer = Tokenizer(source.tokenizer_json, source.config, source.chat_template)
+    start = [] if source.config.bos_id is None else [source.config.bos_id]
+    start = start or list(source.config.eos_ids[:1]) or [0]
+    plain = [start + tokenizer.encode(text, bos=False) for text in _BEGINNINGS]
+    chats = plain
+    if tokenizer.template is not None:
+        rendered = [tokenizer.render([{"role": "user", "content": question}]) for question in _QUESTIONS]
+        chats = [tokenizer.encode(text, bos=False) for text in rendered]
+    return [start] * (SEQUENCES - len(plain) - len(chats)) + chats + plain
+
+
+def _cut(data: bytes, path: Path, source: Checkpoint) -> U32:
+    """The first SEQUENCES sequences of a text's tokens, spread over all of it."""
+    try:
+        ids = Tokenizer(source.tokenizer_json, source.config).encode(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected UTF-8 text, or tokens that `rkf calibrate` kept: {error}") from error
+    ctx = min(CTX, source.config.context_length)
+    available = len(ids) // ctx
+    if not available:
+        raise UsageError(f"{path}: {len(ids)} tokens; expected {ctx} at least, and {SEQUENCES * ctx} to do well")
+    chosen = np.unique(np.linspace(0, available - 1, SEQUENCES).astype(int))
+    return np.array([ids[i * ctx : (i + 1) * ctx] for i in chosen], np.uint32)
+
+
+def _loaded(data: bytes, path: Path, config: ModelConfig) -> U32:
+    numbers = np.frombuffer(data[len(_MAGIC) :], "<u4") if len(data) % 4 == len(_MAGIC) % 4 else np.zeros(0, "<u4")
+    if numbers.size < 2 or numbers[0] < 1 or (numbers.size - 1) % numbers[0]:
+        raise UsageError(f"{path}: damaged: expected whole sequences of tokens, got {len(data)} bytes")
+    if numbers[1:].max() >= config.vocab_size:
+        raise UsageError(f"{path}: token {numbers[1:].max()} of another model; expected below {config.vocab_size}")
+    return numbers[1:].reshape(-1, numbers[0]).astype(np.uint32)
+
+
+def _reader(source: Checkpoint) -> passes.Read:
+    def read(name: str) -> F32 | None:
+        return source.read(name).decode() if name in source.tensors else None
+
+    return read
+
+
+def _provenance(origin: str, shape: tuple[int, ...], digest: str) -> dict[str, Any]:
+    return {"ctx": shape[1], "origin": origin, "sequences": shape[0], "tokens_blake3": digest}

@@ -1,0 +1,156 @@
+"""Error-compensated assignment: each weight takes the centroid that suits what the weights before it left over.
+
+Minimises, row by row, (w - q) H (w - q)^T, H the second moments of the layer's inputs: the squared error of the layer's
+outputs on the calibration text. Knows no fitting of centroids. Arrays are turned, [cols, rows], so that a kernel's
+inner loop runs over rows, which do not depend on each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rkf.cluster.assign import middles
+from rkf.matrix import F32
+
+Mask = NDArray[np.bool_]
+DAMPING = 0.01  # of the mean diagonal, as in GPTQ
+_BLOCK = 64  # columns between two matrix products; 32 and 128 are slower
+_ROWS = 256  # rows a kernel has in flight: a block of them stays in the second-level cache
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The damped second moments of a layer's inputs, and what its solvers need of them.
+
+    order: i64[cols], columns by falling second moment. moments: f32[cols, cols], in that order. feedback: f32[cols,
+    cols], unit upper triangular, moments = feedback * diag(d) * feedback^T.
+    """
+
+    order: NDArray[np.int64]
+    moments: F32
+    feedback: F32
+
+    @classmethod
+    def of(cls, moments: NDArray[np.floating], damping: float) -> Objective:
+        """moments: [cols, cols]; damping: share of their mean diagonal that is added to the diagonal.
+
+        A column that the calibration text never used is then still worth its nearest centroid.
+        """
+        damped = moments.astype(np.float64)
+        diagonal = np.einsum("ii->i", damped)
+        diagonal += damping * diagonal.mean() or 1.0
+        order = np.argsort(-diagonal, kind="stable")
+        damped = damped[np.ix_(order, order)]
+        factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper: its product with its transpose is damped
+        return cls(order, damped.astype(np.float32), (factor / np.diagonal(factor)).astype(np.float32))
+
+
+def compensated(weights: F32, objective: Objective, centroids: F32, free: Mask) -> F32:
+    """Quantised weights, f32[cols, rows]: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023).
+
+    weights: f32[cols, rows], columns in the objective's order; centroids: f32[k], ascending; free: bool[cols, rows],
+    the weights that may take any value.
+    """
+    columns = weights.shape[0]
+    quantised, error = np.empty_like(weights), np.empty_like(weights)
+    middle = middles(centroids)
+    for start in range(0, columns, _BLOCK):
+        block = slice(start, min(start + _BLOCK, columns))
+        target = weights[block].copy()
+        if start:
+            target += objective.feedback[:start, block].T @ error[:start]
+        feedback = np.ascontiguousarray(objective.feedback[block, block])
+        _compensate(weights[block], target, feedback, centroids, middle, free[block], quantised[block], error[block])
+    return quantised
+
+
+def descended(
+    weights: F32, quantised: F32, objective: Objective, centroids: F32, free: Mask, passes: int
+) -> tuple[F32, F32]:
+    """Coordinate descent from `quantised`: each weight in turn moves to the centroid that is best given all others.
+
+    Returns the quantised weights and the gradient H (w - q), both f32[cols, rows].
+    """
+    quantised = quantised.copy()
+    gradient = objective.moments @ (weights - quantised)
+    middle = middles(centroids)
+    for _ in range(passes):
+        changed = 0
+        for start in range(0, weights.shape[0], _BLOCK):
+            block = slice(start, min(start + _BLOCK, weights.shape[0]))
+            moments = np.ascontiguousarray(objective.moments[block, block])
+            step = np.empty_like(weights[block])
+            changed += _descend(gradient[block], moments, centroids, middle, free[block], quantised[block], step)
+            gradient -= objective.moments[:, block] @ step
+        if not changed:
+            break
+    return quantised, gradient
+
+
+@njit(cache=True, nogil=True)
+def _nearest_row(target, centroids, middle, below, out):
+    n = target.size
+    for i in range(n):
+        below[i] = 0
+    for m in range(middle.size):
+        edge = middle[m]
+        for i in range(n):
+            below[i] += np.uint8(target[i] > edge)
+    for i in range(n):
+        out[i] = centroids[below[i]]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _compensate(weights, target, feedback, centroids, middle, free, quantised, error):
+    columns, rows = weights.shape
+    below = np.empty(_ROWS, np.uint8)
+    for first in range(0, rows, _ROWS):
+        last = min(first + _ROWS, rows)
+        for c in range(columns):
+            wanted = target[c, first:last]
+            for before in range(c):
+                factor = feedback[before, c]
+                left = error[before, first:last]
+                for i in range(wanted.size):
+                    wanted[i] += factor * left[i]
+            got = quantised[c, first:last]
+            _nearest_row(wanted, centroids, middle, below[: wanted.size], got)
+            for i in range(wanted.size):
+                if free[c, first + i]:
+                    got[i] = wanted[i]
+                error[c, first + i] = weights[c, first + i] - got[i]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _descend(gradient, moments, centroids, middle, free, quantised, step):
+    columns, rows = gradient.shape
+    below = np.empty(_ROWS, np.uint8)
+    wanted = np.empty(_ROWS, np.float32)
+    best = np.empty(_ROWS, np.float32)
+    local = np.empty((columns, _ROWS), np.float32)
+    changed = 0
+    for first in range(0, rows, _ROWS):
+        n = min(first + _ROWS, rows) - first
+        for c in range(columns):
+            for i in range(n):
+                local[c, i] = gradient[c, first + i]
+        for c in range(columns):
+            inverse = np.float32(1) / moments[c, c]
+            for before in range(c):
+                factor = moments[before, c]
+                for i in range(n):
+                    local[c, i] -= factor * step[before, first + i]
+            for i in range(n):
+                wanted[i] = quantised[c, first + i] + local[c, i] * inverse
+            _nearest_row(wanted[:n], centroids, middle, below[:n], best[:n])
+            for i in range(n):
+                value = wanted[i] if free[c, first + i] else best[i]
+                move = value - quantised[c, first + i]
+                changed += move != 0 and not free[c, first + i]
+                step[c, first + i] = move
+                quantised[c, first + i] = value
+    return changed

@@ -1,0 +1,129 @@
+"""A dense model on batches of token sequences, layer by layer, in numpy f32: for calibration. Knows no file, no text.
+
+What the CPU backend does for one sequence with all layers in memory, this does for many with one layer in memory, and
+lets the inputs of every matrix be seen. The bytes do not depend on the number of threads as long as BLAS has one
+thread a call (`threadpoolctl`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.config import ModelConfig
+from rkf.runtime.rope import frequencies
+
+F32 = NDArray[np.float32]
+Tap = Callable[[str, F32], None]
+"""Is told the input of each matrix: its name within the layer ("mlp.down_proj"), f32[tokens, cols]."""
+
+# Matrices that read the same input: the first of each row stands for all.
+SHARED_INPUTS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+class Past:
+    """Keys and values of a batch so far, one layer: f32[batch, kv_heads, capacity, head_dim]."""
+
+    def __init__(self, config: ModelConfig, batch: int, capacity: int) -> None:
+        shape = (batch, config.kv_heads, capacity, config.head_dim)
+        self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.length = 0
+
+    def extend(self, keys: F32, values: F32) -> tuple[F32, F32]:
+        """All keys and values with these appended, f32[batch, kv_heads, length, head_dim]."""
+        end = self.length + keys.shape[2]
+        self._keys[:, :, self.length : end], self._values[:, :, self.length : end] = keys, values
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+class Layer:
+    """One decoder layer. weights: name within the layer ("mlp.down_proj.weight") -> f32; norms included."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, F32]) -> None:
+        self._config, self._weights = config, weights
+
+    def __call__(self, x: F32, past: Past | None = None, tap: Tap | None = None) -> F32:
+        """x: f32[batch, tokens, hidden], at the positions after those of `past`; returns the same shape."""
+        see = tap or (lambda name, values: None)
+        h = rms_norm(x, self._weights["input_layernorm.weight"], self._config.norm_epsilon)
+        see("self_attn.q_proj", h)
+        mixed = self._attend(h, past)
+        see("self_attn.o_proj", mixed)
+        x = x + self._linear("self_attn.o_proj", mixed)
+        h = rms_norm(x, self._weights["post_attention_layernorm.weight"], self._config.norm_epsilon)
+        see("mlp.gate_proj", h)
+        gate = self._linear("mlp.gate_proj", h)
+        inner = gate / (1 + np.exp(np.minimum(-gate, 80))) * self._linear("mlp.up_proj", h)
+        see("mlp.down_proj", inner)
+        return x + self._linear("mlp.down_proj", inner)
+
+    def _linear(self, name: str, x: F32) -> F32:
+        out = (x.reshape(-1, x.shape[-1]) @ self._weights[f"{name}.weight"].T).reshape(*x.shape[:-1], -1)
+        bias = self._weights.get(f"{name}.bias")
+        return out if bias is None else out + bias
+
+    def _heads(self, part: str, h: F32, heads: int) -> F32:
+        """f32[batch, heads, tokens, head_dim]"""
+        out = self._linear(f"self_attn.{part}_proj", h).reshape(*h.shape[:2], heads, self._config.head_dim)
+        norm = self._weights.get(f"self_attn.{part}_norm.weight")
+        if norm is not None:
+            out = rms_norm(out, norm, self._config.norm_epsilon)
+        return out.transpose(0, 2, 1, 3)
+
+    def _attend(self, h: F32, past: Past | None) -> F32:
+        config = self._config
+        positions = (past.length if past else 0) + np.arange(h.shape[1])
+        q, k, v = (
+            self._heads(part, h, heads)
+            for part, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads))
+        )
+        turn = rotation(config, positions)
+        q, k = rotated(q, turn), rotated(k, turn)
+        if past is not None:
+            k, v = past.extend(k, v)
+        mixed = np.empty_like(q)
+        group = config.heads // config.kv_heads
+        hidden = _hidden(positions, k.shape[2], config.sliding_window)
+        for sequence in range(len(h)):  # one at a time: scores grow with the square of the tokens
+            for head in range(config.kv_heads):
+                queries = q[sequence, head * group : (head + 1) * group] * np.float32(config.head_dim**-0.5)
+                scores = queries @ k[sequence, head].T
+                scores[:, hidden] = -np.inf
+                scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+                scores /= scores.sum(axis=-1, keepdims=True)
+                mixed[sequence, head * group : (head + 1) * group] = scores @ v[sequence, head]
+        return mixed.transpose(0, 2, 1, 3).reshape(*h.shape[:2], -1)
+
+
+def rms_norm(x: F32, weight: F32, epsilon: float) -> F32:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis."""
+    scale = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(epsilon))
+    normed: F32 = x / scale * weight
+    return normed
+
+
+def rotation(config: ModelConfig, positions: NDArray[np.int64]) -> tuple[F32, F32]:
+    """Cosines and sines, f32[tokens, head_dim / 2] each."""
+    angles = positions[:, None].astype(np.float32) * frequencies(config)
+    return np.cos(angles), np.sin(angles)
+
+
+def rotated(x: F32, turn: tuple[F32, F32]) -> F32:
+    """x: f32[…, tokens, head_dim] with the pairs (i, i + head_dim / 2) turned."""
+    cos, sin = turn
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _hidden(positions: NDArray[np.int64], keys: int, window: int | None) -> NDArray[np.bool_]:
+    """Which keys each token may not see, bool[tokens, keys]: later ones, and those before a sliding window."""
+    distance = positions[:, None] - np.arange(keys)
+    return (distance < 0) | (distance >= (window or keys + 1))

@@ -1,0 +1,134 @@
+"""Calibration: the text a model writes by itself, and the second moments of every matrix' inputs on a text.
+
+Gets the weights through a callable, so that a checkpoint needs no conversion first. Knows no file and no clustering.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from rkf.config import ModelConfig
+from rkf.runtime.batch import SHARED_INPUTS, Layer, Past, rms_norm
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U32 = NDArray[np.uint32]
+Read = Callable[[str], "F32 | None"]
+"""A tensor's weights by canonical name; None for one that the model has not."""
+
+_CHUNK = 8  # sequences that one thread works on: fixed, so that sums do not depend on the number of threads
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+def write_text(
+    config: ModelConfig,
+    read: Read,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ctx: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> U32:
+    """What the model writes after each prompt at temperature 1, u32[prompts, ctx], prompts included.
+
+    Token t of sequence i is drawn by number i of Philox stream `seed` at counter t. All layers are held in memory.
+    """
+    layers = [_layer(config, read, number) for number in range(config.layers)]
+    embedding, head, norm = _required(read, EMBEDDING), read(HEAD), _required(read, NORM)
+    head = embedding if head is None else head
+    chunks = [range(start, min(start + _CHUNK, len(prompts))) for start in range(0, len(prompts), _CHUNK)]
+    pasts = [[Past(config, len(chunk), ctx) for _ in layers] for chunk in chunks]
+    tokens = np.zeros((len(prompts), ctx), np.uint32)
+    given = np.zeros((len(prompts), ctx), np.bool_)
+    for number, prompt in enumerate(prompts):
+        kept = list(prompt)[:ctx]
+        tokens[number, : len(kept)], given[number, : len(kept)] = kept, True
+
+    def step(chunk: range, past: list[Past], position: int) -> None:
+        rows = slice(chunk.start, chunk.stop)
+        points = np.random.Generator(np.random.Philox(key=seed, counter=position)).random(size=len(prompts))
+        x = embedding[tokens[rows, position - 1]][:, None]
+        for layer, cache in zip(layers, past, strict=True):
+            x = layer(x, cache)
+        drawn = _drawn(rms_norm(x[:, 0], norm, config.norm_epsilon) @ head.T, points[rows])
+        tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_threads()) as pool:
+        for position in range(1, ctx):
+            list(pool.map(step, chunks, pasts, repeat(position)))
+            if progress is not None:
+                progress(position + 1, ctx)
+    return tokens
+
+
+def moments(config: ModelConfig, read: Read, tokens: U32) -> Iterator[Mapping[str, F64]]:
+    """Second moments E[x^T x] of the inputs of each layer's matrices, by canonical name, one layer after the other; at
+    the end those of the output head. f64[cols, cols]; matrices that read the same input share one array.
+
+    tokens: u32[sequences, ctx]. One layer's weights and moments are held at a time, and the residual stream.
+    """
+    embedding = _required(read, EMBEDDING)
+    chunks = [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
+    states = [embedding[chunk] for chunk in chunks]
+    del embedding
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_threads()) as pool:
+        for number in range(config.layers):
+            layer = _layer(config, read, number)
+            seen: list[dict[str, F32]] = [{} for _ in chunks]
+            states = list(pool.map(layer, states, repeat(None), map(_adding, seen)))
+            yield {
+                f"model.layers.{number}.{name}.weight": shared
+                for names in SHARED_INPUTS
+                for shared in [_mean([own[names[0]] for own in seen], tokens.size)]
+                for name in names
+            }
+    norm = _required(read, NORM)
+    normed = (rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size) for x in states)
+    yield {HEAD: _mean([x.T @ x for x in normed], tokens.size)}
+
+
+def _adding(own: dict[str, F32]) -> Callable[[str, F32], None]:
+    def see(name: str, values: F32) -> None:
+        flat = values.reshape(-1, values.shape[-1])
+        own[name] = flat.T @ flat
+
+    return see
+
+
+def _mean(parts: Sequence[F32], count: int) -> F64:
+    total = np.zeros(parts[0].shape)
+    for part in parts:
+        total += part
+    return total / count
+
+
+def _drawn(logits: F32, points: F64) -> NDArray[np.int64]:
+    """The token whose share of [0, 1) holds each row's point. logits: f32[rows, vocab]; points: f64[rows]."""
+    cumulative = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1, dtype=np.float64)
+    found = [np.searchsorted(row, point * row[-1], side="right") for row, point in zip(cumulative, points, strict=True)]
+    return np.minimum(found, logits.shape[1] - 1)
+
+
+def _layer(config: ModelConfig, read: Read, number: int) -> Layer:
+    prefix = f"model.layers.{number}."
+    names = [name for name, _, _ in config.tensors() if name.startswith(prefix)]
+    found = {name.removeprefix(prefix): read(name) for name in names}
+    return Layer(config, {name: weights for name, weights in found.items() if weights is not None})
+
+
+def _required(read: Read, name: str) -> F32:
+    weights = read(name)
+    if weights is None:
+        raise KeyError(name)
+    return weights
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))
