@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rkf.errors import IntegrityError
 from rkf.format import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES, ZSTD_WINDOW_LOG_MAX
 
-_FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 # Planes hold next to no repeats: levels 1 to 19 are within 0.1 % of each other, and 1 is the fastest (docs/log.md).
 _LEVEL = 1
 T = TypeVar("T")
@@ -85,8 +84,6 @@ def decompress(stored: memoryview, lengths: tuple[int, ...], decoded_length: int
 def _decompress_chunk(job: tuple[memoryview, NDArray[np.uint8], str]) -> None:
     stored, target, where = job
     try:
-        if stored[:4] != _FRAME_MAGIC:
-            raise IntegrityError(f"{where}: expected a zstd frame, got bytes {bytes(stored[:4]).hex(' ')}")
         frame = zstandard.get_frame_parameters(stored)
         if frame.content_size != len(target) or frame.dict_id or frame.window_size > 1 << ZSTD_WINDOW_LOG_MAX:
             raise IntegrityError(

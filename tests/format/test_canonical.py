@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rkf import canonical
 from rkf.errors import StructureError, UsageError
-from rkf.format import MAX_DEPTH, MAX_DIRECTORY_BYTES
+from rkf.format import MAX_CONTAINERS, MAX_DEPTH, MAX_DIRECTORY_BYTES
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: x != 0 or str(x) == "0.0")
 SCALARS = st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | FLOATS | st.text() | st.binary()
@@ -89,6 +89,12 @@ def test_what_is_not_canonical_is_refused(data: bytes, problem: str) -> None:
 def test_a_directory_over_the_cap_is_refused() -> None:
     with pytest.raises(StructureError, match=str(MAX_DIRECTORY_BYTES)):
         canonical.decode(bytes(MAX_DIRECTORY_BYTES + 1))
+
+
+def test_maps_and_lists_are_counted() -> None:
+    count = MAX_CONTAINERS  # and the list that they are in
+    with pytest.raises(StructureError, match=f"at most {MAX_CONTAINERS} maps and lists"):
+        canonical.decode(b"\xdd" + count.to_bytes(4, "big") + b"\x80" * count)
 
 
 def test_counts_take_no_memory_before_they_are_checked() -> None:
