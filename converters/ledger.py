@@ -50,6 +50,20 @@ class Ledger:
         """Of the whole file, over all weights."""
         return 8 * self.file_bytes / sum(row.weights for row in self.rows)
 
+    @property
+    def clustered_bytes(self) -> int:
+        """Planes, values and positions of the clustered tensors."""
+        return sum(row.bytes for row in self._clustered)
+
+    @property
+    def clustered_bits_per_weight(self) -> float:
+        """Of the clustered tensors alone; 0 where there are none."""
+        return 8 * self.clustered_bytes / max(1, sum(row.weights for row in self._clustered))
+
+    @property
+    def _clustered(self) -> list[Row]:
+        return [row for row in self.rows if row.stored_as.startswith("K=")]
+
     def lines(self) -> Iterator[str]:
         """A table for people, its last line the total."""
         width = max(len(row.name) for row in self.rows)

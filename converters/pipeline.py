@@ -24,6 +24,7 @@ from rkf.cluster.compensate import DAMPING, Objective
 from rkf.cluster.matrix import cluster
 from rkf.cluster.recipe import Recipe
 from rkf.container import naming
+from rkf.converters.budget import fitting
 from rkf.converters.calibration import Calibrate, Calibration
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.progress import Progress, Step, bar
@@ -47,6 +48,8 @@ def convert(
     *,
     k: int | None = None,
     recipe: str | Path | None = None,
+    size: int | None = None,
+    bpw: float | None = None,
     calibrate: Calibrate | None = None,
     workers: int | None = None,
     force: bool = False,
@@ -59,6 +62,8 @@ def convert(
     src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
     calibrate: what gives a calibration text's second moments (`rkf.calibration`); None clusters without data.
     k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
+    size, bpw: instead of k and recipe, the bytes of the whole file or the bits of a clustered weight not to exceed; K
+    is chosen matrix by matrix for the least loss (`rkf.cluster.budget`).
     workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
     resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
     fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the caller's
@@ -70,13 +75,19 @@ def convert(
     out = Path(out)
     if k is not None and not MIN_K <= k <= MAX_K:
         raise UsageError(f"k: expected {MIN_K} to {MAX_K}, got {k}")
+    if sum(given is not None for given in (size, bpw, k or recipe)) > 1:
+        raise UsageError("size, bpw, and a recipe with its k exclude each other: give one")
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
     source = open_source(src)
-    plan = Recipe.load(recipe or "default", k, source.config.layers)
+    announced = calibrate and calibrate.announced
+    if size is None and bpw is None:
+        plan = Recipe.load(recipe or "default", k, source.config.layers)
+    else:
+        plan = fitting(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw)
     if dry_run:
-        return _Job(source, plan, out, calibrate and calibrate.announced).rehearse()
+        return _Job(source, plan, out, announced).rehearse()
     for name in source.files:
         refuse_same_file(out, src / name if src.is_dir() else src)
     with ExitStack() as stack:

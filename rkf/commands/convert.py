@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rkf.commands.default_model import NAME
-from rkf.commands.output import printable, size
+from rkf.commands.output import byte_count, printable, size
 from rkf.errors import UsageError
 
 if TYPE_CHECKING:
     from rkf.calibration import Calibrate
+    from rkf.converters.ledger import Ledger
 
 FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 
@@ -31,6 +33,12 @@ def pull(name: str) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--k", type=click.IntRange(2, 256), help="Centroids a matrix, for a recipe that leaves it open.")
 @click.option(
+    "--size", "size_text", metavar="BYTES", help="Most bytes of the file (91MB, 1.2GB): K is chosen by matrix."
+)
+@click.option(
+    "--bpw", type=click.FloatRange(0, min_open=True), help="Most bits of a clustered weight, embedding included."
+)
+@click.option(
     "--calibrate",
     metavar="self|FILE|none",
     default="none",
@@ -44,20 +52,36 @@ def pull(name: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @click.option("--resume", is_flag=True, help="Go on with the same conversion after an interruption.")
 @FORCE
-def convert(src: str, out: Path, calibrate: str, **options: Any) -> None:
+def convert(src: str, out: Path, calibrate: str, size_text: str | None, **options: Any) -> None:
     """Convert a checkpoint to an rkf file.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
     from rkf.converters.pipeline import convert as run
 
-    ledger = run(src, out, calibrate=_calibration(calibrate), **options)
+    limit = None if size_text is None else byte_count(size_text)
+    ledger = run(src, out, size=limit, calibrate=_calibration(calibrate), **options)
     if options["dry_run"]:
         click.echo("\n".join(map(printable, ledger.lines())))
     else:
         click.echo(
             f"{printable(out)}: {size(ledger.file_bytes)}, {ledger.bits_per_weight:.3f} bits per weight", err=True
         )
+    if limit is not None or options["bpw"] is not None:
+        click.echo(f"chosen: {_chosen(ledger)}", err=True)
+
+
+def _chosen(ledger: Ledger) -> str:
+    """Kinds of matrices by K, and the bits that they take."""
+    kinds: dict[str, Counter[str]] = {}
+    for row in ledger.rows:
+        if row.stored_as.startswith("K="):
+            kinds.setdefault(row.stored_as, Counter())[row.name.split(".")[-2]] += 1
+    parts = [
+        f"{k}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
+        for k, found in sorted(kinds.items(), key=lambda item: int(item[0][2:]))
+    ]
+    return f"{'; '.join(parts)}; {ledger.clustered_bits_per_weight:.3f} bits per clustered weight"
 
 
 def _calibration(choice: str) -> Calibrate | None:

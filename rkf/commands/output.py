@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from rkf.errors import UsageError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -38,6 +41,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def byte_count(text: str) -> int:
+    """The inverse of `size`: "91MB", "1.2 GB", "500000". Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if found is None:
+        raise UsageError(f"{text}: expected a size such as 91MB or 1.2GB")
+    return round(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:

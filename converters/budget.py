@@ -1,0 +1,35 @@
+"""The recipe of least loss that fits a budget, by rehearsing conversions. Knows no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from rkf.cluster import budget
+from rkf.cluster.recipe import Recipe
+from rkf.converters.ledger import Ledger
+from rkf.converters.source import Source
+from rkf.errors import UsageError
+
+
+def fitting(source: Source, rehearse: Callable[[Recipe], Ledger], size: int | None, bpw: float | None) -> Recipe:
+    """A recipe whose file takes at most `size` bytes, or whose clustered tensors at most `bpw` bits a weight.
+
+    Raises UsageError where the least K of all does not fit.
+    """
+    shapes = {name: spec.shape for name, spec in source.tensors.items() if len(spec.shape) > 1}
+    weights = sum(map(prod, shapes.values()))
+    limit = size if size is not None else int((bpw or 0) * weights / 8)
+
+    def taken(chosen: list[str]) -> int:
+        ledger = rehearse(budget.recipe(list(shapes), chosen))
+        return ledger.file_bytes if size is not None else ledger.clustered_bytes
+
+    least = taken([])
+    if limit < least:
+        expected = f"{least} bytes" if size is not None else f"{8 * least / weights:.4f} bits per weight"
+        raise UsageError(f"{source.label}: a budget of {size or bpw} is too small: expected at least {expected}")
+    chosen = budget.within(budget.doublings(shapes, source.config.layers, bool(source.aliases)), limit - least)
+    while taken(chosen) > limit:  # by the padding of sections, or a longer list of names
+        chosen.pop()
+    return budget.recipe(list(shapes), chosen)

@@ -1,0 +1,78 @@
+"""A budget is kept, used up, and spent where it serves most."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import rkf
+from rkf.cli import cli
+from rkf.cluster import budget
+from rkf.commands.output import byte_count
+from rkf.converters.pipeline import convert
+from rkf.errors import UsageError
+
+SHAPES = {f"model.layers.{n}.{kind}.weight": (64, 64) for n in range(6) for kind in ("self_attn.v_proj", "mlp.up_proj")}
+SHAPES["model.embed_tokens.weight"] = (512, 64)
+
+
+def test_every_matrix_moves_through_every_k() -> None:
+    steps = [name for name, _ in budget.doublings(SHAPES, 6, tied=True)]
+    assert all(steps.count(name) == len(budget.KS) - 1 for name in SHAPES)
+    recipe = budget.recipe(list(SHAPES), steps)
+    assert {recipe.rule(name, shape).k for name, shape in SHAPES.items()} == {budget.KS[-1]}
+    assert budget.recipe(list(SHAPES), []).rule("model.embed_tokens.weight", (512, 64)).k == budget.KS[0]
+
+
+def test_the_sensitive_come_first() -> None:
+    steps = [name for name, _ in budget.doublings(SHAPES, 6, tied=True)]
+    first = {name: steps.index(name) for name in SHAPES}
+    assert first["model.layers.3.self_attn.v_proj.weight"] < first["model.layers.3.mlp.up_proj.weight"]
+    assert first["model.layers.5.mlp.up_proj.weight"] < first["model.layers.0.mlp.up_proj.weight"]
+    untied = [name for name, _ in budget.doublings(SHAPES, 6, tied=False)]
+    assert untied.index("model.embed_tokens.weight") > first["model.embed_tokens.weight"]
+
+
+def test_what_does_not_fit_makes_room_for_what_does() -> None:
+    assert budget.within([("a", 5), ("b", 9), ("b", 1), ("c", 4), ("a", 2)], 10) == ["a", "c"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+def test_a_size_is_kept_and_used(hf_folder: Callable[..., Path], tmp_path: Path, share: float) -> None:
+    folder, out = hf_folder("llama"), tmp_path / "out.rkf"
+    large = convert(folder, out, size=10**9, dry_run=True).file_bytes
+    with pytest.raises(UsageError, match="at least") as refused:
+        convert(folder, out, size=1)
+    small = int(str(refused.value).split()[-2])
+    wanted = int(small + share * (large - small))
+    ledger = convert(folder, out, size=wanted)
+    assert out.stat().st_size == ledger.file_bytes <= wanted
+    assert ledger.file_bytes > wanted - 0.1 * (large - small) - 200
+
+
+def test_bits_are_kept(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder, out = hf_folder("llama"), tmp_path / "out.rkf"
+    result = CliRunner().invoke(cli, ["convert", str(folder), str(out), "--bpw", "9"])
+    assert result.exit_code == 0, result.output
+    assert "bits per clustered weight" in result.output
+    assert convert(folder, out, bpw=9, force=True).clustered_bits_per_weight <= 9
+    with pytest.raises(UsageError, match="at least"):
+        convert(folder, out, bpw=1, force=True)
+    with pytest.raises(UsageError, match="exclude"):
+        convert(folder, out, bpw=9, k=16, force=True)
+    with rkf.open(out) as file:
+        assert file.provenance["recipe"]["name"] == "budget"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("91MB", 91_000_000), ("1.2 GB", 1_200_000_000), ("500", 500), ("7k", 7000)]
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert byte_count(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e6", "3 MiB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a size"):
+        byte_count(text)
