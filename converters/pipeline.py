@@ -116,9 +116,8 @@ class _Job:
         try:
             with writer:  # which locks the output, and so the work folder
                 self.work.open(self._fingerprint(), resume)
-                if calibration:
-                    self._suit(calibration, workers)
-                rows = self._write(writer, self._reported(self._results(workers), report))
+                suited = self._suit(calibration, workers, report) if calibration else set()
+                rows = self._write(writer, self._reported(self._results(workers), report, suited))
         except BaseException:
             self.work.close(keep=resume)
             raise
@@ -158,19 +157,23 @@ class _Job:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _suit(self, calibration: Calibration, workers: int) -> None:
-        """Cluster what the calibration has moments of into the work folder, layer by layer."""
+    def _suit(self, calibration: Calibration, workers: int, report: Progress) -> set[str]:
+        """Cluster what the calibration has moments of into the work folder, layer by layer; the names."""
         numbers = {name: number for number, name in enumerate(self.names)}
+        suited: set[str] = set()
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers, "rkf-suit") as pool:
             for moments in calibration.moments():
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
                 objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
-                jobs = [
-                    pool.submit(self._make, numbers[name], name, objectives[id(each)].result())
+                jobs = {
+                    name: pool.submit(self._make, numbers[name], name, objectives[id(each)].result())
                     for name, each in named.items()
-                ]
-                for job in jobs:
-                    job.result()
+                }
+                for name, job in jobs.items():
+                    stats = job.result()[1]
+                    suited.add(name)
+                    report(Step(name, *self._progress(suited), stats.get("relative_error")))
+        return suited
 
     def _make(self, number: int, name: str, objective: Objective | None = None) -> _Result:
         """One tensor as it will be stored: from the work folder if it is there, else read and clustered."""
@@ -185,13 +188,20 @@ class _Job:
             self.work.save(number, name, tensor, stats)
         return tensor, stats
 
-    def _reported(self, results: Iterator[tuple[str, _Result]], report: Progress) -> Iterator[tuple[str, _Result]]:
-        specs = self.source.tensors
-        done, total = 0, sum(spec.weights for spec in specs.values())
+    def _reported(
+        self, results: Iterator[tuple[str, _Result]], report: Progress, reported: set[str]
+    ) -> Iterator[tuple[str, _Result]]:
+        """The results, each reported that was not before."""
         for name, result in results:
             yield name, result
-            done += specs[name].weights if name in specs else 0
-            report(Step(name, done, total, result[1].get("relative_error")))
+            if name not in reported:
+                reported.add(name)
+                report(Step(name, *self._progress(reported), result[1].get("relative_error")))
+
+    def _progress(self, done: set[str]) -> tuple[int, int]:
+        """Weights done, weights in all."""
+        specs = self.source.tensors
+        return sum(specs[name].weights for name in done & specs.keys()), sum(spec.weights for spec in specs.values())
 
     def _blank(self, name: str) -> _Result:
         if name in self.source.aliases:

@@ -5,7 +5,7 @@ By default the source model writes the text itself: no corpus is needed, and any
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +74,7 @@ class Calibrate:
     """Makes a Calibration: with text that the model writes, from a text file, or from tokens kept by `save`."""
 
     text: Path | None = None
+    progress: Callable[[int, int], None] | None = None  # of the writing: (tokens done, tokens in all) of a sequence
 
     @property
     def announced(self) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class Calibrate:
     def __call__(self, source: Checkpoint) -> Calibration:
         """Raises UsageError for a text that is not UTF-8 or shorter than one sequence."""
         if self.text is None:
-            return Calibration(source, self_written(source), "self")
+            return Calibration(source, self_written(source, self.progress), "self")
         data = self.text.read_bytes()
         if data.startswith(_MAGIC):
             return Calibration(source, _loaded(data, self.text, source.config), self.text.name)
@@ -96,10 +97,10 @@ def save(path: Path, tokens: U32, force: bool = False) -> None:
         output.write(_MAGIC + np.uint32(tokens.shape[1]).astype("<u4").tobytes() + tokens.astype("<u4").tobytes())
 
 
-def self_written(source: Checkpoint) -> U32:
+def self_written(source: Checkpoint, progress: Callable[[int, int], None] | None = None) -> U32:
     """SEQUENCES texts of the model's own, u32[SEQUENCES, ctx]: the same for the same weights."""
     ctx = min(CTX, source.config.context_length)
-    return passes.write_text(source.config, _reader(source), prompts(source), ctx=ctx)
+    return passes.write_text(source.config, _reader(source), prompts(source), ctx=ctx, progress=progress)
 
 
 def prompts(source: Checkpoint) -> list[list[int]]:

@@ -23,7 +23,9 @@ U32 = NDArray[np.uint32]
 Read = Callable[[str], "F32 | None"]
 """A tensor's weights by canonical name; None for one that the model has not."""
 
-_CHUNK = 8  # sequences that one thread works on: fixed, so that sums do not depend on the number of threads
+# Sequences that one thread works on: fixed, so that sums do not depend on the number of threads. A chunk that writes
+# reads all weights for a token of each of its sequences; one that reads holds the activations of whole sequences.
+_WRITTEN, _CHUNK = 16, 8
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 
@@ -43,7 +45,7 @@ def write_text(
     layers = [_layer(config, read, number) for number in range(config.layers)]
     embedding, head, norm = _required(read, EMBEDDING), read(HEAD), _required(read, NORM)
     head = embedding if head is None else head
-    chunks = [range(start, min(start + _CHUNK, len(prompts))) for start in range(0, len(prompts), _CHUNK)]
+    chunks = [range(start, min(start + _WRITTEN, len(prompts))) for start in range(0, len(prompts), _WRITTEN)]
     pasts = [[Past(config, len(chunk), ctx) for _ in layers] for chunk in chunks]
     tokens = np.zeros((len(prompts), ctx), np.uint32)
     given = np.zeros((len(prompts), ctx), np.bool_)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rkf.commands.default_model import NAME
-from rkf.commands.output import byte_count, printable, size
+from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
 from rkf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, **option
     from rkf.converters.pipeline import convert as run
 
     limit = None if size_text is None else byte_count(size_text)
-    ledger = run(src, out, size=limit, calibrate=_calibration(calibrate), **options)
+    with progress_bar("calibration text", "token") if calibrate == "self" else nullcontext() as bar:
+        chosen = _calibration(calibrate, reporter(bar) if bar is not None else None)
+        ledger = run(src, out, size=limit, calibrate=chosen, **options)
     if options["dry_run"]:
         click.echo("\n".join(map(printable, ledger.lines())))
     else:
@@ -84,13 +88,13 @@ def _chosen(ledger: Ledger) -> str:
     return f"{'; '.join(parts)}; {ledger.clustered_bits_per_weight:.3f} bits per clustered weight"
 
 
-def _calibration(choice: str) -> Calibrate | None:
+def _calibration(choice: str, progress: Callable[[int, int], None] | None) -> Calibrate | None:
     if choice == "none":
         return None
     from rkf.calibration import Calibrate
 
     if choice == "self":
-        return Calibrate()
+        return Calibrate(progress=progress)
     if not Path(choice).is_file():
         raise UsageError(f"--calibrate {choice}: no such file; expected self, none, or a file of text")
     return Calibrate(Path(choice))
@@ -110,7 +114,8 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source
 
-    made = Calibrate(text)(open_source(locate(src)))
+    with progress_bar("calibration text", "token") as bar:
+        made = Calibrate(text, reporter(bar))(open_source(locate(src)))
     save(out, made.tokens, force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
