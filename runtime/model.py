@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rkf.runtime.backend import Backend
 
 F32 = NDArray[np.float32]
+TORCH_DEVICES = {"cpu-torch": "cpu", "cuda": "cuda"}  # name -> torch's own
 
 
 class Options(TypedDict, total=False):
@@ -146,22 +147,35 @@ def load(
     threads: int | None = None,
     exact: bool = False,
     values: str | PathLike[str] | None = None,
+    device: str = "cpu",
 ) -> Model:
-    """Open a `.rkf` file, check it against its hashes, and make it ready to run on the processor.
+    """Open a `.rkf` file, check it against its hashes, and make it ready to run.
 
     threads: default one a core, by affinity and quota. exact: f32 throughout, as the normative decode gives the
     weights; otherwise activations are int8 where that is faster. values: a `.rkv` file to use in place of the file's
-    own values. Raises RkfError: not an rkf file, corrupt, unsupported; a values file of other ranks.
+    own values. device: "cpu"; or through torch, an extra, "cpu-torch" (f32) and "cuda" (bf16), which take no `exact`.
+    Raises RkfError: not an rkf file, corrupt, unsupported; a values file of other ranks; no torch or no such device.
     """
     container = open_file(path, values=values)
     try:
-        from rkf.runtime.cpu import CpuBackend  # after the file has proved sound: it costs a compiler
-
         tokenizer = _tokenizer(container)
-        return Model(container, CpuBackend(container, threads=threads, exact=exact), tokenizer)
+        return Model(container, _backend(container, threads, exact, device), tokenizer)
     except BaseException:
         container.close()
         raise
+
+
+def _backend(container: Container, threads: int | None, exact: bool, device: str) -> Backend:
+    """What computes on `device`. Imported after the file has proved sound: it costs a compiler, or torch."""
+    if device == "cpu":
+        from rkf.runtime.cpu import CpuBackend
+
+        return CpuBackend(container, threads=threads, exact=exact)
+    if device not in TORCH_DEVICES:
+        raise UsageError(f"device: expected cpu, {' or '.join(TORCH_DEVICES)}, got {device!r}")
+    from rkf.runtime.torch_backend import TorchBackend
+
+    return TorchBackend(container, TORCH_DEVICES[device], threads=threads)
 
 
 def _tokenizer(container: Container) -> Tokenizer:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+VALUES = click.option(
+    "--values", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .rkv file to use with MODEL."
+)
 
 
 @click.group("eval")
@@ -31,14 +34,15 @@ def evaluate() -> None:
 )
 @click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
 @click.option("--windows", type=click.IntRange(1), help="Take only the first so many windows.")
+@VALUES
 @JSON
-def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool) -> None:
+def ppl(model: Path, text: Path, ctx: int, windows: int | None, values: Path | None, as_json: bool) -> None:
     """Perplexity on a text, by llama.cpp's protocol."""
     from rkf.eval.perplexity import perplexity
     from rkf.runtime.model import load
 
     words = _read(text)
-    with load(model) as ready, progress_bar("eval ppl", "window") as bar:
+    with load(model, values=values) as ready, progress_bar("eval ppl", "window") as bar:
         result = perplexity(ready, words, ctx=ctx, windows=windows, progress=reporter(bar))
     if as_json:
         print_json(result)
@@ -59,8 +63,9 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool) -
 @click.option("--windows", type=click.IntRange(1), help="Take only the first so many windows.")
 @click.option("--save", type=click.Path(path_type=Path), help="Also write the reference's predictions to a .kld file.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout, not as `rkf run` does.")
+@VALUES
 @JSON
-def kld(model: Path, exact: bool, as_json: bool, **options: Any) -> None:
+def kld(model: Path, exact: bool, values: Path | None, as_json: bool, **options: Any) -> None:
     """Divergence of a model's predictions from its reference's.
 
     Mean KL divergence in nats a token, agreement on the likeliest token, ratio of perplexities. A checkpoint or rkf
@@ -71,7 +76,7 @@ def kld(model: Path, exact: bool, as_json: bool, **options: Any) -> None:
 
     with ExitStack() as stack:
         reference = stack.enter_context(_reference(**options))
-        ready = stack.enter_context(load(model, exact=exact))
+        ready = stack.enter_context(load(model, exact=exact, values=values))
         bar = stack.enter_context(progress_bar("eval kld", "window"))
         result = divergence(ready, reference, total=options["windows"] or 0, progress=reporter(bar))
     if as_json:

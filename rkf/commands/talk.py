@@ -30,6 +30,16 @@ TEMPERATURE = click.option(
     help="0 always takes the likeliest token.",
 )
 SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same text.")
+VALUES = click.option(
+    "--values", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .rkv file to use with MODEL."
+)
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cpu-torch", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to run; cpu-torch and cuda need torch.",
+)
 THREADS = click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
 
 
@@ -41,12 +51,22 @@ THREADS = click.option("--threads", type=click.IntRange(1), help="Default: one a
 @TEMPERATURE
 @SEED
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@VALUES
+@DEVICE
 @THREADS
 @click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
-def run(model: Path | None, prompt: str, threads: int | None, stats: bool, **options: Any) -> None:
+def run(
+    model: Path | None,
+    prompt: str,
+    values: Path | None,
+    device: str,
+    threads: int | None,
+    stats: bool,
+    **options: Any,
+) -> None:
     """Answer one prompt. Without MODEL: SmolLM2-135M-Instruct, fetched and converted once."""
     began = perf_counter()
-    with _load(model, threads) as ready:
+    with _load(model, values, device, threads) as ready:
         loaded = perf_counter()
         generation = ready.stream(prompt, **options)
         for piece in generation:
@@ -62,11 +82,15 @@ def run(model: Path | None, prompt: str, threads: int | None, stats: bool, **opt
 @MAX_TOKENS
 @TEMPERATURE
 @SEED
+@VALUES
+@DEVICE
 @THREADS
-def chat(model: Path | None, system: str | None, threads: int | None, **options: Any) -> None:
+def chat(
+    model: Path | None, system: str | None, values: Path | None, device: str, threads: int | None, **options: Any
+) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves. Without MODEL: SmolLM2-135M-Instruct."""
     _edit_lines()
-    with _load(model, threads) as ready:
+    with _load(model, values, device, threads) as ready:
         messages = [{"role": "system", "content": system}] if system is not None else []
         first = len(messages)
         while (line := _read_line()) is not None:
@@ -76,10 +100,10 @@ def chat(model: Path | None, system: str | None, threads: int | None, **options:
                 messages.append({"role": "assistant", "content": answer})
 
 
-def _load(model: Path | None, threads: int | None) -> Model:
+def _load(model: Path | None, values: Path | None, device: str, threads: int | None) -> Model:
     from rkf.runtime.model import load
 
-    return load(model or default_model(), threads=threads)
+    return load(model or default_model(), values=values, device=device, threads=threads)
 
 
 def _stats(generation: Generation, load_s: float) -> str:

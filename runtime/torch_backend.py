@@ -1,0 +1,64 @@
+"""The torch backend: the Backend protocol over `torch_model.Decoder`, on a processor or a GPU. Knows no text."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rkf.config import ModelConfig
+from rkf.container import Container
+from rkf.errors import ContextLengthError, UsageError
+from rkf.runtime.backend import F32, I64
+from rkf.runtime.torch_model import Decoder, TorchCache
+
+_TILE = 512  # tokens of one pass: bounds the memory that a long prompt takes
+
+
+class TorchBackend:
+    """A model ready to run on `device`, "cpu" or "cuda". f32 on a processor, bf16 on a GPU: there, products of f32 go
+    without tensor cores.
+    """
+
+    def __init__(self, container: Container, device: str = "cpu", threads: int | None = None) -> None:
+        self.config = ModelConfig.from_metadata(container.metadata["model"])
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device cuda: torch finds no GPU here: use cpu or cpu-torch")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = torch.device(device)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self._decoder = Decoder(container, self.config, dtype).to(self._device).requires_grad_(False)
+
+    def new_cache(self, tokens: int) -> TorchCache:
+        """An empty cache that can grow to `tokens` positions."""
+        return TorchCache(self.config, 1, min(tokens, self.config.context_length), self._decoder.norm.weight)
+
+    @torch.inference_mode()
+    def forward(self, tokens: I64, cache: TorchCache, last_only: bool) -> F32:
+        """Feed `tokens: i64[n]` after what the cache holds; logits of all of them or of the last, `f32[n or 1,
+        vocab]`.
+        """
+        self._check(tokens, cache)
+        found = []
+        for part in np.split(tokens, range(_TILE, len(tokens), _TILE)):
+            ids = torch.from_numpy(np.ascontiguousarray(part, np.int64)).to(self._device)
+            hidden = self._decoder(ids[None], cache)[0]
+            if not last_only:
+                found.append(self._logits(hidden))
+        return np.concatenate(found) if found else self._logits(hidden[-1:])
+
+    def _logits(self, hidden: torch.Tensor) -> F32:
+        logits: F32 = self._decoder.head(hidden).float().cpu().numpy()
+        return logits
+
+    def _check(self, tokens: I64, cache: TorchCache) -> None:
+        if tokens.ndim != 1 or not len(tokens):
+            raise UsageError(f"tokens: expected i64[n] with n >= 1, got shape {tokens.shape}")
+        if cache.length + len(tokens) > cache.capacity:
+            raise ContextLengthError(
+                f"{cache.length + len(tokens)} tokens do not fit into a context of {cache.capacity}; shorten the prompt"
+            )
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise UsageError(
+                f"token ids must lie in 0..{self.config.vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
+            )
