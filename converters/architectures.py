@@ -161,7 +161,9 @@ def llama3_scaling(factors: np.ndarray, config: ModelConfig, label: str) -> Rope
     divisor d satisfies (1/d - 1/factor) / (1 - 1/factor) = (context / wavelength - low) / (high - low), a line over
     1 / wavelength. It has two coefficients for three unknowns, so any low describes it: 1 is taken.
     """
-    factors = factors.astype(np.float64)
+    factors = factors.astype(np.float64).reshape(-1)
+    if factors.size != config.head_dim // 2 or not np.all(np.isfinite(factors) & (factors >= 1)):
+        raise SourceError(f"{label}: rope_freqs.weight: expected {config.head_dim // 2} divisors of at least 1")
     inverse_wavelength = _frequencies(config) / (2 * np.pi)
     factor = float(factors.max())
     between = (factors > 1) & (factors < factor)
@@ -169,9 +171,10 @@ def llama3_scaling(factors: np.ndarray, config: ModelConfig, label: str) -> Rope
     if between.sum() >= 2:
         smooth = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
         slope, intercept = np.polyfit(inverse_wavelength[between], smooth, 1)
-        span = -_LOW_FREQ_FACTOR / intercept
-        high = float(np.round(_LOW_FREQ_FACTOR + span, 3))
-        candidates.append(RopeScaling("llama3", factor, _LOW_FREQ_FACTOR, high, round(float(slope * span))))
+        if slope > 0 > intercept:
+            span = -_LOW_FREQ_FACTOR / intercept
+            high = float(np.round(_LOW_FREQ_FACTOR + span, 3))
+            candidates.append(RopeScaling("llama3", factor, _LOW_FREQ_FACTOR, high, round(float(slope * span))))
     for scaling in candidates:
         if np.allclose(llama3_divisors(scaling, config), factors, rtol=_ROPE_TOLERANCE):
             return scaling
@@ -197,7 +200,8 @@ def _build(kin: Family, found: Mapping[str, Any], label: str, **rest: Any) -> Mo
     whole = isinstance(heads, int) and isinstance(hidden, int) and heads > 0
     shared = {"kv_heads": heads, "head_dim": hidden // heads if whole else None, "norm_epsilon": 1e-6}
     values = shared | {key: value for key, value in found.items() if value is not None}
-    built = ModelConfig(architecture=kin.name, **{key: values.get(key) for key in HF_KEYS}, **rest)
+    numbers: dict[str, Any] = {key: values.get(key) for key in HF_KEYS}
+    built = ModelConfig(architecture=kin.name, **numbers, **rest)
     try:
         ModelConfig.from_metadata(built.to_metadata())
     except CorruptError as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rkf.cluster import affine
 from rkf.cluster.recipe import Rule
@@ -137,7 +138,7 @@ class _Counter:
 
 
 def _clustered_bytes(matrix: ClusteredMatrix) -> int:
-    arrays = [*matrix.planes, matrix.counts, matrix.centroids]
+    arrays: list[NDArray[Any]] = [*matrix.planes, matrix.counts, matrix.centroids]
     if matrix.affine is not None:
         arrays += [factor for factor in (matrix.affine.a, matrix.affine.b) if factor is not None]
     if matrix.exceptions is not None:

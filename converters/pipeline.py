@@ -215,7 +215,7 @@ class _Job:
         return {"model": self.source.config.to_metadata()}
 
     def _provenance(self) -> dict[str, Any]:
-        recipe = {"name": self.recipe.name, "text": self.recipe.text}
+        recipe: dict[str, Any] = {"name": self.recipe.name, "text": self.recipe.text}
         if self.recipe.k is not None:
             recipe["k"] = self.recipe.k
         return {

@@ -97,7 +97,7 @@ def name_of(tokenizer: Mapping[str, Any]) -> str | None:
     whole = bool(tokenizer["model"].get("ignore_merges"))
     fitting = [name for name, pre in PRE_TOKENIZERS.items() if pre.splits == splits]
     exact = [name for name in fitting if PRE_TOKENIZERS[name].ignore_merges == whole]
-    return (exact or fitting or [None])[0]
+    return next(iter(exact or fitting), None)
 
 
 def _splits(step: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rkf.atomic import replacing
 from rkf.cache import cache_dir
@@ -99,10 +100,11 @@ def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    # The first base of the hub's own error is the base of what its HTTP library raises, whichever that is by version.
+    http_error: Any = HfHubHTTPError.__base__
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(PATTERNS), etag_timeout=_HUB_TIMEOUT_S))
-    # The bases of the hub's own error are what its HTTP library raises, whichever that is in this version.
-    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
+    except (OSError, ValueError, http_error) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise SourceError(f"{hub_id}: can't be had from the hub ({reason[0]})") from error
 

@@ -40,14 +40,23 @@ class TensorSpec:
 class Source(Protocol):
     """A checkpoint whose names, shapes and quirks are already those of rkf (docs/architecture.md)."""
 
-    label: str
-    config: ModelConfig
-    tensors: Mapping[str, TensorSpec]
-    aliases: Mapping[str, str]
-    tokenizer_json: bytes
-    chat_template: str | None
-    files: Mapping[str, str]
-    """File name -> BLAKE3 (hex) of every file that was read."""
+    @property
+    def label(self) -> str: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+    @property
+    def tokenizer_json(self) -> bytes: ...
+    @property
+    def chat_template(self) -> str | None: ...
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """File name -> BLAKE3 (hex) of every file that is read."""
+        ...
 
     @property
     def fingerprint(self) -> str:

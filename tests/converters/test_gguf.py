@@ -141,10 +141,21 @@ def test_rope_factors_give_the_scaling_back(scaling: RopeScaling, head_dim: int,
     assert llama3_scaling(factors, config, "x") == scaling
 
 
-def test_rope_factors_of_another_kind_are_refused(gguf_file: Callable[..., Path]) -> None:
-    factors = np.linspace(1, 3, 8, dtype=np.float32)
-    path = gguf_file(edit=lambda writer: writer.add_tensor("rope_freqs.weight", factors))
-    with pytest.raises(SourceError, match="fits no llama3"):
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        (np.linspace(1, 3, 8), "fits no llama3"),
+        (np.linspace(3, 1, 8), "fits no llama3"),
+        (np.ones(7), "expected 8 divisors"),
+        (np.zeros(8), "of at least 1"),
+        (np.full(8, np.nan), "of at least 1"),
+    ],
+)
+def test_rope_factors_of_another_kind_are_refused(
+    gguf_file: Callable[..., Path], factors: np.ndarray, message: str
+) -> None:
+    path = gguf_file(edit=lambda writer: writer.add_tensor("rope_freqs.weight", factors.astype(np.float32)))
+    with pytest.raises(SourceError, match=message):
         open_source(path)
 
 
