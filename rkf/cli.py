@@ -18,6 +18,7 @@ from rkf.commands.files import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import printable
 from rkf.commands.talk import chat, run
+from rkf.commands.tune import tune
 from rkf.errors import RkfError
 
 INTERRUPTED = 130
@@ -50,7 +51,23 @@ def cli() -> None:
     """Language models as ranks plus values: convert one, run it, look inside it."""
 
 
-for verb in (run, chat, pull, calibrate, convert, info, footprint, verify, diff, pack, unpack, evaluate, bench, export):
+for verb in (
+    run,
+    chat,
+    pull,
+    calibrate,
+    convert,
+    info,
+    footprint,
+    verify,
+    diff,
+    pack,
+    unpack,
+    evaluate,
+    bench,
+    tune,
+    export,
+):
     cli.add_command(verb)
 
 

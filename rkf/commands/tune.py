@@ -1,0 +1,48 @@
+"""`rkf tune`: better values for the ranks of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rkf.commands.output import print_json, printable, progress_bar
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--reference", required=True, type=click.Path(path_type=Path), help="The model before clustering: a dense rkf file."
+)
+@click.option("--data", default="self", show_default=True, metavar="self|FILE", help="Text to learn on, UTF-8.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="To learn.")
+@click.option("--rows", is_flag=True, help="Learn a factor for every row, not for every matrix.")
+@click.option("--resume", is_flag=True, help="Go on with the same tuning after an interruption.")
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def tune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Tune centroids and affine factors; ranks stay as they are.
+
+    MODEL: an rkf file. OUT: the values file (.rkv) to write, for `rkf run MODEL --values OUT`. Learns the reference's
+    predictions on text that the reference writes itself (--data self) or on FILE. Needs torch.
+    """
+    from rkf.tune import tune as learn
+
+    with progress_bar("tune", "") as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.set_description(what)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        report = learn(model, out=out, progress=show, **options)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(
+            f"{printable(out)}: kld {report['kld_before']:.4f} -> {report['kld']:.4f} on held-out text "
+            f"({report['recovered']:.0%} recovered) in {report['steps']} steps",
+            err=True,
+        )

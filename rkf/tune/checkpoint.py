@@ -1,0 +1,89 @@
+"""What a tuning run leaves beside its output, so that it can go on: the lesson once, the learner at every check.
+
+Two safetensors files in `OUT.tuning/`, each bound to the run by a fingerprint of its inputs and options.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rkf.errors import UsageError
+from rkf.tune.loop import Learner
+
+_LESSON, _STATE = "lesson.safetensors", "state.safetensors"
+
+
+class Checkpoint:
+    """The folder of one run. fingerprint: equal in all runs that may continue one another."""
+
+    def __init__(self, out: Path, fingerprint: str, resume: bool) -> None:
+        self._folder, self._fingerprint = out.with_name(out.name + ".tuning"), fingerprint
+        if not resume and self._folder.exists():
+            shutil.rmtree(self._folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def lesson(self) -> tuple[Tensor, Tensor] | None:
+        """(ids, hidden), if an earlier run got so far."""
+        found = self._read(_LESSON)
+        return None if found is None else (found[0]["ids"], found[0]["hidden"])
+
+    def save_lesson(self, ids: Tensor, hidden: Tensor) -> None:
+        self._write(_LESSON, {"ids": ids.contiguous(), "hidden": hidden.contiguous()}, {})
+
+    def restore(self, learner: Learner) -> float:
+        """Put back what an earlier run had learned; the seconds that it had spent."""
+        found = self._read(_STATE)
+        if found is None:
+            return 0.0
+        tensors, numbers = found
+        state = learner.optimizer.state_dict()
+        for i, parameter in enumerate(learner.parameters()):
+            parameter.data.copy_(tensors[f"{i}.value"])
+            learner.best_values[i] = tensors[f"{i}.best"].to(parameter.device)
+            state["state"][i] = {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        learner.optimizer.load_state_dict(state)
+        learner.step, learner.stale = int(numbers["step"]), int(numbers["stale"])
+        learner.before, learner.best = float(numbers["before"]), float(numbers["best"])
+        return float(numbers["spent"])
+
+    def save(self, learner: Learner, spent: float) -> None:
+        moments = learner.optimizer.state_dict()["state"]
+        tensors: dict[str, Tensor] = {}
+        for i, parameter in enumerate(learner.parameters()):
+            tensors |= {f"{i}.value": parameter.detach(), f"{i}.best": learner.best_values[i]}
+            tensors |= {f"{i}.{key}": moments[i][key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        numbers: dict[str, object] = {
+            "step": learner.step,
+            "stale": learner.stale,
+            "before": learner.before,
+            "best": learner.best,
+        }
+        self._write(_STATE, tensors, numbers | {"spent": spent})
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder)
+
+    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        path = self._folder / name
+        if not path.exists():
+            return None
+        with safe_open(path, "pt") as file:
+            numbers = file.metadata() or {}
+            if numbers.get("fingerprint") != self._fingerprint:
+                raise UsageError(
+                    f"{path}: made by a run with other inputs or options: leave --resume out to begin anew"
+                )
+            return {key: file.get_tensor(key) for key in file.keys()}, numbers  # noqa: SIM118 - not a mapping
+
+    def _write(self, name: str, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
+        told = {key: repr(value) for key, value in numbers.items()} | {"fingerprint": self._fingerprint}
+        whole = {key: torch.as_tensor(value).cpu().contiguous() for key, value in tensors.items()}
+        waiting = self._folder / f"{name}.new"
+        save_file(whole, waiting, told)
+        waiting.replace(self._folder / name)

@@ -1,0 +1,78 @@
+"""The values of one clustered matrix while they learn: how fast, and within which bounds. Knows no loss.
+
+Ranks keep their meaning: centroids ascend and a > 0 after every step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rkf.matrix import Affine, MatrixValues
+from rkf.torch import ClusteredWeight
+
+# Adam's step, as a share of the matrix's deviation (centroids, b) or of the factor itself (a).
+RATE = 0.002
+# A gap may shrink to this share of what it was, a factor too: the order is safe, and so is f32.
+_FLOOR = 1 / 16
+
+
+class LiveValues:
+    """The values of `weight`, to be learned in place. rows: give every row a factor a of its own."""
+
+    def __init__(self, weight: ClusteredWeight, counts: NDArray[np.uint64], rows: bool) -> None:
+        self.weight = weight
+        device = weight.centroids.device
+        if weight.a is None:
+            weight.a = nn.Parameter(torch.ones(1, device=device) if weight.b is None else torch.ones_like(weight.b))
+        if rows and weight.a.shape == (1,):
+            weight.a = nn.Parameter(weight.a.detach().repeat(weight.rows))
+            if weight.b is not None:
+                weight.b = nn.Parameter(weight.b.detach().repeat(weight.rows))
+        with torch.no_grad():
+            self._least_gaps = weight.centroids.diff(dim=1) * _FLOOR
+            self._least_factors = weight.a * _FLOOR
+            self._deviation = _deviation(weight.centroids, torch.from_numpy(counts.astype(np.float32)).to(device))
+        for value in self.learned:
+            value.requires_grad_(True)
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        return list(self.weight.parameters(recurse=False))
+
+    def groups(self) -> list[dict[str, object]]:
+        """Parameter groups for Adam: the rate of each is its own."""
+        weight, factor = self.weight, float(self._least_factors.mean()) / _FLOOR
+        rates = [(weight.centroids, self._deviation), (weight.a, factor), (weight.b, self._deviation * factor)]
+        return [{"params": [value], "rate": RATE * scale} for value, scale in rates if value is not None]
+
+    @torch.no_grad()
+    def restore_order(self) -> None:
+        """Widen the gaps that have become too small, and raise the factors that have."""
+        centroids, gaps = self.weight.centroids, self.weight.centroids.diff(dim=1)
+        if (gaps < self._least_gaps).any():
+            rising = torch.maximum(gaps, self._least_gaps).cumsum(dim=1)
+            centroids[:, 1:] = centroids[:, :1] + rising
+        if self.weight.a is not None:
+            self.weight.a.copy_(torch.maximum(self.weight.a, self._least_factors))
+
+    def to_matrix(self, old: MatrixValues) -> MatrixValues:
+        """What the file stores, in f32; exception values are those of `old`."""
+        a, b, group = _array(self.weight.a), _array(self.weight.b), self.weight.group
+        one = "tensor" if a is not None and a.shape == (1,) else "row"
+        affine = Affine(one if group is None else "group", group, a, b)
+        centroids = self.weight.centroids.detach().cpu().numpy()
+        return MatrixValues(centroids, affine, old.exceptions, old.exceptions_dtype)
+
+
+def _deviation(centroids: Tensor, counts: Tensor) -> float:
+    """The standard deviation of the clustered weights, before any factor."""
+    shares = counts / counts.sum()
+    mean = (shares * centroids).sum()
+    return float((shares * (centroids - mean) ** 2).sum().sqrt())
+
+
+def _array(value: Tensor | None) -> NDArray[np.float32] | None:
+    return None if value is None else value.detach().cpu().numpy()

@@ -1,0 +1,135 @@
+"""`tune`: a model, its reference and some text to a values file. Joins text, loop, checkpoint and file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from rkf.canonical import encode
+from rkf.config import ModelConfig
+from rkf.container import Container, open_file
+from rkf.errors import OutputError, UsageError
+from rkf.format import TOKENIZER
+from rkf.runtime.tokenizer import Tokenizer
+from rkf.runtime.torch_model import Decoder
+from rkf.tune import text
+from rkf.tune.checkpoint import Checkpoint
+from rkf.tune.live import LiveValues
+from rkf.tune.loop import Learner, Lesson, hidden_states
+from rkf.values import write_values
+
+SEQUENCES, TOKENS = 64, 256
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+
+
+def tune(
+    model: str | PathLike[str],
+    reference: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    data: str | PathLike[str] = "self",
+    minutes: float = 30.0,
+    rows: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Learn centroids and affine factors of `model` towards what `reference` says, and write them as a values file.
+
+    reference: an rkf file of the same model, dense. data: "self" samples the text from the reference, else a UTF-8
+    file. minutes: of learning; sampling and the reference's pass come before. rows: a factor for every row, not for
+    every matrix. resume: go on after an interruption. The share of the divergence that is recovered is measured on
+    text held out; the best values found are written, at worst the old ones.
+
+    Returns {"steps", "kld_before", "kld", "recovered", "parameters"}, in nats a token. Raises UsageError: the two
+    models do not fit each other, the text is too short, the output exists.
+    """
+    out = Path(out)
+    if out.exists() and not force:
+        raise OutputError(f"{out}: exists already: give another name, or --force")
+    with open_file(model) as container, open_file(reference) as source:
+        config = _fitting(container, source)
+        words = None if data == "self" else _ids(Path(data), source, config)
+        options = [str(rows), seed, container.ranks_id, source.dense_id, words or "self"]
+        checkpoint = Checkpoint(out, blake3(encode(options)).hexdigest(), resume)
+        lesson = _lesson(source, config, checkpoint, words, torch.device(device), seed, progress)
+        decoder = Decoder(container, config).to(device).requires_grad_(False)
+        live = {name: LiveValues(weight, container.counts(name), rows) for name, weight in decoder.clustered().items()}
+        learner = Learner(decoder, live, *lesson.split(max(len(lesson.ids) // 12, 1)))
+        spent = checkpoint.restore(learner)
+
+        def check(learner: Learner, spent: float) -> None:
+            checkpoint.save(learner, spent)
+            progress(f"tune, {learner.recovered:.0%} recovered", int(spent), int(minutes * 60))
+
+        learner.learn(minutes * 60, spent, check)
+        report = {
+            "steps": learner.step,
+            "kld_before": learner.before,
+            "kld": learner.best,
+            "recovered": learner.recovered,
+            "parameters": sum(parameter.numel() for parameter in learner.parameters()),
+        }
+        values = {name: item.to_matrix(container.values(name)) for name, item in live.items()}
+        write_values(out, container, values, provenance={"tuned": report}, force=force)
+    checkpoint.remove()
+    return report
+
+
+def _fitting(container: Container, source: Container) -> ModelConfig:
+    """The configuration of both, which have to be the same model."""
+    if container.config is None or source.config is None:
+        raise UsageError(f"{container.path}, {source.path}: expected two whole models")
+    if not any(entry.kind == "clustered" for entry in container.tensors.values()):
+        raise UsageError(f"{container.path}: no tensor is clustered: there is nothing to tune")
+    if container.config != source.config or container.blob(TOKENIZER) != source.blob(TOKENIZER):
+        raise UsageError(f"{source.path}: another model than {container.path}: expected the one it was converted from")
+    return container.config
+
+
+def _ids(path: Path, source: Container, config: ModelConfig) -> list[int]:
+    tokenizer_json = source.blob(TOKENIZER)
+    if tokenizer_json is None:
+        raise UsageError(f"{source.path}: has no tokenizer: it cannot read {path}")
+    try:
+        words = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected UTF-8 text: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    return Tokenizer(tokenizer_json, config, None).encode(words)
+
+
+def _lesson(
+    source: Container,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    words: list[int] | None,
+    device: torch.device,
+    seed: int,
+    progress: Progress,
+) -> Lesson:
+    """Text and what the reference makes of it, from the checkpoint if it is there; only its head is kept."""
+    teacher = Decoder(source, config).to(device).requires_grad_(False)
+    found = checkpoint.lesson()
+    if found is None:
+        tokens = min(TOKENS, config.context_length)
+        ids = _text(teacher, words, tokens, seed, progress).to(device)
+        found = ids, hidden_states(teacher, ids, lambda done, total: progress("reference", done, total))
+        checkpoint.save_lesson(*found)
+    ids, hidden = (part.to(device) for part in found)
+    return Lesson(ids, hidden, teacher.head)
+
+
+def _text(teacher: Decoder, words: list[int] | None, tokens: int, seed: int, progress: Progress) -> Tensor:
+    if words is not None:
+        return text.cut(words, SEQUENCES, tokens)
+    return text.sampled(teacher, SEQUENCES, tokens, seed, lambda done, total: progress("sample", done, total))

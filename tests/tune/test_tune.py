@@ -1,0 +1,109 @@
+"""Tuning a tiny model: it comes closer to its source, ranks and order stay, interruptions cost nothing."""
+
+import numpy as np
+import pytest
+
+import rkf
+from rkf.cluster.recipe import Rule
+from rkf.errors import OutputError, UsageError
+from rkf.tune import run, tune
+from tests.runtime import tiny
+from tests.runtime.files import write_model
+
+CONFIG = tiny.config(context_length=48)
+RULES = {
+    "plain": Rule(k=8, exceptions=0.01),
+    "rows": Rule(k=8, affine="row"),
+    "groups on tables": Rule(k=8, affine="group", group=32, rows_per_table=32),
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A dense model, and a text to tune it on."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(tiny.CORPUS) * 8, encoding="utf-8")
+    return write_model(tmp_path / "dense.rkf", CONFIG, tiny.weights(CONFIG)), text
+
+
+def clustered(tmp_path, rule=RULES["plain"]):
+    return write_model(tmp_path / "model.rkf", CONFIG, tiny.weights(CONFIG), rule)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_comes_closer_to_the_source_and_keeps_the_order(tmp_path, files, rule):
+    dense, text = files
+    model, out = clustered(tmp_path, rule), tmp_path / "tuned.rkv"
+    report = tune(model, dense, out, data=text, minutes=0.05)
+    assert report["steps"] > 0
+    assert report["kld"] < report["kld_before"]
+    assert not (tmp_path / "tuned.rkv.tuning").exists()
+    with rkf.open(model) as old, rkf.open(model, values=out) as new:
+        assert new.order == "ascending"
+        for name, entry in old.tensors.items():
+            if entry.kind == "clustered":
+                before, after = old.values(name), new.values(name)
+                assert (np.diff(after.centroids) > 0).all() and (after.affine.a > 0).all()
+                assert not np.array_equal(before.centroids, after.centroids)
+    ids = np.arange(40)
+    with rkf.load(dense) as one, rkf.load(model) as two, rkf.load(model, values=out) as three:
+        assert divergence(one, three, ids) < divergence(one, two, ids)
+
+
+def divergence(reference, model, ids):
+    p, q = (logits - logits.max(axis=1, keepdims=True) for logits in (reference.logits(ids), model.logits(ids)))
+    p, q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (p, q))
+    return (np.exp(p) * (p - q)).sum(axis=1).mean()
+
+
+def test_a_factor_a_row(tmp_path, files):
+    dense, text = files
+    model, out = clustered(tmp_path), tmp_path / "tuned.rkv"
+    report = tune(model, dense, out, data=text, minutes=0.02, rows=True)
+    with rkf.open(model, values=out) as container:
+        assert container.values("model.embed_tokens.weight").affine.a.shape == (CONFIG.vocab_size,)
+    assert report["parameters"] > CONFIG.vocab_size
+
+
+def test_text_sampled_from_the_reference(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(run, "SEQUENCES", 6)
+    dense, _ = files
+    report = tune(clustered(tmp_path), dense, tmp_path / "tuned.rkv", minutes=0.02)
+    assert report["kld"] < report["kld_before"]
+
+
+def test_goes_on_after_an_interruption(tmp_path, files):
+    dense, text = files
+    model, out = clustered(tmp_path), tmp_path / "tuned.rkv"
+
+    def interrupt(what, done, total):
+        if what.startswith("tune"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, dense, out, data=text, minutes=5.0, progress=interrupt)
+    assert not out.exists()
+    seen = []
+    with pytest.raises(UsageError, match="other inputs or options"):
+        tune(model, dense, out, data=text, minutes=5.0, rows=True, resume=True)
+    report = tune(model, dense, out, data=text, minutes=0.0001, resume=True, progress=lambda *told: seen.append(told))
+    assert report["steps"] == 8  # those before the interruption: their time counts
+    assert report["kld"] < report["kld_before"]
+    assert not [what for what, *_ in seen if what == "reference"]
+
+
+def test_what_does_not_fit_is_refused(tmp_path, files):
+    dense, text = files
+    model, out = clustered(tmp_path), tmp_path / "tuned.rkv"
+    other = tiny.config(context_length=48, norm_epsilon=1e-6)
+    stranger = write_model(tmp_path / "other.rkf", other, tiny.weights(other))
+    with pytest.raises(UsageError, match="another model"):
+        tune(model, stranger, out, data=text)
+    with pytest.raises(UsageError, match="nothing to tune"):
+        tune(dense, dense, out, data=text)
+    text.write_text("short")
+    with pytest.raises(UsageError, match="expected at least 96 to learn on"):
+        tune(model, dense, out, data=text)
+    out.touch()
+    with pytest.raises(OutputError, match="exists already"):
+        tune(model, dense, out, data=text)
