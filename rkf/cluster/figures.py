@@ -1,6 +1,4 @@
-"""What clustering did to a matrix, in numbers: counts of the indices, their entropy, the squared error. Knows no
-fitting.
-"""
+"""What clustering did to a matrix, in numbers: counts of the indices, their entropy, the squared error."""
 
 from __future__ import annotations
 
@@ -20,24 +18,24 @@ def counts(indices: U8, k: int) -> NDArray[np.uint64]:
 
 
 def entropy_bits(counts: NDArray[np.uint64]) -> float:
-    """Shannon entropy of the indices over all tables `counts: u64[tables, k]`, each table coded for itself, in bits a
-    weight.
-    """
+    """Shannon entropy in bits an index; each table of `counts: u64[tables, k]` is coded for itself."""
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / totals
     bits = -np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     return float((counts * bits).sum() / totals.sum())
 
 
-def relative_error(
-    weights: F32, indices: U8, centroids: F32, rows_per_table: int, scale: F32, group: int, exact: NDArray[np.int64]
-) -> float:
-    """Squared error / squared weights; the weights at the flat positions `exact`, ascending, have none.
+def squares(weights: F32) -> float:
+    """The sum of squared weights, in f64."""
+    return float(_squares(weights.reshape(-1)))
 
-    weights: f32[rows, cols]; centroids: f32[tables, k]; scale: f32[rows, groups], one for each `group` columns.
+
+def squared_error(weights: F32, indices: U8, centroids: F32, scale: F32, group: int) -> float:
+    """The sum of squared differences between weights and scale * centroid; NaN weights count nothing.
+
+    weights: f32[rows, cols]; indices: u8[rows, cols]; centroids: f32[k]; scale: f32[rows, groups].
     """
-    error, total = _squares(weights, indices, centroids, rows_per_table, scale, group, exact)
-    return error / total
+    return float(_squared_error(weights, indices, centroids, scale, group))
 
 
 @njit(cache=True, nogil=True)
@@ -47,20 +45,20 @@ def _count(indices, found):
 
 
 @njit(cache=True, nogil=True)
-def _squares(weights, indices, centroids, rows_per_table, scale, group, exact):
-    error, total = 0.0, 0.0
-    columns = weights.shape[1]
+def _squares(weights):
+    total = 0.0
+    for weight in weights:
+        total += np.float64(weight) ** 2
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _squared_error(weights, indices, centroids, scale, group):
+    total = 0.0
     for r in range(weights.shape[0]):
-        table = centroids[r // rows_per_table]
         for g in range(scale.shape[1]):
-            a = scale[r, g]
-            for c in range(g * group, min(columns, (g + 1) * group)):
-                weight = np.float64(weights[r, c])
-                error += (weight - np.float64(a * table[indices[r, c]])) ** 2
-                total += weight * weight
-    for position in exact:
-        r, c = position // columns, position % columns
-        error -= (
-            np.float64(weights[r, c]) - np.float64(scale[r, c // group] * centroids[r // rows_per_table, indices[r, c]])
-        ) ** 2
-    return max(error, 0.0), total
+            for c in range(g * group, min(weights.shape[1], (g + 1) * group)):
+                difference = np.float64(weights[r, c]) - np.float64(scale[r, g] * centroids[indices[r, c]])
+                if difference == difference:
+                    total += difference**2
+    return total

@@ -1,9 +1,8 @@
 """Optimal 1-D k-means over a weighted histogram, by dynamic programming. Knows no tensor.
 
-An optimal cluster is an interval of the sorted values, and the cost of an interval satisfies the quadrangle inequality,
-so the best left neighbour only moves right: O(k n log n) by divide and conquer (Wu 1991, "Optimal quantization by
-matrix searching"; Grønlund et al. 2017, "Fast exact k-means in 1D", arXiv 1701.07204). No seed, no empty cluster, no
-local minimum.
+An optimal cluster is an interval of the sorted values, and the cost of an interval obeys the quadrangle inequality, so
+the best left neighbour only moves right: O(k n log n) by divide and conquer (Wu 1991, "Optimal quantization by matrix
+searching"; Grønlund et al. 2017, "Fast exact k-means in 1D", arXiv 1701.07204). No seed, no empty cluster.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from rkf.matrix import F32
 def centroids(histogram: Histogram, k: int) -> F32:
     """The k centroids of least squared error, `f32[k]`, strictly ascending.
 
-    Fewer than k distinct values come out exactly, filled up by `fill`.
+    At most k distinct values come out exactly, filled up by `fill`.
     """
     values, mass = histogram.values, histogram.mass
     if values.size <= k:
@@ -34,12 +33,14 @@ def centroids(histogram: Histogram, k: int) -> F32:
 
 
 def fill(values: F32, k: int) -> F32:
-    """Ascending values made k by adding the next representable ones above the last (below the first where those
-    overflow).
+    """Ascending values made k by the next representable ones above the last, or below the first where those overflow.
+
+    No values at all (every weight of a table stays exact) are filled from 0.
     """
-    filled = list(values)
-    while len(filled) < k and np.isfinite(above := np.nextafter(filled[-1], np.float32(np.inf))):
-        filled.append(above)
+    filled = list(values) or [np.float32(0)]
+    top = np.finfo(np.float32).max
+    while len(filled) < k and filled[-1] < top:
+        filled.append(np.nextafter(filled[-1], top))
     while len(filled) < k:
         filled.insert(0, np.nextafter(filled[0], np.float32(-np.inf)))
     return np.array(filled, np.float32)
@@ -47,10 +48,10 @@ def fill(values: F32, k: int) -> F32:
 
 @njit(cache=True, nogil=True)
 def _optimal_cuts(mass: F64, sums: F64, k: int) -> NDArray[np.int64]:
-    """The first index of each of k intervals that together have the greatest sum of (interval sum)^2 / (interval mass).
+    """The first index of each of k intervals with the greatest total of (interval sum)^2 / (interval mass): i64[k].
 
-    That is the least squared error: the sum of squares it is taken from does not depend on the cuts. mass, sums:
-    f64[n], n > k.
+    That is the least squared error: the sum of squares it is taken from is the same for any cuts. mass, sums: f64[n], n
+    > k.
     """
     n = mass.size
     total = np.zeros(n + 1)

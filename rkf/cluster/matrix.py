@@ -1,8 +1,7 @@
-"""One tensor and its rule to a ClusteredMatrix and its figures: the order of the steps. The steps are the neighbours'
-business.
+"""One tensor and its rule to a ClusteredMatrix and its figures: the order of the steps. Each step is a neighbour's.
 
-Everything runs in one thread with the GIL released in the kernels: a caller clusters several tensors in threads, and
-the bytes do not depend on how many.
+All of it runs in the caller's thread, the kernels without the GIL: several tensors can be clustered in threads, and the
+bytes do not depend on how many.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rkf import bitpack
 from rkf.cluster import affine, assign, calibrated, exceptions, figures, grid, histogram, kmeans
@@ -20,7 +18,7 @@ from rkf.cluster.histogram import Histogram
 from rkf.cluster.recipe import Rule
 from rkf.errors import SourceError
 from rkf.format import index_bits
-from rkf.matrix import F32, ClusteredMatrix, DenseTensor
+from rkf.matrix import F32, ClusteredMatrix, DenseTensor, Exceptions
 
 # Factors and centroids are fitted in turn; a third round gains less than 0.1 % of the squared error.
 _ROUNDS = 2
@@ -28,11 +26,16 @@ _ROUNDS = 2
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What one list of centroids makes of its rows. scale: f32[rows, groups], all 1 where there is no factor."""
+    """What one list of centroids makes of its rows.
+
+    centroids: f32[k]; indices: u8[rows, cols]; scale: f32[rows, groups], all 1 where there is no factor.
+    squared_error: over the rows, without the weights that stay exact.
+    """
 
     centroids: F32
     indices: U8
     scale: F32
+    squared_error: float
 
 
 def cluster(
@@ -49,98 +52,102 @@ def cluster(
     (squared error / squared weights) and `entropy_bits` (of an index). Raises SourceError for NaN or infinite weights,
     dense or not.
     """
-    weights = np.atleast_2d(tensor.decode()).reshape(-1, tensor.shape[-1])
+    weights = tensor.decode().reshape(-1, tensor.shape[-1])
     if not histogram.is_finite(weights):
         raise SourceError(f"{name}: NaN or infinite weights; expected finite ones: the checkpoint is damaged")
-    if rule.k is None or tensor.data.ndim < 2 or histogram.few_distinct(weights, 1) is not None:
+    k = rule.k
+    if k is None or tensor.data.ndim < 2 or histogram.few_distinct(weights, 1) is not None:
         return tensor, {}
-    rows = weights.shape[0]
-    rows_per_table = min(rule.rows_per_table or rows, rows)
-    blocks = [slice(start, start + rows_per_table) for start in range(0, rows, rows_per_table)]
-    if tables := _lossless(weights, blocks, rule.k):
-        rule = replace(rule, grid=False, affine="none", group=None, exceptions=0.0)
-    exact = exceptions.largest(weights, rule.exceptions)
-    if not tables:
+    total = figures.squares(weights)
+    rows_per_table = min(rule.rows_per_table or len(weights), len(weights))
+    blocks = [slice(start, start + rows_per_table) for start in range(0, len(weights), rows_per_table)]
+    exact = None
+    if tables := _lossless([weights[block] for block in blocks], k):
+        rule = replace(rule, grid=False, affine="none", group=None)
+    else:
+        positions = exceptions.largest(weights, rule.exceptions)
         kept = weights.copy()
-        kept.reshape(-1)[exact] = np.nan
-        tables = [_fit(weights[block], kept[block], rule, tensor.dtype) for block in blocks]
+        kept.reshape(-1)[positions] = np.nan
+        tables = [_fit(weights[block], kept[block], rule, k, tensor.dtype) for block in blocks]
         if objective is not None and rule.affine != "group":
-            tables, weights = _suited(weights, np.isnan(kept), tables, objective)
-    return _assemble(tensor, weights, tables, rows_per_table, exact, rule)
+            tables, weights = _suited(weights, kept, tables, objective)
+        exact = exceptions.exact(weights, positions, tensor.dtype) if positions.size else None
+    stats = {"relative_error": sum(table.squared_error for table in tables) / total}
+    return _assemble(tensor, tables, rows_per_table, exact, rule, stats)
 
 
-def _lossless(weights: F32, blocks: list[slice], k: int) -> list[_Table]:
+def _lossless(blocks: list[F32], k: int) -> list[_Table]:
     """A table of its distinct values for each block of rows, or nothing where one has more than k."""
     tables = []
-    for block in blocks:
-        values = histogram.few_distinct(weights[block], k)
+    for weights in blocks:
+        values = histogram.few_distinct(weights, k)
         if values is None:
             return []
-        rows = weights[block]
-        tables.append(_assigned(rows, kmeans.fill(values, k), _no_scale(rows), rows.shape[1]))
+        tables.append(_nearest(weights, weights, kmeans.fill(values, k), _no_scale(weights), weights.shape[1]))
     return tables
 
 
-def _fit(weights: F32, kept: F32, rule: Rule, dtype: str) -> _Table:
+def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
     """Centroids, factors and indices of one table's rows; `kept` is `weights` with NaN where one stays exact."""
-    columns = weights.shape[1]
+    group = rule.group or weights.shape[1]
     if rule.affine in ("none", "tensor"):
-        found = histogram.of_weights(kept, _no_scale(kept), columns)
-        centroids, unit = _centroids(found.merged() if dtype == "f32" else found, rule)
-        return _assigned(weights, centroids, _no_scale(kept) * np.float32(unit), columns)
-    group = rule.group or columns
+        found = histogram.of_weights(kept, _no_scale(kept), group)
+        centroids, unit = _centroids(found.merged() if dtype == "f32" else found, rule.grid, k)
+        return _nearest(weights, kept, centroids, _no_scale(kept) * np.float32(unit), group)
     scale = affine.first_guess(kept, group)
     for _ in range(_ROUNDS):
-        centroids, unit = _centroids(histogram.of_weights(kept, scale, group).merged(), rule)
-        scale = scale * np.float32(unit)
+        centroids, unit = _centroids(histogram.of_weights(kept, scale, group).merged(), rule.grid, k)
+        scale = affine.rounded(scale * np.float32(unit), "f32")
         indices = assign.nearest(kept, centroids, scale, group)
         scale = affine.rounded(affine.least_squares(kept, indices, centroids, scale, group), rule.affine_dtype)
-    return _assigned(weights, centroids, scale, group)
+    return _nearest(weights, kept, centroids, scale, group)
 
 
-def _suited(
-    weights: F32, free: NDArray[np.bool_], tables: list[_Table], objective: Objective
-) -> tuple[list[_Table], F32]:
-    """The tables with indices that suit the objective, and the weights with those that are free moved."""
+def _suited(weights: F32, kept: F32, tables: list[_Table], objective: Objective) -> tuple[list[_Table], F32]:
+    """The tables with indices that suit the objective, and the weights with those that stay exact moved."""
     made, moved, start = [], [], 0
     for table in tables:
         rows = slice(start, start := start + len(table.indices))
-        indices, block = calibrated.suited(weights[rows], free[rows], table.centroids, table.scale, objective)
-        made.append(replace(table, indices=indices))
+        centroids, scale = table.centroids, table.scale
+        indices, block = calibrated.suited(weights[rows], np.isnan(kept[rows]), centroids, scale, objective)
+        error = figures.squared_error(kept[rows], indices, centroids, scale, weights.shape[1])
+        made.append(_Table(centroids, indices, scale, error))
         moved.append(block)
     return made, np.concatenate(moved)
 
 
-def _centroids(found: Histogram, rule: Rule) -> tuple[F32, float]:
-    return grid.centroids(found, rule.k) if rule.grid else (kmeans.centroids(found, rule.k), 1.0)
+def _centroids(found: Histogram, on_grid: bool, k: int) -> tuple[F32, float]:
+    return grid.centroids(found, k) if on_grid else (kmeans.centroids(found, k), 1.0)
 
 
 def _no_scale(weights: F32) -> F32:
-    return np.ones((weights.shape[0], 1), np.float32)
+    return np.ones((len(weights), 1), np.float32)
 
 
-def _assigned(weights: F32, centroids: F32, scale: F32, group: int) -> _Table:
-    return _Table(centroids, assign.nearest(weights, centroids, scale, group), scale)
+def _nearest(weights: F32, kept: F32, centroids: F32, scale: F32, group: int) -> _Table:
+    indices = assign.nearest(weights, centroids, scale, group)
+    return _Table(centroids, indices, scale, figures.squared_error(kept, indices, centroids, scale, group))
 
 
 def _assemble(
-    tensor: DenseTensor, weights: F32, tables: list[_Table], rows_per_table: int, exact: NDArray[np.int64], rule: Rule
+    tensor: DenseTensor,
+    tables: list[_Table],
+    rows_per_table: int,
+    exact: Exceptions | None,
+    rule: Rule,
+    stats: dict[str, float],
 ) -> tuple[ClusteredMatrix, dict[str, float]]:
-    indices = np.concatenate([table.indices for table in tables]) if len(tables) > 1 else tables[0].indices
     centroids = np.stack([table.centroids for table in tables])
-    scale = np.concatenate([table.scale for table in tables])
-    counts = np.stack([figures.counts(table.indices, rule.k) for table in tables])
-    error = figures.relative_error(
-        weights, indices, centroids, rows_per_table, scale, rule.group or weights.shape[1], exact
-    )
+    k = centroids.shape[1]
+    counts = np.stack([figures.counts(table.indices, k) for table in tables])
     matrix = ClusteredMatrix(
         shape=tensor.shape,
-        planes=bitpack.pack(indices, index_bits(rule.k)),
+        planes=bitpack.pack(np.concatenate([table.indices for table in tables]), index_bits(k)),
         counts=counts,
         centroids=centroids,
         rows_per_table=rows_per_table,
         source_dtype=tensor.dtype,
-        affine=affine.stored(scale, rule, one_table=len(tables) == 1),
-        exceptions=exceptions.exact(weights, exact, tensor.dtype) if exact.size else None,
+        affine=affine.stored(np.concatenate([table.scale for table in tables]), rule, one_table=len(tables) == 1),
+        exceptions=exact,
     )
-    return matrix, {"relative_error": error, "entropy_bits": figures.entropy_bits(counts)}
+    return matrix, {**stats, "entropy_bits": figures.entropy_bits(counts)}

@@ -1,5 +1,4 @@
-"""Recipes: which tensor is clustered how. A recipe is data (TOML): ordered patterns over tensor names. Knows no
-weights.
+"""Recipes: which tensor is clustered how. A recipe is data (TOML): ordered patterns over names. Knows no weights.
 
     description = "one line"
     k = 16                                  # the base K: `--k` replaces it
@@ -40,7 +39,7 @@ _RAISED_K = 128  # past it an integer grid hardly gains: 255 points in even step
 _AFFINE = ("none", "tensor", "row", "group")
 
 
-def _check(holds: bool, expected: str, got: object) -> None:
+def _check(holds: object, expected: str, got: object) -> None:
     if not holds:
         raise ValueError(f"{expected}; got {got}")
 
@@ -141,8 +140,8 @@ def shipped_names() -> list[str]:
 
 
 def _patterns(entry: Mapping[str, Any], layers: int | None) -> tuple[str, ...]:
-    patterns = entry.get("tensors")
-    _check(isinstance(patterns, list) and bool(patterns), "a rule has a list of tensors", dict(entry))
+    patterns = entry.get("tensors", [])
+    _check(patterns and isinstance(patterns, list), "a rule has a list of tensors", dict(entry))
     return tuple(pattern if layers is None else pattern.replace("{last}", str(layers - 1)) for pattern in patterns)
 
 
