@@ -89,6 +89,8 @@ class GgufSource:
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         self.tensors = {name: _spec(self._stored[name], self.label) for name in sorted(self._stored)}
         check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
+        if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.config.vocab_size:
+            raise SourceError(f"{self.label}: {count} tokens, expected at most one a row of {EMBEDDING}")
         self.tokenizer_json = tokenizer.from_gguf(fields, self.label)
         self.chat_template: str | None = fields.get("tokenizer.chat_template")
 

@@ -6,7 +6,6 @@ Each finished tensor is an rkf file of its own, so that it is whole or absent an
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from rkf.errors import CorruptError, NotRkfError, UsageError
 from rkf.matrix import ClusteredMatrix
 from rkf.writer import Writer
 
-JOB = "job.json"
+JOB, PARTS = "job.json", "[0-9]" * 6 + ".rkf"
 
 
 class _PartWriter(Writer):
@@ -77,13 +76,16 @@ class WorkFolder:
 
     def close(self, keep: bool = False) -> None:
         """Remove the folder unless it shall be kept, or was never opened and so may be another process's."""
-        if self._opened and not keep:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self.path)
+        if not self._opened or keep:
+            return
+        for path in [*self.path.glob(PARTS), self.path / JOB]:  # file by file: a folder of the user's may be called so
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def _found_job(self) -> dict[str, Any] | None:
         """The job whose finished tensors lie here; None where there are none, {} where it can't be told."""
-        if not any(self.path.glob("*.rkf")):
+        if not any(self.path.glob(PARTS)):
             return None
         try:
             return dict(json.loads((self.path / JOB).read_text()))

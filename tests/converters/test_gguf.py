@@ -203,6 +203,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "a layer too many": ({"edit": _set("llama.block_count", 3)}, SourceError, "is missing"),
     "heads": ({"edit": _set("llama.attention.head_count_kv", 3)}, SourceError, "multiple of kv_heads"),
     "field type": ({"edit": lambda w: w.add_string("llama.rope.freq_base", "x")}, SourceError, "unexpected type str"),
+    "more tokens than rows": ({"vocab_size": 380}, SourceError, "384 tokens"),
     "pre-tokenizer": ({"pre": "martian"}, UnsupportedError, "pre-tokenizer 'martian'"),
     "token id": ({"edit": _set("tokenizer.ggml.bos_token_id", 999)}, SourceError, "bos_token_id: 999"),
 }

@@ -270,6 +270,15 @@ def test_work_of_another_source_is_refused_and_a_new_start_discards_it(
     assert not work.path.exists()
 
 
+def test_a_folder_of_the_same_name_keeps_what_is_not_ours(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.rkf"
+    work = WorkFolder(out)
+    work.path.mkdir()
+    (work.path / "thesis.txt").write_text("years")
+    convert(hf_folder("llama"), out)
+    assert [path.name for path in work.path.iterdir()] == ["thesis.txt"]
+
+
 @pytest.mark.parametrize("error", [SourceError, UnsupportedError])
 def test_errors_of_a_source_come_through(hf_folder: Callable[..., Path], tmp_path: Path, error: type[RkfError]) -> None:
     folder = hf_folder("llama")
