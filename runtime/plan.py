@@ -77,8 +77,8 @@ def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Pre
         m[f"plane{i}"], m[f"stride{i}"], m[f"width{i}"] = memory.hold(plane), plane.shape[1], width
     _exact_values(matrix, m, memory)
     unit = None
-    if level == "avx512" and (matrix.affine is None or matrix.affine.granularity != "group"):
-        unit = _fast_values(matrix, prepared, memory)
+    if level is not None and (matrix.affine is None or matrix.affine.granularity != "group"):
+        unit = _fast_values(matrix, prepared, memory, level)
     if matrix.exceptions is not None:
         _exceptions(matrix, m, memory, unit)
     return prepared
@@ -101,7 +101,7 @@ def _exact_values(matrix: ClusteredMatrix, m: NDArray, memory: Memory) -> None:
             m[f"{name}_row"] = 0 if matrix.affine.granularity == "tensor" else values.nbytes // matrix.rows
 
 
-def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory) -> NDArray[np.float64]:
+def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory, level: str) -> NDArray[np.float64]:
     """Lookup tables, row factors and kernel names; returns what the fast path takes each rank for, `[tables, k]`,
     before factors.
     """
@@ -111,7 +111,7 @@ def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory) ->
     if matrix.bits >= 7 and digits.shape[:2] == (1, 1) and (np.diff(digits) == 1).all():
         width, m["offset"] = f"{width}i", digits[0, 0, 0]  # ranks are the values, but for an offset: no lookup
     prepared.kernels.one, prepared.kernels.many = f"one:{width}", f"many:{width}"
-    tables = _tables(digits, matrix.bits)
+    tables = _tables(digits, matrix.bits, level)
     m["table"], m["table_bytes"], m["digits"] = memory.hold(tables), tables.shape[-1], digits.shape[1]
     _row_factors(matrix, m, memory, units)
     weights = 256.0 ** np.arange(digits.shape[1])[::-1]
@@ -129,18 +129,21 @@ def _digits(centroids: F32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return np.stack([high, whole - 256 * high], axis=1), units
 
 
-def _tables(digits: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
-    """Lookup bytes (digit + 128) for AVX-512, `u8[tables, digits, 64 n]`: repeated to fill registers, and for odd
-    widths the values of even ranks before those of odd ranks.
-    """
+def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint8]:
+    """Lookup bytes (digit + 128) as a level's kernels read them, `u8[tables, digits, bytes]`."""
     values = np.full((*digits.shape[:2], 1 << bits), 128, np.uint8)
     values[..., : digits.shape[-1]] = digits + 128
-    if bits == 8:
+    if level == "portable":
         return values
-    if bits % 2 == 0:
-        return np.tile(values, 64 >> bits)
-    halves = [np.tile(values[..., parity::2], 128 >> bits) for parity in (0, 1)]
-    return np.concatenate(halves, axis=-1)
+    if level == "avx512":  # registers of 64; odd widths: the values of even ranks, then those of odd ranks
+        if bits == 8:
+            return values
+        parts = [values] if bits % 2 == 0 else [values[..., 0::2], values[..., 1::2]]
+        return np.concatenate([np.tile(part, 64 // part.shape[-1]) for part in parts], axis=-1)
+    # avx2: registers of twice 16, one for each setting of the bits below the first plane
+    below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
+    parts = [values[..., low::below] for low in range(below)]
+    return np.concatenate([np.tile(part, 32 // part.shape[-1]) for part in parts], axis=-1)
 
 
 def _row_factors(matrix: ClusteredMatrix, m: NDArray, memory: Memory, units: NDArray[np.float64]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ def build(name: str, level: str, symbol: str) -> bytes:
     for other in [*module.functions, *module.global_variables]:
         if not other.is_declaration and other.name != symbol:
             other.linkage = "internal"
-    machine = _machine()
+    machine = _machine(level)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = options.slp_vectorization = True
     passes = llvm.create_pass_builder(machine, options)
@@ -67,7 +68,10 @@ def _entry(symbol: str, target: str, arguments: int) -> str:
     }}"""
 
 
-def _machine() -> llvm.TargetMachine:
+def _machine(level: str) -> llvm.TargetMachine:
+    """The CPU to emit code for: a level that is forced below the host's must not use what that level lacks."""
+    name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    if platform.machine().lower() in ("x86_64", "amd64") and level != "avx512":
+        name, features = {"avx2": "x86-64-v3", "portable": "x86-64"}[level], ""
     target = llvm.Target.from_triple(llvm.get_process_triple())
-    features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(llvm.get_host_cpu_name(), features, opt=3, reloc="pic", codemodel="default")
+    return target.create_target_machine(name, features, opt=3, reloc="pic", codemodel="default")

@@ -439,14 +439,47 @@ def lanes_below(typingctx, kind, count):
 
 
 @intrinsic
-def mask_of(typingctx, kind, bits):
-    """bitcast of an integer to a mask: bit i is lane i."""
+def any_bit(typingctx, a, b):
+    """icmp ne (a & b), 0: a mask of the lanes where they share a bit."""
+
+    def codegen(context, builder, sig, args):
+        return builder.icmp_signed("!=", builder.and_(*args), _constant(a, 0))
+
+    return Vector("i1", a.lanes)(a, a), codegen
+
+
+@intrinsic
+def repeat_lanes(typingctx, kind, value):
+    """shufflevector: every lane several times, to fill the wider register."""
     result = _loaded(kind)
 
     def codegen(context, builder, sig, args):
-        return builder.bitcast(args[1], result.llvm)
+        times = result.lanes // value.lanes
+        return _shuffle(builder, args[1], args[1], [i // times for i in range(result.lanes)])
 
-    return result(kind, types.int64), codegen
+    return result(kind, value), codegen
+
+
+@intrinsic(prefer_literal=True)
+def part(typingctx, kind, value, index):
+    """shufflevector: the index-th piece of a wider register."""
+    result, first = _loaded(kind), index.literal_value * _loaded(kind).lanes
+
+    def codegen(context, builder, sig, args):
+        return _shuffle(builder, args[1], args[1], list(range(first, first + result.lanes)))
+
+    return result(kind, value, index), codegen
+
+
+@intrinsic
+def join(typingctx, kind, a, b):
+    """shufflevector: two registers side by side in one of twice the width."""
+    result = _loaded(kind)
+
+    def codegen(context, builder, sig, args):
+        return _shuffle(builder, args[1], args[2], list(range(result.lanes)))
+
+    return result(kind, a, b), codegen
 
 
 @intrinsic
@@ -524,6 +557,16 @@ def narrow(typingctx, kind, value):
         return builder.fptrunc(args[1], result.llvm)
 
     return result(kind, value), codegen
+
+
+@intrinsic
+def insert_lane(typingctx, value, index, scalar):
+    """insertelement."""
+
+    def codegen(context, builder, sig, args):
+        return builder.insert_element(args[0], args[2], builder.trunc(args[1], _I32))
+
+    return value(value, types.int64, types.int32), codegen
 
 
 @intrinsic
@@ -674,10 +717,20 @@ def dot_bytes(typingctx, total, unsigned, signed):
 
 
 @intrinsic
-def extract_bits(typingctx, value, mask):
-    """llvm.x86.bmi.pext.64 (BMI2): the bits under the mask, packed to the low end."""
+def permute_16(typingctx, table, index):
+    """llvm.x86.avx2.pshuf.b (vpshufb): within each half of 16 lanes, table[index & 15], zero where the index' top bit is set."""
 
     def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.x86.bmi.pext.64", _I64, list(args))
+        return _call(builder, "llvm.x86.avx2.pshuf.b", I8x32.llvm, list(args))
 
-    return types.int64(types.int64, types.int64), codegen
+    return I8x32(I8x32, I8x32), codegen
+
+
+@intrinsic
+def dot_pairs(typingctx, a, b):
+    """llvm.x86.avx2.pmadd.wd (vpmaddwd): sums of two neighbouring i16 * i16 products."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, "llvm.x86.avx2.pmadd.wd", I32x8.llvm, list(args))
+
+    return I32x8(I16x16, I16x16), codegen

@@ -15,12 +15,14 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels import f32, half, int8_avx512, serve
+from rkf.runtime.kernels import f32, half, int8_avx2, int8_avx512, int8_portable, products, serve
 from rkf.runtime.kernels.step import step
 
 _PRODUCT = (types.int64,) * 8  # matrix, activation, tokens, y, y_stride, low, high, scratch
 _ROW = (types.int64,) * 3  # matrix, row, out
 _STEP = (types.int64,) * 4  # plan, batch, thread, tag
+
+_LEVELS: dict[str, Any] = {"avx512": int8_avx512, "avx2": int8_avx2, "portable": int8_portable}
 
 Kernel = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -55,5 +57,10 @@ def kernel(name: str, level: str) -> Kernel:
         return _row(variant, level), _ROW
     if family == "f32":
         return f32.multiply, _PRODUCT
-    product = int8_avx512.multiply_one if family == "one" else int8_avx512.multiply_many
-    return product(int8_avx512.WEIGHTS[variant]), _PRODUCT
+    level_kernels = _LEVELS[level]
+    weights = level_kernels.WEIGHTS[variant]
+    if family == "one":
+        return products.multiply_one(weights, level_kernels.SUMS), _PRODUCT
+    if level == "avx512":
+        return int8_avx512.multiply_many(weights), _PRODUCT
+    return products.multiply_many(weights, level_kernels.SUMS), _PRODUCT

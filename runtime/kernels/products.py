@@ -1,0 +1,198 @@
+"""The shape of a fast product, whatever the CPU: eight rows in flight, whole-number sums, factors at the end.
+
+A level of CPU gives `weights` (a block of a row as two registers of bytes, value + 128 or the rank itself) and `Sums`: how
+such registers are multiplied with packed activations and added up. Sums are exact in int32 (layout.py), so all levels
+give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numba import types
+
+from rkf.runtime.kernels import ranks
+from rkf.runtime.kernels.inline import inline, smaller
+from rkf.runtime.kernels.simd import (
+    F32x8,
+    F32x16,
+    I8x64,
+    I32x8,
+    load,
+    load_first,
+    splat,
+    store,
+    store_first,
+    store_lanes,
+    to_float,
+)
+from rkf.runtime.kernels.views import view
+from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES
+
+
+class Sums(NamedTuple):
+    """zero() -> total; activations(address of a packed block) -> x; add(total, even, odd, x) -> total; join(eight totals) ->
+    I32x8."""
+
+    zero: Callable[..., Any]
+    activations: Callable[..., Any]
+    add: Callable[..., Any]
+    join: Callable[..., Any]
+
+
+def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
+    """eight(m, table, packed, row, apart, last): sums of rows row, row + apart, row + 2 apart, … (none past `last`), I32x8."""
+    zero, activations, add, join = sums
+
+    @inline
+    def step(total, m, table, row, block, columns, x):
+        even, odd = weights(m, table, row, block, columns)
+        return add(total, even, odd, x)
+
+    @inline
+    def eight(m, table, packed, row, apart, last):
+        r1, r2, r3 = smaller(row + apart, last), smaller(row + 2 * apart, last), smaller(row + 3 * apart, last)
+        r4, r5, r6 = smaller(row + 4 * apart, last), smaller(row + 5 * apart, last), smaller(row + 6 * apart, last)
+        r7 = smaller(row + 7 * apart, last)
+        t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = zero()
+        blocks, rest = m.columns // BLOCK, m.columns % BLOCK
+        for block in range(blocks):
+            x = activations(packed + block * PACKED_BLOCK_BYTES)
+            t0 = step(t0, m, table, row, block, BLOCK, x)
+            t1 = step(t1, m, table, r1, block, BLOCK, x)
+            t2 = step(t2, m, table, r2, block, BLOCK, x)
+            t3 = step(t3, m, table, r3, block, BLOCK, x)
+            t4 = step(t4, m, table, r4, block, BLOCK, x)
+            t5 = step(t5, m, table, r5, block, BLOCK, x)
+            t6 = step(t6, m, table, r6, block, BLOCK, x)
+            t7 = step(t7, m, table, r7, block, BLOCK, x)
+        if rest > 0:
+            x = activations(packed + blocks * PACKED_BLOCK_BYTES)
+            t0 = step(t0, m, table, row, blocks, rest, x)
+            t1 = step(t1, m, table, r1, blocks, rest, x)
+            t2 = step(t2, m, table, r2, blocks, rest, x)
+            t3 = step(t3, m, table, r3, blocks, rest, x)
+            t4 = step(t4, m, table, r4, blocks, rest, x)
+            t5 = step(t5, m, table, r5, blocks, rest, x)
+            t6 = step(t6, m, table, r6, blocks, rest, x)
+            t7 = step(t7, m, table, r7, blocks, rest, x)
+        return join(t0, t1, t2, t3, t4, t5, t6, t7)
+
+    return eight
+
+
+def multiply_one(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
+    """y[row] = row of the matrix times one token, as eight streams of consecutive rows. Arguments: kernels/table.py."""
+    eight = eight_rows(weights, sums)
+
+    @inline
+    def streams(m, table, packed, y, low, high, correction):
+        """y[row] = the whole-number sums of rows low … high - 1, as f32."""
+        apart = (high - low + 7) // 8
+        for i in range(apart):
+            row = low + i
+            values = to_float(F32x8, eight(m, table, packed, row, apart, high - 1) + correction)
+            for digit in range(1, m.digits):
+                lower = eight(m, table + digit * m.table_bytes, packed, row, apart, high - 1) + correction
+                values = joined_digits(values, to_float(F32x8, lower), F32x8)
+            store_lanes(y + row * 4, apart * 4, values, (high - row + apart - 1) // apart)
+
+    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
+        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        correction = splat(I32x8, types.int32(m.offset * load(types.int32, x.total)))
+        row = low
+        while row < high:
+            index = row // m.rows_per_table
+            end = smaller(high, (index + 1) * m.rows_per_table)
+            streams(m, m.table + index * m.digits * m.table_bytes, x.packed, y, row, end, correction)
+            row = end
+        for row in range(low, high, LANES):
+            count = smaller(high - row, LANES)
+            values = load_first(F32x16, y + row * 4, count)
+            store_first(y + row * 4, with_factors(values, m, x, types.int64(0), row), count)
+
+    return kernel
+
+
+def multiply_many(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
+    """y[token, row] for many tokens: rows are decoded to bytes in scratch once, then multiplied with each token."""
+
+    @inline
+    def decoded(m, scratch, row, block, columns):
+        address = scratch + (row * ((m.columns + BLOCK - 1) // BLOCK) + block) * BLOCK
+        return load(I8x64, address), load(I8x64, address + 64)
+
+    eight = eight_rows(decoded, sums)
+
+    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
+        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        for first in range(low, high, 8):
+            rows = smaller(high - first, 8)
+            for digit in range(m.digits):
+                decode_rows(weights, m, first, rows, digit, scratch)
+                for token in range(tokens):
+                    correction = splat(I32x8, types.int32(m.offset * load(types.int32, x.total + token * 4)))
+                    packed, out = x.packed + token * x.packed_stride, y + token * y_stride + first * 4
+                    values = to_float(F32x8, eight(m, scratch, packed, 0, 1, rows - 1) + correction)
+                    if digit > 0:
+                        values = joined_digits(load_first(F32x8, out, rows), values, F32x8)
+                    store_first(out, values, rows)
+        for token in range(tokens):
+            for row in range(low, high, LANES):
+                out, count = y + token * y_stride + row * 4, smaller(high - row, LANES)
+                store_first(out, with_factors(load_first(F32x16, out, count), m, x, token, row), count)
+
+    return kernel
+
+
+@inline
+def _identity7(m, table, row, block, columns):
+    return ranks.ranks7(m, row, block, columns)
+
+
+@inline
+def _identity8(m, table, row, block, columns):
+    return ranks.ranks8(m, row, block, columns)
+
+
+# Centroids that are consecutive whole numbers need no table: their ranks are the values, but for an offset.
+IDENTITIES = {"7i": _identity7, "8i": _identity8}
+
+
+@inline
+def decode_rows(weights, m, first, rows, digit, scratch):
+    """Rows first … first + rows - 1 as bytes in the order of activations, `u8[rows, padded columns]`."""
+    blocks, rest = m.columns // BLOCK, m.columns % BLOCK
+    target = scratch
+    for row in range(first, first + rows):
+        table = m.table + (row // m.rows_per_table * m.digits + digit) * m.table_bytes
+        for block in range(blocks):
+            even, odd = weights(m, table, row, block, BLOCK)
+            store(target, even)
+            store(target + 64, odd)
+            target += BLOCK
+        if rest > 0:
+            even, odd = weights(m, table, row, blocks, rest)
+            store(target, even)
+            store(target + 64, odd)
+            target += BLOCK
+
+
+@inline
+def joined_digits(higher, lower, kind):
+    """Sums over the next higher digit of the centroids, and over this one."""
+    return higher * splat(kind, types.float32(256)) + lower
+
+
+@inline
+def with_factors(values, m, x, token, row):
+    """The activations' scale and the row factors, on sixteen rows' whole-number sums."""
+    scale = splat(F32x16, load(types.float32, x.scale + token * 4))
+    values = values * scale * load(F32x16, m.scale + row * m.scale_step)
+    if m.shift != 0:
+        total = splat(F32x16, types.float32(load(types.int32, x.total + token * 4)))
+        values = values + total * scale * load(F32x16, m.shift + row * m.shift_step)
+    return values
+
+

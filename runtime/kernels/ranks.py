@@ -1,0 +1,119 @@
+"""Rank planes to registers of ranks: plain vector operations that mean the same on every CPU.
+
+A step covers 128 columns. A plane byte holds even columns in its low fields and odd ones in its high fields, so each step
+yields two registers of 64 bytes, columns 0, 2, 4, … and 1, 3, 5, …; activations are packed in that order (activations.py).
+Bits above a rank's own are junk unless said otherwise; columns past the end come out as rank 0.
+"""
+
+from __future__ import annotations
+
+from numba import types
+
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.simd import (
+    I8x16,
+    I8x32,
+    I8x64,
+    I16x32,
+    I32x16,
+    any_bit,
+    bitcast,
+    load_first,
+    prefetch,
+    repeat_lanes,
+    select,
+    splat,
+    zero_extend,
+)
+
+# Each stream of rows asks for the bytes that it reads two short rows later: without, planes in the outer caches or in memory
+# take half as long again (docs/log.md). A prefetch past a plane does not fault.
+AHEAD_BYTES = 640
+
+
+@inline
+def constant(byte):
+    return splat(I8x64, types.int8(byte))
+
+
+@inline
+def _as_bytes(words):
+    return bitcast(I8x64, words)
+
+
+@inline
+def _shifted_right(ranks, count):
+    """By whole 16-bit lanes: the neighbour's bits come in as junk."""
+    return _as_bytes(bitcast(I16x32, ranks) >> count)
+
+
+@inline
+def nibbles(plane, stride, row, block, columns):
+    """A 4-bit plane: ranks in the low four bits."""
+    address = plane + row * stride + block * 64
+    prefetch(address + AHEAD_BYTES, 3)
+    both = load_first(I8x64, address, (columns + 1) >> 1)
+    return both, _shifted_right(both, 4)
+
+
+@inline
+def pairs(plane, stride, row, block, columns):
+    """A 2-bit plane: ranks in the low two bits."""
+    address = plane + row * stride + block * 32
+    prefetch(address + AHEAD_BYTES // 2, 3)
+    # Byte b holds columns 4b … 4b+3; in a 16-bit lane, b | b << 4 has columns 4b and 4b+2 at the bottom of its two bytes.
+    quads = zero_extend(I16x32, load_first(I8x32, address, (columns + 3) >> 2))
+    both = quads | (quads << 4)
+    return _as_bytes(both), _as_bytes(both >> 2)
+
+
+@inline
+def bits(plane, stride, row, block, columns):
+    """A 1-bit plane: masks."""
+    address = plane + row * stride + block * 16
+    prefetch(address + AHEAD_BYTES // 4, 3)
+    # Four lanes of each register share a byte: they look at bits 0, 2, 4, 6 of it, or at bits 1, 3, 5, 7.
+    spread = repeat_lanes(I8x64, load_first(I8x16, address, (columns + 7) >> 3))
+    return any_bit(spread, _as_bytes(_words(0x40100401))), any_bit(spread, _as_bytes(_words(0x80200802 - (1 << 32))))
+
+
+@inline
+def _words(value):
+    return splat(I32x16, types.int32(value))
+
+
+@inline
+def merged(high, low, low_bits):
+    """(high << low_bits) | low; the junk of `low` is cut, that of `high` stays above."""
+    mask = constant((1 << low_bits) - 1)
+    return select_bits(mask, low, _as_bytes(bitcast(I16x32, high) << low_bits))
+
+
+@inline
+def select_bits(mask, a, b):
+    """Bits of a where the mask is set, of b elsewhere."""
+    return (a & mask) | (b & (mask ^ constant(-1)))
+
+
+@inline
+def ranks6(m, row, block, columns):
+    even, odd = nibbles(m.plane0, m.stride0, row, block, columns)
+    low_even, low_odd = pairs(m.plane1, m.stride1, row, block, columns)
+    return merged(even, low_even, 2), merged(odd, low_odd, 2)
+
+
+@inline
+def ranks7(m, row, block, columns):
+    """Without junk."""
+    even, odd = ranks6(m, row, block, columns)
+    even_bit, odd_bit = bits(m.plane2, m.stride2, row, block, columns)
+    even, odd = even & constant(63), odd & constant(63)
+    zero, one = constant(0), constant(1)
+    return even + even + select(even_bit, one, zero), odd + odd + select(odd_bit, one, zero)
+
+
+@inline
+def ranks8(m, row, block, columns):
+    even, odd = nibbles(m.plane0, m.stride0, row, block, columns)
+    low_even, low_odd = nibbles(m.plane1, m.stride1, row, block, columns)
+    return merged(even, low_even, 4), merged(odd, low_odd, 4)

@@ -1,0 +1,20 @@
+"""Run in a subprocess with RKF_CPU set: print a hash of all logits of a model file, fed in tiles and token by token."""
+
+import hashlib
+import sys
+
+import numpy as np
+
+import rkf
+from rkf.runtime.cpu import CpuBackend
+
+IDS = np.random.Generator(np.random.Philox(key=9)).integers(0, 400, 60)
+
+if __name__ == "__main__":
+    digest = hashlib.sha256()
+    with rkf.open(sys.argv[1]) as container:
+        backend = CpuBackend(container)
+        cache = backend.new_cache(256)
+        for part in [IDS[:9], IDS[9:40], *np.split(IDS[40:], 20)]:
+            digest.update(backend.forward(part, cache, last_only=False).tobytes())
+    print(digest.hexdigest())
