@@ -1,6 +1,7 @@
 """Fast products on AVX2: vpshufb looks ranks up in tables of 16, vpmaddwd multiplies them as 16-bit numbers.
 
-(vpmaddubsw would take bytes, but saturates.) A wider table is 2^n tables of 16, chosen by the n lowest bits of the rank.
+(vpmaddubsw would take bytes, but saturates.) A wider table is 2^n tables of 16, chosen by the n lowest bits of the
+rank.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fast products on AVX-512 (VBMI, VNNI): vpermb looks 64 ranks up at once, vpdpbusd multiplies the bytes.
 
-Tables repeat themselves to fill a register, so junk bits above a rank do no harm; a table of an odd width is two registers,
-the values of even ranks and those of odd ones, chosen by the 1-bit plane.
+Tables repeat themselves to fill a register, so junk bits above a rank do no harm; a table of an odd width is two
+registers, the values of even ranks and those of odd ones, chosen by the 1-bit plane.
 """
 
 from __future__ import annotations

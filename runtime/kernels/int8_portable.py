@@ -1,4 +1,5 @@
-"""Fast products on any CPU: ranks as plain vector operations, lookups and sums as loops that LLVM vectorises where it can.
+"""Fast products on any CPU: ranks as plain vector operations, lookups and sums as loops that LLVM vectorises where it
+can.
 
 The scalar twin of the other levels: same sums, same bits.
 """

@@ -1,8 +1,8 @@
 """The shape of a fast product, whatever the CPU: eight rows in flight, whole-number sums, factors at the end.
 
-A level of CPU gives `weights` (a block of a row as two registers of bytes, value + 128 or the rank itself) and `Sums`: how
-such registers are multiplied with packed activations and added up. Sums are exact in int32 (layout.py), so all levels
-give the same bits.
+A level of CPU gives `weights` (a block of a row as two registers of bytes, value + 128 or the rank itself) and `Sums`:
+how such registers are multiplied with packed activations and added up. Sums are exact in int32 (layout.py), so all
+levels give the same bits.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BY
 
 
 class Sums(NamedTuple):
-    """zero() -> total; activations(address of a packed block) -> x; add(total, even, odd, x) -> total; join(eight totals) ->
-    I32x8."""
+    """zero() -> total; activations(address of a packed block) -> x; add(total, even, odd, x) -> total; join(eight
+    totals) -> I32x8.
+    """
 
     zero: Callable[..., Any]
     activations: Callable[..., Any]
@@ -42,7 +43,9 @@ class Sums(NamedTuple):
 
 
 def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
-    """eight(m, table, packed, row, apart, last): sums of rows row, row + apart, row + 2 apart, … (none past `last`), I32x8."""
+    """eight(m, table, packed, row, apart, last): sums of rows row, row + apart, row + 2 apart, … (none past `last`),
+    I32x8.
+    """
     zero, activations, add, join = sums
 
     @inline
@@ -194,5 +197,3 @@ def with_factors(values, m, x, token, row):
         total = splat(F32x16, types.float32(load(types.int32, x.total + token * 4)))
         values = values + total * scale * load(F32x16, m.shift + row * m.shift_step)
     return values
-
-

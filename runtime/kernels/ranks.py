@@ -1,8 +1,8 @@
 """Rank planes to registers of ranks: plain vector operations that mean the same on every CPU.
 
-A step covers 128 columns. A plane byte holds even columns in its low fields and odd ones in its high fields, so each step
-yields two registers of 64 bytes, columns 0, 2, 4, … and 1, 3, 5, …; activations are packed in that order (activations.py).
-Bits above a rank's own are junk unless said otherwise; columns past the end come out as rank 0.
+A step covers 128 columns. A plane byte holds even columns in its low fields and odd ones in its high fields, so each
+step yields two registers of 64 bytes, columns 0, 2, 4, … and 1, 3, 5, …; activations are packed in that order
+(activations.py). Bits above a rank's own are junk unless said otherwise; columns past the end come out as rank 0.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rkf.runtime.kernels.simd import (
     zero_extend,
 )
 
-# Each stream of rows asks for the bytes that it reads two short rows later: without, planes in the outer caches or in memory
-# take half as long again (docs/log.md). A prefetch past a plane does not fault.
+# Each stream of rows asks for the bytes that it reads two short rows later: without, planes in the outer caches or in
+# memory take half as long again (docs/log.md). A prefetch past a plane does not fault.
 AHEAD_BYTES = 640
 
 
@@ -61,7 +61,8 @@ def pairs(plane, stride, row, block, columns):
     """A 2-bit plane: ranks in the low two bits."""
     address = plane + row * stride + block * 32
     prefetch(address + AHEAD_BYTES // 2, 3)
-    # Byte b holds columns 4b … 4b+3; in a 16-bit lane, b | b << 4 has columns 4b and 4b+2 at the bottom of its two bytes.
+    # Byte b holds columns 4b … 4b+3; in a 16-bit lane, b | b << 4 has columns 4b and 4b+2 at the bottom of its two
+    # bytes.
     quads = zero_extend(I16x32, load_first(I8x32, address, (columns + 3) >> 2))
     both = quads | (quads << 4)
     return _as_bytes(both), _as_bytes(both >> 2)

@@ -718,7 +718,9 @@ def dot_bytes(typingctx, total, unsigned, signed):
 
 @intrinsic
 def permute_16(typingctx, table, index):
-    """llvm.x86.avx2.pshuf.b (vpshufb): within each half of 16 lanes, table[index & 15], zero where the index' top bit is set."""
+    """llvm.x86.avx2.pshuf.b (vpshufb): within each half of 16 lanes, table[index & 15], zero where the index' top bit
+    is set.
+    """
 
     def codegen(context, builder, sig, args):
         return _call(builder, "llvm.x86.avx2.pshuf.b", I8x32.llvm, list(args))

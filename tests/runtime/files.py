@@ -10,8 +10,9 @@ TOKENIZER = tiny.byte_level_tokenizer().to_str().encode()
 
 
 def write_model(path, config, weights, rule=None, dtype="f32"):
-    """Write f32 weights by canonical name (head tied if it is not there); vectors stay dense. rule: a Rule, or a function
-    from a name to one. Returns path."""
+    """Write f32 weights by canonical name (head tied if it is not there); vectors stay dense. rule: a Rule, or a
+    function from a name to one. Returns path.
+    """
     tensors = {name: DenseTensor(dtype, from_f32(values, dtype)) for name, values in weights.items()}
     if rule is not None:
         of = rule if callable(rule) else lambda name: rule
