@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,10 @@ class Backend(Protocol):
         """An empty cache that can grow to `tokens` positions; memory is taken as it grows."""
         ...
 
-    def forward(self, tokens: I64, cache: Cache, last_only: bool) -> F32:
-        """Feed `tokens: i64[n]`, n >= 1, after what the cache holds; logits of all of them or of the last, `f32[n or 1,
-        vocab]`. Raises ContextLengthError if they do not fit, UsageError for an id outside the vocabulary.
+    def forward(self, tokens: I64, cache: Any, last_only: bool) -> F32:
+        """Feed `tokens: i64[n]`, n >= 1, after what `cache` (one of `new_cache`) holds.
+
+        Logits of all of them or of the last, `f32[n or 1, vocab]`. Raises ContextLengthError if they do not fit,
+        UsageError for an id outside the vocabulary.
         """
         ...

@@ -7,6 +7,8 @@ A page is [layers, kv_heads] of keys [16 blocks, head_dim, 16 positions], then v
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +16,7 @@ from rkf.config import ModelConfig
 from rkf.errors import UsageError
 from rkf.runtime.layout import LANES, PAGE
 
-FORMATS = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
+FORMATS: dict[str, np.dtype[Any]] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 
 
 def page_values(config: ModelConfig) -> int:

@@ -25,22 +25,22 @@ F32 = NDArray[np.float32]
 TORCH_DEVICES = {"cpu-torch": "cpu", "cuda": "cuda"}  # name -> torch's own
 
 
-class Options(TypedDict, total=False):
-    """Keywords of every call that generates.
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are chosen: the fields of `rkf.runtime.sampling.Sampling`. The default is greedy."""
 
-    max_tokens: most tokens to generate (default 256; None: up to the model's context length). temperature, top_k,
-    top_p, min_p, repetition_penalty, seed: see `rkf.runtime.sampling.Sampling`; the default is greedy. stop: strings
-    that end the text and are left out of it.
-    """
-
-    max_tokens: int | None
     temperature: float
     top_k: int | None
     top_p: float | None
     min_p: float | None
     repetition_penalty: float
     seed: int
-    stop: Sequence[str]
+
+
+class Options(SamplingOptions, total=False):
+    """Keywords of every call that generates; `Model.stream` says what they mean."""
+
+    max_tokens: int | None
+    stop: str | Sequence[str]
 
 
 class Model:
@@ -71,21 +71,25 @@ class Model:
         *,
         system: str | None = None,
         raw: bool = False,
-        **options: Unpack[Options],
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """Generate an answer, piece by piece: iterate for the text; `.stats` holds counts and times, `.ids` the tokens.
 
-        prompt: a user's message, or a whole conversation ({"role": …, "content": …} each); the model's chat template
-        is applied. system: a message before it. raw: continue `prompt` as it stands; so does a model that has no
-        template. UsageError: an option out of range, an empty prompt or one longer than the context, messages the
-        template refuses.
+        prompt: a user's message, or a whole conversation ({"role": …, "content": …} each); the model's chat template is
+        applied. system: a message before it. raw: continue `prompt` as it stands; so does a model that has no template.
+        max_tokens: most tokens to generate (None: up to the model's context length). stop: strings that end the text
+        and are left out of it.
+
+        UsageError: an option out of range, an empty prompt or one longer than the context, messages the template
+        refuses.
         """
         ids = self._prompt_ids(prompt, system, raw)
         context = ids if self._continues(prompt, raw) else ()  # an answer begins a text of its own
-        max_tokens, stop = options.pop("max_tokens", 256), options.pop("stop", ())
         limits = Limits(max_tokens, self.config.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
         text = self.tokenizer.stream(context)
-        return Generation(self._session, ids, Sampling(**options), limits, self.config.context_length, text)
+        return Generation(self._session, ids, Sampling(**sampling), limits, self.config.context_length, text)
 
     def generate(
         self,

@@ -5,6 +5,8 @@ Which tensors exist decides what is done (biases, q/k norms, a head of its own);
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,7 +102,7 @@ class Network:
 
     # --- phases
 
-    def _phase(self, pairs: list[tuple[str, str | None, int]]) -> tuple[int, int]:
+    def _phase(self, pairs: Sequence[tuple[str, str | None, int]]) -> tuple[int, int]:
         """Jobs of matrices (name, partner, offset of the output in bytes), cut by rows."""
         total = sum(int(self._matrix(name)["rows"][0]) for name, _, _ in pairs)
         jobs_wanted = 1 if self._threads == 1 else _JOBS_PER_THREAD * self._threads

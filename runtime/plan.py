@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.format import plane_bits
-from rkf.matrix import ClusteredMatrix, DenseTensor, to_f32
+from rkf.matrix import ClusteredMatrix, DenseTensor, Exceptions, to_f32
 from rkf.runtime.layout import MATRIX
 
 F32 = NDArray[np.float32]
@@ -80,7 +80,7 @@ def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Pre
     if level is not None and (matrix.affine is None or matrix.affine.granularity != "group"):
         unit = _fast_values(matrix, prepared, memory, level)
     if matrix.exceptions is not None:
-        _exceptions(matrix, m, memory, unit)
+        _exceptions(matrix, matrix.exceptions, m, memory, unit)
     return prepared
 
 
@@ -163,11 +163,13 @@ def _factor(values: NDArray, memory: Memory) -> tuple[int, int]:
     return memory.hold(np.pad(values, (0, _OVERREAD)).astype(np.float32)), 4
 
 
-def _exceptions(matrix: ClusteredMatrix, m: NDArray, memory: Memory, fast: NDArray[np.float64] | None) -> None:
+def _exceptions(
+    matrix: ClusteredMatrix, exceptions: Exceptions, m: NDArray, memory: Memory, fast: NDArray[np.float64] | None
+) -> None:
     """Exceptions by row: what each weight is, and what a fast product must still add."""
-    positions = matrix.exceptions.positions.astype(np.int64)
+    positions = exceptions.positions.astype(np.int64)
     rows, columns = np.divmod(positions, matrix.columns)
-    values = to_f32(matrix.exceptions.values, matrix.exceptions.dtype)
+    values = to_f32(exceptions.values, exceptions.dtype)
     m["exception_start"] = memory.hold(np.searchsorted(rows, np.arange(matrix.rows + 1)))
     m["exception_row"] = memory.hold(rows.astype(np.int32))
     m["exception_column"] = memory.hold(columns.astype(np.int32))

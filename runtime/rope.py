@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +23,8 @@ def frequencies(config: ModelConfig) -> NDArray[np.float32]:
         return plain / np.float32(scaling.factor)
     # llama3: long waves are stretched, short ones kept, those between blended by how often they turn in the old
     # context.
-    low, high, old = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context
+    given = (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context)
+    low, high, old = cast(tuple[float, float, float], given)  # ModelConfig.from_metadata has seen to it
     wavelength = 2 * np.pi / plain
     blend = np.clip((old / wavelength - low) / (high - low), 0, 1)
     return ((1 - blend) * plain / scaling.factor + blend * plain).astype(np.float32)

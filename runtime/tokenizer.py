@@ -74,6 +74,11 @@ class TextStream:
     a character does.
     """
 
+    _context: list[int]  # the last complete piece, and
+    _before: str  # its text
+    _pending: list[int]  # the tokens since
+    _sent: int  # characters of their text that have been given out
+
     def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
         self._decode = decode
         self._begin(list(context))
@@ -102,7 +107,7 @@ class TextStream:
         return text
 
     def _begin(self, context: list[int]) -> None:
-        self._context, self._pending, self._sent = context, list[int](), 0
+        self._context, self._pending, self._sent = context, [], 0
         self._before = self._decode(context) if context else ""
 
     def _text(self) -> str:

@@ -77,7 +77,7 @@ class Sampled:
         n, vocab = whole.log_p.shape
         if vocab <= TOP:
             raise ValueError(f"a vocabulary of {vocab}: expected more than {TOP} tokens")
-        offsets = np.random.Generator(np.random.Philox(key=seed)).random(size=n)
+        offsets = np.random.Generator(np.random.Philox(key=seed)).random((n,))
         ids = np.stack([_chosen(row, offset) for row, offset in zip(whole.log_p, offsets, strict=True)])
         return cls(ids.astype(np.uint32), np.take_along_axis(whole.log_p, ids, axis=1))
 
