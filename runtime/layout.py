@@ -123,16 +123,25 @@ SPINS = 2000  # of about 50 ns each, before a waiting thread lets others run
 PHASES_PER_LAYER = 9
 PATIENCE = 6000  # looks at the next call, past SPINS each with a yield, before an idle worker parks: some milliseconds
 
-# The number of the call that runs, alone on its cache line; CLOSED ends the workers.
-CALL = np.dtype({"names": ["number"], "formats": [_WORD], "itemsize": SLOT_BYTES})
-CLOSED = -1
+# The number of the call that runs, alone on its cache line, WRITING while `batch` is; CLOSED ends the workers.
+# batch: what the call is about, copied from the caller's at `source`.
+CALL = np.dtype(
+    {
+        "names": ["number", "source", "batch"],
+        "formats": [_WORD, _WORD, BATCH],
+        "offsets": [0, SLOT_BYTES, SLOT_BYTES + 8],
+        "itemsize": 3 * SLOT_BYTES,
+    }
+)
+WRITING, CLOSED = 0, -1
 
 # One worker thread: parked is taken by compare-and-swap, so it is alone on its line; wake: whom the caller must wake.
+# batch: the worker's copy of the call's, which the next call cannot change under its hands.
 WORKER = np.dtype(
     {
-        "names": ["parked", "seen", "wake", "call", "step", "plan", "batch", "thread"],
-        "formats": [_WORD] * 8,
+        "names": ["parked", "seen", "wake", "call", "step", "plan", "thread", "batch"],
+        "formats": [*[_WORD] * 7, BATCH],
         "offsets": [0, *(SLOT_BYTES + 8 * i for i in range(7))],
-        "itemsize": 2 * SLOT_BYTES,
+        "itemsize": 4 * SLOT_BYTES,
     }
 )

@@ -60,6 +60,7 @@ class Pool:
         self._plan, self._batch = plan, batch
         self._threads = threads
         self._call = np.zeros(1, CALL)
+        self._call["source"] = batch
         self._workers = np.zeros(len(threads), WORKER)
         self._locks = [threading.Lock() for _ in threads]
         self._count = 0
@@ -67,8 +68,7 @@ class Pool:
         for index in range(1, len(threads)):
             worker = self._workers[index : index + 1]
             worker["call"], worker["step"] = self._call.ctypes.data, addresses["step"]
-            worker["plan"], worker["batch"] = plan, batch
-            worker["thread"] = threads.ctypes.data + index * THREAD.itemsize
+            worker["plan"], worker["thread"] = plan, threads.ctypes.data + index * THREAD.itemsize
             self._locks[index].acquire()
             held = (self._call, self._workers, threads, keep)
             threading.Thread(

@@ -1,14 +1,31 @@
-"""A worker thread's life between calls: run what is published, spin, let others run, park. Knows no model."""
+"""A worker thread's life between calls: run what is published, spin, let others run, park. Knows no model.
+
+A worker may come to a call when the others have done with it, or be in it when the next begins. So each runs on a copy
+of the call's batch that is known to be whole (a sequence lock: the number is the same before and after copying): with
+the call's own counts of items it finds every phase taken, and dereferences nothing that the caller has let go.
+"""
 
 from __future__ import annotations
 
-from rkf.runtime.kernels.simd import add_shared, call4, exchange_shared, give_way, load_shared, pause, store
-from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import CLOSED, PATIENCE, PHASE_BITS, SPINS, WORKER
+from numba import types
 
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.simd import add_shared, call4, exchange_shared, give_way, load, load_shared, pause, store
+from rkf.runtime.kernels.views import view
+from rkf.runtime.layout import BATCH, CALL, CLOSED, PATIENCE, PHASE_BITS, SPINS, WORKER, WRITING
+
+_CALL_BATCH = CALL.fields["batch"][1]
+_BATCH = WORKER.fields["batch"][1]
+_BATCH_WORDS = BATCH.itemsize // 8
 _SEEN = WORKER.fields["seen"][1]
 _WAKE = WORKER.fields["wake"][1]
 _WORKER_BYTES = WORKER.itemsize
+
+
+@inline
+def _copy_batch(source, target):
+    for i in range(_BATCH_WORDS):
+        store(target + i * 8, load(types.int64, source + i * 8))
 
 
 def serve(worker, unused1, unused2, unused3):
@@ -19,8 +36,11 @@ def serve(worker, unused1, unused2, unused3):
         published = load_shared(number)
         if published == CLOSED:
             return
-        if published != seen:
-            call4(w.step, w.plan, w.batch, w.thread, published << PHASE_BITS)
+        if published != seen and published != WRITING:
+            _copy_batch(number + _CALL_BATCH, worker + _BATCH)
+            if add_shared(number, 0) != published:
+                continue
+            call4(w.step, w.plan, worker + _BATCH, w.thread, published << PHASE_BITS)
             seen, idle = published, 0
             store(worker + _SEEN, seen)
         idle += 1
@@ -37,7 +57,9 @@ def serve(worker, unused1, unused2, unused3):
 
 def publish(call, number, workers, count):
     """Announce a call, and mark the parked workers, who must be woken."""
-    add_shared(call, number - load_shared(call))
+    add_shared(call, WRITING - load_shared(call))
+    _copy_batch(view(CALL, call).source, call + _CALL_BATCH)
+    add_shared(call, number - WRITING)
     for index in range(count):
         worker = workers + index * _WORKER_BYTES
         if exchange_shared(worker, 1, 0):

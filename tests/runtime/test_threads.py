@@ -49,6 +49,22 @@ def test_any_number_of_threads_gives_the_same_bits(container, monkeypatch, count
         assert np.array_equal(logits(backend), wanted)
 
 
+def test_a_late_worker_does_no_harm(container, monkeypatch):
+    """Calls of one token and of many in turn: one who comes late to a call must not take the sizes of the next."""
+    lengths = np.random.Generator(np.random.Philox(key=5)).choice([1, 1, 1, 2, 5, 17, 60], 400)
+
+    def run(backend):
+        cache, found = backend.new_cache(256), []
+        for length in lengths:
+            cache.truncate(cache.length if cache.length + length <= 256 else 0)
+            found.append(backend.forward(IDS[:length], cache, last_only=bool(length % 2)))
+        return np.concatenate(found)
+
+    wanted = run(CpuBackend(container, threads=1))
+    monkeypatch.setattr(threads, "available", lambda: 8)
+    assert np.array_equal(run(CpuBackend(container, threads=8)), wanted)
+
+
 def test_parked_workers_wake(container, monkeypatch):
     monkeypatch.setattr(threads, "available", lambda: 2)
     backend = CpuBackend(container, threads=2)
