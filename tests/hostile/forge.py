@@ -2,8 +2,9 @@
 
 `mutate(data, {path: value})` changes what `path` names: "superblock/major", "directory/tensors/head/k" (lists by number
 or by `name`), "section/3" (its stored bytes), "content/3" (what it decodes to), "padding/300" (a byte of the body),
-"packed" (the bytes of the directory) or "file" (all bytes). A value that is callable is given the old one. `reseal`
-makes every hash and length right again that was not named, so that the check behind the hashes is the one that is met.
+"keep/9" (the sections before that number alone), "packed" (the bytes of the directory) or "file" (all bytes). A value
+that is callable is given the old one. `reseal` makes every hash and length right again that was not named, so that the
+check behind the hashes is the one that is met.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Forge:
             self._replace(int(keys[0]), value)
         elif root == "content":
             self._replace_content(int(keys[0]), value)
+        elif root == "keep":
+            self._keep(int(keys[0]))
         elif root == "padding":
             self.body[int(keys[0])] = value
         elif root == "packed":
@@ -87,6 +90,12 @@ class Forge:
         for section, (start, end) in zip(self.directory["sections"], extents, strict=True):
             section |= {"offset": start, "length": end - start}
         self.extents = extents
+
+    def _keep(self, count: int) -> None:
+        self.extents = self.extents[:count]
+        self.directory["sections"] = self.directory["sections"][:count]
+        end = self.extents[-1][1]
+        self.body = self.body[: end + -end % 64]
 
     def _replace_content(self, number: int, value: Any) -> None:
         section = self.directory["sections"][number]
