@@ -49,11 +49,11 @@ class Objective:
         return cls(order, damped.astype(np.float32), (factor / np.diagonal(factor)).astype(np.float32))
 
 
-def compensated(weights: F32, objective: Objective, centroids: F32, free: Mask) -> F32:
+def compensated(weights: F32, objective: Objective, centroids: F32, exact: Mask) -> F32:
     """Quantised weights, f32[cols, rows]: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023).
 
-    weights: f32[cols, rows], columns in the objective's order; centroids: f32[k], ascending; free: bool[cols, rows],
-    the weights that may take any value.
+    weights: f32[cols, rows], columns in the objective's order; centroids: f32[k], ascending; exact: bool[cols, rows],
+    the weights that stay as they are.
     """
     columns = weights.shape[0]
     quantised, error = np.empty_like(weights), np.empty_like(weights)
@@ -64,12 +64,12 @@ def compensated(weights: F32, objective: Objective, centroids: F32, free: Mask) 
         if start:
             target += objective.feedback[:start, block].T @ error[:start]
         feedback = np.ascontiguousarray(objective.feedback[block, block])
-        _compensate(weights[block], target, feedback, centroids, middle, free[block], quantised[block], error[block])
+        _compensate(weights[block], target, feedback, centroids, middle, exact[block], quantised[block], error[block])
     return quantised
 
 
 def descended(
-    weights: F32, quantised: F32, objective: Objective, centroids: F32, free: Mask, passes: int
+    weights: F32, quantised: F32, objective: Objective, centroids: F32, exact: Mask, passes: int
 ) -> tuple[F32, F32]:
     """Coordinate descent from `quantised`: each weight in turn moves to the centroid that is best given all others.
 
@@ -84,7 +84,7 @@ def descended(
             block = slice(start, min(start + _BLOCK, weights.shape[0]))
             moments = np.ascontiguousarray(objective.moments[block, block])
             step = np.empty_like(weights[block])
-            changed += _descend(gradient[block], moments, centroids, middle, free[block], quantised[block], step)
+            changed += _descend(gradient[block], moments, centroids, middle, exact[block], quantised[block], step)
             gradient -= objective.moments[:, block] @ step
         if not changed:
             break
@@ -105,7 +105,7 @@ def _nearest_row(target, centroids, middle, below, out):
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _compensate(weights, target, feedback, centroids, middle, free, quantised, error):
+def _compensate(weights, target, feedback, centroids, middle, exact, quantised, error):
     columns, rows = weights.shape
     below = np.empty(_ROWS, np.uint8)
     for first in range(0, rows, _ROWS):
@@ -120,13 +120,13 @@ def _compensate(weights, target, feedback, centroids, middle, free, quantised, e
             got = quantised[c, first:last]
             _nearest_row(wanted, centroids, middle, below[: wanted.size], got)
             for i in range(wanted.size):
-                if free[c, first + i]:
-                    got[i] = wanted[i]
+                if exact[c, first + i]:
+                    got[i] = weights[c, first + i]
                 error[c, first + i] = weights[c, first + i] - got[i]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _descend(gradient, moments, centroids, middle, free, quantised, step):
+def _descend(gradient, moments, centroids, middle, exact, quantised, step):
     columns, rows = gradient.shape
     below = np.empty(_ROWS, np.uint8)
     wanted = np.empty(_ROWS, np.float32)
@@ -148,9 +148,8 @@ def _descend(gradient, moments, centroids, middle, free, quantised, step):
                 wanted[i] = quantised[c, first + i] + local[c, i] * inverse
             _nearest_row(wanted[:n], centroids, middle, below[:n], best[:n])
             for i in range(n):
-                value = wanted[i] if free[c, first + i] else best[i]
-                move = value - quantised[c, first + i]
-                changed += move != 0 and not free[c, first + i]
-                step[c, first + i] = move
+                value = quantised[c, first + i] if exact[c, first + i] else best[i]
+                changed += value != quantised[c, first + i]
+                step[c, first + i] = value - quantised[c, first + i]
                 quantised[c, first + i] = value
     return changed

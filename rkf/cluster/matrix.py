@@ -43,9 +43,9 @@ def cluster(
 ) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
     """Cluster one tensor by its rule; returns it with figures about the loss.
 
-    With an `objective` the indices, and the values of the weights that stay exact, serve the layer's outputs on a
-    calibration text (`rkf.cluster.calibrated`); centroids and factors are those of clustering without data. Factors by
-    group keep the nearest centroids.
+    With an `objective` the indices serve the layer's outputs on a calibration text (`rkf.cluster.calibrated`);
+    centroids, factors and exact weights are those of clustering without data. Factors by group keep the nearest
+    centroids.
 
     A tensor of one dimension, of one value, or whose rule says dense comes back as it is, with no figures. A matrix
     whose every table has at most k distinct values is lossless, whatever else the rule says. Figures: `relative_error`
@@ -70,7 +70,7 @@ def cluster(
         kept.reshape(-1)[positions] = np.nan
         tables = [_fit(weights[block], kept[block], rule, k, tensor.dtype) for block in blocks]
         if objective is not None and rule.affine != "group":
-            tables, weights = _suited(weights, kept, tables, objective)
+            tables = _suited(weights, kept, tables, objective)
         exact = exceptions.exact(weights, positions, tensor.dtype) if positions.size else None
     stats = {"relative_error": sum(table.squared_error for table in tables) / total}
     return _assemble(tensor, tables, rows_per_table, exact, rule, stats)
@@ -103,17 +103,16 @@ def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
     return _nearest(weights, kept, centroids, scale, group)
 
 
-def _suited(weights: F32, kept: F32, tables: list[_Table], objective: Objective) -> tuple[list[_Table], F32]:
-    """The tables with indices that suit the objective, and the weights with those that stay exact moved."""
-    made, moved, start = [], [], 0
+def _suited(weights: F32, kept: F32, tables: list[_Table], objective: Objective) -> list[_Table]:
+    """The tables with indices that suit the objective."""
+    made, start = [], 0
     for table in tables:
         rows = slice(start, start := start + len(table.indices))
         centroids, scale = table.centroids, table.scale
-        indices, block = calibrated.suited(weights[rows], np.isnan(kept[rows]), centroids, scale, objective)
+        indices = calibrated.suited(weights[rows], np.isnan(kept[rows]), centroids, scale, objective)
         error = figures.squared_error(kept[rows], indices, centroids, scale, weights.shape[1])
         made.append(_Table(centroids, indices, scale, error))
-        moved.append(block)
-    return made, np.concatenate(moved)
+    return made
 
 
 def _centroids(found: Histogram, on_grid: bool, k: int) -> tuple[F32, float]:
