@@ -111,7 +111,9 @@ def _peers(options: argparse.Namespace, tokens: Path, windows: list[Window]) -> 
     for type_name in TYPES:
         path = options.work / f"{type_name}.gguf"
         if not path.exists():
-            subprocess.run([options.peer, PEER, "quantize", f16, path, type_name, importance], check=True)
+            subprocess.run(
+                [options.peer, PEER, "quantize", f16, path, type_name, importance], check=True, capture_output=True
+            )
         yield type_name, path, _peer_divergence(options.peer, path, ids, windows)
 
 
