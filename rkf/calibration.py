@@ -24,8 +24,8 @@ from rkf.runtime.tokenizer import Tokenizer
 U32 = NDArray[np.uint32]
 
 SEQUENCES, CTX = 32, 512
-# What is written is read in pieces of so many tokens. Where every sequence began with BOS, one in 16 held-out windows
-# (the one that began with "970") was lost altogether, 6.8 nats a token: the first token takes massive activations.
+# What is written is read in pieces of so many tokens, so that most begin in the midst of a text, as a user's may: the
+# first token takes massive activations, and it should not always be BOS.
 _PIECE = 128
 _MAGIC = b"RKFTOKENS1\n"
 # Half of the sequences begin with BOS alone, a quarter as an answer in a chat, a quarter with one of these.
