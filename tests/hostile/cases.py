@@ -38,6 +38,16 @@ def put(offset: int, data: bytes) -> Callable[[bytes], bytes]:
     return lambda old: old[:offset] + data + old[offset + len(data) :]
 
 
+def set_bits(offset: int, bits: int) -> Callable[[bytes], bytes]:
+    """Set bits of one byte of a section, which must be clear."""
+
+    def changed(old: bytes) -> bytes:
+        assert not old[offset] & bits
+        return put(offset, bytes([old[offset] | bits]))(old)
+
+    return changed
+
+
 def cut(count: int) -> Callable[[bytes], bytes]:
     return lambda old: old[:-count]
 
@@ -126,48 +136,60 @@ SUPERBLOCKS = [
     Case("directory hash", "directory-hash", "directory", {"superblock/directory_hash": bytes(32)}),
 ]
 
-NOT_CANONICAL = {
+NOT_MSGPACK = {
     "not msgpack": b"\xc1",
     "noise": bytes(range(255, 200, -1)),
     "ends early": lambda packed: packed[:-1],
     "bytes behind it": lambda packed: packed + b"\0",
     "two maps": lambda packed: packed + packed,
+    "a list of 2^32-1 at the top": b"\xdd\xff\xff\xff\xff",
     "100,000 lists deep": deep(100_000, b"\x91", b"\x90"),
-    "100,000 maps deep": deep(100_000, b"\x81\xa1a", b"\x80"),
-    "9 deep": deep(8, b"\x81\xa1a", b"\x80"),
-    "a list of 2^32-1": b"\xdd\xff\xff\xff\xff",
-    "a map of 2^32-1": b"\xdf\xff\xff\xff\xff",
-    "a string of 2^32-1": b"\x81\xa1a\xdb\xff\xff\xff\xff",
-    "a binary of 2^32-1": b"\x81\xa1a\xc6\xff\xff\xff\xff",
-    "nil": b"\x81\xa1a\xc0",
-    "extension": b"\x81\xa1a\xd4\x05\x00",
-    "time stamp": b"\x81\xa1a\xd6\xff\x00\x00\x00\x00",
-    "extension of 2^32-1": b"\x81\xa1a\xc9\xff\xff\xff\xff\x05",
-    "32-bit float": b"\x81\xa1a\xca\x3f\x80\x00\x00",
-    "NaN": b"\x81\xa1a\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00",
-    "infinity": b"\x81\xa1a\xcb\x7f\xf0\x00\x00\x00\x00\x00\x00",
-    "negative zero": b"\x81\xa1a\xcb\x80\x00\x00\x00\x00\x00\x00\x00",
-    "duplicate keys": b"\x82\xa1a\x01\xa1a\x01",
-    "a long key twice": b"\x82" + (b"\xda\xff\xff" + b"k" * 65535 + b"\x01") * 2,
-    "keys out of order": b"\x82\xa1b\x01\xa1a\x01",
-    "keys by code unit": b"\x82\xa4\xf0\x9f\x98\x80\x01\xa3\xee\x80\x80\x01",
-    "an integer as key": b"\x81\x01\x01",
-    "a binary as key": b"\x81\xc4\x01a\x01",
-    "a list as key": b"\x81\x91\x01\x01",
-    "long positive integer": b"\x81\xa1a\xcc\x7f",
-    "longer positive integer": b"\x81\xa1a\xcf\x00\x00\x00\x00\xff\xff\xff\xff",
-    "signed positive integer": b"\x81\xa1a\xd1\x01\x00",
-    "long negative integer": b"\x81\xa1a\xd0\xe0",
-    "long string": b"\x81\xd9\x01a\x01",
-    "long binary": b"\x81\xa1a\xc5\x00\x01\x00",
-    "long list": b"\x81\xa1a\xdc\x00\x01\x00",
-    "long map": b"\xde\x00\x01\xa1a\x01",
-    "not UTF-8": b"\x81\xa1a\xa1\xff",
-    "a surrogate": b"\x81\xa1a\xa3\xed\xa0\x80",
-    "overlong UTF-8": b"\x81\xa1a\xa2\xc0\x80",
 }
+# What stands in place of the metadata of a directory that is sound otherwise, and what the message says of it.
+NOT_CANONICAL = {
+    "100,000 maps deep": (deep(100_000, b"\x81\xa1a", b"\x80"), "deep"),
+    "9 deep": (deep(7, b"\x81\xa1a", b"\x80"), "deep"),
+    "a list of 2^32-1": (b"\x81\xa1a\xdd\xff\xff\xff\xff", "as many as bytes remain"),
+    "a map of 2^32-1": (b"\xdf\xff\xff\xff\xff", "as many as bytes remain"),
+    "a string of 2^32-1": (b"\x81\xa1a\xdb\xff\xff\xff\xff", "msgpack"),
+    "a binary of 2^32-1": (b"\x81\xa1a\xc6\xff\xff\xff\xff", "msgpack"),
+    "nil": (b"\x81\xa1a\xc0", "nil"),
+    "extension": (b"\x81\xa1a\xd4\x05\x00", "extension"),
+    "time stamp": (b"\x81\xa1a\xd6\xff\x00\x00\x00\x00", "extension"),
+    "extension of 2^32-1": (b"\x81\xa1a\xc9\xff\xff\xff\xff\x05", "extension"),
+    "32-bit float": (b"\x81\xa1a\xca\x3f\x80\x00\x00", "re-encoding"),
+    "NaN": (b"\x81\xa1a\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00", "canonical number"),
+    "infinity": (b"\x81\xa1a\xcb\x7f\xf0\x00\x00\x00\x00\x00\x00", "canonical number"),
+    "negative zero": (b"\x81\xa1a\xcb\x80\x00\x00\x00\x00\x00\x00\x00", "canonical number"),
+    "duplicate keys": (b"\x82\xa1a\x01\xa1a\x01", "twice"),
+    "a long key twice": (b"\x82" + (b"\xda\xff\xff" + b"k" * 65535 + b"\x01") * 2, "twice"),
+    "keys out of order": (b"\x82\xa1b\x01\xa1a\x01", "keys in order"),
+    "keys by code unit": (b"\x82\xa4\xf0\x9f\x98\x80\x01\xa3\xee\x80\x80\x01", "keys in order"),
+    "an integer as key": (b"\x81\x01\x01", "keys"),
+    "a binary as key": (b"\x81\xc4\x01a\x01", "keys"),
+    "a list as key": (b"\x81\x91\x01\x01", "keys"),
+    "long positive integer": (b"\x81\xa1a\xcc\x7f", "re-encoding"),
+    "longer positive integer": (b"\x81\xa1a\xcf\x00\x00\x00\x00\xff\xff\xff\xff", "re-encoding"),
+    "signed positive integer": (b"\x81\xa1a\xd1\x01\x00", "re-encoding"),
+    "long negative integer": (b"\x81\xa1a\xd0\xe0", "re-encoding"),
+    "long string": (b"\x81\xd9\x01a\x01", "re-encoding"),
+    "long binary": (b"\x81\xa1a\xc5\x00\x01\x00", "re-encoding"),
+    "long list": (b"\x81\xa1a\xdc\x00\x01\x00", "re-encoding"),
+    "long map": (b"\xde\x00\x01\xa1a\x01", "re-encoding"),
+    "not UTF-8": (b"\x81\xa1a\xa1\xff", "msgpack"),
+    "a surrogate": (b"\x81\xa1a\xa3\xed\xa0\x80", "msgpack"),
+    "overlong UTF-8": (b"\x81\xa1a\xa2\xc0\x80", "msgpack"),
+}
+
+
+def as_metadata(value: bytes) -> Callable[[bytes], bytes]:
+    """The encoded directory with other bytes for its empty metadata."""
+    return lambda packed: packed.replace(b"\xa8metadata\x80", b"\xa8metadata" + value)
+
+
 DIRECTORIES = [
-    *(Case(name, "canonical", "directory", {"packed": packed}) for name, packed in NOT_CANONICAL.items()),
+    *(Case(name, "canonical", "directory", {"packed": packed}) for name, packed in NOT_MSGPACK.items()),
+    *(Case(name, "canonical", says, {"packed": as_metadata(value)}) for name, (value, says) in NOT_CANONICAL.items()),
     Case("a list at the top", "schema", "directory", {"packed": b"\x90"}),
     Case("a string at the top", "schema", "directory", {"packed": b"\xa1a"}),
     Case("an empty map", "schema", "directory", {"packed": EMPTY_MAP}),

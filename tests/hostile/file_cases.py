@@ -176,7 +176,7 @@ MODELS = [
     Case(
         "a tensor missing",
         "model",
-        "model.norm.weight",
+        "no such tensor",
         {"directory/tensors/model.norm.weight/name": "model.norm.weight.x"},
         "model",
     ),

@@ -6,7 +6,7 @@ a f16[6,2] at 768, b f32[6,2] at 832 and bf16 exceptions [4] at 896.
 
 from __future__ import annotations
 
-from tests.hostile.cases import Case, cut, f16, f32, grow, put
+from tests.hostile.cases import Case, cut, f16, f32, grow, put, set_bits
 from tests.hostile.forge import REMOVED
 
 NAN, INF = float("nan"), float("inf")
@@ -95,11 +95,11 @@ CLUSTERS = [
     Case("equal centroids", "centroids", "'head'", {"section/9": put(512, f32(-5, -5))}),
     Case("descending centroids", "centroids", "'head'", {"section/9": put(640, f32(9, -9))}),
     Case("both zeros as centroids", "centroids", "'head'", {"section/9": put(512, f32(*range(-30, 0), -0.0, 0.0))}),
-    Case("an index past K", "rank", "'body'", {"section/0": put(0, b"\xff"), "section/1": put(0, b"\xff")}),
-    Case("unused bits of a 4-bit plane", "unused-bits", "'body'", {"section/0": put(3, b"\xf0")}),
-    Case("unused bits of a 2-bit plane", "unused-bits", "'body'", {"section/1": put(1, b"\xc0")}),
-    Case("unused bits of a 1-bit plane", "unused-bits", "'body'", {"section/2": put(0, b"\x80")}),
-    Case("counts that are not the counts", "counts", "'head'", {"section/6": put(0, b"\xff" * 8)}),
+    Case("an index past K", "rank", "below 100", {"section/0": put(0, b"\xff"), "section/1": put(0, b"\xff")}),
+    Case("unused bits of a 4-bit plane", "unused-bits", "unused", {"section/0": set_bits(3, 0x10)}),
+    Case("unused bits of a 2-bit plane", "unused-bits", "unused", {"section/1": set_bits(1, 0x80)}),
+    Case("unused bits of a 1-bit plane", "unused-bits", "unused", {"section/2": set_bits(0, 0x80)}),
+    Case("counts that are not the counts", "counts", "'head', counts", {"section/6": put(0, b"\xff" * 8)}),
     Case("a 0", "factors", "'body'", {"section/9": put(448, f32(0))}),
     Case("a -0", "factors", "'head'", {"section/9": put(768, f16(-0.0))}),
     Case("a negative", "factors", "'body'", {"section/9": put(468, f32(-1))}),
