@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,23 +12,37 @@ from rkf.container import Container
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64
-from rkf.runtime.kv_cache import KvCache
-from rkf.runtime.layout import BATCH, PAGE
+from rkf.runtime.kv_cache import FORMATS, KvCache
+from rkf.runtime.layout import BATCH, BLOCK_TOKENS, PAGE
 from rkf.runtime.network import TILE, Network
 from rkf.runtime.rope import RopeTable
 from rkf.runtime.threads import Pool, chosen
 
 
 class CpuBackend:
-    """A model ready to run. exact: f32 arithmetic on the decoded weights, the reference for the fast path."""
+    """A model ready to run. exact: f32 arithmetic on the decoded weights, the reference for the fast path.
 
-    def __init__(self, container: Container, threads: int | None = None, exact: bool = False) -> None:
+    cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, else f16.
+    """
+
+    def __init__(
+        self, container: Container, threads: int | None = None, exact: bool = False, cache_format: str | None = None
+    ) -> None:
         self.config = ModelConfig.from_metadata(container.metadata["model"])
         self.exact = exact
         self.threads = chosen(threads)
-        self._cache_format = "f32" if exact else "f16"
+        self._cache_format = cache_format or ("f32" if exact else "f16")
+        if self._cache_format not in FORMATS:
+            raise UsageError(f"cache format {cache_format}: expected one of {', '.join(FORMATS)}")
         level = cpu_features.level()
-        self._network = Network(container, self.config, level=level, threads=self.threads, exact=exact)
+        self._network = Network(
+            container,
+            self.config,
+            level=level,
+            threads=self.threads,
+            exact=exact,
+            cache_format=self._cache_format,
+        )
         self._rope = RopeTable(self.config)
         self._batch = np.zeros(1, BATCH)
         step = f"step:{self._cache_format}"
@@ -47,44 +61,65 @@ class CpuBackend:
         vocab]`.
         """
         ids = np.ascontiguousarray(tokens, np.int64)
-        with self._lock:
-            return self._forward(ids, cache, last_only)
-
-    def _forward(self, ids: I64, cache: KvCache, last_only: bool) -> F32:
-        self._check(ids, cache)
-        cache.reserve(cache.length + len(ids))
         logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), np.float32)
-        for start in range(0, len(ids), TILE):
-            part = ids[start : start + TILE]
-            wanted: Any = None
-            if not last_only:
-                wanted = logits[start : start + TILE]
-            elif start + TILE >= len(ids):
-                wanted = logits
-            self._pass(part, cache, wanted, not last_only)
-            cache.length += len(part)
+        with self._lock:
+            self._check(ids, [cache], len(ids))
+            cache.reserve(cache.length + len(ids))
+            for start in range(0, len(ids), TILE):
+                part = ids[start : start + TILE]
+                wanted: F32 | None = logits[start : start + TILE]
+                if last_only:
+                    wanted = logits if start + TILE >= len(ids) else None
+                positions = np.arange(cache.length, cache.length + len(part))
+                self._pass(part, positions, [cache], wanted, all_logits=not last_only)
+                cache.length += len(part)
         return logits
 
-    def _check(self, ids: I64, cache: KvCache) -> None:
+    def forward_batch(self, tokens: I64, caches: Sequence[KvCache]) -> F32:
+        """Feed one token to each of some sequences (`tokens: i64[n]`, n different caches) in one pass over the weights;
+        `f32[n, vocab]`.
+        """
+        ids = np.ascontiguousarray(tokens, np.int64)
+        if len({id(cache) for cache in caches}) != len(ids):
+            raise UsageError(f"batch: expected a cache of its own for each of {len(ids)} tokens, got {len(caches)}")
+        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
+        with self._lock:
+            self._check(ids, caches, 1)
+            for cache in caches:
+                cache.reserve(cache.length + 1)
+            for start in range(0, len(ids), TILE):
+                some = caches[start : start + TILE]
+                positions = np.array([cache.length for cache in some])
+                part = slice(start, start + TILE)
+                self._pass(ids[part], positions, some, logits[part], all_logits=True)
+            for cache in caches:
+                cache.length += 1
+        return logits
+
+    def _check(self, ids: I64, caches: Sequence[KvCache], each: int) -> None:
         if ids.ndim != 1 or not len(ids):
             raise UsageError(f"tokens: expected i64[n] with n >= 1, got shape {ids.shape}")
-        if cache.length + len(ids) > cache.capacity:
-            raise ContextLengthError(
-                f"{cache.length + len(ids)} tokens do not fit into a context of {cache.capacity}; shorten the prompt"
-            )
+        for cache in caches:
+            if cache.length + each > cache.capacity:
+                raise ContextLengthError(
+                    f"{cache.length + each} tokens do not fit into a context of {cache.capacity}; shorten the prompt"
+                )
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise UsageError(f"token ids must lie in 0..{self.config.vocab_size - 1}, got {ids.min()}..{ids.max()}")
 
-    def _pass(self, ids: I64, cache: KvCache, logits: F32 | None, all_logits: bool) -> None:
-        """One call of the step kernel: at most TILE tokens."""
-        batch, first = self._batch[0], cache.length
-        positions = np.arange(first, first + len(ids))
-        pages = np.full(len(ids), cache.page_addresses.ctypes.data)
-        last = first + len(ids) - 1
+    def _pass(
+        self, ids: I64, positions: I64, caches: Sequence[KvCache], logits: F32 | None, *, all_logits: bool
+    ) -> None:
+        """One call of the step kernel: at most TILE tokens, of one sequence or each of its own."""
+        batch, last = self._batch[0], int(positions.max())
+        pages = np.array([cache.page_addresses.ctypes.data for cache in caches])
+        if len(caches) == 1:
+            pages = np.full(len(ids), pages[0])
         first_page = max(last - (self.config.sliding_window or last + 1) + 1, 0) // PAGE
         batch["tokens"], batch["ids"], batch["positions"] = len(ids), ids.ctypes.data, positions.ctypes.data
         batch["pages"], batch["rope"] = pages.ctypes.data, self._rope.address(last + 1)
         batch["logits"] = 0 if logits is None else logits.ctypes.data
         batch["logits_stride"], batch["all_logits"] = self.config.vocab_size * 4, all_logits
         batch["first_page"], batch["page_count"] = first_page, last // PAGE + 1 - first_page
+        batch["block"] = BLOCK_TOKENS if len(caches) == 1 else 1
         self._pool.run()

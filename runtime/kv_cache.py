@@ -1,13 +1,11 @@
-"""Keys and values of one sequence, in pages of 256 positions that hold all layers. Growing moves nothing; memory comes
-page by page.
+"""Keys and values of one sequence, in pages of 256 positions that hold all layers. Growing moves nothing; memory
+comes page by page.
 
-A page is [layers, kv_heads] of keys [16 blocks, head_dim, 16 positions], then values [256, padded head_dim]
-(kernels/attention.py).
+A page is [layers, kv_heads] of one head's keys and values, whose order inside is the kernels' business
+(kernels/cache_format.py).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +14,18 @@ from rkf.config import ModelConfig
 from rkf.errors import UsageError
 from rkf.runtime.layout import LANES, PAGE
 
-FORMATS: dict[str, np.dtype[Any]] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
+FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes of a number
 
 
-def page_values(config: ModelConfig) -> int:
-    """Numbers in one page."""
-    padded = -(-config.head_dim // LANES) * LANES
-    return config.layers * config.kv_heads * PAGE * (config.head_dim + padded)
+def padded_head_dim(config: ModelConfig) -> int:
+    """Columns of one position's values."""
+    return -(-config.head_dim // LANES) * LANES
+
+
+def head_bytes(config: ModelConfig, number_format: str) -> int:
+    """One head's keys and values in a page; int8 has two f32 scales a position besides."""
+    numbers = PAGE * (config.head_dim + padded_head_dim(config)) * FORMATS[number_format]
+    return numbers + (8 * PAGE if number_format == "int8" else 0)
 
 
 class KvCache:
@@ -31,8 +34,8 @@ class KvCache:
     def __init__(self, config: ModelConfig, capacity: int, number_format: str) -> None:
         self.capacity = capacity
         self.length = 0
-        self._values, self._dtype = page_values(config), FORMATS[number_format]
-        self._pages: list[NDArray] = []
+        self._page_bytes = config.layers * config.kv_heads * head_bytes(config, number_format)
+        self._pages: list[NDArray[np.uint8]] = []
         self.page_addresses = np.zeros(max(-(-capacity // PAGE), 1), np.int64)
 
     def truncate(self, tokens: int) -> None:
@@ -42,9 +45,9 @@ class KvCache:
         self.length = tokens
 
     def reserve(self, tokens: int) -> None:
-        """Have pages for so many positions. Memory begins as zeros: lanes past the end are multiplied by a weight of
-        zero.
+        """Have pages for so many positions. Memory begins as zeros: what lies past the end is read, and weighs
+        nothing.
         """
         while len(self._pages) * PAGE < tokens:
-            self._pages.append(np.zeros(self._values, self._dtype))
+            self._pages.append(np.zeros(self._page_bytes, np.uint8))
             self.page_addresses[len(self._pages) - 1] = self._pages[-1].ctypes.data

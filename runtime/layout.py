@@ -61,7 +61,7 @@ LAYER = np.dtype(
 # What does not change between calls. Buffers hold `tile` tokens; strides are bytes from one token to the next.
 #   x: the residual stream; qkv: queries, keys, values; mixed: what attention gives; gate_up: both, gate first
 #   norm_input, mixed_input, feed_input: ACTIVATIONs of all tokens (hidden, heads * head_dim, intermediate columns)
-#   head_stride: bytes of a head's padded f32 vector
+#   head_bytes: one head's region in a page of the cache; partials: of one token, [pages, heads]
 #   slots: where threads agree (kernels/sync.py)
 PLAN = np.dtype(
     [
@@ -86,6 +86,7 @@ PLAN = np.dtype(
             "gate_up_stride",
             "delta",
             "delta_stride",
+            "head_bytes",
             "partials",
             "partial_bytes",
             "slots",
@@ -97,21 +98,24 @@ PLAN = np.dtype(
     align=True,
 )
 
-# One thread's own memory: activations of one token, a tile of decoded weights, the scores of a page, two
-# partial attentions.
+# One thread's own memory: activations of one token, a tile of decoded weights, scores of a page, a tile of keys or
+# values, partial attentions: of the pages so far and of one page.
 THREAD = np.dtype(
     [(name, ACTIVATION) for name in ("norm_input", "mixed_input", "feed_input")]
-    + [(name, _WORD) for name in ("scratch", "scores", "partial")],
+    + [(name, _WORD) for name in ("scratch", "scores", "tile", "totals", "parts")],
     align=True,
 )
 
 # One call: token ids and positions i64[tokens]; pages i64[tokens]: the address of the list of page addresses of each
 # token's cache; rope f32[positions, 2, head_dim / 2]: cosines, then sines; where logits go (of all tokens, or of the
-# last; 0: nobody wants them); first_page, page_count: what attention reads (one token only).
-BATCH = _struct("tokens ids positions pages rope logits logits_stride all_logits first_page page_count")
+# last; 0: nobody wants them); first_page, page_count: what one token attends to; block: how many neighbouring tokens
+# belong to one sequence and attend together (BLOCK_TOKENS, or 1 where each token is another sequence's).
+BATCH = _struct("tokens ids positions pages rope logits logits_stride all_logits first_page page_count block")
 
 TILE_ROWS = 32  # rows that a product of many tokens decodes at a time
 PAGE = 256  # positions of one page of the cache
+BLOCK_TOKENS = 4  # neighbouring tokens that attend together
+WIDE = 64  # columns of values that attention sums at a time; rows of a tile are padded to whole strips
 PARTIAL_HEADER = 64  # bytes before the weighted values of a partial attention: maximum, sum
 
 # Phases: a tag is call << PHASE_BITS | phase; slots of claimed and of finished items hold tag << COUNT_BITS | count.

@@ -15,9 +15,11 @@ from rkf.container import Container
 from rkf.errors import StructureError
 from rkf.matrix import DenseTensor
 from rkf.runtime import jit
+from rkf.runtime.kv_cache import head_bytes, padded_head_dim
 from rkf.runtime.layout import (
     ACTIVATION,
     BLOCK,
+    BLOCK_TOKENS,
     CLAIM_SLOTS,
     JOB,
     LANES,
@@ -31,6 +33,7 @@ from rkf.runtime.layout import (
     SLOT_BYTES,
     THREAD,
     TILE_ROWS,
+    WIDE,
 )
 from rkf.runtime.plan import Memory, Prepared, clustered, dense
 
@@ -46,9 +49,11 @@ _JOBS_PER_THREAD = 4  # of one phase: enough that a late thread finds its share 
 class Network:
     """The plan of a model on some threads; `plan` and `threads` are addresses for the step kernel."""
 
-    def __init__(self, container: Container, config: ModelConfig, *, level: str, threads: int, exact: bool) -> None:
+    def __init__(
+        self, container: Container, config: ModelConfig, *, level: str, threads: int, exact: bool, cache_format: str
+    ) -> None:
         self.config = config
-        self._container, self._exact, self._threads = container, exact, threads
+        self._container, self._exact, self._threads, self._cache_format = container, exact, threads, cache_format
         self._memory = Memory()
         self._prepared: dict[str, Prepared] = {}
         if config.layers * PHASES_PER_LAYER + 4 > 1 << PHASE_BITS:
@@ -143,7 +148,8 @@ class Network:
         plan["layers"], plan["layer_count"] = memory.hold(layers), config.layers
         plan["hidden"], plan["intermediate"] = config.hidden_size, config.intermediate_size
         plan["heads"], plan["kv_heads"], plan["head_dim"] = config.heads, config.kv_heads, config.head_dim
-        plan["padded_head_dim"] = _padded(config.head_dim, LANES)
+        plan["padded_head_dim"] = padded_head_dim(config)
+        plan["head_bytes"] = head_bytes(config, self._cache_format)
         plan["window"] = config.sliding_window or 0
         plan["epsilon"], plan["query_scale"] = config.norm_epsilon, config.head_dim**-0.5
         plan["embedding"] = self._matrix(EMBEDDING).ctypes.data
@@ -175,8 +181,10 @@ class Network:
             # SwiGLU's output is everyone's; each thread packs it for itself.
             thread["feed_input"]["values"] = self.plan_array[0]["feed_input"]["values"]
             thread["scratch"] = memory.zeros(scratch)
-            thread["scores"] = memory.zeros(PAGE * 4)
-            thread["partial"] = memory.zeros(2 * self._partial_bytes)
+            queries = BLOCK_TOKENS * self.config.heads // self.config.kv_heads
+            thread["scores"] = memory.zeros(queries * PAGE * 4)
+            thread["tile"] = memory.zeros(WIDE * _padded(self.config.head_dim, WIDE) * 4)
+            thread["totals"], thread["parts"] = (memory.zeros(queries * self._partial_bytes) for _ in range(2))
 
     def _inputs(self) -> list[tuple[str, int]]:
         """The activations that products read, and their columns."""
@@ -199,7 +207,7 @@ class Network:
 
     @property
     def _partial_bytes(self) -> int:
-        return PARTIAL_HEADER + _padded(self.config.head_dim, LANES) * 4
+        return PARTIAL_HEADER + _padded(self.config.head_dim, WIDE) * 4
 
 
 _LAYER_MATRICES = [f"self_attn.{part}_proj" for part in "qkvo"] + [

@@ -108,3 +108,10 @@ def single(convert):
         return first_lane(convert(splat(I16x16, load(types.int16, address))))
 
     return read
+
+
+def conversions(level):
+    """How a level of CPU widens and narrows half-precision numbers."""
+    if level == "portable":
+        return portable_widen, portable_narrow
+    return hardware_widen, hardware_narrow

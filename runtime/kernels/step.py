@@ -13,8 +13,9 @@ from typing import Any
 from numba import types
 
 from rkf.runtime.kernels import activations, attention, sync
-from rkf.runtime.kernels.inline import inline, piece
-from rkf.runtime.kernels.simd import call3, call8, load, store
+from rkf.runtime.kernels.cache_format import CacheFormat
+from rkf.runtime.kernels.inline import inline, larger, piece, smaller
+from rkf.runtime.kernels.simd import F32x16, call3, call8, load, splat, store
 from rkf.runtime.kernels.views import address_of, view
 from rkf.runtime.layout import BATCH, JOB, LANES, LAYER, MATRIX, PAGE, PLAN, THREAD
 
@@ -158,21 +159,34 @@ def _embed(item, plan, batch, layer, thread):
 
 
 @inline
-def _rotate(head, cosines, half):
-    """Rope on pairs (i, i + head_dim / 2), as Hugging Face orders them; the sines follow the cosines."""
-    for i in range(half):
+def _rotate(head, cosines, half, scale):
+    """Rope on pairs (i, i + head_dim / 2), as Hugging Face orders them, times a scale; the sines follow the cosines."""
+    whole = half // LANES * LANES
+    for i in range(0, whole, LANES):
+        a, b = load(F32x16, head + i * 4), load(F32x16, head + (i + half) * 4)
+        cosine, sine = load(F32x16, cosines + i * 4), load(F32x16, cosines + (i + half) * 4)
+        factor = splat(F32x16, scale)
+        store(head + i * 4, (a * cosine - b * sine) * factor)
+        store(head + (i + half) * 4, (b * cosine + a * sine) * factor)
+    for i in range(whole, half):
         a, b = _float(head, i), _float(head, i + half)
         cosine, sine = _float(cosines, i), _float(cosines, i + half)
-        store(head + i * 4, a * cosine - b * sine)
-        store(head + (i + half) * 4, b * cosine + a * sine)
+        store(head + i * 4, (a * cosine - b * sine) * scale)
+        store(head + (i + half) * 4, (b * cosine + a * sine) * scale)
 
 
 @inline
-def _prepare_head(head, norm, cosines, plan):
+def _prepare_head(head, norm, cosines, scale, plan):
     """A query or key head, in place: its norm (where the model has one), then rope."""
     if norm != 0:
         activations.rms_norm(head, norm, head, plan.head_dim, plan.epsilon)
-    _rotate(head, cosines, plan.head_dim // 2)
+    _rotate(head, cosines, plan.head_dim // 2, scale)
+
+
+@inline
+def _region(plan, layer, pages, page, kv_head):
+    """Where a page of the cache holds a layer's key head."""
+    return _word(pages, page) + (layer.index * plan.kv_heads + kv_head) * plan.head_bytes
 
 
 @inline
@@ -180,22 +194,14 @@ def _first_visible(plan, position):
     """The first position that attention from `position` sees."""
     if plan.window == 0:
         return types.int64(0)
-    return max(position - plan.window + 1, types.int64(0))
+    return larger(position - plan.window + 1, types.int64(0))
 
 
-def step(level: str, cache: tuple[Callable[..., Any], Callable[..., Any], int]) -> Callable[..., Any]:
-    """The pass for a level of CPU and a cache's number format (half.py): how to read 16, to write 16, and bytes of
-    one.
-    """
-    read, write, element_bytes = cache
+def step(level: str, cache: CacheFormat) -> Callable[..., Any]:
+    """The pass for a level of CPU and a format of the cache."""
     pack = activations.packer(level)
-    attend = attention.page_attention(read, element_bytes)
-
-    @inline
-    def keys_of(plan, layer, pages, page, kv_head):
-        """Where a page's keys for a layer and a head begin; the values follow them."""
-        head_bytes = PAGE * (plan.head_dim + plan.padded_head_dim) * element_bytes
-        return _word(pages, page) + (layer.index * plan.kv_heads + kv_head) * head_bytes
+    attend = attention.page_attention(cache)
+    write = cache.remember
 
     @piece
     def remember(item, plan, batch, layer, thread):
@@ -204,78 +210,74 @@ def step(level: str, cache: tuple[Callable[..., Any], Callable[..., Any], int]) 
         cosines = batch.rope + position * plan.head_dim * 4
         head_bytes, queries = plan.head_dim * 4, plan.qkv + item * plan.qkv_stride
         for head in range(plan.heads):
-            query = queries + head * head_bytes
-            _prepare_head(query, layer.q_norm, cosines, plan)
-            for i in range(plan.head_dim):
-                store(query + i * 4, _float(query, i) * plan.query_scale)
-        page, slot = position // PAGE, position % PAGE
+            _prepare_head(queries + head * head_bytes, layer.q_norm, cosines, plan.query_scale, plan)
         for head in range(plan.kv_heads):
             key = queries + (plan.heads + head) * head_bytes
+            _prepare_head(key, layer.k_norm, cosines, types.float32(1), plan)
+            region = _region(plan, layer, _word(batch.pages, item), position // PAGE, head)
             value = key + plan.kv_heads * head_bytes
-            _prepare_head(key, layer.k_norm, cosines, plan)
-            keys = keys_of(plan, layer, _word(batch.pages, item), page, head)
-            write_key(keys + (slot // LANES * plan.head_dim * LANES + slot % LANES) * element_bytes, key, plan.head_dim)
-            values = keys + (PAGE * plan.head_dim + slot * plan.padded_head_dim) * element_bytes
-            write_value(values, value, plan.head_dim)
+            write(region, position % PAGE, key, value, plan.head_dim, plan.padded_head_dim)
 
-    @inline
-    def write_key(target, key, head_dim):
-        for i in range(head_dim):
-            write(target + i * LANES * element_bytes, _float(key, i))
-
-    @inline
-    def write_value(target, value, head_dim):
-        for i in range(head_dim):
-            write(target + i * element_bytes, _float(value, i))
-
-    @inline
-    def attend_page(item, head, page, plan, batch, layer, thread, out):
-        """One query head of a token over one page."""
-        position = _word(batch.positions, item)
-        first, end = _first_visible(plan, position) - page * PAGE, position + 1 - page * PAGE
-        kv_head = head // (plan.heads // plan.kv_heads)
-        keys = keys_of(plan, layer, _word(batch.pages, item), page, kv_head)
-        values = keys + PAGE * plan.head_dim * element_bytes
-        query = plan.qkv + item * plan.qkv_stride + head * plan.head_dim * 4
+    @piece
+    def attend_page(item, tokens, kv_head, page, plan, batch, layer, thread, out):
+        """The queries of some neighbouring tokens, first `item`, and of one group of heads, over one page."""
+        group, head_bytes = plan.heads // plan.kv_heads, plan.head_dim * 4
         attend(
-            query, keys, values, max(first, 0), min(end, PAGE), plan.head_dim, plan.padded_head_dim, thread.scores, out
+            plan.qkv + item * plan.qkv_stride + kv_head * group * head_bytes,
+            head_bytes,
+            plan.qkv_stride,
+            tokens,
+            group,
+            _word(batch.positions, item) - page * PAGE,
+            plan.window,
+            _region(plan, layer, _word(batch.pages, item), page, kv_head),
+            plan.head_dim,
+            plan.padded_head_dim,
+            thread.tile,
+            thread.scores,
+            out,
+            plan.partial_bytes,
         )
 
     @piece
     def mix_one(item, plan, batch, layer, thread):
-        """One token: the heads of one group over one page, to the shared partial results."""
-        group = plan.heads // plan.kv_heads
+        """One token: one group of heads over one page, to the shared partial results."""
         kv_head, page = item % plan.kv_heads, item // plan.kv_heads
-        for head in range(kv_head * group, (kv_head + 1) * group):
-            out = plan.partials + (page * plan.heads + head) * plan.partial_bytes
-            attend_page(types.int64(0), head, batch.first_page + page, plan, batch, layer, thread, out)
+        out = plan.partials + (page * plan.heads + kv_head * (plan.heads // plan.kv_heads)) * plan.partial_bytes
+        attend_page(types.int64(0), types.int64(1), kv_head, batch.first_page + page, plan, batch, layer, thread, out)
 
     @piece
     def join_one(item, plan, batch, layer, thread):
         """One token: the partial results of all pages put together, packed for the output matrix."""
+        total = thread.totals
         for head in range(plan.heads):
-            total = thread.partial
-            attention.copy(plan.partials + head * plan.partial_bytes, total, plan.partial_bytes)
-            for page in range(1, batch.page_count):
-                attention.merge(
-                    total, plan.partials + (page * plan.heads + head) * plan.partial_bytes, plan.padded_head_dim
-                )
+            attention.start(total, plan.partial_bytes)
+            for page in range(batch.page_count):
+                part = plan.partials + (page * plan.heads + head) * plan.partial_bytes
+                attention.merge(total, part, plan.partial_bytes)
             attention.finish(total, thread.mixed_input.values + head * plan.head_dim * 4, plan.head_dim)
         pack(thread.mixed_input, types.int64(0))
 
     @piece
     def mix_many(item, plan, batch, layer, thread):
-        """Several tokens: all heads of one token over all pages that it sees, page by page."""
-        position = _word(batch.positions, item)
-        first_page, last_page = _first_visible(plan, position) // PAGE, position // PAGE
-        out = plan.mixed_input.values + item * plan.mixed_input.values_stride
-        total, part = thread.partial, thread.partial + plan.partial_bytes
-        for head in range(plan.heads):
-            attend_page(item, head, first_page, plan, batch, layer, thread, total)
-            for page in range(first_page + 1, last_page + 1):
-                attend_page(item, head, page, plan, batch, layer, thread, part)
-                attention.merge(total, part, plan.padded_head_dim)
-            attention.finish(total, out + head * plan.head_dim * 4, plan.head_dim)
+        """A block of tokens and one group of heads over all pages that they see, page by page."""
+        group = plan.heads // plan.kv_heads
+        kv_head, token = item % plan.kv_heads, item // plan.kv_heads * batch.block
+        tokens = smaller(batch.tokens - token, batch.block)
+        position, count = _word(batch.positions, token), tokens * group
+        totals, parts, size = thread.totals, thread.parts, plan.partial_bytes
+        for i in range(count):
+            attention.start(totals + i * size, size)
+        for page in range(_first_visible(plan, position) // PAGE, (position + tokens - 1) // PAGE + 1):
+            attend_page(token, tokens, kv_head, page, plan, batch, layer, thread, parts)
+            for i in range(count):
+                attention.merge(totals + i * size, parts + i * size, size)
+        for i in range(count):
+            out = plan.mixed_input.values + (token + i // group) * plan.mixed_input.values_stride
+            attention.finish(totals + i * size, out + (kv_head * group + i % group) * plan.head_dim * 4, plan.head_dim)
+
+    @piece
+    def pack_mixed(item, plan, batch, layer, thread):
         pack(plan.mixed_input, item)
 
     @inline
@@ -304,7 +306,9 @@ def step(level: str, cache: tuple[Callable[..., Any], Callable[..., Any], int]) 
     @inline
     def mix(plan, batch, layer, thread, tag):
         if batch.tokens > 1:
-            return _share(mix_many, batch.tokens, plan, batch, layer, thread, tag)
+            items = (batch.tokens + batch.block - 1) // batch.block * plan.kv_heads
+            tag = _share(mix_many, items, plan, batch, layer, thread, tag)
+            return _share(pack_mixed, batch.tokens, plan, batch, layer, thread, tag)
         tag = _share(mix_one, plan.kv_heads * batch.page_count, plan, batch, layer, thread, tag)
         join_one(types.int64(0), plan, batch, layer, thread)
         return tag

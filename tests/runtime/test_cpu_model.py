@@ -82,3 +82,35 @@ def test_what_does_not_fit_is_refused(tmp_path):
                 backend.forward(bad, cache, last_only=True)
         with pytest.raises(UsageError):
             cache.truncate(1)
+
+
+@pytest.mark.parametrize("cache_format", ["f32", "f16", "int8"])
+def test_several_sequences_in_one_pass_give_the_bits_of_each_alone(tmp_path, cache_format):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        backend = CpuBackend(container, cache_format=cache_format)
+        prompts = [IDS[:5], IDS[7:47], IDS[50:51], IDS[60:90], IDS[90:97]]
+        caches = [backend.new_cache(256) for _ in prompts]
+        alone = [backend.new_cache(256) for _ in prompts]
+        for prompt, *pair in zip(prompts, caches, alone, strict=True):
+            for cache in pair:
+                backend.forward(prompt, cache, last_only=True)
+        for step in range(3):
+            tokens = IDS[100 + 5 * step : 105 + 5 * step]
+            wanted = [backend.forward(tokens[i : i + 1], alone[i], last_only=True)[0] for i in range(5)]
+            assert np.array_equal(backend.forward_batch(tokens, caches), wanted)
+
+
+def test_a_batch_needs_a_cache_for_each_token(tmp_path):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        backend = CpuBackend(container)
+        cache = backend.new_cache(16)
+        with pytest.raises(UsageError):
+            backend.forward_batch(IDS[:2], [cache, cache])
+
+
+def test_an_int8_cache_is_close(tmp_path):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        wanted = logits(CpuBackend(container, exact=True), PARTS)
+        assert relative(logits(CpuBackend(container, cache_format="int8"), PARTS), wanted) < 0.05
+        with pytest.raises(UsageError):
+            CpuBackend(container, cache_format="int4")
