@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import click
 import pytest
@@ -101,7 +102,11 @@ def test_ctrl_c_is_130_without_a_traceback(tmp_path):
     os.mkfifo(pipe)
     # A reader of a pipe waits for its writer: it stands still where we want it to.
     process = subprocess.Popen(
-        [sys.executable, "-m", "rkf", "eval", "ppl", "model", "--text", str(pipe)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rkf", "eval", "ppl", "model", "--text", str(pipe)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs the tests may itself ignore Ctrl-C (a job in the background), and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     with open(pipe, "w"):  # noqa: PTH123 - returns once the other side has opened it
         process.send_signal(signal.SIGINT)
