@@ -81,7 +81,7 @@ def convert(
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
     source = open_source(src)
-    announced = calibrate and calibrate.announced
+    announced = calibrate.announced if calibrate else None
     if size is None and bpw is None:
         plan = Recipe.load(recipe or "default", k, source.config.layers)
     else:
@@ -93,7 +93,7 @@ def convert(
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source) if calibrate else None
-        job = _Job(source, plan, out, calibration and calibration.provenance)
+        job = _Job(source, plan, out, calibration.provenance if calibration else None)
         return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
 
 
