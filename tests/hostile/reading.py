@@ -18,7 +18,7 @@ from rkf.errors import (
     StructureError,
     UnsupportedError,
 )
-from tests.spec import reference
+from tests.hostile import strict
 
 Weights = dict[str, NDArray[np.float32]]
 LEVEL_ERRORS: dict[str, type[RkfError]] = {
@@ -55,8 +55,8 @@ def outcome(path: Path, values: Path | None = None) -> str | Weights:
 
 
 def reference_outcome(path: Path, values: Path | None = None) -> str | Weights:
-    """The same of the reference reader."""
+    """The same of the strict reference reader."""
     try:
-        return reference.read(path, values)
-    except reference.Refused as refusal:
+        return strict.read(path, values)
+    except strict.Refused as refusal:
         return refusal.args[0]

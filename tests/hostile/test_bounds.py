@@ -21,9 +21,10 @@ from rkf.errors import IntegrityError
 from rkf.format import ZSTD_CHUNK_BYTES
 from rkf.matrix import ClusteredMatrix
 from rkf.writer import Writer
+from tests.hostile import strict
 from tests.hostile.forge import mutate
 from tests.hostile.test_refusals import CASES, LEVELS
-from tests.spec import reference
+from tests.spec.reference import load_section
 
 ROOT = Path(__file__).resolve().parents[2]
 MEBI = 1 << 20
@@ -97,19 +98,19 @@ def three_chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_chunks_of_both_readers(three_chunks: Path) -> None:
     data = (three_chunks / "packed.rkf").read_bytes()
-    _, directory = reference.open_directory(data)
+    _, directory = strict.check_file(data)
     section = directory["sections"][0]
     assert section["codec"] == "zstd" and len(section["chunks"]) == 3
     with rkf.open(three_chunks / "raw.rkf") as raw, rkf.open(three_chunks / "packed.rkf") as packed:
         assert np.array_equal(raw.section(0), packed.section(0))
-        assert reference.load_section(data, section) == raw.section(0).tobytes()
+        assert load_section(data, section) == raw.section(0).tobytes()
 
 
 @pytest.mark.parametrize("change", ("swapped", "moved", "short first"))
 def test_chunks_out_of_place(change: str, three_chunks: Path, tmp_path: Path) -> None:
     """Chunks that are frames of the right sizes, in the wrong order; a border moved; chunks of other decoded sizes."""
     data, path = (three_chunks / "packed.rkf").read_bytes(), tmp_path / "hostile.rkf"
-    _, directory = reference.open_directory(data)
+    _, directory = strict.check_file(data)
     first, second, third = directory["sections"][0]["chunks"]
     if change == "swapped":
         edits = {
@@ -126,6 +127,6 @@ def test_chunks_out_of_place(change: str, three_chunks: Path, tmp_path: Path) ->
     path.write_bytes(mutate(data, edits))
     with rkf.open(path) as container, pytest.raises(IntegrityError, match=r"section 0 \(plane\)"):
         container.load("w")
-    with pytest.raises(reference.Refused) as caught:
-        reference.load_section(path.read_bytes(), reference.open_directory(path.read_bytes())[1]["sections"][0])
+    with pytest.raises(strict.Refused) as caught:
+        strict.read(path)
     assert caught.value.args[0] == "integrity"

@@ -12,12 +12,12 @@ import pytest
 import rkf
 from rkf.errors import BindingError, IntegrityError, NotRkfError, StructureError
 from rkf.verify import verify
+from tests.hostile import strict
 from tests.hostile.cases import DIRECTORIES, NOT_RKF, SECTIONS, SUPERBLOCKS, Case
 from tests.hostile.file_cases import BINDINGS, MODELS, VALUES, ZSTD
 from tests.hostile.forge import mutate
 from tests.hostile.reading import LEVEL_ERRORS, decode_all, read_all
 from tests.hostile.tensor_cases import CLUSTERS, TENSORS
-from tests.spec import reference
 from tests.spec.document import VECTORS, code, table
 
 CASES = [*NOT_RKF, *SUPERBLOCKS, *DIRECTORIES, *SECTIONS, *TENSORS, *CLUSTERS, *ZSTD, *MODELS, *VALUES]
@@ -43,7 +43,7 @@ def test_sources_are_sound(source: str, sources: dict[str, bytes], tmp_path: Pat
     path.write_bytes(mutate(sources[source], {}))
     assert path.read_bytes() == sources[source]
     verify(path)
-    reference.read(path)
+    strict.read(path)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ident)
@@ -92,11 +92,11 @@ def test_structure_alone(case: Case, sources: dict[str, bytes], tmp_path: Path) 
 def test_reference_reader_agrees(case: Case, sources: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "hostile.rkf"
     path.write_bytes(mutate(sources[case.source], case.edits))
-    with pytest.raises(reference.Refused) as caught:
+    with pytest.raises(strict.Refused) as caught:
         if case.source == "regrouped":
-            reference.read(VECTORS / "everything.rkf", path)
+            strict.read(VECTORS / "everything.rkf", path)
         else:
-            reference.read(path)
+            strict.read(path)
     assert caught.value.args[0] == LEVELS[case.refusal]
 
 
@@ -109,6 +109,6 @@ def test_binding(case: Case, sources: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(BindingError) as caught:
         rkf.open(VECTORS / "everything.rkf", values=path)
     assert str(path) in str(caught.value) and case.mentions in str(caught.value)
-    with pytest.raises(reference.Refused) as refused:
-        reference.read(VECTORS / "everything.rkf", path)
+    with pytest.raises(strict.Refused) as refused:
+        strict.read(VECTORS / "everything.rkf", path)
     assert refused.value.args[0] == "binding"

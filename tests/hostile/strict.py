@@ -1,15 +1,20 @@
-"""The rules that hold a directory together (rkf-1.md, sections 5 to 7, 9 and 11), for the reference reader beside it.
+"""The reference reader made strict: every refusal of rkf-1.md at structure and integrity, a second time and apart.
 
-`check_directory` raises `Refused`; `value_fields` says where a tensor's values lie. Nothing of the project is imported.
+`read(path, values)` checks the rules of sections 5 to 7, 9, 11 and 12 and then reads as spec/reference_reader.py does.
+What is said about `metadata.model`, and semantics, are left out. It shares no code with the project's reader, so that
+the tests may compare the two.
 """
 
 import math
+from pathlib import Path
 
 import msgpack
+import zstandard
 from blake3 import blake3
 
-DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
-PLANES = {1: [1], 2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 7: [4, 2, 1], 8: [4, 4]}
+from tests.spec import reference
+from tests.spec.reference import DTYPES, PLANES, Refused, aligned, need, value_fields
+
 CHUNK = 16 << 20
 TYPES = {"map": dict, "list": list, "str": str, "hash": bytes, "uint": int}
 DIRECTORY = "dense_id:hash ranks_id:hash metadata:map provenance:map sections:list tensors:list"
@@ -23,19 +28,6 @@ TENSOR = {
     "values": VALUES,
 }
 AFFINE = "a?:f16|f32 b?:f16|f32 granularity:tensor|row|group"
-
-
-class Refused(Exception):
-    """Raised with (level, detail)."""
-
-
-def need(condition, detail, level="structure"):
-    if not condition:
-        raise Refused(level, detail)
-
-
-def aligned(offset):
-    return -(-offset // 64) * 64
 
 
 def is_uint(value):
@@ -105,7 +97,7 @@ def check_tensor(tensor):
 def tensor_sections(tensor):
     """[(number, kind, decoded bytes)] of the sections of one tensor (section 7)."""
     if tensor["kind"] == "dense":
-        return [(tensor["data"], "dense", math.prod(tensor["shape"]) * DTYPE_BYTES[tensor["dtype"]])]
+        return [(tensor["data"], "dense", math.prod(tensor["shape"]) * DTYPES[tensor["dtype"]].itemsize)]
     if tensor["kind"] != "clustered":
         return []
     *rows, cols = tensor["shape"]
@@ -119,28 +111,13 @@ def tensor_sections(tensor):
     return sections
 
 
-def value_fields(tensor):
-    """[(field, dtype, shape)] of the values of one tensor, in their order (section 9)."""
-    if tensor["kind"] not in ("clustered", "values"):
-        return []
-    *rows, cols = tensor["shape"]
-    rows, affine = math.prod(rows), tensor["values"].get("affine", {})
-    fields = [("centroids", "f32", (-(-rows // tensor["rows_per_table"]), tensor["k"]))]
-    shapes = {"tensor": (1, 1), "row": (rows, 1), "group": (rows, -(-cols // affine.get("group", cols)))}
-    fields += [(factor, affine[factor], shapes[affine["granularity"]]) for factor in "ab" if factor in affine]
-    if "exceptions" in tensor:
-        fields.append(("exceptions", tensor["values"]["exceptions"], (tensor["exceptions"]["count"],)))
-    return fields
-
-
-def values_layout(tensors):
-    """{(tensor, field): (offset, dtype, shape)} in the values section, and its length."""
-    layout, end = {}, 0
+def values_bytes(tensors):
+    """The length of the values section."""
+    end = 0
     for tensor in tensors:
-        for field, dtype, shape in value_fields(tensor):
-            layout[tensor["name"], field] = (aligned(end), dtype, shape)
-            end = aligned(end) + math.prod(shape) * DTYPE_BYTES[dtype]
-    return layout, end
+        for _, dtype, shape in value_fields(tensor) if "values" in tensor else []:
+            end = aligned(end) + math.prod(shape) * DTYPES[dtype].itemsize
+    return end
 
 
 def check_section(section, kind, size, offset):
@@ -188,8 +165,8 @@ def check_directory(kind, directory, end):
     numbered = [own for tensor in tensors for own in tensor_sections(tensor)]
     need([number for number, _, _ in numbered] == list(range(len(numbered))), "section numbers")
     planned = [(section_kind, size) for _, section_kind, size in numbered]
-    if values_bytes := values_layout(tensors)[1]:
-        planned.append(("values", values_bytes))
+    if size := values_bytes(tensors):
+        planned.append(("values", size))
     blobs = [section.get("name") for section in sections[len(planned) :]]
     check_names(blobs)
     known = (name in ("chat_template.jinja", "tokenizer.json") or name.startswith("x-") for name in blobs)
@@ -203,3 +180,61 @@ def check_directory(kind, directory, end):
     need(offset == end, f"the directory begins at {end}, not {offset}")
     if kind == 1:
         check_identities(directory)
+
+
+def check_frames(data, section):
+    """Section 7: each chunk is one frame, as it has to be."""
+    at, left = section["offset"], section["decoded_length"]
+    for length in section["chunks"]:
+        frame, size = data[at : at + length], min(left, CHUNK)
+        try:
+            header = zstandard.get_frame_parameters(frame)
+            fits = header.content_size == size and header.dict_id == 0 and header.window_size <= 1 << 27
+            need(fits, "frame", "integrity")
+            decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+            chunk = decoder.decompress(frame)
+        except zstandard.ZstdError as error:
+            raise Refused("integrity", f"frame: {error}") from error
+        need(len(chunk) == size and decoder.eof and not decoder.unused_data, "frame", "integrity")
+        at, left = at + length, left - CHUNK
+
+
+def check_file(data):
+    """Structure and frames of a file; gives its kind and directory."""
+    kind = data[12] if len(data) >= 128 else 1
+    try:
+        directory = reference.open_directory(data, kind)
+        need(check_canonical(directory) <= 1 << 19, "too many maps and arrays")
+        offset = int.from_bytes(data[32:40], "little")
+        need(msgpack.packb(directory) == data[offset:], "another encoding")
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise Refused("structure", f"not canonical: {error}") from error
+    check_directory(kind, directory, offset)
+    return kind, directory
+
+
+def check_pair(model, other):
+    """Section 12: the values are for these tensors."""
+    need(all(model[key] == other[key] for key in ("ranks_id", "dense_id")), "other ranks or dense tensors", "binding")
+    forms = [
+        [[t["name"], t["shape"], t["k"], t["rows_per_table"], t.get("exceptions", {}).get("count")] for t in tensors]
+        for tensors in ([t for t in model["tensors"] if t["kind"] == "clustered"], other["tensors"])
+    ]
+    need(forms[0] == forms[1], "other tensors", "binding")
+
+
+def read(path, values=None):
+    """As the reference reader, after every check: structure, frames, values, binding, and what is left to it."""
+    files, directories = [Path(file).read_bytes() for file in (path, values) if file is not None], []
+    for wanted, data in enumerate(files, 1):
+        kind, directory = check_file(data)
+        need(kind == wanted, f"not a file of kind {wanted}", "binding")
+        directories.append(directory)
+    for data, directory in zip(files, directories, strict=True):
+        for section in directory["sections"]:
+            if section["codec"] == "zstd":
+                check_frames(data, section)
+        reference.read_values(directory, data)
+    if values is not None:
+        check_pair(*directories)
+    return reference.read(path, values)
