@@ -74,7 +74,8 @@ class ClusteredWeight(nn.Module):
         if low == high:
             return weights
         places, exact = self.positions[low:high] - begin, self.exceptions[low:high].to(weights.dtype)
-        return weights.reshape(-1).index_copy(0, places, exact).view_as(weights)
+        weights.view(-1).index_copy_(0, places, exact)
+        return weights
 
     def gather(self, rows: Tensor) -> Tensor:
         """Some rows in any order, `rows: i64[n]` -> `[n, columns]`; differentiable in the values."""
@@ -95,18 +96,25 @@ class ClusteredWeight(nn.Module):
         centroids, a, b = values
         # An index past K is wrong but never unsafe: tables are padded to 2^bits.
         tables = nn.functional.pad(centroids, (0, (1 << self.bits) - self.k))
-        weights = _Lookup.apply(tables, self.ranks(chosen), rows // self.rows_per_table)
-        if a is not None:
-            weights = weights * self._spread(a, rows)
-        if b is not None:
-            weights = weights + self._spread(b, rows)
-        return weights
+        one = all(factor is None or factor.numel() == 1 for factor in (a, b))
+        if one:  # the same operations on the tables give the same bits, once a rank instead of once a weight
+            tables = _affine(tables, a, b)
+        planes = [plane[chosen] for plane in self.planes]
+        weights = _Lookup.apply(tables, planes, self.columns, rows // self.rows_per_table)
+        if one:
+            return weights
+        return _affine(weights, *(None if factor is None else self._spread(factor, rows) for factor in (a, b)))
 
     def _spread(self, factor: Tensor, rows: Tensor) -> Tensor:
         """A factor so that it broadcasts over [len(rows), columns]."""
         if factor.ndim == 2:
             return factor[rows].repeat_interleave(self.group or self.columns, dim=1)[:, : self.columns]
         return factor if len(factor) == 1 else factor[rows][:, None]
+
+
+def _affine(x: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    x = x if a is None else x * a
+    return x if b is None else x + b
 
 
 def unpack(planes: list[Tensor], bits: int, columns: int) -> Tensor:
@@ -122,27 +130,46 @@ def unpack(planes: list[Tensor], bits: int, columns: int) -> Tensor:
 
 
 class _Lookup(torch.autograd.Function):
-    """tables: [t, 2^bits], ranks: u8[n, columns], table: i64[n] -> [n, columns]. Its gradient is a weighted histogram.
-
-    Torch's own gathers take three times as long forwards and twice backwards (docs/log.md).
+    """tables: [t, 2^bits], planes: u8[n, row_bytes] each, table: i64[n] -> [n, columns]. Its gradient is a weighted
+    histogram. Torch's own gathers take three times as long forwards and twice backwards (docs/log.md).
     """
 
     @staticmethod
-    def forward(ctx: Any, tables: Tensor, ranks: Tensor, table: Tensor) -> Tensor:
-        flat = ranks.to(torch.int32)
-        if len(tables) > 1:
-            flat = flat + (table * tables.shape[1]).to(torch.int32)[:, None]
-        flat = flat.view(-1)
-        ctx.save_for_backward(ranks.reshape(-1) if len(tables) == 1 else flat)
-        ctx.shape = tables.shape
-        return tables.reshape(-1).index_select(0, flat).view(ranks.shape)
+    def forward(ctx: Any, tables: Tensor, planes: list[Tensor], columns: int, table: Tensor) -> Tensor:
+        ctx.planes, ctx.columns, ctx.table, ctx.shape = planes, columns, table, tables.shape
+        if tables.shape[1] == 16 and tables.dtype == torch.float32:
+            return _pairs(tables, planes[0], columns, table)
+        flat = _flat_indices(tables.shape, planes, columns, table).to(torch.int32)
+        out = tables.new_empty(len(table), columns)
+        torch.index_select(tables.reshape(-1), 0, flat, out=out.view(-1))
+        return out  # no view, or its exceptions could not be written in place
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (flat,) = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        flat = _flat_indices(ctx.shape, ctx.planes, ctx.columns, ctx.table)
         sums = torch.bincount(flat, gradient.reshape(-1), minlength=ctx.shape.numel())
-        return sums.to(gradient.dtype).view(ctx.shape), None, None
+        return sums.to(gradient.dtype).view(ctx.shape), None, None, None
+
+
+def _pairs(tables: Tensor, plane: Tensor, columns: int, table: Tensor) -> Tensor:
+    """What a 4-bit plane looks up, a byte at a time: half the lookups, and nothing to unpack. f32[n, columns]"""
+    low, high = tables.repeat(1, 16), tables.repeat_interleave(16, dim=1)
+    pairs = torch.stack([low, high], dim=-1).view(torch.float64).view(-1)  # of 8 bytes, whatever they mean
+    places = plane.to(torch.int32)
+    if len(tables) > 1:
+        places = places + (table * 256).to(torch.int32)[:, None]
+    out = tables.new_empty(len(plane), 2 * plane.shape[1])
+    torch.index_select(pairs, 0, places.view(-1), out=out.view(torch.float64).view(-1))
+    return out if out.shape[1] == columns else out[:, :columns].contiguous()
+
+
+def _flat_indices(shape: torch.Size, planes: list[Tensor], columns: int, table: Tensor) -> Tensor:
+    """Where each weight's centroid lies in the flattened tables, u8 or i32[n * columns]."""
+    ranks = unpack(planes, (shape[1] - 1).bit_length(), columns)
+    if shape[0] > 1:
+        ranks = ranks + (table * shape[1]).to(torch.int32)[:, None]
+    return ranks.reshape(-1)
 
 
 def _owned(array: NDArray[Any]) -> Tensor:

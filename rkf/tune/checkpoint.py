@@ -20,10 +20,12 @@ _LESSON, _STATE = "lesson.safetensors", "state.safetensors"
 
 
 class Checkpoint:
-    """The folder of one run. fingerprint: equal in all runs that may continue one another."""
+    """The folder of one run. lesson, run: hashes, equal in all runs that may take one another's lesson or go on from
+    one another's state.
+    """
 
-    def __init__(self, out: Path, fingerprint: str, resume: bool) -> None:
-        self._folder, self._fingerprint = out.with_name(out.name + ".tuning"), fingerprint
+    def __init__(self, out: Path, lesson: str, run: str, resume: bool) -> None:
+        self._folder, self._hashes = out.with_name(out.name + ".tuning"), {_LESSON: lesson, _STATE: run}
         if not resume and self._folder.exists():
             shutil.rmtree(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -75,14 +77,14 @@ class Checkpoint:
             return None
         with safe_open(path, "pt") as file:
             numbers = file.metadata() or {}
-            if numbers.get("fingerprint") != self._fingerprint:
+            if numbers.get("fingerprint") != self._hashes[name]:
                 raise UsageError(
                     f"{path}: made by a run with other inputs or options: leave --resume out to begin anew"
                 )
             return {key: file.get_tensor(key) for key in file.keys()}, numbers  # noqa: SIM118 - not a mapping
 
     def _write(self, name: str, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
-        told = {key: repr(value) for key, value in numbers.items()} | {"fingerprint": self._fingerprint}
+        told = {key: repr(value) for key, value in numbers.items()} | {"fingerprint": self._hashes[name]}
         whole = {key: torch.as_tensor(value).cpu().contiguous() for key, value in tensors.items()}
         waiting = self._folder / f"{name}.new"
         save_file(whole, waiting, told)

@@ -7,7 +7,7 @@ numbers a token where logits are `vocab`. Knows no files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -19,6 +19,7 @@ from rkf.runtime.torch_model import Decoder
 from rkf.tune.live import LiveValues
 
 SEQUENCES_A_STEP = 4
+SEQUENCES_A_PASS = 2  # a pass decodes every matrix twice, and holds its logits: 100 MB for 512 tokens of this vocabulary
 WARM_UP_STEPS = 5
 STEPS_A_CHECK = 8
 PATIENCE = 4  # checks without a gain
@@ -64,8 +65,8 @@ class Learner:
     def divergence(self) -> float:
         """KL on the held-out text, nats a token."""
         held = self._held_out
-        losses = [float(_divergence(self._decoder, held, i)) for i in range(len(held.ids))]
-        return sum(losses) / len(losses)
+        total = sum(float(_divergence(self._decoder, held, part)) * len(part) for part in _passes(range(len(held.ids))))
+        return total / len(held.ids)
 
     def learn(self, seconds: float, spent: float, check: Check) -> None:
         """Learn until the time is over or held-out text gains no more; the best values are in place afterwards."""
@@ -85,9 +86,9 @@ class Learner:
 
     def _learn_step(self, share: float) -> None:
         self.optimizer.zero_grad()
-        for i in range(SEQUENCES_A_STEP):
-            number = (self.step * SEQUENCES_A_STEP + i) % len(self._lesson.ids)
-            (_divergence(self._decoder, self._lesson, number) / SEQUENCES_A_STEP).backward()
+        first = self.step * SEQUENCES_A_STEP
+        for part in _passes([i % len(self._lesson.ids) for i in range(first, first + SEQUENCES_A_STEP)]):
+            (_divergence(self._decoder, self._lesson, part) * (len(part) / SEQUENCES_A_STEP)).backward()
         speed = min((self.step + 1) / WARM_UP_STEPS, 1) * max(1 - share, _LAST_RATE)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * speed
@@ -106,11 +107,16 @@ class Learner:
         return [value.detach().clone() for value in self.parameters()]
 
 
-def _divergence(decoder: Decoder, lesson: Lesson, number: int) -> Tensor:
-    """KL(reference || model), averaged over the tokens of one sequence."""
+def _passes(numbers: Sequence[int]) -> list[list[int]]:
+    """Sequences in the portions that are computed at once."""
+    return [list(numbers[i : i + SEQUENCES_A_PASS]) for i in range(0, len(numbers), SEQUENCES_A_PASS)]
+
+
+def _divergence(decoder: Decoder, lesson: Lesson, numbers: list[int]) -> Tensor:
+    """KL(reference || model), averaged over the tokens of some sequences."""
     with torch.no_grad():
-        wanted = lesson.head(lesson.hidden[number]).float().log_softmax(-1)
-    found = decoder.head(decoder(lesson.ids[number : number + 1])[0]).float().log_softmax(-1)
+        wanted = lesson.head(lesson.hidden[numbers].flatten(0, 1)).float().log_softmax(-1)
+    found = decoder.head(decoder(lesson.ids[numbers]).flatten(0, 1)).float().log_softmax(-1)
     return functional.kl_div(found, wanted, reduction="sum", log_target=True) / len(wanted)
 
 
@@ -118,7 +124,7 @@ def _divergence(decoder: Decoder, lesson: Lesson, number: int) -> Tensor:
 def hidden_states(decoder: Decoder, ids: Tensor, progress: Callable[[int, int], None]) -> Tensor:
     """The last hidden states of every token, `f32[n, tokens, hidden]`."""
     found = []
-    for number in range(len(ids)):
-        found.append(decoder(ids[number : number + 1])[0].float())
-        progress(number + 1, len(ids))
-    return torch.stack(found)
+    for part in _passes(range(len(ids))):
+        found.append(decoder(ids[part]).float())
+        progress(part[-1] + 1, len(ids))
+    return torch.cat(found)

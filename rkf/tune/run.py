@@ -58,8 +58,8 @@ def tune(
     with open_file(model) as container, open_file(reference) as source:
         config = _fitting(container, source)
         words = None if data == "self" else _ids(Path(data), source, config)
-        options = [str(rows), seed, container.ranks_id, source.dense_id, words or "self"]
-        checkpoint = Checkpoint(out, blake3(encode(options)).hexdigest(), resume)
+        lesson_hash = _hash([source.dense_id, seed, words or "self"])
+        checkpoint = Checkpoint(out, lesson_hash, _hash([lesson_hash, container.ranks_id, rows]), resume)
         lesson = _lesson(source, config, checkpoint, words, torch.device(device), seed, progress)
         decoder = Decoder(container, config).to(device).requires_grad_(False)
         live = {name: LiveValues(weight, container.counts(name), rows) for name, weight in decoder.clustered().items()}
@@ -82,6 +82,10 @@ def tune(
         write_values(out, container, values, provenance={"tuned": report}, force=force)
     checkpoint.remove()
     return report
+
+
+def _hash(parts: list[Any]) -> str:
+    return blake3(encode(parts)).hexdigest()
 
 
 def _fitting(container: Container, source: Container) -> ModelConfig:
