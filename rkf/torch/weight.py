@@ -45,6 +45,8 @@ class ClusteredWeight(nn.Module):
         self.b = _factor(None if affine is None else affine.b)
         positions = np.empty(0, np.int64) if exact is None else exact.positions.astype(np.int64)
         values = np.empty(0, np.float32) if exact is None else to_f32(exact.values, exact.dtype)
+        # Of the row that has most: `gather` makes room for so many in each, and asks no device how many there are.
+        self.most_exceptions = int(np.bincount(positions // self.columns, minlength=1).max())
         self.register_buffer("positions", _owned(positions))
         self.register_buffer("exceptions", _owned(values))
 
@@ -80,16 +82,31 @@ class ClusteredWeight(nn.Module):
     def gather(self, rows: Tensor) -> Tensor:
         """Some rows in any order, `rows: i64[n]` -> `[n, columns]`; differentiable in the values."""
         weights = self._looked_up(rows, rows, self.values)
-        # An exception belongs to every place at which its row is asked for.
-        low = torch.searchsorted(self.positions, rows * self.columns)
-        counts = torch.searchsorted(self.positions, (rows + 1) * self.columns) - low
-        if not int(counts.sum()):
+        if not self.most_exceptions:
             return weights
-        place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-        nth = torch.arange(len(place), device=rows.device) - (counts.cumsum(0) - counts)[place]
-        found = low[place] + nth
-        exact = self.exceptions[found].to(weights.dtype)
-        return weights.index_put((place, self.positions[found] % self.columns), exact)
+        low = torch.searchsorted(self.positions, rows * self.columns)
+        high = torch.searchsorted(self.positions, (rows + 1) * self.columns)
+        place = low[:, None] + torch.arange(self.most_exceptions, device=rows.device)
+        inside, place = place < high[:, None], place.clamp(max=len(self.positions) - 1)
+        # Where a row has fewer, the rest goes into a column that is cut off.
+        columns = torch.where(inside, self.positions[place] % self.columns, self.columns)
+        exact = self.exceptions[place].to(weights.dtype)
+        return nn.functional.pad(weights, (0, 1)).scatter(1, columns, exact)[:, : self.columns]
+
+    @torch.no_grad()
+    def by_rank(self, positions: Tensor) -> Tensor:
+        """What their ranks give single weights, exceptions or not. positions: i64[n], flat; returns f32[n]."""
+        rows, columns = positions // self.columns, positions % self.columns
+        index = torch.zeros_like(positions)
+        for plane, width in zip(self.planes, plane_bits(self.bits), strict=True):
+            fields = plane[rows, columns * width // 8] >> (columns * width % 8).to(torch.uint8)
+            index = (index << width) | (fields & ((1 << width) - 1))
+        group = columns // (self.group or self.columns)
+        a, b = (
+            factor if factor is None or factor.numel() == 1 else factor.view(self.rows, -1)[rows, group]
+            for factor in (self.a, self.b)
+        )
+        return affine(self.centroids[rows // self.rows_per_table, index.clamp(max=self.k - 1)], a, b)
 
     def _looked_up(self, chosen: slice | Tensor, rows: Tensor, values: Values) -> Tensor:
         """(a * centroid) + b of the rows, each operation rounded: nothing here may be fused."""
@@ -98,12 +115,12 @@ class ClusteredWeight(nn.Module):
         tables = nn.functional.pad(centroids, (0, (1 << self.bits) - self.k))
         one = all(factor is None or factor.numel() == 1 for factor in (a, b))
         if one:  # the same operations on the tables give the same bits, once a rank instead of once a weight
-            tables = _affine(tables, a, b)
+            tables = affine(tables, a, b)
         planes = [plane[chosen] for plane in self.planes]
         weights = _Lookup.apply(tables, planes, self.columns, rows // self.rows_per_table)
         if one:
             return weights
-        return _affine(weights, *(None if factor is None else self._spread(factor, rows) for factor in (a, b)))
+        return affine(weights, *(None if factor is None else self._spread(factor, rows) for factor in (a, b)))
 
     def _spread(self, factor: Tensor, rows: Tensor) -> Tensor:
         """A factor so that it broadcasts over [len(rows), columns]."""
@@ -112,7 +129,8 @@ class ClusteredWeight(nn.Module):
         return factor if len(factor) == 1 else factor[rows][:, None]
 
 
-def _affine(x: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+def affine(x: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    """(a * x) + b, each operation rounded; a factor that is None is left out."""
     x = x if a is None else x * a
     return x if b is None else x + b
 

@@ -19,7 +19,7 @@ from rkf.runtime.torch_model import Decoder
 from rkf.tune.live import LiveValues
 
 SEQUENCES_A_STEP = 4
-SEQUENCES_A_PASS = 2  # a pass decodes every matrix twice, and holds its logits: 100 MB for 512 tokens of this vocabulary
+SEQUENCES_A_PASS = 2  # a pass decodes every matrix twice, and holds its logits: 100 MB for 512 tokens
 WARM_UP_STEPS = 5
 STEPS_A_CHECK = 8
 PATIENCE = 4  # checks without a gain
