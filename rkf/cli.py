@@ -17,6 +17,7 @@ from rkf.commands.convert import calibrate, convert, export, pull
 from rkf.commands.files import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import printable
+from rkf.commands.study import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune import tune
 from rkf.errors import RkfError
@@ -66,6 +67,7 @@ for verb in (
     evaluate,
     bench,
     tune,
+    study,
     export,
 ):
     cli.add_command(verb)

@@ -41,7 +41,7 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, values: Path | N
     from rkf.eval.perplexity import perplexity
     from rkf.runtime.model import load
 
-    words = _read(text)
+    words = read(text)
     with load(model, values=values) as ready, progress_bar("eval ppl", "window") as bar:
         result = perplexity(ready, words, ctx=ctx, windows=windows, progress=reporter(bar))
     if as_json:
@@ -109,7 +109,7 @@ def _reference(
         kept: list[Window] = []
 
         def keeping() -> Iterator[Window]:
-            for number, window in enumerate(windows_of(dense, _read(text), ctx=ctx, windows=windows)):
+            for number, window in enumerate(windows_of(dense, read(text), ctx=ctx, windows=windows)):
                 if save:
                     kept.append(sampled(window, number))
                 yield window
@@ -133,7 +133,8 @@ def _as_rkf(path: Path) -> Iterator[Path]:
         yield dense
 
 
-def _read(text: Path) -> str:
+def read(text: Path) -> str:
+    """The text of a file; UsageError unless it is UTF-8."""
     from rkf.errors import UsageError
 
     try:

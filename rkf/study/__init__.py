@@ -1,0 +1,16 @@
+"""Studies of ranks and values: a model's centroids changed on purpose, and what becomes of it. Needs matplotlib."""
+
+from __future__ import annotations
+
+from rkf.errors import UsageError
+
+try:
+    import matplotlib as _matplotlib
+except ModuleNotFoundError as error:
+    raise UsageError("this needs matplotlib, which is not installed: pip install 'rkf-llm[study]'") from error
+
+from rkf.study.run import STUDIES, study
+
+__all__ = ["STUDIES", "study"]
+
+del _matplotlib

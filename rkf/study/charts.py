@@ -1,0 +1,151 @@
+"""Rows of a study as figures and tables: what is drawn against what, repeated seeds as mean and standard error."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+LABELS = {
+    "ppl": "perplexity",
+    "ppl_ratio": "perplexity, times the reference's",
+    "kld": "KL divergence, nats a token",
+    "error": "squared error, in parts of the weights' variance",
+    "correlation": "correlation of the weights with what they were",
+    "bits": "bits a clustered weight",
+    "scale": "RMS of the residual stream, times the unchanged model's",
+    "spearman": "rank correlation with the unchanged model's residual stream",
+}
+_LOGARITHMIC = {"ppl", "ppl_ratio", "kld", "error", "scale"}
+_MEASURED = {"error", "correlation", "bits"}  # abscissas that differ from trial to trial
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One figure: rows by x, a line for each value of `series`. name: of its file, unique in a study."""
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    x: str
+    series: str | None = None
+    y: str = "ppl_ratio"
+
+    @property
+    def is_scatter(self) -> bool:
+        """x is a measurement: every trial is a point of its own."""
+        return self.x in _MEASURED
+
+
+class Point(NamedTuple):
+    """The seeds of one x: their mean (geometric for logarithmic measures) and its standard error."""
+
+    x: Any
+    mean: float
+    error: float
+    trials: int
+
+
+def only(rows: Iterable[Row], **values: Any) -> list[Row]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row.get(key) == value for key, value in values.items())]
+
+
+def having(rows: Iterable[Row], key: str) -> list[Row]:
+    """The rows that a factor applies to."""
+    return [row for row in rows if row.get(key) is not None]
+
+
+def lines(chart: Chart) -> dict[str, list[Point]]:
+    """The points of each series, in order of appearance; numbers ascend."""
+    return {
+        "" if name is None else str(name): _points(chart, [row for row in chart.rows if _series(chart, row) == name])
+        for name in dict.fromkeys(_series(chart, row) for row in chart.rows)
+    }
+
+
+def table(chart: Chart) -> list[list[str]]:
+    """Head and body: a line for each x, a column for each series."""
+    found = lines(chart)
+    xs = _ordered(point.x for points in found.values() for point in points)
+    head = [chart.x, *(f"{chart.series} {name}" if name else LABELS.get(chart.y, chart.y) for name in found)]
+    cells = {
+        (name, point.x): f"{point.mean:.4g} ± {point.error:.1g}" for name, points in found.items() for point in points
+    }
+    return [head, *([_shown(x), *(cells.get((name, x), "") for name in found)] for x in xs)]
+
+
+def svg(chart: Chart) -> str:
+    """The figure; equal rows give equal bytes."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name, "font.size": 9}):
+        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        found = lines(chart)
+        xs = _ordered(point.x for points in found.values() for point in points)
+        places = {x: x if _is_number(x) else i for i, x in enumerate(xs)}
+        for name, points in found.items():
+            at = [places[point.x] for point in points]
+            means, errors = [point.mean for point in points], [point.error for point in points]
+            style = "o" if chart.is_scatter or not _is_number(xs[0]) else "o-"
+            axes.errorbar(at, means, errors, fmt=style, markersize=3.5, linewidth=1, capsize=2, label=name)
+        if not _is_number(xs[0]):
+            axes.set_xticks(range(len(xs)), [_shown(x) for x in xs], rotation=30, ha="right")
+        if chart.x in _LOGARITHMIC:
+            axes.set_xscale("log")
+        if chart.y in _LOGARITHMIC:
+            axes.set_yscale("log")
+        axes.set_xlabel(LABELS.get(chart.x, chart.x))
+        axes.set_ylabel(LABELS.get(chart.y, chart.y))
+        axes.grid(alpha=0.3)
+        if len(found) > 1:
+            axes.legend(title=chart.series, fontsize=8)
+        drawn = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
+    return drawn.getvalue()
+
+
+def _series(chart: Chart, row: Row) -> Any:
+    return None if chart.series is None else row[chart.series]
+
+
+def _points(chart: Chart, rows: list[Row]) -> list[Point]:
+    if chart.is_scatter:
+        return [Point(row[chart.x], row[chart.y], row.get(f"{chart.y}_stderr", 0.0), 1) for row in rows]
+    return [
+        _point(x, [row for row in rows if row[chart.x] == x], chart.y) for x in _ordered(row[chart.x] for row in rows)
+    ]
+
+
+def _point(x: Any, rows: list[Row], y: str) -> Point:
+    if len(rows) == 1:
+        return Point(x, rows[0][y], rows[0].get(f"{y}_stderr", 0.0), 1)
+    logarithmic = y in _LOGARITHMIC and all(row[y] > 0 for row in rows)
+    values = [log(row[y]) if logarithmic else row[y] for row in rows]
+    mean = sum(values) / len(values)
+    error = sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return Point(x, exp(mean), exp(mean) * error, len(values)) if logarithmic else Point(x, mean, error, len(values))
+
+
+def _cell(point: Point | None) -> str:
+    return "" if point is None else f"{point.mean:.4g} ± {point.error:.1g}"
+
+
+def _ordered(values: Iterable[Any]) -> list[Any]:
+    """Each once: numbers ascending, names as they came."""
+    found = list(dict.fromkeys(values))
+    return sorted(found) if all(map(_is_number, found)) else found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(x: Any) -> str:
+    return f"{x:.4g}" if _is_number(x) else {True: "yes", False: "no"}.get(x, str(x))

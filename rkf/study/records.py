@@ -1,0 +1,72 @@
+"""What a study leaves as it goes: `results.json`, whole after every trial, and the same rows as `results.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rkf.atomic import replacing
+from rkf.errors import CorruptError, UsageError
+from rkf.study.charts import Row
+from rkf.study.subject import Trial
+
+RESULTS, TABLE = "results.json", "results.csv"
+
+
+class Records:
+    """The folder of one study. about: what it is of; about["fingerprint"] is equal in all runs that may continue one
+    another: UsageError where another one's results are there.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.about, self.rows = dict(about), list[Row]()
+        if (folder / RESULTS).exists():
+            earlier, self.rows = read(folder)
+            if earlier["fingerprint"] != about["fingerprint"]:
+                raise UsageError(f"{folder}: holds a study of another model, text or layers: choose another folder")
+            self.about = {**earlier, **about}
+
+    def find(self, trial: Trial) -> Row | None:
+        """The row of a trial that was done before."""
+        return next((row for row in self.rows if row["trial"] == trial.name), None)
+
+    def add(self, trial: Trial) -> None:
+        """Do a trial, and keep its figures."""
+        self.rows.append({"trial": trial.name, **trial.factors, **trial.measure()})
+        self.save()
+
+    def save(self) -> None:
+        write_text(self._folder / RESULTS, json.dumps({**self.about, "trials": self.rows}, indent=1) + "\n")
+        write_text(self._folder / TABLE, _csv(self.rows))
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
+    """(about, rows) of a folder. Raises CorruptError."""
+    path = folder / RESULTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: value for key, value in found.items() if key != "trials"}, found["trials"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CorruptError(f"{path}: not the results of a study ({error}): remove it to begin anew") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole new file, or the old one."""
+    with replacing(path, force=True) as output:
+        output.write(text.encode())
+
+
+def _csv(rows: Iterable[Row]) -> str:
+    """Single figures only; profiles by layer are in the JSON."""
+    flat = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
+    written = io.StringIO()
+    writer = csv.DictWriter(written, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return written.getvalue()

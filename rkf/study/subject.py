@@ -1,0 +1,153 @@
+"""The model under study: its clustered matrices by layer and kind, and what other values make of its predictions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+from rkf.container import Container
+from rkf.errors import UsageError
+from rkf.eval.divergence import divergence
+from rkf.eval.reference import Window
+from rkf.matrix import MatrixValues
+from rkf.runtime.model import load
+from rkf.study.moments import Change, ascending, compared
+from rkf.values import write_values
+
+_IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\..*?([^.]+)\.weight")
+_KEPT = ("ppl", "ppl_ratio", "ppl_ratio_stderr", "kld", "kld_stderr", "top1", "top1_stderr")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One changed model. factors: what it is, by the columns of its study; None where one does not apply.
+
+    measure: makes it and returns its figures.
+    """
+
+    factors: Mapping[str, Any]
+    measure: Callable[[], Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Unique within a study; part of a file's name."""
+        return "_".join(f"{key}-{value}" for key, value in self.factors.items() if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Measures models against the windows of a reference."""
+
+    windows: list[Window]
+    threads: int | None = None
+
+    def __call__(self, model: Path, values: Path | None = None) -> dict[str, float]:
+        with load(model, threads=self.threads, values=values) as ready:
+            figures = divergence(ready, self.windows)
+        return {key: float(figures[key]) for key in _KEPT}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """container: the open model; folder: where values files go; layers: those that the study may change."""
+
+    container: Container
+    folder: Path
+    layers: list[int]
+    probe: Probe
+
+    def names(self, layers: Iterable[int] | None = None, kind: str | None = None) -> list[str]:
+        """Clustered matrices of some of the study's layers ("q_proj", … as kind), in name order."""
+        wanted = set(self.layers if layers is None else layers)
+        return [
+            name
+            for name, (layer, found) in clustered_in_layers(self.container).items()
+            if layer in wanted and kind in (None, found)
+        ]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of matrices, in the order of the first layer's names."""
+        return list(dict.fromkeys(kind for _, kind in clustered_in_layers(self.container).values()))
+
+    def changed(self, names: Iterable[str], change: Change, seed: int, ordered: bool) -> dict[str, MatrixValues]:
+        """New values of some matrices: each table changed by itself, factors and exact weights as they are.
+
+        A matrix's randomness depends on the seed and its name alone, not on which others change.
+        """
+        replacements = {}
+        for name in names:
+            old, counts, random = self.container.values(name), self.container.counts(name), generator(seed, name)
+            tables = zip(old.centroids.astype(np.float64), counts, strict=True)
+            new = [change(centroids, table, random) for centroids, table in tables]
+            stored = np.stack([ascending(values) if ordered else values.astype(np.float32) for values in new])
+            replacements[name] = replace(old, centroids=stored)
+        return replacements
+
+    def trial(self, factors: Mapping[str, Any], names: list[str], change: Change, *, ordered: bool) -> Trial:
+        """The trial of one change on some matrices; factors["seed"] is its randomness (None: it has none)."""
+        seed = factors["seed"] or 0
+        return self.trial_of(factors, lambda: self.changed(names, change, seed, ordered), ordered=ordered)
+
+    def trial_of(
+        self,
+        factors: Mapping[str, Any],
+        values: Callable[[], Mapping[str, MatrixValues]],
+        *,
+        ordered: bool,
+        also: Callable[[Path], Mapping[str, Any]] = lambda path: {},
+    ) -> Trial:
+        """A trial of new values. also: further figures of a values file."""
+
+        def measure() -> dict[str, Any]:
+            path = self.folder / f"{trial.name}.rkv"
+            replacements = values()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_values(
+                path, self.container, replacements, ordered=ordered, provenance={"study": trial.name}, force=True
+            )
+            return {**self.probe(self.container.path, path), **self._moved(replacements), **also(path)}
+
+        trial = Trial(factors, measure)
+        return trial
+
+    def _moved(self, replacements: Mapping[str, MatrixValues]) -> dict[str, float]:
+        """How far the changed matrices' weights have moved, on average over the tables."""
+        found = [
+            compared(new.astype(np.float64), old.astype(np.float64), counts)
+            for name, values in replacements.items()
+            for new, old, counts in zip(
+                values.centroids, self.container.values(name).centroids, self.container.counts(name), strict=True
+            )
+        ]
+        error, correlation = np.mean(found, axis=0)
+        return {"error": float(error), "correlation": float(correlation)}
+
+
+def clustered_in_layers(container: Container) -> dict[str, tuple[int, str]]:
+    """Clustered matrices of the layers: name -> (layer, kind)."""
+    found = {name: _IN_A_LAYER.fullmatch(name) for name, entry in container.tensors.items() if entry.clusters}
+    return {name: (int(match[1]), match[2]) for name, match in found.items() if match}
+
+
+def chosen_layers(container: Container, wanted: Iterable[int] | None) -> list[int]:
+    """The layers that have clustered matrices, or those of them that are wanted; UsageError for another."""
+    there = sorted({layer for layer, _ in clustered_in_layers(container).values()})
+    if not there:
+        raise UsageError(f"{container.path}: no layer has a clustered matrix: there is nothing to study")
+    chosen = there if wanted is None else sorted(set(wanted))
+    if not chosen or not set(chosen) <= set(there):
+        raise UsageError(f"layers: expected some of {there[0]} to {there[-1]}, got {chosen}")
+    return chosen
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """The randomness of one matrix in one trial."""
+    digest = blake3(f"{seed} {name}".encode()).digest(length=16)
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

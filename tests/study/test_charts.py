@@ -1,0 +1,47 @@
+"""Rows to points, tables and figures."""
+
+from math import exp, sqrt
+
+import pytest
+
+from rkf.study.charts import Chart, lines, svg, table
+
+ROWS = [
+    {"change": "b", "where": "all", "seed": 0, "ppl_ratio": exp(1), "error": 0.1, "kld": 0.5},
+    {"change": "b", "where": "all", "seed": 1, "ppl_ratio": exp(3), "error": 0.2, "kld": 0.7},
+    {
+        "change": "a",
+        "where": "late",
+        "seed": None,
+        "ppl_ratio": 1.5,
+        "ppl_ratio_stderr": 0.25,
+        "error": 0.3,
+        "kld": 0.9,
+    },
+]
+
+
+def test_seeds_become_mean_and_standard_error():
+    found = lines(Chart("n", "t", ROWS, x="change", series="where"))
+    assert list(found) == ["all", "late"]
+    (point,) = found["all"]
+    assert point.mean == pytest.approx(exp(2)) and point.trials == 2  # the geometric mean of a ratio
+    assert point.error == pytest.approx(exp(2) * sqrt(2) / sqrt(2))  # deviation of 1 and 3, over the root of two
+    assert found["late"][0].error == 0.25  # one trial: the error over its tokens
+
+
+def test_tables_have_a_line_for_each_x():
+    assert table(Chart("n", "t", ROWS, x="change", series="where")) == [
+        ["change", "where all", "where late"],
+        ["b", "7.389 ± 7", ""],
+        ["a", "", "1.5 ± 0.2"],
+    ]
+
+
+def test_figures_are_the_same_bytes_again():
+    for chart in (
+        Chart("n", "t", ROWS, x="change", series="where"),
+        Chart("m", "t", ROWS, x="error", series="where", y="kld"),
+    ):
+        assert svg(chart) == svg(chart)
+        assert "<svg" in svg(chart)
