@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import golden_model
 import numpy as np
 from blake3 import blake3
 from golden import Described, Golden, assemble, clustered, coarser, dense, other_values, uniform
@@ -108,12 +109,36 @@ def rounding() -> dict[str, Golden]:
     zero = np.array([[-0.0, 1.0]], np.float32)
     return {
         "fused": assemble((1, 16), indices, 1, MatrixValues(centroids, fused)),
+        "negative-a": assemble(
+            (1, 16), indices & 1, 1, MatrixValues(zero, Affine("tensor", None, np.array([0.5], np.float32), None))
+        ),
         "negative-zero": assemble((1, 16), indices & 1, 1, MatrixValues(zero)),
         "negative-zero-plus-b": assemble(
             (1, 16), indices & 1, 1, MatrixValues(zero, Affine("tensor", None, None, np.array([0.0], np.float32)))
         ),
         "subnormal": assemble((1, 16), indices, 1, MatrixValues(small, shrunk)),
     }
+
+
+def progressive() -> dict[str, Golden]:
+    """What a prefix of the planes must heed: tables, their counts, factors, exceptions, the order of sums."""
+    ends = np.array(
+        [-1, -1.5 * 2.0**-54, 2.0**-60, 1], np.float32
+    )  # their sum is 0 from the left, -2^-53 from the right
+    order = np.concatenate([ends, np.arange(2, 62, dtype=np.float32)]).reshape(1, 64)
+    indices = np.arange(64, dtype=np.uint8).reshape(1, 64)
+    return {
+        "order-of-sums": assemble((1, 64), indices, 1, MatrixValues(order)),
+        "tables": clustered(
+            "progressive", (6, 70), 64, rows_per_table=2, affine=("group", 32, "f16", "f32"), exceptions=(7, "f32")
+        ),
+        "three-planes": clustered("three", (3, 40), 128, affine=("row", None, "f32", None), exceptions=(2, "bf16")),
+    }
+
+
+def names() -> dict[str, Golden]:
+    """Names that sort otherwise by UTF-16, and one that begins with a byte order mark."""
+    return {name: dense(name, (2,), "f32") for name in ("\ue000", "\ufeffw", "\uffee", "\U0001f600", "w")}
 
 
 def everything() -> dict[str, Golden]:
@@ -164,6 +189,9 @@ MODELS: dict[str, Callable[[], dict[str, Golden]]] = {
     "exceptions.rkf": exceptions,
     "free.rkf": free,
     "low-entropy.rkf": low_entropy,
+    "model.rkf": golden_model.tensors,
+    "names.rkf": names,
+    "progressive.rkf": progressive,
     "rounding.rkf": rounding,
     "shapes.rkf": shapes,
     "smallest.rkf": smallest,
@@ -172,6 +200,7 @@ MODELS: dict[str, Callable[[], dict[str, Golden]]] = {
 }
 # name -> model, whether centroids ascend, how the values are made
 VALUES: dict[str, tuple[str, bool, Callable[[ClusteredMatrix], Described]]] = {
+    "other.rkv": ("progressive.rkf", True, regrouped),
     "regrouped.rkv": ("everything.rkf", True, regrouped),
     "tuned.rkv": ("exceptions.rkf", True, regrouped),
     "unordered.rkv": ("tables.rkf", False, shuffled),
@@ -180,8 +209,11 @@ BLOBS = {
     "everything.rkf": {
         "chat_template.jinja": b"{% for message in messages %}{{ message['content'] }}{% endfor %}",
         "tokenizer.json": b'{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}',
-    }
+    },
+    "model.rkf": golden_model.BLOBS,
 }
+METADATA = {"model.rkf": {"model": golden_model.MODEL}}
+PREFIXES = {"progressive.rkf": (1, 2), "widths.rkf": (1, 2)}  # planes that are also decoded alone
 # Every form that canonical msgpack has, in places that are free.
 FREE = {
     "as deep as may be": [[[[{}]]]],
@@ -214,21 +246,28 @@ def make(folder: Path) -> list[dict[str, Any]]:
     for name, model in made.items():
         write_model(folder / name, model)
         entries.append(expect(folder, name, model))
-    for planes in (1, 2):
-        coarse = {name: coarser(golden, planes) for name, golden in made["widths.rkf"].items()}
-        entries.append(expect(folder, "widths.rkf", coarse, planes=planes))
+        for planes in PREFIXES.get(name, ()):
+            entries.append(expect(folder, name, prefix(model, planes), planes=planes))
     for name, (model, ordered, how) in VALUES.items():
         tuned = other_values(made[model], name, how)
         write_tuned(folder / name, folder / model, tuned, ordered)
         entries.append(expect(folder, model, tuned, values=name))
+        if model in PREFIXES:
+            entries.append(expect(folder, model, prefix(tuned, 1), values=name, planes=1))
     for name, (source, store) in PACKED.items():
         store(folder / source, folder / name)
         entries.append(expect(folder, name, made[source]))
+    logits = golden_model.logits(made["model.rkf"], golden_model.TOKENS).round(12).tolist()
+    (folder / "model.logits.json").write_text(json.dumps({"tokens": golden_model.TOKENS, "logits": logits}) + "\n")
     return sorted(entries, key=lambda entry: entry["expected"])
 
 
+def prefix(model: Mapping[str, Golden], planes: int) -> dict[str, Golden]:
+    return {name: coarser(golden, planes) for name, golden in model.items()}
+
+
 def write_model(path: Path, model: Mapping[str, Golden]) -> None:
-    with Writer(path, metadata={}, provenance={}) as writer:
+    with Writer(path, metadata=METADATA.get(path.name, {}), provenance={}) as writer:
         for name, golden in sorted(model.items()):
             writer.add(name, golden.tensor)
         for name, data in BLOBS.get(path.name, {}).items():

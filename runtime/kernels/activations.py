@@ -1,6 +1,6 @@
 """What happens to a vector between two products: RMSNorm, SwiGLU, exp, and packing for the fast kernels.
 
-Buffers are padded with zeros to whole blocks of columns, so no loop here has a tail.
+Buffers are padded with zeros to whole blocks of columns, so no loop here has a tail; only heads lie side by side.
 """
 
 from __future__ import annotations
@@ -74,6 +74,23 @@ def rms_norm(x, weight, out, columns, epsilon):
     inverse = splat(F32x16, types.float32(1) / math.sqrt(mean + epsilon))
     for i in range(0, columns * 4, _STEP):
         store(out + i, load(F32x16, x + i) * inverse * load(F32x16, weight + i))
+
+
+@piece
+def head_norm(head, weight, head_dim, epsilon):
+    """rms_norm of one head in place; the next head begins right behind it, so its last numbers go singly."""
+    whole, total, rest = head_dim // LANES * _STEP, constant(0.0), types.float32(0)
+    for i in range(0, whole, _STEP):
+        value = load(F32x16, head + i)
+        total = fma(value, value, total)
+    for i in range(whole, head_dim * 4, 4):
+        rest += load(types.float32, head + i) * load(types.float32, head + i)
+    mean = (lane_sum(total) + rest) / types.float32(head_dim)
+    inverse = types.float32(1) / math.sqrt(mean + epsilon)
+    for i in range(0, whole, _STEP):
+        store(head + i, load(F32x16, head + i) * splat(F32x16, inverse) * load(F32x16, weight + i))
+    for i in range(whole, head_dim * 4, 4):
+        store(head + i, load(types.float32, head + i) * inverse * load(types.float32, weight + i))
 
 
 @piece

@@ -179,7 +179,7 @@ def _rotate(head, cosines, half, scale):
 def _prepare_head(head, norm, cosines, scale, plan):
     """A query or key head, in place: its norm (where the model has one), then rope."""
     if norm != 0:
-        activations.rms_norm(head, norm, head, plan.head_dim, plan.epsilon)
+        activations.head_norm(head, norm, plan.head_dim, plan.epsilon)
     _rotate(head, cosines, plan.head_dim // 2, scale)
 
 

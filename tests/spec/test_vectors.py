@@ -24,8 +24,9 @@ ENTRIES: list[dict[str, Any]] = json.loads((VECTORS / "manifest.json").read_text
 WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
 # The vectors that must be there, whatever the manifest says.
 NAMES = """
-affine dense everything exceptions free low-entropy packed regrouped rounding shapes smallest tables tuned unordered
-widths widths.1-planes widths.2-planes zstd
+affine dense everything exceptions free low-entropy model names other other.1-planes packed progressive
+progressive.1-planes progressive.2-planes regrouped rounding shapes smallest tables tuned unordered widths
+widths.1-planes widths.2-planes zstd
 """
 
 
@@ -43,7 +44,7 @@ def same_bits(weights: NDArray[np.float32], expected: NDArray[np.uint32]) -> boo
 def test_manifest_is_complete() -> None:
     assert sorted(entry["expected"].removesuffix(".f32") for entry in ENTRIES) == NAMES.split()
     named = {entry[key] for entry in ENTRIES for key in ("expected", "file", "values") if key in entry}
-    assert named == {path.name for path in VECTORS.iterdir()} - {"README.md", "manifest.json"}
+    assert named == {path.name for path in VECTORS.iterdir()} - {"README.md", "manifest.json", "model.logits.json"}
     for entry in ENTRIES:
         last = entry["tensors"][-1]
         assert (VECTORS / entry["expected"]).stat().st_size == last["offset"] + 4 * prod(last["shape"])
@@ -67,8 +68,9 @@ def test_both_readers(entry: dict[str, Any]) -> None:
     "entry", [entry for entry in ENTRIES if "planes" in entry], ids=lambda entry: entry["expected"]
 )
 def test_prefixes_of_the_planes(entry: dict[str, Any]) -> None:
-    read = reference.read(VECTORS / entry["file"], planes=entry["planes"])
-    with rkf.open(VECTORS / entry["file"]) as container:
+    values = VECTORS / entry["values"] if "values" in entry else None
+    read = reference.read(VECTORS / entry["file"], values, planes=entry["planes"])
+    with rkf.open(VECTORS / entry["file"], values=values) as container:
         for tensor in entry["tensors"]:
             matrix = container.load(tensor["name"])
             assert isinstance(matrix, ClusteredMatrix)
@@ -79,6 +81,16 @@ def test_prefixes_of_the_planes(entry: dict[str, Any]) -> None:
             assert (prefix.counts.sum(axis=1) == matrix.counts.sum(axis=1)).all()
             assert same_bits(prefix.decode(), bits(entry, tensor)), tensor["name"]
             assert same_bits(read[tensor["name"]], bits(entry, tensor)), f"reference reader: {tensor['name']}"
+
+
+def test_logits_of_the_model() -> None:
+    """The runtime computes what spec/metadata.md says; relative to the largest logit."""
+    expected = json.loads((VECTORS / "model.logits.json").read_text())
+    with rkf.load(VECTORS / "model.rkf", exact=True) as model:
+        logits = model.logits(expected["tokens"])
+    wanted = np.array(expected["logits"])
+    assert logits.shape == wanted.shape == (len(expected["tokens"]), 16)
+    assert abs(logits - wanted).max() < 1e-5 * abs(wanted).max()
 
 
 def test_reference_reader_shares_no_code() -> None:
