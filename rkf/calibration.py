@@ -104,15 +104,16 @@ def save(path: Path, tokens: U32, force: bool = False) -> None:
 def self_written(source: Checkpoint, progress: Callable[[int, int], None] | None = None) -> U32:
     """Pieces of SEQUENCES texts of the model's own, u32[pieces, tokens]: the same for the same weights."""
     ctx = min(CTX, source.config.context_length)
-    text = passes.write_text(source.config, _reader(source), prompts(source), ctx=ctx, progress=progress)
+    tokenizer = Tokenizer(source.tokenizer_json, source.config, source.chat_template)
+    beginnings = prompts(source.config, tokenizer)
+    text = passes.write_text(source.config, _reader(source), beginnings, ctx=ctx, progress=progress)
     return text.reshape(-1, _PIECE) if ctx % _PIECE == 0 else text
 
 
-def prompts(source: Checkpoint) -> list[list[int]]:
+def prompts(config: ModelConfig, tokenizer: Tokenizer) -> list[list[int]]:
     """How each text begins."""
-    tokenizer = Tokenizer(source.tokenizer_json, source.config, source.chat_template)
-    start = [] if source.config.bos_id is None else [source.config.bos_id]
-    start = start or list(source.config.eos_ids[:1]) or [0]
+    start = [] if config.bos_id is None else [config.bos_id]
+    start = start or list(config.eos_ids[:1]) or [0]
     plain = [start + tokenizer.encode(text, bos=False) for text in _BEGINNINGS]
     chats = plain
     if tokenizer.template is not None:

@@ -18,8 +18,8 @@ from torch.nn import functional
 from rkf.runtime.torch_model import Decoder
 from rkf.tune.live import LiveValues
 
-SEQUENCES_A_STEP = 4
-SEQUENCES_A_PASS = 2  # a pass decodes every matrix twice, and holds its logits: 100 MB for 512 tokens
+SEQUENCES_A_STEP = 2
+SEQUENCES_A_PASS = 1  # a pass decodes every matrix twice, and holds its logits: 100 MB for 512 tokens
 WARM_UP_STEPS = 5
 STEPS_A_CHECK = 8
 PATIENCE = 4  # checks without a gain

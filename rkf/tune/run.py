@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from blake3 import blake3
-from torch import Tensor
 
+from rkf.calibration import prompts
 from rkf.canonical import encode
 from rkf.config import ModelConfig
 from rkf.container import Container, open_file
 from rkf.errors import OutputError, UsageError
-from rkf.format import TOKENIZER
+from rkf.format import CHAT_TEMPLATE, TOKENIZER
 from rkf.runtime.tokenizer import Tokenizer
 from rkf.runtime.torch_model import Decoder
 from rkf.tune import text
@@ -24,7 +25,7 @@ from rkf.tune.live import LiveValues
 from rkf.tune.loop import Learner, Lesson, hidden_states
 from rkf.values import write_values
 
-SEQUENCES, TOKENS = 64, 256
+SEQUENCES, TOKENS = 128, 512
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 
 
@@ -57,7 +58,7 @@ def tune(
         raise OutputError(f"{out}: exists already: give another name, or --force")
     with open_file(model) as container, open_file(reference) as source:
         config = _fitting(container, source)
-        words = None if data == "self" else _ids(Path(data), source, config)
+        words = None if data == "self" else _tokenizer(source, config).encode(_read(Path(data)))
         lesson_hash = _hash([source.dense_id, seed, words or "self"])
         checkpoint = Checkpoint(out, lesson_hash, _hash([lesson_hash, container.ranks_id, rows]), resume)
         lesson = _lesson(source, config, checkpoint, words, torch.device(device), seed, progress)
@@ -99,17 +100,20 @@ def _fitting(container: Container, source: Container) -> ModelConfig:
     return container.config
 
 
-def _ids(path: Path, source: Container, config: ModelConfig) -> list[int]:
-    tokenizer_json = source.blob(TOKENIZER)
+def _tokenizer(source: Container, config: ModelConfig) -> Tokenizer:
+    tokenizer_json, template = source.blob(TOKENIZER), source.blob(CHAT_TEMPLATE)
     if tokenizer_json is None:
-        raise UsageError(f"{source.path}: has no tokenizer: it cannot read {path}")
+        raise UsageError(f"{source.path}: has no tokenizer: there is no text to learn on")
+    return Tokenizer(tokenizer_json, config, None if template is None else template.decode(errors="replace"))
+
+
+def _read(path: Path) -> str:
     try:
-        words = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: expected UTF-8 text: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    return Tokenizer(tokenizer_json, config, None).encode(words)
 
 
 def _lesson(
@@ -126,14 +130,12 @@ def _lesson(
     found = checkpoint.lesson()
     if found is None:
         tokens = min(TOKENS, config.context_length)
-        ids = _text(teacher, words, tokens, seed, progress).to(device)
-        found = ids, hidden_states(teacher, ids, lambda done, total: progress("reference", done, total))
+        if words is None:
+            beginnings = prompts(config, _tokenizer(source, config))
+            found = text.written(teacher, beginnings, SEQUENCES, tokens, seed, partial(progress, "text"))
+        else:
+            ids = text.cut(words, SEQUENCES, tokens).to(device)
+            found = ids, hidden_states(teacher, ids, partial(progress, "reference"))
         checkpoint.save_lesson(*found)
     ids, hidden = (part.to(device) for part in found)
     return Lesson(ids, hidden, teacher.head)
-
-
-def _text(teacher: Decoder, words: list[int] | None, tokens: int, seed: int, progress: Progress) -> Tensor:
-    if words is not None:
-        return text.cut(words, SEQUENCES, tokens)
-    return text.sampled(teacher, SEQUENCES, tokens, seed, lambda done, total: progress("sample", done, total))

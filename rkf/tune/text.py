@@ -1,4 +1,4 @@
-"""The text to learn on: sampled from the reference itself, or read from a file. Knows no loss."""
+"""The text to learn on: written by the reference itself, or read from a file. Knows no loss."""
 
 from __future__ import annotations
 
@@ -11,21 +11,58 @@ from rkf.errors import UsageError
 from rkf.runtime.torch_model import Decoder, TorchCache
 
 Progress = Callable[[int, int], None]
+_BATCH = 64  # sequences written at once: a token then costs no more than in a pass over given text
 
 
 @torch.no_grad()
-def sampled(decoder: Decoder, sequences: int, tokens: int, seed: int, progress: Progress) -> Tensor:
-    """What the model writes of itself at temperature 1, from BOS on: `i64[sequences, tokens]`, all in one batch."""
-    device = decoder.norm.weight.device
-    start = decoder.config.bos_id if decoder.config.bos_id is not None else 0
-    ids = torch.full((sequences, tokens), start, device=device)
-    cache = TorchCache(decoder.config, sequences, tokens, decoder.norm.weight)
-    random = torch.Generator(device).manual_seed(seed)
-    for done in range(1, tokens):
-        logits = decoder.head(decoder(ids[:, done - 1 : done], cache)[:, -1])
-        ids[:, done] = torch.multinomial(logits.float().softmax(-1), 1, generator=random)[:, 0]
-        progress(done + 1, tokens)
-    return ids
+def written(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], sequences: int, tokens: int, seed: int, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """What the model writes at temperature 1 after each prompt in turn, prompts included: `i64[sequences, tokens]`,
+    and its last hidden states on the way, `f32[sequences, tokens, hidden]`.
+    """
+    random = torch.Generator(decoder.norm.weight.device).manual_seed(seed)
+    beginnings = [prompts[i % len(prompts)][:tokens] for i in range(sequences)]
+    batches = [beginnings[i : i + _BATCH] for i in range(0, sequences, _BATCH)]
+    parts = []
+    for number, batch in enumerate(batches):
+        done = number * tokens
+        parts.append(
+            _continued(decoder, batch, tokens, random, lambda n, d=done: progress(d + n, len(batches) * tokens))
+        )
+    ids, hidden = zip(*parts, strict=True)
+    return torch.cat(ids), torch.cat(hidden)
+
+
+def _continued(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    random: torch.Generator,
+    progress: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    like = decoder.norm.weight
+    ids = torch.full((len(prompts), tokens), -1)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    ids = ids.to(like.device)
+    hidden = torch.empty(len(prompts), tokens, decoder.config.hidden_size, device=like.device)
+    cache = TorchCache(decoder.config, len(prompts), tokens, like)
+    for t in range(tokens):
+        states = decoder(ids[:, t : t + 1], cache)[:, 0]
+        hidden[:, t] = states
+        if t + 1 < tokens:
+            given = ids[:, t + 1]
+            ids[:, t + 1] = torch.where(given < 0, _drawn(decoder.head(states), random), given)
+        progress(t + 1)
+    return ids, hidden
+
+
+def _drawn(logits: Tensor, random: torch.Generator) -> Tensor:
+    """A token of each row, by the point of [0, 1) that falls into its share: a third of torch.multinomial's time."""
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    points = torch.rand(len(logits), 1, dtype=torch.float64, generator=random, device=logits.device)
+    return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def cut(ids: Sequence[int], sequences: int, tokens: int) -> Tensor:
