@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 
@@ -9,14 +11,15 @@ from rkf.config import ModelConfig
 from rkf.container import Container
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.backend import F32, I64
+from rkf.runtime.torch_graph import Graph, Step, captured
 from rkf.runtime.torch_model import Decoder, TorchCache
 
 _TILE = 512  # tokens of one pass: bounds the memory that a long prompt takes
 
 
 class TorchBackend:
-    """A model ready to run on `device`, "cpu" or "cuda". f32 on a processor, bf16 on a GPU: there, products of f32 go
-    without tensor cores.
+    """A model ready to run on `device`, "cpu" or "cuda". f32 on a processor. On a GPU bf16, because products of f32 go
+    without tensor cores, and, where Triton is installed, fused kernels and CUDA graphs.
     """
 
     def __init__(self, container: Container, device: str = "cpu", threads: int | None = None) -> None:
@@ -28,6 +31,12 @@ class TorchBackend:
         self._device = torch.device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self._decoder = Decoder(container, self.config, dtype).to(self._device).requires_grad_(False)
+        self._graph: Graph | None = None
+        self._graphs = device == "cuda" and find_spec("triton") is not None
+        if self._graphs:
+            from rkf.torch.fused import fuse  # needs Triton
+
+            fuse(self._decoder)
 
     def new_cache(self, tokens: int) -> TorchCache:
         """An empty cache that can grow to `tokens` positions."""
@@ -39,6 +48,10 @@ class TorchBackend:
         vocab]`.
         """
         self._check(tokens, cache)
+        if self._graphs and len(tokens) == 1 and (graph := self._captured(int(tokens[0]), cache)):
+            graph.step.place(int(tokens[0]), cache.length)
+            cache.advance(1)
+            return _on_host(graph.replay())
         found = []
         for part in np.split(tokens, range(_TILE, len(tokens), _TILE)):
             ids = torch.from_numpy(np.ascontiguousarray(part, np.int64)).to(self._device)
@@ -47,9 +60,19 @@ class TorchBackend:
                 found.append(self._logits(hidden))
         return np.concatenate(found) if found else self._logits(hidden[-1:])
 
+    def _captured(self, token: int, cache: TorchCache) -> Graph | None:
+        """The graph of the next token: a new one when the cache is another, or has moved to grow."""
+        cache.reserve(cache.length + 1)
+        if self._graph is None or self._graph.step.store is not cache.store:
+            step = Step(self._decoder, cache)
+            step.place(token, cache.length)
+            self._graph = None  # its memory can be used again
+            self._graph = captured(step)
+            self._graphs = self._graph is not None
+        return self._graph
+
     def _logits(self, hidden: torch.Tensor) -> F32:
-        logits: F32 = self._decoder.head(hidden).float().cpu().numpy()
-        return logits
+        return _on_host(self._decoder.head(hidden))
 
     def _check(self, tokens: I64, cache: TorchCache) -> None:
         if tokens.ndim != 1 or not len(tokens):
@@ -62,3 +85,8 @@ class TorchBackend:
             raise UsageError(
                 f"token ids must lie in 0..{self.config.vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
             )
+
+
+def _on_host(logits: torch.Tensor) -> F32:
+    found: F32 = logits.float().cpu().numpy()
+    return found

@@ -5,6 +5,8 @@ Equations as in transformers' modeling_llama.py; families differ by which biases
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,13 +22,29 @@ from rkf.torch.load import dense
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
+class Past(Protocol):
+    """What attention looks back at."""
+
+    def span(self, tokens: int) -> tuple[Tensor, int]:
+        """Positions of the next tokens, i64[tokens], and how many `extend` will give keys of."""
+        ...
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put in those of the next tokens, [sequences, kv_heads, tokens, head_dim]; get all."""
+        ...
+
+    def advance(self, tokens: int) -> None:
+        """All layers have put theirs in."""
+        ...
+
+
 class TorchCache:
     """Keys and values of a batch of sequences of one length: per layer [sequences, kv_heads, room, head_dim]."""
 
     def __init__(self, config: ModelConfig, sequences: int, capacity: int, like: Tensor) -> None:
         self.length, self.capacity = 0, capacity
         self._shape = (2, config.layers, sequences, config.kv_heads, 0, config.head_dim)
-        self._store = like.new_empty(self._shape)
+        self.store = like.new_empty(self._shape)
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first `tokens`."""
@@ -34,21 +52,29 @@ class TorchCache:
             raise UsageError(f"cache: cannot keep {tokens} of {self.length} tokens")
         self.length = tokens
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values after the first `length` positions; all of them up to there come back."""
-        end = self.length + keys.shape[2]
-        if end > self._store.shape[4]:
-            self._grow(end)
-        self._store[0, layer, :, :, self.length : end] = keys
-        self._store[1, layer, :, :, self.length : end] = values
-        return self._store[0, layer, :, :, :end], self._store[1, layer, :, :, :end]
+    def span(self, tokens: int) -> tuple[Tensor, int]:
+        end = self.length + tokens
+        self.reserve(end)
+        return torch.arange(self.length, end, device=self.store.device), end
 
-    def _grow(self, tokens: int) -> None:
-        """Room for twice as much: what is held is copied a constant number of times in all."""
-        room = min(max(2 * self._store.shape[4], tokens, 256), max(self.capacity, tokens))
-        old, held = self._store, self.length
-        self._store = old.new_empty((*self._shape[:4], room, self._shape[5]))
-        self._store[:, :, :, :, :held] = old[:, :, :, :, :held]
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + keys.shape[2]
+        self.store[0, layer, :, :, self.length : end] = keys
+        self.store[1, layer, :, :, self.length : end] = values
+        return self.store[0, layer, :, :, :end], self.store[1, layer, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+    def reserve(self, tokens: int) -> None:
+        """Room for so many, or twice what there was: what is held is copied a constant number of times in all."""
+        if tokens <= self.store.shape[4]:
+            return
+        room = min(max(2 * self.store.shape[4], tokens, 256), max(self.capacity, tokens))
+        old, held = self.store, self.length
+        # Zeros: whoever masks what is not held multiplies it by 0, and 0 times whatever was in memory may be NaN.
+        self.store = old.new_zeros((*self._shape[:4], room, self._shape[5]))
+        self.store[:, :, :, :, :held] = old[:, :, :, :, :held]
 
 
 class Decoder(nn.Module):
@@ -72,26 +98,25 @@ class Decoder(nn.Module):
         """Every clustered matrix by the name of its tensor; tied ones once."""
         return dict(self._clustered)
 
-    def forward(self, ids: Tensor, cache: TorchCache | None = None) -> Tensor:
-        first = 0 if cache is None else cache.length
-        positions = torch.arange(first, first + ids.shape[1], device=ids.device)
+    def forward(self, ids: Tensor, cache: Past | None = None) -> Tensor:
+        tokens = ids.shape[1]
+        positions, end = (torch.arange(tokens, device=ids.device), tokens) if cache is None else cache.span(tokens)
         angles = positions.to(torch.float32)[:, None] * self.frequencies
         turn = angles.cos(), angles.sin()
-        mask = self._mask(positions)
+        window = self.config.sliding_window
+        plain = end == tokens and (window is None or tokens <= window)
+        mask = None if plain else self._mask(positions, end)
         x = self.embedding(ids).to(self.norm.weight.dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, turn, mask, None if cache is None else (cache, layer))
         if cache is not None:
-            cache.length += ids.shape[1]
+            cache.advance(tokens)
         return self.norm(x)
 
-    def _mask(self, positions: Tensor) -> Tensor | None:
-        """Which positions a token sees, `bool[tokens, all]`; None where a plain causal mask says it."""
+    def _mask(self, positions: Tensor, end: int) -> Tensor:
+        """Which of `end` positions a token sees, `bool[tokens, end]`."""
         window = self.config.sliding_window
-        everything = torch.arange(int(positions[-1]) + 1, device=positions.device)
-        if positions[0] == 0 and (window is None or len(everything) <= window):
-            return None
-        ago = positions[:, None] - everything
+        ago = positions[:, None] - torch.arange(end, device=positions.device)
         return (ago >= 0) if window is None else (ago >= 0) & (ago < window)
 
 
@@ -163,14 +188,14 @@ class _Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[TorchCache, int] | None
+        self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[Past, int] | None
     ) -> Tensor:
         x = x + self._attention(self.before(x), turn, mask, cache)
         h = self.between(x)
         return x + self.down(functional.silu(self.gate(h)) * self.up(h))
 
     def _attention(
-        self, h: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[TorchCache, int] | None
+        self, h: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[Past, int] | None
     ) -> Tensor:
         q, k, v = (self._split(project(h)) for project in (self.q, self.k, self.v))
         q, k = (_rotated(norm(part), *turn).transpose(1, 2) for norm, part in ((self.q_norm, q), (self.k_norm, k)))

@@ -45,7 +45,9 @@ class ClusteredEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim = self.weight.rows, self.weight.columns
 
     def forward(self, ids: Tensor) -> Tensor:
-        # Each row is decoded once: a text repeats its words, and their gradients add up in the table.
+        if not torch.is_grad_enabled():
+            return self.weight.gather(ids.reshape(-1)).view(*ids.shape, self.embedding_dim)
+        # To learn, each row is decoded once: a text repeats its words, and their gradients add up in the table.
         unique, place = torch.unique(ids, return_inverse=True)
         return nn.functional.embedding(place, self.weight.gather(unique))
 

@@ -9,6 +9,8 @@ from rkf.cluster.recipe import Rule
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.torch_backend import TorchBackend
+from rkf.runtime.torch_graph import Step
+from rkf.runtime.torch_model import Decoder, TorchCache
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.numpy_backend import NumpyBackend
@@ -70,6 +72,23 @@ def test_a_truncated_cache_continues_as_a_fresh_one(tmp_path):
         found = backend.forward(IDS[30:40], cache, last_only=True)
         assert cache.length == 40
         assert relative(found, backend.forward(IDS[:40], backend.new_cache(256), last_only=True)) < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_steps_of_standing_buffers_equal_the_decoder(tmp_path, window):
+    config = tiny.config(architecture="mistral", sliding_window=window)
+    path = write_model(tmp_path / "m.rkf", config, tiny.weights(config), RULES["groups"])
+    with rkf.open(path) as container, torch.inference_mode():
+        decoder = Decoder(container, config)
+        expected = decoder.head(decoder(torch.from_numpy(IDS)[None])[0])
+        cache = TorchCache(config, 1, 256, decoder.norm.weight)
+        decoder(torch.from_numpy(IDS[:100])[None], cache)
+        step = Step(decoder, cache)
+        for position in range(100, 150):
+            step.place(int(IDS[position]), position)
+            for _ in range(2):  # as a capture does: again makes no difference
+                found = step.compute()
+            assert relative(found[0].numpy(), expected[position].numpy()) < 1e-4
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -1,0 +1,94 @@
+"""One token of decoding as a CUDA graph: one launch where the decoder makes hundreds. Knows no text.
+
+The replay is compared with the decoder once, when it is captured. `Step` is tested on processors; `Graph` has not run
+on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from rkf.runtime.torch_model import Decoder, TorchCache
+
+_WARM_UPS = 3  # kernels are compiled, and libraries take their workspaces, before anything is captured
+_CLOSE = 0.02  # of the largest logit, in bf16
+
+
+class StandingCache:
+    """The whole room of a TorchCache, and a position in it that is a tensor: nothing here changes its shape."""
+
+    def __init__(self, cache: TorchCache) -> None:
+        self._store = cache.store
+        self.position = torch.zeros(1, dtype=torch.int64, device=cache.store.device)
+
+    def span(self, tokens: int) -> tuple[Tensor, int]:
+        return self.position, self._store.shape[4]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self._store[0, layer].index_copy_(2, self.position, keys)
+        self._store[1, layer].index_copy_(2, self.position, values)
+        return self._store[0, layer], self._store[1, layer]
+
+    def advance(self, tokens: int) -> None:
+        """The owner sets the position."""
+
+
+class Step:
+    """One token through a decoder, from buffers that stay where they are to `logits: [1, vocab]`."""
+
+    def __init__(self, decoder: Decoder, cache: TorchCache) -> None:
+        self.store = cache.store
+        self._decoder, self._cache = decoder, StandingCache(cache)
+        self._token = torch.zeros(1, 1, dtype=torch.int64, device=cache.store.device)
+
+    def place(self, token: int, position: int) -> None:
+        """What `compute` is to be of: a token, and how many come before it."""
+        self._token.fill_(token)
+        self._cache.position.fill_(position)
+
+    def compute(self) -> Tensor:
+        logits: Tensor = self._decoder.head(self._decoder(self._token, self._cache)[:, -1])
+        return logits
+
+
+class Graph:
+    """A Step, captured. Whatever `place` was told last is computed by `replay`."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        # A computation writes the cache at its own position alone, so that doing it again changes nothing.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                self._expected = step.compute()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = step.compute()
+
+    def replay(self) -> Tensor:
+        self._graph.replay()
+        return self._logits
+
+    def faithful(self) -> bool:
+        """Whether a replay gives what the decoder gave before it was captured."""
+        off = (self.replay() - self._expected).abs().max()
+        return bool(off <= _CLOSE * self._expected.abs().max())
+
+
+def captured(step: Step) -> Graph | None:
+    """The graph of a step, or None, with a warning, where it cannot be captured or gives something else."""
+    try:
+        graph = Graph(step)
+    except RuntimeError as error:  # what torch raises for every failure of CUDA
+        reason = str(error).partition("\n")[0]
+    else:
+        if graph.faithful():
+            return graph
+        reason = "its replay differs from the decoder"
+    warnings.warn(f"decoding goes on without a CUDA graph, and slower: {reason}", stacklevel=2)
+    return None
