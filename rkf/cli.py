@@ -20,6 +20,7 @@ from rkf.commands.output import printable
 from rkf.commands.study import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune import tune
+from rkf.commands.warmup import warmup
 from rkf.errors import RkfError
 
 INTERRUPTED = 130
@@ -66,6 +67,7 @@ for verb in (
     unpack,
     evaluate,
     bench,
+    warmup,
     tune,
     study,
     export,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from blake3 import blake3
@@ -65,14 +66,17 @@ def _cached(path: Path) -> bytes | None:
 
 
 def _keep(path: Path, code: bytes) -> None:
-    """Store an object; a folder that cannot be written is no error, the next start compiles again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(blake3(code).digest() + code)
-        Path(file.name).replace(path)
-    except OSError as error:
-        print(f"rkf: compiled code is not kept ({error}); the next start compiles again", file=sys.stderr)
+    """Store an object. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(blake3(code).digest() + code)
+    Path(file.name).replace(path)
+
+
+@cache
+def _say_not_kept(folder: Path) -> None:
+    """Once a process: a cache that cannot be written is no error."""
+    print(f"rkf: {folder} cannot be written: every start compiles anew; RKF_CACHE names another place", file=sys.stderr)
 
 
 def _compile(names: list[str], level: str, folder: Path) -> Mapping[str, bytes]:
@@ -82,8 +86,38 @@ def _compile(names: list[str], level: str, folder: Path) -> Mapping[str, bytes]:
     objects = {}
     for name in names:
         objects[name] = build(name, level, _SYMBOL)
-        _keep(_file(folder, name), objects[name])
+        try:
+            _keep(_file(folder, name), objects[name])
+        except OSError:
+            _say_not_kept(cache_dir())
     return objects
+
+
+class Warmth(NamedTuple):
+    """What `warm_up` found and did."""
+
+    level: str
+    kernels: int
+    compiled: int
+    seconds: float
+    folder: Path
+
+
+def warm_up(progress: Callable[[int, int], None] = lambda done, total: None) -> Warmth:
+    """Compile every kernel that this CPU's level has and that is not in the cache yet, so that no later start must.
+
+    progress: called with (done, total) kernels. Raises OSError where the cache cannot be written.
+    """
+    from rkf.runtime.kernels.build import build
+    from rkf.runtime.kernels.table import names
+
+    began, level = perf_counter(), cpu_features.level()
+    folder, every = _folder(level), names(level)
+    missing = [name for name in every if _cached(_file(folder, name)) is None]
+    for done, name in enumerate(missing):
+        progress(done, len(missing))
+        _keep(_file(folder, name), build(name, level, _SYMBOL))
+    return Warmth(level, len(every), len(missing), perf_counter() - began, folder)
 
 
 @cache

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from rkf.config import ModelConfig
 from rkf.errors import UsageError
-from rkf.runtime.layout import LANES, PAGE
+from rkf.runtime.layout import PAGE, WIDE
 
 FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes of a number
 
 
 def padded_head_dim(config: ModelConfig) -> int:
     """Columns of one position's values."""
-    return -(-config.head_dim // LANES) * LANES
+    return -(-config.head_dim // WIDE) * WIDE
 
 
 def head_bytes(config: ModelConfig, number_format: str) -> int:

@@ -98,11 +98,11 @@ PLAN = np.dtype(
     align=True,
 )
 
-# One thread's own memory: activations of one token, a tile of decoded weights, scores of a page, a tile of keys or
-# values, partial attentions: of the pages so far and of one page.
+# One thread's own memory: activations of one token, a tile of decoded weights, scores of a page, partial attentions: of
+# the pages so far and of one page.
 THREAD = np.dtype(
     [(name, ACTIVATION) for name in ("norm_input", "mixed_input", "feed_input")]
-    + [(name, _WORD) for name in ("scratch", "scores", "tile", "totals", "parts")],
+    + [(name, _WORD) for name in ("scratch", "scores", "totals", "parts")],
     align=True,
 )
 
@@ -115,7 +115,7 @@ BATCH = _struct("tokens ids positions pages rope logits logits_stride all_logits
 TILE_ROWS = 32  # rows that a product of many tokens decodes at a time
 PAGE = 256  # positions of one page of the cache
 BLOCK_TOKENS = 4  # neighbouring tokens that attend together
-WIDE = 64  # columns of values that attention sums at a time; rows of a tile are padded to whole strips
+WIDE = 32  # columns of values that attention sums at a time; a position's values are padded to whole strips
 PARTIAL_HEADER = 64  # bytes before the weighted values of a partial attention: maximum, sum
 
 # Phases: a tag is call << PHASE_BITS | phase; slots of claimed and of finished items hold tag << COUNT_BITS | count.

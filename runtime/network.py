@@ -33,7 +33,6 @@ from rkf.runtime.layout import (
     SLOT_BYTES,
     THREAD,
     TILE_ROWS,
-    WIDE,
 )
 from rkf.runtime.plan import Memory, Prepared, clustered, dense
 
@@ -183,7 +182,6 @@ class Network:
             thread["scratch"] = memory.zeros(scratch)
             queries = BLOCK_TOKENS * self.config.heads // self.config.kv_heads
             thread["scores"] = memory.zeros(queries * PAGE * 4)
-            thread["tile"] = memory.zeros(WIDE * _padded(self.config.head_dim, WIDE) * 4)
             thread["totals"], thread["parts"] = (memory.zeros(queries * self._partial_bytes) for _ in range(2))
 
     def _inputs(self) -> list[tuple[str, int]]:
@@ -207,7 +205,7 @@ class Network:
 
     @property
     def _partial_bytes(self) -> int:
-        return PARTIAL_HEADER + _padded(self.config.head_dim, WIDE) * 4
+        return PARTIAL_HEADER + padded_head_dim(self.config) * 4
 
 
 _LAYER_MATRICES = [f"self_attn.{part}_proj" for part in "qkvo"] + [

@@ -1,8 +1,7 @@
 """Attention of a few neighbouring tokens, and the query heads that share a key head, over one page of the cache.
 
-Keys and values are widened to f32 64 positions at a time, once for all of these queries. Each page yields (maximum,
-sum, weighted values) a query, merged in page order: the result does not depend on who computed which page, or on which
-tokens were computed together.
+Keys and values are read once for four of these queries. Each page yields (maximum, sum, weighted values) a query,
+merged in page order: the result does not depend on who computed which page, or on which tokens were computed together.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from numba import types
 
 from rkf.runtime.kernels.activations import constant, exponential
-from rkf.runtime.kernels.cache_format import CacheFormat
+from rkf.runtime.kernels.cache_format import CacheFormat, key_block, value_row
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
 from rkf.runtime.kernels.simd import (
     MASK16,
@@ -32,7 +31,6 @@ from rkf.runtime.kernels.simd import (
 from rkf.runtime.layout import LANES, PAGE, PARTIAL_HEADER, WIDE
 
 _LOWEST = -1e30
-_TILE = 64  # positions
 
 
 @inline
@@ -50,91 +48,69 @@ def _first_seen(position, window):
 
 
 @inline
-def _score(q0, q1, tile, head_dim, scores0, scores1):
-    """Two queries against 64 keys."""
-    block = head_dim * LANES * 4
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = constant(0.0)
-    for d in range(head_dim):
-        a, b, key = _spread(q0 + d * 4), _spread(q1 + d * 4), tile + d * LANES * 4
-        k0, k1 = load(F32x16, key), load(F32x16, key + block)
-        k2, k3 = load(F32x16, key + 2 * block), load(F32x16, key + 3 * block)
-        a0, a1, a2, a3 = fma(a, k0, a0), fma(a, k1, a1), fma(a, k2, a2), fma(a, k3, a3)
-        b0, b1, b2, b3 = fma(b, k0, b0), fma(b, k1, b1), fma(b, k2, b2), fma(b, k3, b3)
-    _store_four(scores0, a0, a1, a2, a3)
-    _store_four(scores1, b0, b1, b2, b3)
-
-
-@inline
-def _store_four(address, a, b, c, d):
-    store(address, a)
-    store(address + 64, b)
-    store(address + 128, c)
-    store(address + 192, d)
-
-
-@inline
-def _weigh(weights0, weights1, tile, row_bytes, count, out0, out1):
-    """out += sum of weight * values over `count` positions, two queries, 64 columns."""
-    a0, a1, a2, a3 = _load_four(out0)
-    b0, b1, b2, b3 = _load_four(out1)
-    for p in range(count):
-        a, b = _spread(weights0 + p * 4), _spread(weights1 + p * 4)
-        v0, v1, v2, v3 = _load_four(tile + p * row_bytes)
-        a0, a1, a2, a3 = fma(a, v0, a0), fma(a, v1, a1), fma(a, v2, a2), fma(a, v3, a3)
-        b0, b1, b2, b3 = fma(b, v0, b0), fma(b, v1, b1), fma(b, v2, b2), fma(b, v3, b3)
-    # A lone query is its own partner: both are stored, with the same values.
-    _store_four(out0, a0, a1, a2, a3)
-    _store_four(out1, b0, b1, b2, b3)
-
-
-@inline
-def _load_four(address):
-    return (
-        load(F32x16, address),
-        load(F32x16, address + 64),
-        load(F32x16, address + 128),
-        load(F32x16, address + 192),
-    )
-
-
-@inline
-def _soften(scores, begin, stop, first, end, out, out_bytes):
-    """Scores of positions begin … stop - 1 to weights: e^(score - maximum) from first to end - 1, else 0; starts the
-    query's partial result.
-    """
-    highest = constant(_LOWEST)
-    for position in range(begin, stop, LANES):
-        seen = _within(position, first, end)
-        highest = maximum(highest, select(seen, load(F32x16, scores + position * 4), constant(_LOWEST)))
-    top = lane_maximum(highest)
-    total = constant(0.0)
-    for position in range(begin, stop, LANES):
-        weight = exponential(load(F32x16, scores + position * 4) - splat(F32x16, top))
-        weight = select(_within(position, first, end), weight, constant(0.0))
-        store(scores + position * 4, weight)
-        total = total + weight
-    for offset in range(0, out_bytes, LANES * 4):
-        store(out + offset, constant(0.0))
-    store(out, top)
-    store(out + 4, lane_sum(total))
-
-
-@inline
 def _within(position, first, end):
     """Which of the positions position … position + 15 lie in first … end - 1."""
     return lanes_below(MASK16, end - position) ^ lanes_below(MASK16, first - position)
 
 
 def page_attention(cache: CacheFormat) -> Callable[..., Any]:
-    """attend(queries, query_bytes, token_bytes, tokens, heads, position, window, region, head_dim, padded, tile,
-    scores, out, out_bytes).
+    """attend(queries, query_bytes, token_bytes, tokens, heads, position, window, region, head_dim, padded, scores, out,
+    out_bytes).
 
     queries: f32[head_dim] each, already scaled, of neighbouring tokens and of heads that share a key head; position:
-    the first token's, counted from the page's start (it may lie past its end); region: the head's in the page; tile:
-    f32[64, wide] and scores: f32[tokens * heads, 256] are scratch; out: a partial result a query, `out_bytes` apart:
-    maximum, sum (f32), then f32[wide] at PARTIAL_HEADER, where wide is head_dim in whole strips of WIDE.
+    the first token's, counted from the page's start (it may lie past its end); region: the head's in the page;
+    scores: f32[tokens * heads, 256] is scratch; out: a partial result a query, `out_bytes` apart: maximum, sum (f32),
+    then f32[padded] at PARTIAL_HEADER.
     """
-    _, widen_keys, widen_values = cache
+
+    @inline
+    def score(q0, q1, q2, q3, region, position, head_dim, scores0, scores1, scores2, scores3):
+        """Four queries against 32 keys."""
+        a0 = b0 = c0 = d0 = a1 = b1 = c1 = d1 = constant(0.0)
+        for i in range(head_dim):
+            k0, k1 = cache.read(region, key_block(position, i, head_dim))
+            a, b, c, d = _spread(q0 + i * 4), _spread(q1 + i * 4), _spread(q2 + i * 4), _spread(q3 + i * 4)
+            a0, b0, c0, d0 = fma(a, k0, a0), fma(b, k0, b0), fma(c, k0, c0), fma(d, k0, d0)
+            a1, b1, c1, d1 = fma(a, k1, a1), fma(b, k1, b1), fma(c, k1, c1), fma(d, k1, d1)
+        _store_pair(scores0 + position * 4, a0, a1)
+        _store_pair(scores1 + position * 4, b0, b1)
+        _store_pair(scores2 + position * 4, c0, c1)
+        _store_pair(scores3 + position * 4, d0, d1)
+
+    @inline
+    def soften(scores, begin, stop, first, end, region, head_dim, padded, out):
+        """Scores of positions begin … stop - 1 to weights: e^(score - maximum) from first to end - 1, else 0; starts
+        the query's partial result.
+        """
+        highest = constant(_LOWEST)
+        for position in range(begin, stop, LANES):
+            x = cache.scale_keys(load(F32x16, scores + position * 4), region, position, head_dim, padded)
+            store(scores + position * 4, x)
+            highest = maximum(highest, select(_within(position, first, end), x, constant(_LOWEST)))
+        top = lane_maximum(highest)
+        total = constant(0.0)
+        for position in range(begin, stop, LANES):
+            weight = exponential(load(F32x16, scores + position * 4) - splat(F32x16, top))
+            weight = select(_within(position, first, end), weight, constant(0.0))
+            total = total + weight
+            store(scores + position * 4, cache.scale_values(weight, region, position, head_dim, padded))
+        store(out, top)
+        store(out + 4, lane_sum(total))
+
+    @inline
+    def weigh(w0, w1, w2, w3, region, begin, stop, column, head_dim, out0, out1, out2, out3):
+        """Sums of weight * values over positions begin … stop - 1, four queries, 32 columns."""
+        a0 = b0 = c0 = d0 = a1 = b1 = c1 = d1 = constant(0.0)
+        for p in range(begin, stop):
+            v0, v1 = cache.read(region, value_row(p, column, head_dim))
+            a, b, c, d = _spread(w0 + p * 4), _spread(w1 + p * 4), _spread(w2 + p * 4), _spread(w3 + p * 4)
+            a0, b0, c0, d0 = fma(a, v0, a0), fma(b, v0, b0), fma(c, v0, c0), fma(d, v0, d0)
+            a1, b1, c1, d1 = fma(a, v1, a1), fma(b, v1, b1), fma(c, v1, c1), fma(d, v1, d1)
+        # A query that fills up a group of four is stored more than once, with the same values.
+        _store_pair(out0, a0, a1)
+        _store_pair(out1, b0, b1)
+        _store_pair(out2, c0, c1)
+        _store_pair(out3, d0, d1)
 
     @piece
     def attend(
@@ -148,36 +124,61 @@ def page_attention(cache: CacheFormat) -> Callable[..., Any]:
         region,
         head_dim,
         padded,
-        tile,
         scores,
         out,
         out_bytes,
     ):
-        count, row_bytes = tokens * heads, (padded + WIDE - 1) // WIDE * WIDE * 4
-        begin = _first_seen(position, window) & ~63
-        stop = (smaller(position + tokens, PAGE) + 15) & ~15
-        for start in range(begin, stop, _TILE):
-            widen_keys(region, start, smaller(stop - start, _TILE), head_dim, padded, tile)
-            for i in range(0, count, 2):
-                j = smaller(i + 1, count - 1)
-                q0 = queries + i // heads * token_bytes + i % heads * query_bytes
-                q1 = queries + j // heads * token_bytes + j % heads * query_bytes
-                _score(q0, q1, tile, head_dim, scores + (i * PAGE + start) * 4, scores + (j * PAGE + start) * 4)
+        count, score_bytes = tokens * heads, PAGE * 4
+        begin = _first_seen(position, window) // WIDE * WIDE
+        stop = (smaller(position + tokens, PAGE) + WIDE - 1) // WIDE * WIDE
+        for start in range(begin, stop, WIDE):
+            for i in range(0, count, 4):
+                j, k, n = smaller(i + 1, count - 1), smaller(i + 2, count - 1), smaller(i + 3, count - 1)
+                score(
+                    queries + i // heads * token_bytes + i % heads * query_bytes,
+                    queries + j // heads * token_bytes + j % heads * query_bytes,
+                    queries + k // heads * token_bytes + k % heads * query_bytes,
+                    queries + n // heads * token_bytes + n % heads * query_bytes,
+                    region,
+                    start,
+                    head_dim,
+                    scores + i * score_bytes,
+                    scores + j * score_bytes,
+                    scores + k * score_bytes,
+                    scores + n * score_bytes,
+                )
         for i in range(count):
             own = position + i // heads
-            seen, end = _first_seen(own, window), smaller(own + 1, PAGE)
-            _soften(scores + i * PAGE * 4, begin, stop, seen, end, out + i * out_bytes, out_bytes)
-        for start in range(begin, stop, _TILE):
-            rows = smaller(stop - start, _TILE)
-            widen_values(region, start, rows, head_dim, padded, tile)
-            for i in range(0, count, 2):
-                j = smaller(i + 1, count - 1)
-                weights0, weights1 = scores + (i * PAGE + start) * 4, scores + (j * PAGE + start) * 4
-                for strip in range(0, row_bytes, WIDE * 4):
-                    out0, out1 = out + i * out_bytes + PARTIAL_HEADER, out + j * out_bytes + PARTIAL_HEADER
-                    _weigh(weights0, weights1, tile + strip, row_bytes, rows, out0 + strip, out1 + strip)
+            first, end = _first_seen(own, window), smaller(own + 1, PAGE)
+            weights, part = scores + i * score_bytes, out + i * out_bytes
+            soften(weights, begin, stop, first, end, region, head_dim, padded, part)
+        for column in range(0, padded, WIDE):
+            sums = out + PARTIAL_HEADER + column * 4
+            for i in range(0, count, 4):
+                j, k, n = smaller(i + 1, count - 1), smaller(i + 2, count - 1), smaller(i + 3, count - 1)
+                weigh(
+                    scores + i * score_bytes,
+                    scores + j * score_bytes,
+                    scores + k * score_bytes,
+                    scores + n * score_bytes,
+                    region,
+                    begin,
+                    stop,
+                    column,
+                    head_dim,
+                    sums + i * out_bytes,
+                    sums + j * out_bytes,
+                    sums + k * out_bytes,
+                    sums + n * out_bytes,
+                )
 
     return attend
+
+
+@inline
+def _store_pair(address, a, b):
+    store(address, a)
+    store(address + LANES * 4, b)
 
 
 @piece

@@ -1,8 +1,10 @@
-"""How keys and values of one head lie in a page of the cache, by number format: written one position at a time, widened
-to f32 64 positions at a time.
+"""How keys and values of one head lie in a page of the cache, by number format: written one position at a time, read
+as f32 in the order in which they lie, straight into attention's sums.
 
-A head's region: keys as 16 blocks of [head_dim, 16 positions], so that scores come out in lanes without horizontal
-sums; then values as [256, padded head_dim]; int8 adds f32 scales by position, of keys, then of values.
+A head's region: keys as blocks of [head_dim, 32 positions], so that scores come out in lanes without horizontal sums;
+then values as strips of [256 positions, 32 columns], the last one padded; int8 adds f32 scales by position, of keys,
+then of values. Whoever reads a block or a strip reads one stretch of memory from its beginning to its end: two streams
+within 4 KiB would leave the hardware without a guess what comes next, and take three times as long (docs/log.md).
 """
 
 from __future__ import annotations
@@ -19,24 +21,40 @@ from rkf.runtime.kernels.simd import (
     I8x16,
     I32x16,
     load,
+    prefetch,
     sign_extend,
-    splat,
     store,
     to_float,
 )
 from rkf.runtime.layout import LANES, PAGE, WIDE
 
+_AHEAD_BYTES = 8192
+
 
 class CacheFormat(NamedTuple):
     """remember(region, slot, key, value, head_dim, padded): write one position, from f32[head_dim] each.
 
-    widen_keys(region, position, count, head_dim, padded, tile), widen_values(…): `count` positions (a multiple of 16)
-    from `position` on as f32: [count / 16, head_dim, 16] and [count, whole strips of WIDE columns].
+    read(region, number): the 32 numbers from there on (`key_block`, `value_row`), in two registers. They still lack
+    their positions' scales: scale_keys(x, region, position, head_dim, padded) and scale_values(…) put them to sixteen
+    positions' scores and weights, which are fewer.
     """
 
     remember: Callable[..., Any]
-    widen_keys: Callable[..., Any]
-    widen_values: Callable[..., Any]
+    read: Callable[..., Any]
+    scale_keys: Callable[..., Any]
+    scale_values: Callable[..., Any]
+
+
+@inline
+def key_block(position, d, head_dim):
+    """Number d of the keys of 32 positions, the first a multiple of 32."""
+    return position * head_dim + d * WIDE
+
+
+@inline
+def value_row(position, column, head_dim):
+    """The values of one position in 32 columns, the first a multiple of 32."""
+    return PAGE * (head_dim + column) + position * WIDE
 
 
 @inline
@@ -45,15 +63,30 @@ def _float(address, index):
 
 
 @inline
-def _key_at(slot, head_dim):
-    """Where a position's first number lies among keys; the next ones follow 16 numbers apart."""
-    return slot // LANES * LANES * head_dim + slot % LANES
+def _key_at(slot, d, head_dim):
+    return key_block(slot // WIDE * WIDE, d, head_dim) + slot % WIDE
 
 
 @inline
-def _tile_row(padded):
-    """Bytes of one position's values in a tile."""
-    return (padded + WIDE - 1) // WIDE * WIDE * 4
+def _value_at(slot, i, head_dim):
+    return value_row(slot, i // WIDE * WIDE, head_dim) + i % WIDE
+
+
+@inline
+def _unscaled(x, region, position, head_dim, padded):
+    return x
+
+
+def _reader(read: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """Numbers of `size` bytes: `read` gives 16 at an address."""
+
+    @inline
+    def read_wide(region, number):
+        address = region + number * size
+        prefetch(address + _AHEAD_BYTES, 3)
+        return read(address), read(address + LANES * size)
+
+    return read_wide
 
 
 def plain(read: Callable[..., Any], write: Callable[..., Any], size: int) -> CacheFormat:
@@ -61,42 +94,29 @@ def plain(read: Callable[..., Any], write: Callable[..., Any], size: int) -> Cac
 
     @inline
     def remember(region, slot, key, value, head_dim, padded):
-        keys = region + _key_at(slot, head_dim) * size
-        values = region + (PAGE * head_dim + slot * padded) * size
         for i in range(head_dim):
-            write(keys + i * LANES * size, _float(key, i))
-            write(values + i * size, _float(value, i))
+            write(region + _key_at(slot, i, head_dim) * size, _float(key, i))
+            write(region + _value_at(slot, i, head_dim) * size, _float(value, i))
 
-    @inline
-    def widen_keys(region, position, count, head_dim, padded, tile):
-        source = region + position * head_dim * size
-        for i in range(0, count * head_dim, LANES):
-            store(tile + i * 4, read(source + i * size))
-
-    @inline
-    def widen_values(region, position, count, head_dim, padded, tile):
-        source, row_bytes = region + (PAGE * head_dim + position * padded) * size, _tile_row(padded)
-        for row in range(count):
-            for i in range(0, padded, LANES):
-                store(tile + row * row_bytes + i * 4, read(source + (row * padded + i) * size))
-
-    return CacheFormat(remember, widen_keys, widen_values)
+    return CacheFormat(remember, _reader(read, size), _unscaled, _unscaled)
 
 
 @inline
-def _write_bytes(source, count, target, step, scale_target):
-    """count numbers as signed bytes, `step` bytes apart, and their scale."""
+def _byte_scale(source, count):
+    """What one step of signed bytes stands for, and its inverse."""
     largest = types.float32(0)
     for i in range(count):
         largest = larger(largest, larger(_float(source, i), -_float(source, i)))
     inverse = types.float32(0)
     if largest > types.float32(1e-30):
         inverse = types.float32(127) / largest
-    for i in range(count):
-        # Adding and subtracting 1.5 * 2^23 rounds to the nearest even integer.
-        shifted = _float(source, i) * inverse + types.float32(12582912.0)
-        store(target + i * step, types.int8(shifted - types.float32(12582912.0)))
-    store(scale_target, largest / types.float32(127))
+    return largest / types.float32(127), inverse
+
+
+@inline
+def _write_byte(address, value):
+    # Adding and subtracting 1.5 * 2^23 rounds to the nearest even integer.
+    store(address, types.int8(value + types.float32(12582912.0) - types.float32(12582912.0)))
 
 
 @inline
@@ -111,29 +131,24 @@ def _scales(region, head_dim, padded):
 
 @inline
 def _remember_bytes(region, slot, key, value, head_dim, padded):
-    scales = _scales(region, head_dim, padded) + slot * 4
-    _write_bytes(key, head_dim, region + _key_at(slot, head_dim), LANES, scales)
-    _write_bytes(value, head_dim, region + PAGE * head_dim + slot * padded, 1, scales + PAGE * 4)
-
-
-@inline
-def _widen_key_bytes(region, position, count, head_dim, padded, tile):
     scales = _scales(region, head_dim, padded)
-    for block in range(position, position + count, LANES):
-        scale = load(F32x16, scales + block * 4)
-        source, target = region + block * head_dim, tile + (block - position) * head_dim * 4
-        for i in range(0, LANES * head_dim, LANES):
-            store(target + i * 4, _read_bytes(source + i) * scale)
+    key_scale, key_inverse = _byte_scale(key, head_dim)
+    value_scale, value_inverse = _byte_scale(value, head_dim)
+    for i in range(head_dim):
+        _write_byte(region + _key_at(slot, i, head_dim), _float(key, i) * key_inverse)
+        _write_byte(region + _value_at(slot, i, head_dim), _float(value, i) * value_inverse)
+    store(scales + slot * 4, key_scale)
+    store(scales + (PAGE + slot) * 4, value_scale)
 
 
 @inline
-def _widen_value_bytes(region, position, count, head_dim, padded, tile):
-    scales, row_bytes = _scales(region, head_dim, padded) + PAGE * 4, _tile_row(padded)
-    for row in range(count):
-        scale = splat(F32x16, _float(scales, position + row))
-        source = region + PAGE * head_dim + (position + row) * padded
-        for i in range(0, padded, LANES):
-            store(tile + row * row_bytes + i * 4, _read_bytes(source + i) * scale)
+def _scale_key_bytes(x, region, position, head_dim, padded):
+    return x * load(F32x16, _scales(region, head_dim, padded) + position * 4)
+
+
+@inline
+def _scale_value_bytes(x, region, position, head_dim, padded):
+    return x * load(F32x16, _scales(region, head_dim, padded) + (PAGE + position) * 4)
 
 
 def cache_format(name: str, level: str) -> CacheFormat:
@@ -141,6 +156,6 @@ def cache_format(name: str, level: str) -> CacheFormat:
     if name == "f32":
         return plain(f32.f32_wide, f32.f32_write, 4)
     if name == "int8":
-        return CacheFormat(_remember_bytes, _widen_key_bytes, _widen_value_bytes)
+        return CacheFormat(_remember_bytes, _reader(_read_bytes, 1), _scale_key_bytes, _scale_value_bytes)
     widen, narrow = half.conversions(level)
     return plain(half.wide(widen), half.writer(narrow), 2)

@@ -233,7 +233,6 @@ def step(level: str, cache: CacheFormat) -> Callable[..., Any]:
             _region(plan, layer, _word(batch.pages, item), page, kv_head),
             plan.head_dim,
             plan.padded_head_dim,
-            thread.tile,
             thread.scores,
             out,
             plan.partial_bytes,

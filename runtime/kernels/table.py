@@ -17,6 +17,7 @@ from numba import types
 from rkf.runtime.kernels import f32, half, int8_avx2, int8_avx512, int8_portable, products, serve
 from rkf.runtime.kernels.cache_format import cache_format
 from rkf.runtime.kernels.step import step
+from rkf.runtime.kv_cache import FORMATS
 
 _PRODUCT = (types.int64,) * 8  # matrix, activation, tokens, y, y_stride, low, high, scratch
 _ROW = (types.int64,) * 3  # matrix, row, out
@@ -54,3 +55,10 @@ def kernel(name: str, level: str) -> Kernel:
     if level == "avx512":
         return int8_avx512.multiply_many(weights), _PRODUCT
     return products.multiply_many(weights, level_kernels.SUMS), _PRODUCT
+
+
+def names(level: str) -> list[str]:
+    """Every kernel of a level of CPU."""
+    fixed = ["serve", "publish", "f32", *(f"step:{cache}" for cache in FORMATS)]
+    rows = [f"row:{kind}" for kind in ("f32", "bf16", "f16", "clustered")]
+    return fixed + rows + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]

@@ -49,20 +49,47 @@ def test_any_number_of_threads_gives_the_same_bits(container, monkeypatch, count
         assert np.array_equal(logits(backend), wanted)
 
 
+def windows(backend, lengths):
+    """One call each of so many tokens, of all logits or the last ones, in a cache that begins anew when it is full."""
+    cache, found = backend.new_cache(256), []
+    for length in lengths:
+        cache.truncate(cache.length if cache.length + length <= 256 else 0)
+        found.append(backend.forward(IDS[:length], cache, last_only=bool(length % 2)))
+    return np.concatenate(found)
+
+
 def test_a_late_worker_does_no_harm(container, monkeypatch):
     """Calls of one token and of many in turn: one who comes late to a call must not take the sizes of the next."""
     lengths = np.random.Generator(np.random.Philox(key=5)).choice([1, 1, 1, 2, 5, 17, 60], 400)
-
-    def run(backend):
-        cache, found = backend.new_cache(256), []
-        for length in lengths:
-            cache.truncate(cache.length if cache.length + length <= 256 else 0)
-            found.append(backend.forward(IDS[:length], cache, last_only=bool(length % 2)))
-        return np.concatenate(found)
-
-    wanted = run(CpuBackend(container, threads=1))
+    wanted = windows(CpuBackend(container, threads=1), lengths)
     monkeypatch.setattr(threads, "available", lambda: 8)
-    assert np.array_equal(run(CpuBackend(container, threads=8)), wanted)
+    assert np.array_equal(windows(CpuBackend(container, threads=8), lengths), wanted)
+
+
+def test_busy_neighbours_do_no_harm(container, monkeypatch):
+    """Python threads that never rest, two backends that take the cores from each other, workers that come and go."""
+    lengths = np.random.Generator(np.random.Philox(key=6)).choice([1, 1, 2, 3, 33, 64], 100)
+    wanted = windows(CpuBackend(container, threads=1), lengths)
+    monkeypatch.setattr(threads, "available", lambda: 6)
+    done, found = threading.Event(), []
+
+    def spin():
+        while not done.is_set():
+            sum(range(1000))
+
+    def call():
+        found.extend(windows(CpuBackend(container, threads=6), lengths) for _ in range(3))
+
+    neighbours = [threading.Thread(target=spin) for _ in range(2)]
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for thread in (*neighbours, *callers):
+        thread.start()
+    for caller in callers:
+        caller.join()
+    done.set()
+    for neighbour in neighbours:
+        neighbour.join()
+    assert len(found) == 6 and all(np.array_equal(item, wanted) for item in found)
 
 
 def test_parked_workers_wake(container, monkeypatch):
