@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import click
 
 from rkf.commands.default_model import NAME
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
+from rkf.commands.tune import showing, summary
 from rkf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,11 +53,18 @@ def pull(name: str) -> None:
 @click.option(
     "--recipe", metavar="FILE|dense", help="How each tensor is stored: a TOML file, or the name of a shipped one."
 )
+@click.option(
+    "--tune",
+    "minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Then tune the file's values for so long, as `rkf tune` does. Needs torch.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Default: one a core. The bytes are the same for any number.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @click.option("--resume", is_flag=True, help="Go on with the same conversion after an interruption.")
 @FORCE
-def convert(src: str, out: Path, calibrate: str, size_text: str | None, **options: Any) -> None:
+def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes: float | None, **options: Any) -> None:
     """Convert a checkpoint to an rkf file.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
@@ -64,7 +74,8 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, **option
     limit = None if size_text is None else byte_count(size_text)
     with progress_bar("calibration text", "token") if calibrate == "self" else nullcontext() as bar:
         chosen = _calibration(calibrate, reporter(bar) if bar is not None else None)
-        ledger = run(src, out, size=limit, calibrate=chosen, **options)
+        given = {"size": limit, "calibrate": chosen, **options}
+        ledger = run(src, out, **given) if minutes is None or options["dry_run"] else _tuned(src, out, minutes, given)
     if options["dry_run"]:
         click.echo("\n".join(map(printable, ledger.lines())))
     else:
@@ -73,6 +84,32 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, **option
         )
     if limit is not None or options["bpw"] is not None:
         click.echo(f"chosen: {_chosen(ledger)}", err=True)
+
+
+def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledger:
+    """Convert, tune towards the source, and put the values into the file. What an interruption leaves is in a folder
+    beside `out`, for `--resume`.
+    """
+    from rkf.converters.pipeline import convert as run
+    from rkf.fold import fold
+    from rkf.tune import tune as learn
+
+    resume, force = options["resume"], options.pop("force")
+    if out.exists() and not force:
+        raise UsageError(f"{out}: exists already: choose another name, or overwrite it with --force")
+    folder = out.with_name(f"{out.name}.tuned")
+    if folder.exists() and not resume:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain, dense, values = folder / "plain.rkf", folder / "dense.rkf", folder / "values.rkv"
+    ledger = run(src, plain, **options, force=True)
+    run(src, dense, recipe="dense", resume=resume, force=True)
+    with progress_bar("tune", "") as bar:
+        report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
+    fold(plain, values, out, provenance={"tuned": report}, force=force)
+    shutil.rmtree(folder)
+    click.echo(summary(out, report), err=True)
+    return replace(ledger, file_bytes=out.stat().st_size)
 
 
 def _chosen(ledger: Ledger) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,27 @@ def tune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     from rkf.tune import tune as learn
 
     with progress_bar("tune", "") as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.set_description(what)
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        report = learn(model, out=out, progress=show, **options)
+        report = learn(model, out=out, progress=showing(bar), **options)
     if as_json:
         print_json(report)
     else:
-        click.echo(
-            f"{printable(out)}: kld {report['kld_before']:.4f} -> {report['kld']:.4f} on held-out text "
-            f"({report['recovered']:.0%} recovered) in {report['steps']} steps",
-            err=True,
-        )
+        click.echo(summary(out, report), err=True)
+
+
+def showing(bar: Any) -> Callable[[str, int, int], None]:
+    """Progress of `rkf.tune.tune` on a bar."""
+
+    def show(what: str, done: int, total: int) -> None:
+        bar.set_description(what)
+        bar.total, bar.n = total, done
+        bar.refresh()
+
+    return show
+
+
+def summary(out: Path, report: Mapping[str, Any]) -> str:
+    """What a tuning has reached, in a line."""
+    return (
+        f"{printable(out)}: kld {report['kld_before']:.4f} -> {report['kld']:.4f} on held-out text "
+        f"({report['recovered']:.0%} recovered) in {report['steps']} steps"
+    )

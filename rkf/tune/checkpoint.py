@@ -38,16 +38,16 @@ class Checkpoint:
     def save_lesson(self, ids: Tensor, hidden: Tensor) -> None:
         self._write(_LESSON, {"ids": ids.contiguous(), "hidden": hidden.contiguous()}, {})
 
-    def restore(self, learner: Learner) -> float:
-        """Put back what an earlier run had learned; the seconds that it had spent."""
+    def restore(self, learner: Learner) -> float | None:
+        """Put back what an earlier run had learned; the seconds that it had spent, or None if there was none."""
         found = self._read(_STATE)
         if found is None:
-            return 0.0
+            return None
         tensors, numbers = found
         state = learner.optimizer.state_dict()
         for i, parameter in enumerate(learner.parameters()):
             parameter.data.copy_(tensors[f"{i}.value"])
-            learner.best_values[i] = tensors[f"{i}.best"].to(parameter.device)
+            learner.best_values.append(tensors[f"{i}.best"].to(parameter.device))
             state["state"][i] = {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         learner.optimizer.load_state_dict(state)
         learner.step, learner.stale = int(numbers["step"]), int(numbers["stale"])

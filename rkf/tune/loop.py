@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from time import monotonic
 
 import torch
@@ -45,7 +46,7 @@ class Lesson:
 
 
 class Learner:
-    """The state of learning: everything that a resumed run needs."""
+    """The state of learning: everything that a resumed run needs. A new one has to `begin`."""
 
     def __init__(self, decoder: Decoder, live: Mapping[str, LiveValues], lesson: Lesson, held_out: Lesson) -> None:
         self._decoder, self._live, self._lesson, self._held_out = decoder, live, lesson, held_out
@@ -53,6 +54,11 @@ class Learner:
             [group for item in live.values() for group in item.groups()], betas=(0.9, 0.95)
         )
         self.step, self.stale = 0, 0
+        self.before = self.best = nan
+        self.best_values: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Measure where learning starts; a run that goes on knows it."""
         self.before = self.best = self.divergence()
         self.best_values = self._values()
 

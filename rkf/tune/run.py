@@ -15,7 +15,7 @@ from rkf.calibration import prompts
 from rkf.canonical import encode
 from rkf.config import ModelConfig
 from rkf.container import Container, open_file
-from rkf.errors import OutputError, UsageError
+from rkf.errors import UsageError
 from rkf.format import CHAT_TEMPLATE, TOKENIZER
 from rkf.runtime.tokenizer import Tokenizer
 from rkf.runtime.torch_model import Decoder
@@ -25,7 +25,7 @@ from rkf.tune.live import LiveValues
 from rkf.tune.loop import Learner, Lesson, hidden_states
 from rkf.values import write_values
 
-SEQUENCES, TOKENS = 128, 512
+SEQUENCES, TOKENS = 64, 512
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 
 
@@ -37,7 +37,7 @@ def tune(
     data: str | PathLike[str] = "self",
     minutes: float = 30.0,
     rows: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
@@ -45,27 +45,32 @@ def tune(
 ) -> dict[str, Any]:
     """Learn centroids and affine factors of `model` towards what `reference` says, and write them as a values file.
 
-    reference: an rkf file of the same model, dense. data: "self" samples the text from the reference, else a UTF-8
-    file. minutes: of learning; sampling and the reference's pass come before. rows: a factor for every row, not for
-    every matrix. resume: go on after an interruption. The share of the divergence that is recovered is measured on
-    text held out; the best values found are written, at worst the old ones.
+    reference: an rkf file of the same model, dense. data: "self" lets the reference write the text, else a UTF-8 file.
+    minutes: of learning; the text and the reference's pass over it come before. rows: a factor for every row, not for
+    every matrix. device: torch's name of it, by default a GPU if there is one. resume: go on after an interruption. The
+    share of the divergence that is recovered is measured on text held out; the best values found are written, at worst
+    the old ones.
 
     Returns {"steps", "kld_before", "kld", "recovered", "parameters"}, in nats a token. Raises UsageError: the two
     models do not fit each other, the text is too short, the output exists.
     """
     out = Path(out)
     if out.exists() and not force:
-        raise OutputError(f"{out}: exists already: give another name, or --force")
+        raise UsageError(f"{out}: exists already: choose another name, or overwrite it with --force")
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with open_file(model) as container, open_file(reference) as source:
         config = _fitting(container, source)
         words = None if data == "self" else _tokenizer(source, config).encode(_read(Path(data)))
         lesson_hash = _hash([source.dense_id, seed, words or "self"])
         checkpoint = Checkpoint(out, lesson_hash, _hash([lesson_hash, container.ranks_id, rows]), resume)
-        lesson = _lesson(source, config, checkpoint, words, torch.device(device), seed, progress)
-        decoder = Decoder(container, config).to(device).requires_grad_(False)
+        lesson = _lesson(source, config, checkpoint, words, on, seed, progress)
+        decoder = Decoder(container, config).to(on).requires_grad_(False)
         live = {name: LiveValues(weight, container.counts(name), rows) for name, weight in decoder.clustered().items()}
-        learner = Learner(decoder, live, *lesson.split(max(len(lesson.ids) // 12, 1)))
+        learner = Learner(decoder, live, *lesson.split(max(len(lesson.ids) // 16, 1)))
         spent = checkpoint.restore(learner)
+        if spent is None:
+            learner.begin()
+            spent = 0.0
 
         def check(learner: Learner, spent: float) -> None:
             checkpoint.save(learner, spent)

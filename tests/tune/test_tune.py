@@ -5,7 +5,7 @@ import pytest
 
 import rkf
 from rkf.cluster.recipe import Rule
-from rkf.errors import OutputError, UsageError
+from rkf.errors import UsageError
 from rkf.tune import run, tune
 from tests.runtime import tiny
 from tests.runtime.files import write_model
@@ -105,5 +105,5 @@ def test_what_does_not_fit_is_refused(tmp_path, files):
     with pytest.raises(UsageError, match="expected at least 96 to learn on"):
         tune(model, dense, out, data=text)
     out.touch()
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         tune(model, dense, out, data=text)

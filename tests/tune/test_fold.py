@@ -1,0 +1,67 @@
+"""Values become a file's own: by `fold`, and in one go by `rkf convert --tune`."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import rkf
+from rkf.cli import cli
+from rkf.cluster.recipe import Rule
+from rkf.errors import OutputError
+from rkf.fold import fold
+from rkf.matrix import Affine, MatrixValues
+from rkf.tune import run
+from rkf.values import write_values
+from rkf.verify import verify
+from tests.runtime import tiny
+from tests.runtime.files import write_model
+from tests.runtime.test_numpy_backend import reference
+
+CONFIG = tiny.config(context_length=48)
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def test_a_folded_file_is_the_model_with_its_values(tmp_path):
+    model, values, out = (tmp_path / name for name in ("m.rkf", "v.rkv", "out.rkf"))
+    write_model(model, CONFIG, tiny.weights(CONFIG), Rule(k=8, exceptions=0.01))
+    with rkf.open(model) as container:
+        old = container.values(NAME)
+        a = np.linspace(0.5, 2, CONFIG.intermediate_size, dtype=np.float32)
+        changed = MatrixValues(
+            old.centroids * np.float32(2), Affine("row", None, a), old.exceptions, old.exceptions_dtype
+        )
+        write_values(values, container, {NAME: changed})
+    fold(model, values, out, provenance={"tuned": {"steps": 3}})
+    with rkf.open(out) as found, rkf.open(model, values=values) as wanted:
+        assert found.ranks_id == wanted.ranks_id and found.dense_id == wanted.dense_id
+        assert found.provenance["tuned"] == {"steps": 3}
+        assert found.blob("tokenizer.json") == wanted.blob("tokenizer.json")
+        for name in wanted.tensors:
+            assert np.array_equal(found.decode(name), wanted.decode(name))
+    assert verify(out).clustered > 0  # or it raises
+    with pytest.raises(OutputError, match="the output is the input"):
+        fold(model, values, model, force=True)
+
+
+def test_convert_and_tune_in_one_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SEQUENCES", 6)
+    source, out = tmp_path / "tiny", tmp_path / "out.rkf"
+    reference(CONFIG).save_pretrained(source)
+    tiny.byte_level_tokenizer().save(str(source / "tokenizer.json"))
+    (source / "chat_template.jinja").write_text(tiny.CHAT_TEMPLATE)
+
+    def convert(path, *more):
+        return CliRunner().invoke(
+            cli, ["convert", str(source), str(path), "--recipe", "paper-exceptions", "--k", "8", *more]
+        )
+
+    done = convert(out, "--tune", "0.02")
+    assert done.exit_code == 0, done.stderr
+    assert "recovered" in done.stderr
+    assert convert(tmp_path / "plain.rkf").exit_code == 0
+    with rkf.open(out) as tuned, rkf.open(tmp_path / "plain.rkf") as plain:
+        assert tuned.ranks_id == plain.ranks_id
+        assert tuned.provenance["tuned"]["kld"] <= tuned.provenance["tuned"]["kld_before"]
+        assert not np.array_equal(tuned.decode(NAME), plain.decode(NAME))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rkf", "plain.rkf", "tiny"]
+    assert convert(out, "--tune", "0.02").exit_code == 2  # exists
