@@ -73,7 +73,7 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
 
     limit = None if size_text is None else byte_count(size_text)
     with progress_bar("calibration text", "token") if calibrate == "self" else nullcontext() as bar:
-        chosen = _calibration(calibrate, reporter(bar) if bar is not None else None)
+        chosen = calibration(calibrate, reporter(bar) if bar is not None else None)
         given = {"size": limit, "calibrate": chosen, **options}
         ledger = run(src, out, **given) if minutes is None or options["dry_run"] else _tuned(src, out, minutes, given)
     if options["dry_run"]:
@@ -125,7 +125,8 @@ def _chosen(ledger: Ledger) -> str:
     return f"{'; '.join(parts)}; {ledger.clustered_bits_per_weight:.3f} bits per clustered weight"
 
 
-def _calibration(choice: str, progress: Callable[[int, int], None] | None) -> Calibrate | None:
+def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Calibrate | None:
+    """What `--calibrate` means. progress: of the text that a model writes."""
     if choice == "none":
         return None
     from rkf.calibration import Calibrate

@@ -8,16 +8,17 @@ from typing import Any
 
 import click
 
+from rkf.commands.convert import calibration
 from rkf.commands.measure import read
 from rkf.commands.output import print_json, printable, progress_bar
 from rkf.errors import UsageError
 
-NAMES = ("scramble", "preserve", "interpolate")
+NAMES = ("sweep", "scramble", "preserve", "drift", "interpolate")
 
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
@@ -27,18 +28,19 @@ NAMES = ("scramble", "preserve", "interpolate")
 @click.option("--layers", metavar="0,4-7", help="Change these layers only. Default: all.")
 @click.option("--windows", type=click.IntRange(1), default=8, show_default=True, help="Windows of the text.")
 @click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
+@click.option("--k", "ks", metavar="4,8,16", help="Of a sweep. Default: powers of two from 4 to 256.")
+@click.option("--calibrate", metavar="self|FILE", help="Of a sweep: also convert with calibration on this text.")
 @click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON.")
-def study(name: str, model: Path, out: Path, text: Path, layers: str | None, as_json: bool, **options: Any) -> None:
+def study(name: str, model: str, out: Path, text: Path, layers: str | None, as_json: bool, **options: Any) -> None:
     """Change centroids on purpose and measure what becomes of the model.
 
-    NAME: scramble (values under other ranks), preserve (other values, ranks in order), interpolate (the straight path
-    to changed values). MODEL: an rkf file. OUT: a folder for results.json, results.csv, report.md, report.html,
-    figures, and the values file of every trial, for `rkf run MODEL --values`. A study that was interrupted goes on
-    from what OUT holds; more seeds extend it. Needs matplotlib.
+    NAME: scramble (values under other ranks), preserve (other values, ranks in order), drift (layer after layer),
+    interpolate (the straight path to changed values); MODEL is an rkf file. Or sweep (every K, and which matrix
+    collapses); MODEL is a checkpoint. OUT: a folder for results.json, results.csv, report.md, report.html, figures, and
+    the values file of every trial, for `rkf run MODEL --values`. A study that was interrupted goes on from what OUT
+    holds; more seeds extend it. Needs matplotlib.
     """
-    from rkf.study import study as run
-
     with progress_bar(name, "trial") as bar:
 
         def show(trial: str, done: int, total: int) -> None:
@@ -46,14 +48,50 @@ def study(name: str, model: Path, out: Path, text: Path, layers: str | None, as_
             bar.total = total
             bar.update(done - bar.n)
 
-        rows = run(name, model, out, text=read(text), layers=numbers(layers), progress=show, **options)
+        common = {"text": read(text), "layers": numbers(layers, "layers"), "progress": show, **options}
+        rows = _sweep(model, out, **common) if name == "sweep" else _change(name, model, out, **common)
     if as_json:
         print_json(rows)
     else:
         click.echo(f"{printable(out / 'report.html')}: {len(rows)} trials", err=True)
 
 
-def numbers(text: str | None) -> list[int] | None:
+def _change(name: str, model: str, out: Path, ks: str | None, calibrate: str | None, **options: Any) -> list[Any]:
+    from rkf.study import study as run
+
+    if ks or calibrate:
+        raise UsageError(f"study {name}: --k and --calibrate are options of a sweep")
+    return run(name, model, out, **options)
+
+
+def _sweep(
+    src: str, out: Path, ks: str | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
+) -> list[Any]:
+    from rkf.converters.pipeline import convert
+    from rkf.converters.pull import locate
+    from rkf.converters.source import open_source
+    from rkf.study import sweep
+
+    if reference:
+        raise UsageError("study sweep: its reference is the checkpoint: leave --reference out")
+    chosen = calibration(calibrate or "none", None)
+    source = open_source(locate(src))
+
+    def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
+        convert(src, out, recipe=recipe, k=k, calibrate=chosen if calibrated else None)
+
+    return sweep(
+        out,
+        convert=converted,
+        source=source.label,
+        fingerprint=source.fingerprint,
+        calibrated=chosen is not None,
+        ks=numbers(ks, "k"),
+        **options,
+    )
+
+
+def numbers(text: str | None, what: str) -> list[int] | None:
     """Numbers and ranges of them, "0,4-7"; UsageError for anything else."""
     if text is None:
         return None
@@ -61,6 +99,6 @@ def numbers(text: str | None) -> list[int] | None:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
-            raise UsageError(f"layers: expected numbers and ranges such as 0,4-7, got {text!r}")
+            raise UsageError(f"{what}: expected numbers and ranges such as 0,4-7, got {text!r}")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return found

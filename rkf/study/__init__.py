@@ -10,7 +10,8 @@ except ModuleNotFoundError as error:
     raise UsageError("this needs matplotlib, which is not installed: pip install 'rkf-llm[study]'") from error
 
 from rkf.study.run import STUDIES, study
+from rkf.study.sweep import sweep
 
-__all__ = ["STUDIES", "study"]
+__all__ = ["STUDIES", "study", "sweep"]
 
 del _matplotlib

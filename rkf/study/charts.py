@@ -20,11 +20,14 @@ LABELS = {
     "error": "squared error, in parts of the weights' variance",
     "correlation": "correlation of the weights with what they were",
     "bits": "bits a clustered weight",
+    "survive": "layers",
+    "largest": "largest weight, in standard deviations",
     "scale": "RMS of the residual stream, times the unchanged model's",
     "spearman": "rank correlation with the unchanged model's residual stream",
 }
-_LOGARITHMIC = {"ppl", "ppl_ratio", "kld", "error", "scale"}
-_MEASURED = {"error", "correlation", "bits"}  # abscissas that differ from trial to trial
+_BASES = {"error": 10, "k": 2}  # of logarithmic abscissas
+_LOGARITHMIC = {"ppl", "ppl_ratio", "kld", "scale"}
+_MEASURED = {"error", "correlation"}  # abscissas that differ from trial to trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,8 @@ def svg(chart: Chart) -> str:
             axes.errorbar(at, means, errors, fmt=style, markersize=3.5, linewidth=1, capsize=2, label=name)
         if not _is_number(xs[0]):
             axes.set_xticks(range(len(xs)), [_shown(x) for x in xs], rotation=30, ha="right")
-        if chart.x in _LOGARITHMIC:
-            axes.set_xscale("log")
+        if chart.x in _BASES:
+            axes.set_xscale("log", base=_BASES[chart.x])
         if chart.y in _LOGARITHMIC:
             axes.set_yscale("log")
         axes.set_xlabel(LABELS.get(chart.x, chart.x))

@@ -19,11 +19,16 @@ from rkf.eval import reference as stored
 from rkf.eval.divergence import sampled, windows_of
 from rkf.eval.reference import Window
 from rkf.runtime.model import load
-from rkf.study import interpolate, preserve, report, scramble
+from rkf.study import drift, interpolate, preserve, report, scramble
 from rkf.study.records import Records
 from rkf.study.subject import Probe, Subject, Trial, chosen_layers
 
-STUDIES: dict[str, ModuleType] = {"scramble": scramble, "preserve": preserve, "interpolate": interpolate}
+STUDIES: dict[str, ModuleType] = {
+    "scramble": scramble,
+    "preserve": preserve,
+    "drift": drift,
+    "interpolate": interpolate,
+}
 Progress = Callable[[str, int, int], None]  # the trial, how many are done, how many there are
 _PREDICTIONS = "reference.kld"
 
@@ -55,7 +60,7 @@ def study(
         raise UsageError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     out, kind = Path(out), STUDIES[name]
     with open_file(model) as container, open_file(reference or model) as source:
-        about = {
+        about: dict[str, Any] = {
             "study": name,
             "model": container.path.name,
             "reference": source.path.name if reference else "the model itself",
@@ -70,7 +75,7 @@ def study(
             + (f" --layers {','.join(map(str, about['layers']))}" if layers is not None else "")
         )
         records = Records(out, about)
-        found = predictions(out, source.path, text, ctx, windows, exact=reference is not None, threads=threads)
+        found = predictions(out, lambda: source.path, text, ctx, windows, exact=reference is not None, threads=threads)
         records.about["ppl"] = exp(-np.mean(np.concatenate([window.target for window in found])))
         subject = Subject(container, out / "values", about["layers"], Probe(found, threads))
         if reference and "unchanged" not in records.about:
@@ -97,12 +102,12 @@ def fingerprint(containers: Iterable[Container], options: list[Any]) -> str:
 
 
 def predictions(
-    out: Path, model: Path, text: str, ctx: int, windows: int, *, exact: bool, threads: int | None
+    out: Path, model: Callable[[], Path], text: str, ctx: int, windows: int, *, exact: bool, threads: int | None
 ) -> list[Window]:
-    """What the reference says of the text, kept in the folder of the study."""
+    """What the reference says of the text, kept in the folder of the study. model: names it if it has to be run."""
     path = out / _PREDICTIONS
     if not path.exists():
-        with load(model, exact=exact, threads=threads) as ready:
+        with load(model(), exact=exact, threads=threads) as ready:
             made = windows_of(ready, text, ctx=ctx, windows=windows)
             stored.write(path, [sampled(window, number) for number, window in enumerate(made)])
     return stored.read(path)

@@ -1,0 +1,190 @@
+"""`drift`: more and more layers with values drawn anew in order; what breaks the model first, scale or ranks?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rkf.config import ModelConfig
+from rkf.container import open_file
+from rkf.matrix import F32, ClusteredMatrix, MatrixValues
+from rkf.study import trace
+from rkf.study.charts import Chart, Row, only
+from rkf.study.moments import ascending, matching
+from rkf.study.preserve import uniform
+from rkf.study.subject import Subject, Trial, generator
+
+ABOUT = """Layers get sorted uniform draws for values, one layer after another: from the first, from the last, in random
+order. Corrections w' = a * w + b, a > 0, of each matrix: none; moments, with the mean and variance of the clustered
+weights, in closed form from the counts; output, the same and then a such that the root mean square of the matrix's
+output is the unchanged model's on the unchanged model's inputs. The residual stream is followed through the layers for
+a stretch of the text: its scale tells of drift, its rank correlation with the unchanged model's of distortion."""
+
+ORDERS = ("first", "last", "random")
+CORRECTIONS = ("none", "moments", "output")
+TOKENS = 128  # of the first window, whose residual stream is followed
+BEARABLE = 2.0  # times the reference's perplexity: a model that counts as alive
+
+
+class Stream:
+    """What the unchanged model makes of a stretch of text, and how others differ."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._config = ModelConfig.from_metadata(subject.container.metadata["model"])
+        self._ids = subject.probe.windows[0].ids[:TOKENS]
+        self._inputs: dict[str, F32] = {}
+        self._states: list[F32] = []
+
+    def profile(self, values: Path) -> dict[str, Any]:
+        """The residual stream under a values file, against the unchanged one: "profile", by layer."""
+        with open_file(self._subject.container.path, values=values) as changed:
+            states = trace.residual_stream(changed, self._config, self._ids, threads=self._subject.probe.threads)
+        return {"profile": trace.compared(states, self._unchanged())}
+
+    def shrinkage(self, name: str, values: MatrixValues) -> float:
+        """The factor on `values` that gives a matrix's output its old root mean square; exact weights left out."""
+        self._unchanged()
+        old = self._subject.container.load(name)
+        if not isinstance(old, ClusteredMatrix):
+            return 1.0
+        matrices = [replace(old, centroids=each, exceptions=None) for each in (old.centroids, values.centroids)]
+        before, after = (np.linalg.norm(self._inputs[name] @ matrix.decode().T) for matrix in matrices)
+        return float(before / after) if after > 0 else 1.0
+
+    def _unchanged(self) -> list[F32]:
+        if not self._states:
+            self._states = trace.residual_stream(
+                self._subject.container,
+                self._config,
+                self._ids,
+                threads=self._subject.probe.threads,
+                seen=self._inputs.__setitem__,
+            )
+        return self._states
+
+
+def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
+    """Every order and correction at half, a quarter, … of the layers; all of them once, as the order is none then."""
+    stream = Stream(subject)
+
+    @cache
+    def values(correction: str, layer: int, seed: int) -> dict[str, MatrixValues]:
+        change = uniform if correction == "none" else matching(uniform)
+        changed = subject.changed(subject.names([layer]), change, seed, ordered=True)
+        if correction != "output":
+            return changed
+        return {name: _scaled(new, stream.shrinkage(name, new)) for name, new in changed.items()}
+
+    def changed(correction: str, layers: tuple[int, ...], seed: int) -> dict[str, MatrixValues]:
+        return {name: new for layer in layers for name, new in values(correction, layer, seed).items()}
+
+    for seed in range(seeds):
+        for correction in CORRECTIONS:
+            for order in ORDERS:
+                for count in steps(len(subject.layers)):
+                    if count == len(subject.layers) and order != ORDERS[0]:
+                        continue
+                    chosen = tuple(ordered(subject.layers, order, seed)[:count])
+                    factors = {"order": order, "correction": correction, "replaced": count, "seed": seed}
+                    yield subject.trial_of(
+                        factors,
+                        partial(changed, correction, chosen, seed),
+                        ordered=True,
+                        also=stream.profile,
+                    )
+
+
+def steps(layers: int) -> list[int]:
+    """1, …, a quarter, half and all of the layers."""
+    found = [layers]
+    while found[0] > 1:
+        found.insert(0, found[0] // 2)
+    return found
+
+
+def ordered(layers: list[int], order: str, seed: int) -> list[int]:
+    """The order in which layers are replaced."""
+    if order == "random":
+        return [int(layer) for layer in generator(seed, "order").permutation(layers)]
+    return layers if order == "first" else layers[::-1]
+
+
+def survivors(rows: list[Row]) -> list[Row]:
+    """How many layers can be replaced, of the numbers tried, before perplexity has doubled; 0: not even one."""
+    found = []
+    for order in ORDERS:
+        for correction in CORRECTIONS:
+            for seed in sorted({row["seed"] for row in rows}):
+                alive = 0
+                for row in sorted(only(rows, order=order, correction=correction, seed=seed), key=_replaced):
+                    if row["ppl_ratio"] > BEARABLE:
+                        break
+                    alive = row["replaced"]
+                found.append({"order": order, "correction": correction, "seed": seed, "survive": alive})
+    return found
+
+
+def charts(rows: list[Row]) -> list[Chart]:
+    most = max(row["replaced"] for row in rows)
+    everywhere = [
+        {**row, "order": order} for order in ORDERS for row in rows if row["replaced"] == most or row["order"] == order
+    ]
+    curves = [
+        Chart(
+            f"replaced-{order}",
+            f"Layers replaced, order: {order}",
+            only(everywhere, order=order),
+            x="replaced",
+            series="correction",
+        )
+        for order in ORDERS
+    ]
+    profiles = [
+        {**row, "layer": layer, "scale": scale, "spearman": correlation}
+        for row in only(rows, replaced=most)
+        for layer, (scale, correlation) in enumerate(
+            zip(row["profile"]["scale"], row["profile"]["spearman"], strict=True)
+        )
+    ]
+    alive = Chart(
+        "survivors",
+        f"Layers replaced before perplexity is {BEARABLE:g} times the reference's",
+        survivors(everywhere),
+        x="order",
+        series="correction",
+        y="survive",
+    )
+    return [
+        alive,
+        *curves,
+        Chart(
+            "scale",
+            "Scale of the residual stream, all layers replaced",
+            profiles,
+            x="layer",
+            series="correction",
+            y="scale",
+        ),
+        Chart(
+            "ranks",
+            "Ranks of the residual stream, all layers replaced",
+            profiles,
+            x="layer",
+            series="correction",
+            y="spearman",
+        ),
+    ]
+
+
+def _scaled(values: MatrixValues, a: float) -> MatrixValues:
+    return replace(values, centroids=np.stack([ascending(a * table.astype(np.float64)) for table in values.centroids]))
+
+
+def _replaced(row: Row) -> int:
+    return int(row["replaced"])

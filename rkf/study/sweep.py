@@ -1,0 +1,219 @@
+"""`sweep`: one checkpoint at every K, with and without exact outliers; and which matrix collapses without them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from blake3 import blake3
+
+from rkf.canonical import encode
+from rkf.container import Container, open_file
+from rkf.footprint import footprint
+from rkf.matrix import Alias
+from rkf.study import report
+from rkf.study.charts import Chart, Row, having, only
+from rkf.study.records import Records
+from rkf.study.run import Progress, do, predictions
+from rkf.study.subject import Probe, Trial, chosen_layers, clustered_in_layers
+from rkf.writer import Writer
+
+ABOUT = """Every matrix of the layers has K shared values; the embedding stays dense. plain: the optimal k-means of each
+matrix; exceptions: with the largest 0.1 % of every matrix kept exact; calibrated: the same, with ranks chosen for the
+layer's outputs on a text. Then at one K, in the model with exceptions, the matrices of one layer are exchanged for the
+plain ones; then, in the layer that suffers most, one matrix at a time; at last all matrices are plain but that one."""
+
+KS = (4, 8, 16, 32, 64, 128, 256)
+COLLAPSE_K = 16  # where layers are exchanged
+RECIPES = {"plain": "paper", "exceptions": "paper-exceptions", "calibrated": "paper-exceptions"}
+
+
+class Convert(Protocol):
+    """Converts the checkpoint by a shipped recipe. calibrated: with the calibration that the caller has in mind."""
+
+    def __call__(self, out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None: ...
+
+
+def sweep(
+    out: str | PathLike[str],
+    *,
+    convert: Convert,
+    source: str,
+    fingerprint: str,
+    text: str,
+    ks: Iterable[int] | None = None,
+    calibrated: bool = False,
+    layers: Iterable[int] | None = None,
+    windows: int = 8,
+    ctx: int = 512,
+    threads: int | None = None,
+    progress: Progress = lambda trial, done, total: None,
+) -> list[Row]:
+    """Convert, measure, find the matrix that collapses; the rows of all trials. What `out` has already is not repeated.
+
+    source, fingerprint: the name of the checkpoint, and a hash of its files. text, windows, ctx: as in
+    `rkf.study.study`; divergence is from the checkpoint, dense. ks: default KS. calibrated: also convert with
+    calibration. layers: those to exchange (default: all). Models are made in `out`/models and removed at the end.
+    """
+    out = Path(out)
+    about: dict[str, Any] = {
+        "study": "sweep",
+        "model": source,
+        "reference": "the checkpoint, dense",
+        "windows": windows,
+        "ctx": ctx,
+    }
+    about["fingerprint"] = blake3(encode([fingerprint, windows, ctx, blake3(text.encode()).hexdigest()])).hexdigest()
+    ks = list(ks or KS)
+    about["command"] = (
+        f"rkf study sweep {source} OUT --text TEXT --windows {windows} --ctx {ctx} --k {','.join(map(str, ks))}"
+        + (" --calibrate self" if calibrated else "")
+    )
+    records, models = Records(out, about), Models(out / "models", convert)
+    found = predictions(out, models.dense, text, ctx, windows, exact=True, threads=threads)
+    probe = Probe(found, threads)
+    variants = [variant for variant in RECIPES if calibrated or variant != "calibrated"]
+    do(records, [_of_k(models, probe, variant, k) for k in ks for variant in variants], progress)
+    if COLLAPSE_K in ks:
+        for stage in (_by_layer, _by_kind, _spared):
+            do(records, stage(models, probe, layers, records.rows), progress)
+        if "matrices" not in records.about:
+            records.about["matrices"] = largest_weights(models)
+            records.save()
+    models.remove()
+    report.write(out, "Study: sweep", ABOUT, records.about, charts(records.rows, records.about.get("matrices", [])))
+    return records.rows
+
+
+class Models:
+    """The folder of converted models, each made when it is wanted."""
+
+    def __init__(self, folder: Path, convert: Convert) -> None:
+        self._folder, self._convert = folder, convert
+
+    def dense(self) -> Path:
+        return self._made("dense", recipe="dense", k=None, calibrated=False)
+
+    def clustered(self, variant: str, k: int) -> Path:
+        return self._made(f"{variant}-{k}", recipe=RECIPES[variant], k=k, calibrated=variant == "calibrated")
+
+    def exchanged(self, base: str, other: str, chosen: Callable[[str], bool]) -> Path:
+        """The model of variant `base` with some matrices, by name, of variant `other`."""
+        path = self._folder / "exchanged.rkf"
+        with (
+            open_file(self.clustered(base, COLLAPSE_K)) as one,
+            open_file(self.clustered(other, COLLAPSE_K)) as two,
+            Writer(path, metadata=one.metadata, provenance={"study": "sweep"}, force=True) as writer,
+        ):
+            for name, entry in one.tensors.items():
+                loaded = (two if chosen(name) else one).load(name)
+                writer.add(name, loaded if entry.target is None else Alias(entry.target))
+            for blob in sorted(one.directory.blobs):
+                writer.blob(blob, one.blob(blob) or b"")
+        return path
+
+    def remove(self) -> None:
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+
+    def _made(self, name: str, **options: Any) -> Path:
+        path = self._folder / f"{name}.rkf"
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._convert(path, **options)
+        return path
+
+
+def _of_k(models: Models, probe: Probe, variant: str, k: int) -> Trial:
+    def measure() -> dict[str, Any]:
+        path = models.clustered(variant, k)
+        figures = {**probe(path), "bits": footprint(path)["clustered_bits_per_weight"]}
+        if k != COLLAPSE_K:  # those are wanted again
+            path.unlink()
+        return figures
+
+    return Trial({"variant": variant, "k": k, "layer": None, "kind": None}, measure)
+
+
+def _by_layer(models: Models, probe: Probe, layers: Iterable[int] | None, rows: list[Row]) -> Iterator[Trial]:
+    with open_file(models.clustered("exceptions", COLLAPSE_K)) as container:
+        chosen = chosen_layers(container, layers)
+    for layer in chosen:
+        yield _exchange(models, probe, "one plain", layer, None)
+
+
+def _by_kind(models: Models, probe: Probe, layers: Iterable[int] | None, rows: list[Row]) -> Iterator[Trial]:
+    with open_file(models.clustered("exceptions", COLLAPSE_K)) as container:
+        kinds = list(dict.fromkeys(kind for _, kind in clustered_in_layers(container).values()))
+    layer = worst(only(rows, variant="one plain", kind=None))["layer"]
+    for kind in kinds:
+        yield _exchange(models, probe, "one plain", layer, kind)
+
+
+def _spared(models: Models, probe: Probe, layers: Iterable[int] | None, rows: list[Row]) -> Iterator[Trial]:
+    row = worst(having(rows, "kind"))
+    yield _exchange(models, probe, "all but one plain", row["layer"], row["kind"])
+
+
+def _exchange(models: Models, probe: Probe, variant: str, layer: int, kind: str | None) -> Trial:
+    base, other = ("exceptions", "plain") if variant == "one plain" else ("plain", "exceptions")
+
+    def measure() -> dict[str, Any]:
+        with open_file(models.clustered(base, COLLAPSE_K)) as container:
+            places = clustered_in_layers(container)
+        wanted = {name for name, (at, found) in places.items() if at == layer and kind in (None, found)}
+        return probe(models.exchanged(base, other, wanted.__contains__))
+
+    return Trial({"variant": variant, "k": COLLAPSE_K, "layer": layer, "kind": kind}, measure)
+
+
+def worst(rows: list[Row]) -> Row:
+    """The trial that is farthest from the reference."""
+    return max(rows, key=lambda row: float(row["kld"]))
+
+
+def largest_weights(models: Models) -> list[Row]:
+    """Of every matrix, in standard deviations: "largest", its largest weight by magnitude; "stored", what plain
+    clustering makes of it; "error", the root mean square of what clustering changes.
+    """
+    with ExitStack() as stack:
+        dense = stack.enter_context(open_file(models.dense()))
+        plain = stack.enter_context(open_file(models.clustered("plain", COLLAPSE_K)))
+        return [
+            {"name": name, "layer": layer, "kind": kind, **_largest(dense, plain, name)}
+            for name, (layer, kind) in clustered_in_layers(plain).items()
+        ]
+
+
+def _largest(dense: Container, plain: Container, name: str) -> dict[str, float]:
+    weights, stored = dense.decode(name).reshape(-1), plain.decode(name).reshape(-1)
+    deviation = weights.std(dtype=np.float64)
+    at = int(np.abs(weights).argmax())
+    return {
+        "largest": float(abs(weights[at]) / deviation),
+        "stored": float(stored[at] * np.sign(weights[at]) / deviation),
+        "error": float(np.sqrt(np.mean((stored - weights) ** 2, dtype=np.float64)) / deviation),
+    }
+
+
+def charts(rows: list[Row], matrices: list[Row]) -> list[Chart]:
+    by_k = [row for row in only(rows, layer=None) if row["variant"] in RECIPES]
+    plain = only(rows, variant="one plain")
+    return [
+        Chart("k", "Perplexity by K", by_k, x="k", series="variant"),
+        Chart("bits", "Divergence by bits a clustered weight", by_k, x="bits", series="variant", y="kld"),
+        Chart("layers", f"K = {COLLAPSE_K}: one layer plain", only(plain, kind=None), x="layer"),
+        Chart("kinds", f"K = {COLLAPSE_K}: one matrix of that layer plain", having(plain, "kind"), x="kind"),
+        Chart("spared", f"K = {COLLAPSE_K}: all plain but that matrix", _ends(rows), x="variant"),
+        Chart("largest", "The largest weight of each matrix", matrices, x="layer", series="kind", y="largest"),
+    ]
+
+
+def _ends(rows: list[Row]) -> list[Row]:
+    at = only(rows, k=COLLAPSE_K)
+    return [row for name in ("plain", "all but one plain", "exceptions") for row in only(at, variant=name)]
