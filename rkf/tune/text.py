@@ -26,10 +26,11 @@ def written(
     batches = [beginnings[i : i + _BATCH] for i in range(0, sequences, _BATCH)]
     parts = []
     for number, batch in enumerate(batches):
-        done = number * tokens
-        parts.append(
-            _continued(decoder, batch, tokens, random, lambda n, d=done: progress(d + n, len(batches) * tokens))
-        )
+
+        def advance(n: int, done: int = number * tokens) -> None:
+            progress(done + n, len(batches) * tokens)
+
+        parts.append(_continued(decoder, batch, tokens, random, advance))
     ids, hidden = zip(*parts, strict=True)
     return torch.cat(ids), torch.cat(hidden)
 
