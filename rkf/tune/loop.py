@@ -38,11 +38,16 @@ class Lesson:
     head: nn.Module
 
     def split(self, held_out: int) -> tuple[Lesson, Lesson]:
-        """All but the last sequences, and those."""
-        return (
-            Lesson(self.ids[:-held_out], self.hidden[:-held_out], self.head),
-            Lesson(self.ids[-held_out:], self.hidden[-held_out:], self.head),
-        )
+        """All but some sequences, and those, which lie evenly between the others."""
+        apart = torch.zeros(len(self.ids), dtype=torch.bool)
+        apart[[(2 * i + 1) * len(self.ids) // (2 * held_out) for i in range(held_out)]] = True
+        learned, held = (Lesson(self.ids[part], self.hidden[part], self.head) for part in (~apart, apart))
+        return learned, held
+
+    def order(self, turn: int) -> list[int]:
+        """All sequences in the order of one turn through them: neighbours may be texts of one kind."""
+        shuffled: list[int] = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(turn)).tolist()
+        return shuffled
 
 
 class Learner:
@@ -92,8 +97,9 @@ class Learner:
 
     def _learn_step(self, share: float) -> None:
         self.optimizer.zero_grad()
-        first = self.step * SEQUENCES_A_STEP
-        for part in _passes([i % len(self._lesson.ids) for i in range(first, first + SEQUENCES_A_STEP)]):
+        numbers = range(self.step * SEQUENCES_A_STEP, (self.step + 1) * SEQUENCES_A_STEP)
+        turns = [divmod(number, len(self._lesson.ids)) for number in numbers]
+        for part in _passes([self._lesson.order(turn)[place] for turn, place in turns]):
             (_divergence(self._decoder, self._lesson, part) * (len(part) / SEQUENCES_A_STEP)).backward()
         speed = min((self.step + 1) / WARM_UP_STEPS, 1) * max(1 - share, _LAST_RATE)
         for group in self.optimizer.param_groups:
