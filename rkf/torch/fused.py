@@ -105,7 +105,8 @@ class FusedLinear(nn.Module):
 
     def _forms(self) -> dict[str, Any]:
         present = {f"HAS_{name.upper()}": getattr(self, name) is not None for name in ("a", "b", "bias")}
-        return {"W0": self._widths[0], "W1": self._widths[1], "W2": self._widths[2], **present}
+        widths = {f"W{i}": width for i, width in enumerate(self._widths)}
+        return {**widths, **present, "enable_fp_fusion": True}  # sums may be fused, and Triton 3.9 wants to hear it
 
 
 def _words(plane: Tensor, bits: int, lanes: int) -> Tensor:
