@@ -6,12 +6,18 @@ The result is an ordinary clustered matrix of fewer centroids, so nothing that t
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rkf.format import plane_bits
 from rkf.matrix import F32, ClusteredMatrix
+
+
+def within(matrix: ClusteredMatrix, bits: int) -> ClusteredMatrix:
+    """The matrix of as many planes as `bits` bits a weight hold, but of the first at least; `coarser` says the rest."""
+    return coarser(matrix, max(sum(total <= bits for total in accumulate(plane_bits(matrix.bits))), 1))
 
 
 def coarser(matrix: ClusteredMatrix, planes: int) -> ClusteredMatrix:

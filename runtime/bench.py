@@ -11,31 +11,45 @@ from time import perf_counter
 import numpy as np
 
 from rkf.errors import UsageError
+from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.model import Model, load
 
 ROUNDS = 3
 
 
 def bench(
-    path: str | PathLike[str], *, threads: int | None = None, prefill: int = 512, decode: int = 128
+    path: str | PathLike[str],
+    *,
+    threads: int | None = None,
+    prefill: int = 512,
+    decode: int = 128,
+    batch: int = 1,
+    kv_cache: str | None = None,
+    bits: int | None = None,
 ) -> dict[str, float]:
-    """{"prefill_tok_s", "decode_tok_s", "load_s", "first_token_s", "rss_bytes"} of a file on this machine.
+    """{"prefill_tok_s", "decode_tok_s", "load_s", "first_token_s", "rss_bytes"} of a file on this machine, and
+    "batch_tok_s" where `batch` is above 1. threads, kv_cache, bits: as `rkf.load` takes them.
 
     load_s: `rkf.load`. first_token_s: from the same beginning to the first token after a prompt of 8, in this
     process, so both hold whatever had to be compiled. prefill_tok_s: a prompt of `prefill` tokens. decode_tok_s:
-    `decode` tokens one by one from an empty context. Rates are the best of 3 rounds after a warm-up. rss_bytes:
+    `decode` tokens one by one from an empty context; batch_tok_s: the same for `batch` sequences, a token of each in
+    one pass, all tokens together. Rates are the best of 3 rounds after a warm-up. rss_bytes:
     resident memory at the end, the mapped file included.
     """
     began = perf_counter()
-    with load(path, threads=threads) as model:
+    with load(path, threads=threads, kv_cache=kv_cache, bits=bits) as model:
         loaded = perf_counter()
         tokens = _tokens(model, prefill, decode)
         _decode_s(model, tokens[:8], 1)
         first = perf_counter()
         _prefill_s(model, tokens[:prefill])  # the warm-up
+        together = {}
+        if batch > 1:
+            together["batch_tok_s"] = batch * decode / min(_batch_s(model, batch, decode) for _ in range(ROUNDS))
         return {
             "prefill_tok_s": prefill / min(_prefill_s(model, tokens[:prefill]) for _ in range(ROUNDS)),
             "decode_tok_s": decode / min(_decode_s(model, tokens[:1], decode) for _ in range(ROUNDS)),
+            **together,
             "load_s": loaded - began,
             "first_token_s": first - began,
             "rss_bytes": resident_bytes(),
@@ -63,6 +77,18 @@ def _decode_s(model: Model, prompt: np.ndarray, steps: int) -> float:
     for _ in range(steps):
         logits = model.backend.forward(prompt, cache, last_only=True)
         prompt = np.argmax(logits[-1:], axis=1)
+    return perf_counter() - began
+
+
+def _batch_s(model: Model, sequences: int, steps: int) -> float:
+    backend = model.backend
+    if not isinstance(backend, CpuBackend):
+        raise UsageError("batch: only the cpu decodes several sequences together")
+    caches = [backend.new_cache(steps) for _ in range(sequences)]
+    tokens = np.arange(sequences)
+    began = perf_counter()
+    for _ in range(steps):
+        tokens = np.argmax(backend.forward_batch(tokens, caches), axis=1)
     return perf_counter() - began
 
 

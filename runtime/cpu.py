@@ -10,6 +10,7 @@ import numpy as np
 from rkf.config import ModelConfig
 from rkf.container import Container
 from rkf.errors import ContextLengthError, UsageError
+from rkf.format import MAX_K, index_bits
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64
 from rkf.runtime.kv_cache import FORMATS, KvCache
@@ -18,15 +19,23 @@ from rkf.runtime.network import TILE, Network
 from rkf.runtime.rope import RopeTable
 from rkf.runtime.threads import Pool, chosen
 
+MAX_BITS = index_bits(MAX_K)
+
 
 class CpuBackend:
     """A model ready to run. exact: f32 arithmetic on the decoded weights, the reference for the fast path.
 
-    cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, else f16.
+    cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, else f16. bits: read no more rank planes of a matrix
+    than hold so many bits a weight (rkf/prefix.py).
     """
 
     def __init__(
-        self, container: Container, threads: int | None = None, exact: bool = False, cache_format: str | None = None
+        self,
+        container: Container,
+        threads: int | None = None,
+        exact: bool = False,
+        cache_format: str | None = None,
+        bits: int | None = None,
     ) -> None:
         self.config = ModelConfig.from_metadata(container.metadata["model"])
         self.exact = exact
@@ -34,6 +43,10 @@ class CpuBackend:
         self._cache_format = cache_format or ("f32" if exact else "f16")
         if self._cache_format not in FORMATS:
             raise UsageError(f"cache format {cache_format}: expected one of {', '.join(FORMATS)}")
+        if bits is not None and not 1 <= bits <= MAX_BITS:
+            raise UsageError(f"bits: expected 1 to {MAX_BITS}, got {bits}")
+        if bits is not None and container.order == "none":
+            raise UsageError("bits: these values are in no order, so a prefix of the ranks means nothing: leave it out")
         level = cpu_features.level()
         self._network = Network(
             container,
@@ -42,6 +55,7 @@ class CpuBackend:
             threads=self.threads,
             exact=exact,
             cache_format=self._cache_format,
+            bits=bits,
         )
         self._rope = RopeTable(self.config)
         self._batch = np.zeros(1, BATCH)

@@ -152,31 +152,39 @@ def load(
     exact: bool = False,
     values: str | PathLike[str] | None = None,
     device: str = "cpu",
+    kv_cache: str | None = None,
+    bits: int | None = None,
 ) -> Model:
     """Open a `.rkf` file, check it against its hashes, and make it ready to run.
 
     threads: default one a core, by affinity and quota. exact: f32 throughout, as the normative decode gives the
     weights; otherwise activations are int8 where that is faster. values: a `.rkv` file to use in place of the file's
-    own values. device: "cpu"; or through torch, an extra, "cpu-torch" (f32) and "cuda" (bf16), which take no `exact`.
+    own values. kv_cache: numbers of the cache of keys and values, "f16" (the default), "int8" or "f32" (the default of
+    exact). bits: run a coarser model, from the rank planes that hold so many bits a weight. device: "cpu"; or through
+    torch, an extra, "cpu-torch" (f32) and "cuda" (bf16), which take no `exact`, `kv_cache` or `bits`.
     Raises RkfError: not an rkf file, corrupt, unsupported; a values file of other ranks; no torch or no such device.
     """
     container = open_file(path, values=values)
     try:
         tokenizer = _tokenizer(container)
-        return Model(container, _backend(container, threads, exact, device), tokenizer)
+        return Model(container, _backend(container, device, threads, exact, kv_cache, bits), tokenizer)
     except BaseException:
         container.close()
         raise
 
 
-def _backend(container: Container, threads: int | None, exact: bool, device: str) -> Backend:
+def _backend(
+    container: Container, device: str, threads: int | None, exact: bool, kv_cache: str | None, bits: int | None
+) -> Backend:
     """What computes on `device`. Imported after the file has proved sound: it costs a compiler, or torch."""
     if device == "cpu":
         from rkf.runtime.cpu import CpuBackend
 
-        return CpuBackend(container, threads=threads, exact=exact)
+        return CpuBackend(container, threads=threads, exact=exact, cache_format=kv_cache, bits=bits)
     if device not in TORCH_DEVICES:
         raise UsageError(f"device: expected cpu, {' or '.join(TORCH_DEVICES)}, got {device!r}")
+    if kv_cache is not None or bits is not None:
+        raise UsageError(f"device {device}: kv_cache and bits are for the cpu alone: leave them out")
     from rkf.runtime.torch_backend import TorchBackend
 
     return TorchBackend(container, TORCH_DEVICES[device], threads=threads)

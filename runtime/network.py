@@ -14,6 +14,7 @@ from rkf.config import ModelConfig
 from rkf.container import Container
 from rkf.errors import StructureError
 from rkf.matrix import DenseTensor
+from rkf.prefix import within
 from rkf.runtime import jit
 from rkf.runtime.kv_cache import head_bytes, padded_head_dim
 from rkf.runtime.layout import (
@@ -49,10 +50,19 @@ class Network:
     """The plan of a model on some threads; `plan` and `threads` are addresses for the step kernel."""
 
     def __init__(
-        self, container: Container, config: ModelConfig, *, level: str, threads: int, exact: bool, cache_format: str
+        self,
+        container: Container,
+        config: ModelConfig,
+        *,
+        level: str,
+        threads: int,
+        exact: bool,
+        cache_format: str,
+        bits: int | None,
     ) -> None:
         self.config = config
         self._container, self._exact, self._threads, self._cache_format = container, exact, threads, cache_format
+        self._bits = bits
         self._memory = Memory()
         self._prepared: dict[str, Prepared] = {}
         if config.layers * PHASES_PER_LAYER + 4 > 1 << PHASE_BITS:
@@ -75,7 +85,8 @@ class Network:
             if isinstance(tensor, DenseTensor):
                 self._prepared[name] = dense(tensor, self._memory)
             else:
-                self._prepared[name] = clustered(tensor, self._memory, fast)
+                kept = tensor if self._bits is None else within(tensor, self._bits)
+                self._prepared[name] = clustered(kept, self._memory, fast)
             bias = name.removesuffix("weight") + "bias"
             if bias in self._container.tensors:
                 self._prepared[name].struct["bias"] = self._vector(bias)

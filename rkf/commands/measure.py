@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
 from rkf.commands.output import print_json, progress_bar, reporter, size
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-VALUES = click.option(
-    "--values", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .rkv file to use with MODEL."
-)
 
 
 @click.group("eval")
@@ -35,14 +33,16 @@ def evaluate() -> None:
 @click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
 @click.option("--windows", type=click.IntRange(1), help="Take only the first so many windows.")
 @VALUES
+@KV_CACHE
+@BITS
 @JSON
-def ppl(model: Path, text: Path, ctx: int, windows: int | None, values: Path | None, as_json: bool) -> None:
+def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, **options: Any) -> None:
     """Perplexity on a text, by llama.cpp's protocol."""
     from rkf.eval.perplexity import perplexity
     from rkf.runtime.model import load
 
     words = read(text)
-    with load(model, values=values) as ready, progress_bar("eval ppl", "window") as bar:
+    with load(model, **options) as ready, progress_bar("eval ppl", "window") as bar:
         result = perplexity(ready, words, ctx=ctx, windows=windows, progress=reporter(bar))
     if as_json:
         print_json(result)
@@ -64,8 +64,18 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, values: Path | N
 @click.option("--save", type=click.Path(path_type=Path), help="Also write the reference's predictions to a .kld file.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout, not as `rkf run` does.")
 @VALUES
+@KV_CACHE
+@BITS
 @JSON
-def kld(model: Path, exact: bool, values: Path | None, as_json: bool, **options: Any) -> None:
+def kld(
+    model: Path,
+    exact: bool,
+    values: Path | None,
+    kv_cache: str | None,
+    bits: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Divergence of a model's predictions from its reference's.
 
     Mean KL divergence in nats a token, agreement on the likeliest token, ratio of perplexities. A checkpoint or rkf
@@ -76,7 +86,7 @@ def kld(model: Path, exact: bool, values: Path | None, as_json: bool, **options:
 
     with ExitStack() as stack:
         reference = stack.enter_context(_reference(**options))
-        ready = stack.enter_context(load(model, exact=exact, values=values))
+        ready = stack.enter_context(load(model, exact=exact, values=values, kv_cache=kv_cache, bits=bits))
         bar = stack.enter_context(progress_bar("eval kld", "window"))
         result = divergence(ready, reference, total=options["windows"] or 0, progress=reporter(bar))
     if as_json:
@@ -145,18 +155,23 @@ def read(text: Path) -> str:
 
 @click.command()
 @MODEL
-@click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
+@THREADS
+@KV_CACHE
+@BITS
 @click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the prompt that is timed.")
 @click.option("--decode", type=int, default=128, show_default=True, help="Tokens generated one by one.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Also so many sequences at once.")
 @JSON
-def bench(model: Path, threads: int | None, prefill: int, decode: int, as_json: bool) -> None:
+def bench(model: Path, as_json: bool, **options: Any) -> None:
     """Speed and memory on this machine."""
     from rkf.runtime.bench import bench as measure
 
-    result = measure(model, threads=threads, prefill=prefill, decode=decode)
+    result = measure(model, **options)
     if as_json:
         print_json(result)
         return
     click.echo(f"prefill {result['prefill_tok_s']:.1f} tok/s, decode {result['decode_tok_s']:.1f} tok/s")
+    if "batch_tok_s" in result:
+        click.echo(f"{options['batch']} sequences together: decode {result['batch_tok_s']:.1f} tok/s")
     click.echo(f"load {result['load_s']:.2f} s, first token after {result['first_token_s']:.2f} s")
     click.echo(f"{size(result['rss_bytes'])} resident")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.default_model import default_model
+from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
 from rkf.commands.output import write_text
 from rkf.errors import ContextLengthError
 
@@ -30,9 +31,6 @@ TEMPERATURE = click.option(
     help="0 always takes the likeliest token.",
 )
 SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same text.")
-VALUES = click.option(
-    "--values", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .rkv file to use with MODEL."
-)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "cpu-torch", "cuda"]),
@@ -40,7 +38,6 @@ DEVICE = click.option(
     show_default=True,
     help="Where to run; cpu-torch and cuda need torch.",
 )
-THREADS = click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
 
 
 @click.command()
@@ -54,6 +51,8 @@ THREADS = click.option("--threads", type=click.IntRange(1), help="Default: one a
 @VALUES
 @DEVICE
 @THREADS
+@KV_CACHE
+@BITS
 @click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
 def run(
     model: Path | None,
@@ -61,12 +60,14 @@ def run(
     values: Path | None,
     device: str,
     threads: int | None,
+    kv_cache: str | None,
+    bits: int | None,
     stats: bool,
     **options: Any,
 ) -> None:
     """Answer one prompt. Without MODEL: SmolLM2-135M-Instruct, fetched and converted once."""
     began = perf_counter()
-    with _load(model, values, device, threads) as ready:
+    with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
         loaded = perf_counter()
         generation = ready.stream(prompt, **options)
         for piece in generation:
@@ -85,12 +86,21 @@ def run(
 @VALUES
 @DEVICE
 @THREADS
+@KV_CACHE
+@BITS
 def chat(
-    model: Path | None, system: str | None, values: Path | None, device: str, threads: int | None, **options: Any
+    model: Path | None,
+    system: str | None,
+    values: Path | None,
+    device: str,
+    threads: int | None,
+    kv_cache: str | None,
+    bits: int | None,
+    **options: Any,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves. Without MODEL: SmolLM2-135M-Instruct."""
     _edit_lines()
-    with _load(model, values, device, threads) as ready:
+    with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
         messages = [{"role": "system", "content": system}] if system is not None else []
         first = len(messages)
         while (line := _read_line()) is not None:
@@ -100,10 +110,10 @@ def chat(
                 messages.append({"role": "assistant", "content": answer})
 
 
-def _load(model: Path | None, values: Path | None, device: str, threads: int | None) -> Model:
+def _load(model: Path | None, **options: Any) -> Model:
     from rkf.runtime.model import load
 
-    return load(model or default_model(), values=values, device=device, threads=threads)
+    return load(model or default_model(), **options)
 
 
 def _stats(generation: Generation, load_s: float) -> str:

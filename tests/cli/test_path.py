@@ -105,7 +105,8 @@ def test_bench(model):
     assert set(result) >= {"prefill_tok_s", "decode_tok_s", "load_s", "first_token_s", "rss_bytes"}
     assert all(value > 0 for value in result.values())
     assert result["load_s"] < result["first_token_s"]
-    assert "tok/s" in rkf("bench", model, "--prefill", 16, "--decode", 4)
+    options = ["--prefill", 16, "--decode", 4, "--batch", 3, "--kv-cache", "int8", "--bits", 2]
+    assert "3 sequences together" in rkf("bench", model, *options)
     rkf("bench", model, "--prefill", 5000, code=2)
 
 

@@ -6,7 +6,10 @@ import pytest
 import rkf
 from rkf.cluster.recipe import Rule
 from rkf.errors import ContextLengthError, UsageError
+from rkf.matrix import ClusteredMatrix
+from rkf.prefix import within
 from rkf.runtime.cpu import CpuBackend
+from rkf.values import write_values
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.numpy_backend import NumpyBackend
@@ -50,6 +53,36 @@ def test_fast_mode_is_close_to_exact(tmp_path, grid):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), rule)) as container:
         wanted = logits(CpuBackend(container, exact=True), PARTS)
         assert relative(logits(CpuBackend(container), PARTS), wanted) < 5e-3  # the cache holds half-precision numbers
+
+
+@pytest.mark.parametrize("bits", [1, 4, 5, 6, 8])
+def test_fewer_bits_are_the_coarser_matrices(tmp_path, bits):
+    rules = {"gate_proj": Rule(k=16, exceptions=0.002), "up_proj": Rule(k=100, grid=True, affine="row")}
+
+    def rule(name):
+        return next((rule for part, rule in rules.items() if part in name), Rule(k=64, exceptions=0.002))
+
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), rule)) as container:
+        matrices = {name: container.load(name) for name in container.tensors}
+        weights = {
+            name: within(matrix, bits).decode() if isinstance(matrix, ClusteredMatrix) else container.decode(name)
+            for name, matrix in matrices.items()
+        }
+        wanted = logits(NumpyBackend(CONFIG, weights), PARTS)
+        assert relative(logits(CpuBackend(container, exact=True, bits=bits), PARTS), wanted) < 1e-4
+        assert relative(logits(CpuBackend(container, bits=bits), PARTS), wanted) < 5e-3
+        with pytest.raises(UsageError):
+            CpuBackend(container, bits=9)
+
+
+def test_unordered_values_have_no_coarser_model(tmp_path):
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+        values = {
+            name: container.values(name) for name, entry in container.tensors.items() if entry.kind == "clustered"
+        }
+        write_values(tmp_path / "u.rkv", container, values, ordered=False)
+    with rkf.open(tmp_path / "m.rkf", values=tmp_path / "u.rkv") as container, pytest.raises(UsageError, match="order"):
+        CpuBackend(container, bits=2)
 
 
 def test_tokens_alone_and_in_tiles_give_the_same_bits(tmp_path):
