@@ -88,30 +88,36 @@ def table(chart: Chart) -> list[list[str]]:
 def svg(chart: Chart) -> str:
     """The figure; equal rows give equal bytes."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name, "font.size": 9}):
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        found = lines(chart)
-        xs = _ordered(point.x for points in found.values() for point in points)
-        places = {x: x if _is_number(x) else i for i, x in enumerate(xs)}
-        for name, points in found.items():
-            at = [places[point.x] for point in points]
-            means, errors = [point.mean for point in points], [point.error for point in points]
-            style = "o" if chart.is_scatter or not _is_number(xs[0]) else "o-"
-            axes.errorbar(at, means, errors, fmt=style, markersize=3.5, linewidth=1, capsize=2, label=name)
-        if not _is_number(xs[0]):
-            axes.set_xticks(range(len(xs)), [_shown(x) for x in xs], rotation=30, ha="right")
-        if chart.x in _BASES:
-            axes.set_xscale("log", base=_BASES[chart.x])
-        if chart.y in _LOGARITHMIC:
-            axes.set_yscale("log")
-        axes.set_xlabel(LABELS.get(chart.x, chart.x))
-        axes.set_ylabel(LABELS.get(chart.y, chart.y))
-        axes.grid(alpha=0.3)
-        if len(found) > 1:
-            axes.legend(title=chart.series, fontsize=8)
         drawn = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
+        FigureCanvasSVG(draw(chart)).print_svg(drawn, metadata={"Date": None})
     return drawn.getvalue()
+
+
+def draw(chart: Chart) -> Figure:
+    """The figure as matplotlib has it."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    found = lines(chart)
+    xs = _ordered(point.x for points in found.values() for point in points)
+    numbers = all(map(_is_number, xs))
+    places = {x: x if numbers else i for i, x in enumerate(xs)}
+    for name, points in found.items():
+        at = [places[point.x] for point in points]
+        means, errors = [point.mean for point in points], [point.error for point in points]
+        style = "o-" if numbers and not chart.is_scatter else "o"
+        axes.errorbar(at, means, errors, fmt=style, markersize=3.5, linewidth=1, capsize=2, label=name)
+    if not numbers:
+        axes.set_xticks(range(len(xs)), [_shown(x) for x in xs], rotation=30, ha="right")
+    if chart.x in _BASES:
+        axes.set_xscale("log", base=_BASES[chart.x])
+    if chart.y in _LOGARITHMIC:
+        axes.set_yscale("log")
+    axes.set_xlabel(LABELS.get(chart.x, chart.x))
+    axes.set_ylabel(LABELS.get(chart.y, chart.y))
+    axes.grid(alpha=0.3)
+    if len(found) > 1:
+        axes.legend(title=chart.series, fontsize=8)
+    return figure
 
 
 def _series(chart: Chart, row: Row) -> Any:

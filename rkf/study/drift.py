@@ -15,18 +15,19 @@ from rkf.container import open_file
 from rkf.matrix import F32, ClusteredMatrix, MatrixValues
 from rkf.study import trace
 from rkf.study.charts import Chart, Row, only
-from rkf.study.moments import ascending, matching
+from rkf.study.moments import ascending, centring, matching
 from rkf.study.preserve import uniform
 from rkf.study.subject import Subject, Trial, generator
 
-ABOUT = """Layers get sorted uniform draws for values, one layer after another: from the first, from the last, in random
-order. Corrections w' = a * w + b, a > 0, of each matrix: none; moments, with the mean and variance of the clustered
-weights, in closed form from the counts; output, the same and then a such that the root mean square of the matrix's
-output is the unchanged model's on the unchanged model's inputs. The residual stream is followed through the layers for
-a stretch of the text: its scale tells of drift, its rank correlation with the unchanged model's of distortion."""
+ABOUT = """Layers get sorted uniform draws for values, one layer after another: from the first, from the last, in
+random order. Corrections w' = a * w + b, a > 0, of each matrix: none; mean, b alone, so that the clustered weights keep
+their mean; moments, so that they keep mean and variance, in closed form from the counts; output, the same and then a
+such that the root mean square of the matrix's output is the unchanged model's on the unchanged model's inputs. The
+residual stream is followed through the layers for a stretch of the text: its scale tells of drift, its rank correlation
+with the unchanged model's of distortion."""
 
 ORDERS = ("first", "last", "random")
-CORRECTIONS = ("none", "moments", "output")
+CORRECTIONS = {"none": uniform, "mean": centring(uniform), "moments": matching(uniform), "output": matching(uniform)}
 TOKENS = 128  # of the first window, whose residual stream is followed
 BEARABLE = 2.0  # times the reference's perplexity: a model that counts as alive
 
@@ -75,8 +76,7 @@ def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
 
     @cache
     def values(correction: str, layer: int, seed: int) -> dict[str, MatrixValues]:
-        change = uniform if correction == "none" else matching(uniform)
-        changed = subject.changed(subject.names([layer]), change, seed, ordered=True)
+        changed = subject.changed(subject.names([layer]), CORRECTIONS[correction], seed, ordered=True)
         if correction != "output":
             return changed
         return {name: _scaled(new, stream.shrinkage(name, new)) for name, new in changed.items()}

@@ -13,8 +13,8 @@ from rkf.study.scramble import permuting, reverse, swap, whole
 from rkf.study.subject import Subject, Trial
 
 ABOUT = """(1 - t) * values + t * changed values in all layers, mean and variance matched at every t. Towards sorted
-Gaussian draws and evenly spaced ranks every point keeps the order. Towards permutations the order breaks as soon as two
-neighbours have crossed, long before half of the way for swapped neighbours and at once for distant ones."""
+Gaussian draws and evenly spaced ranks every point keeps the order. Towards permutations it breaks where the first two
+ranks meet: with even spacing after an eighth of the way to swap-4, half of the way to reverse."""
 
 STEPS = 5
 ENDS: dict[str, tuple[Change, bool, bool]] = {  # name -> change, random?, order kept?

@@ -32,6 +32,16 @@ def matched(values: F64, centroids: F64, counts: U64) -> F64:
     return mean + a * (values - new_mean)
 
 
+def centring(change: Change) -> Change:
+    """The same change with the mean restored: b alone."""
+
+    def centred(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
+        values = change(centroids, counts, random)
+        return values + (moments(centroids, counts)[0] - moments(values, counts)[0])
+
+    return centred
+
+
 def matching(change: Change) -> Change:
     """The same change with mean and variance restored."""
     return lambda centroids, counts, random: matched(change(centroids, counts, random), centroids, counts)

@@ -42,7 +42,9 @@ class Records:
         self.save()
 
     def save(self) -> None:
-        write_text(self._folder / RESULTS, json.dumps({**self.about, "trials": self.rows}, indent=1) + "\n")
+        about = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.about.items())
+        trials = ",\n".join(map(json.dumps, self.rows))  # a line each, for people and for git
+        write_text(self._folder / RESULTS, f'{{{about}"trials": [\n{trials}\n]}}\n')
         write_text(self._folder / TABLE, _csv(self.rows))
 
 

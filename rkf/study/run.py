@@ -54,21 +54,24 @@ def study(
     how often a random change is repeated; more of them extend a study. layers: those to change (default: all).
 
     `out` gets results.json, results.csv, values/*.rkv (for `rkf run MODEL --values`), report.md, report.html, figures.
-    Raises UsageError: an unknown study, no such layers, a text too short, results of other inputs in `out`.
+    Raises UsageError: an unknown study, no such layers, a reference of another shape, a text too short, results
+    of other inputs in `out`.
     """
     if name not in STUDIES:
         raise UsageError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     out, kind = Path(out), STUDIES[name]
     with open_file(model) as container, open_file(reference or model) as source:
+        if container.config is None or container.config != source.config:
+            raise UsageError(f"{source.path}: expected a whole model of the same dimensions as {container.path}")
+        options = {"study": name, "windows": windows, "ctx": ctx, "layers": chosen_layers(container, layers)}
         about: dict[str, Any] = {
-            "study": name,
+            **options,
             "model": container.path.name,
             "reference": source.path.name if reference else "the model itself",
-            "windows": windows,
-            "ctx": ctx,
-            "layers": chosen_layers(container, layers),
+            "fingerprint": fingerprint(
+                [container, source], [options, bool(reference), blake3(text.encode()).hexdigest()]
+            ),
         }
-        about["fingerprint"] = fingerprint([container, source], [about, blake3(text.encode()).hexdigest()])
         about["command"] = (
             f"rkf study {name} {container.path.name} OUT --text TEXT --windows {windows} --ctx {ctx} --seeds {seeds}"
             + (f" --reference {source.path.name}" if reference else "")
@@ -96,9 +99,14 @@ def do(records: Records, trials: Iterable[Trial], progress: Progress) -> None:
 
 
 def fingerprint(containers: Iterable[Container], options: list[Any]) -> str:
-    """Of files by their bytes, and of whatever else decides the figures."""
-    hashes = [container.superblock.directory_hash for container in containers]
-    return blake3(encode([*hashes, *options])).hexdigest()
+    """Of weights, however they are packed and named, and of whatever else decides the figures."""
+    weights = [[each.ranks_id, each.dense_id, _values_hash(each)] for each in containers]
+    return blake3(encode([weights, options])).hexdigest()
+
+
+def _values_hash(container: Container) -> bytes:
+    number = container.directory.values_section
+    return b"" if number is None else container.sections[number].hash
 
 
 def predictions(

@@ -12,7 +12,9 @@ import pytest
 import rkf
 from rkf.errors import CorruptError, UsageError
 from rkf.study import STUDIES
-from tests.study.conftest import TEXT
+from tests.runtime import tiny
+from tests.runtime.files import write_model
+from tests.study.conftest import CONFIG, TEXT
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -100,6 +102,9 @@ def test_what_does_not_fit_is_refused(tmp_path, model, study):
         study("shake", tmp_path)
     with pytest.raises(UsageError, match="expected some of 0 to 1, got"):
         study("scramble", tmp_path, layers=[1, 2])
+    other = write_model(tmp_path / "other.rkf", tiny.config(), tiny.weights(tiny.config()))
+    with pytest.raises(UsageError, match="of the same dimensions"):
+        study("scramble", tmp_path, reference=other)
     with pytest.raises(UsageError, match="at least one window"):
         study("scramble", tmp_path, text="short")
     (tmp_path / "other").mkdir()
@@ -109,6 +114,15 @@ def test_what_does_not_fit_is_refused(tmp_path, model, study):
     (tmp_path / "other" / "results.json").write_text("{")
     with pytest.raises(CorruptError, match="not the results of a study"):
         study("scramble", tmp_path / "other")
+
+
+def test_divergence_is_from_the_reference(tmp_path, model, study):
+    """A dense source: the clustered model itself is away from it, and is measured too."""
+    dense = write_model(tmp_path / "dense.rkf", CONFIG, tiny.weights(CONFIG))
+    study("interpolate", tmp_path / "out", reference=dense, layers=[1])
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["unchanged"]["kld"] > 0.01
+    assert stored["ppl"] * stored["unchanged"]["ppl_ratio"] == pytest.approx(stored["unchanged"]["ppl"])
 
 
 def test_as_a_command(tmp_path, model):
