@@ -23,12 +23,14 @@ from rkf.runtime.tokenizer import Tokenizer
 
 U32 = NDArray[np.uint32]
 
+# Of a text from a file, and of what is written.
 SEQUENCES, CTX = 32, 512
-# What is written is read in pieces of so many tokens, so that most begin in the midst of a text, as a user's may: the
-# first token takes massive activations, and it should not always be BOS.
-_PIECE = 128
+WRITTEN, WRITTEN_CTX = 128, 128
+# Every other text loses its first tokens, for as many at its end: it begins in the midst, as a user's may. The first
+# token takes massive activations, and it should not always be BOS.
+_LOST = WRITTEN_CTX // 4
 _MAGIC = b"RKFTOKENS1\n"
-# Half of the sequences begin with BOS alone, a quarter as an answer in a chat, a quarter with one of these.
+# Half of the texts begin with BOS alone, a quarter as an answer in a chat, a quarter with one of these.
 _QUESTIONS = (
     "Who was the most important scientist of the last century, and why?",
     "Write a short story about a lighthouse.",
@@ -82,8 +84,9 @@ class Calibrate:
     @property
     def announced(self) -> dict[str, Any]:
         """The provenance to come, but for the hash."""
-        shape = (SEQUENCES * CTX // _PIECE, _PIECE) if self.text is None and CTX % _PIECE == 0 else (SEQUENCES, CTX)
-        return _provenance("self" if self.text is None else self.text.name, shape, "0" * 64)
+        if self.text is None:
+            return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64)
+        return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64)
 
     def __call__(self, source: Checkpoint) -> Calibration:
         """Raises UsageError for a text that is not UTF-8 or shorter than one sequence."""
@@ -102,12 +105,13 @@ def save(path: Path, tokens: U32, force: bool = False) -> None:
 
 
 def self_written(source: Checkpoint, progress: Callable[[int, int], None] | None = None) -> U32:
-    """Pieces of SEQUENCES texts of the model's own, u32[pieces, tokens]: the same for the same weights."""
-    ctx = min(CTX, source.config.context_length)
-    tokenizer = Tokenizer(source.tokenizer_json, source.config, source.chat_template)
-    beginnings = prompts(source.config, tokenizer)
-    text = passes.write_text(source.config, _reader(source), beginnings, ctx=ctx, progress=progress)
-    return text.reshape(-1, _PIECE) if ctx % _PIECE == 0 else text
+    """WRITTEN texts of the model's own, u32[WRITTEN, WRITTEN_CTX]: the same for the same weights."""
+    ctx = min(WRITTEN_CTX + _LOST, source.config.context_length)
+    beginnings = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))
+    begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # each is cut once and once not
+    text = passes.write_text(source.config, _reader(source), begun, ctx=ctx, progress=progress)
+    text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
+    return text[:, : ctx - _LOST]
 
 
 def prompts(config: ModelConfig, tokenizer: Tokenizer) -> list[list[int]]:
@@ -119,7 +123,7 @@ def prompts(config: ModelConfig, tokenizer: Tokenizer) -> list[list[int]]:
     if tokenizer.template is not None:
         rendered = [tokenizer.render([{"role": "user", "content": question}]) for question in _QUESTIONS]
         chats = [tokenizer.encode(text, bos=False) for text in rendered]
-    return [start] * (SEQUENCES - len(plain) - len(chats)) + chats + plain
+    return [start] * (len(chats) + len(plain)) + chats + plain
 
 
 def _cut(data: bytes, path: Path, source: Checkpoint) -> U32:

@@ -28,6 +28,9 @@ SHARED_INPUTS = (
 )
 
 
+_SCORES = 1 << 21  # attention scores held at once, unless one sequence has more: they grow with the square of its tokens
+
+
 class Past:
     """Keys and values of a batch so far, one layer: f32[batch, kv_heads, capacity, head_dim]."""
 
@@ -89,18 +92,29 @@ class Layer:
         q, k = rotated(q, turn), rotated(k, turn)
         if past is not None:
             k, v = past.extend(k, v)
-        mixed = np.empty_like(q)
-        group = config.heads // config.kv_heads
-        hidden = _hidden(positions, k.shape[2], config.sliding_window)
-        for sequence in range(len(h)):  # one at a time: scores grow with the square of the tokens
-            for head in range(config.kv_heads):
-                queries = q[sequence, head * group : (head + 1) * group] * np.float32(config.head_dim**-0.5)
-                scores = queries @ k[sequence, head].T
-                scores[:, hidden] = -np.inf
-                scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                scores /= scores.sum(axis=-1, keepdims=True)
-                mixed[sequence, head * group : (head + 1) * group] = scores @ v[sequence, head]
+        bias = np.where(_hidden(positions, k.shape[2], config.sliding_window), np.float32(-np.inf), np.float32(0))
+        mixed = np.empty((len(h), config.heads, h.shape[1], config.head_dim), np.float32)
+        together = max(1, _SCORES // (config.heads * bias.size))
+        for start in range(0, len(h), together):
+            part = slice(start, start + together)
+            mixed[part] = _mixed(q[part] * np.float32(config.head_dim**-0.5), k[part], v[part], bias)
         return mixed.transpose(0, 2, 1, 3).reshape(*h.shape[:2], -1)
+
+
+def _mixed(queries: F32, keys: F32, values: F32, bias: F32) -> F32:
+    """Values mixed by softmax(queries keys^T + bias), f32[batch, heads, tokens, head_dim].
+
+    queries: f32[batch, heads, tokens, head_dim]; keys, values: f32[batch, kv_heads, keys, head_dim]; bias: f32[tokens,
+    keys].
+    """
+    grouped = queries.reshape(*keys.shape[:2], -1, keys.shape[3])  # the heads that share keys, one below the other
+    scores = grouped @ keys.swapaxes(2, 3)
+    scores.reshape(*queries.shape[:3], -1)[...] += bias
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    mixed: F32 = (scores @ values).reshape(queries.shape)
+    return mixed
 
 
 def rms_norm(x: F32, weight: F32, epsilon: float) -> F32:
