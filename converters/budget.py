@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 
 from rkf.cluster import budget
@@ -12,10 +12,17 @@ from rkf.converters.source import Source
 from rkf.errors import UsageError
 
 
-def fitting(source: Source, rehearse: Callable[[Recipe], Ledger], size: int | None, bpw: float | None) -> Recipe:
+def fitting(
+    source: Source,
+    rehearse: Callable[[Recipe], Ledger],
+    size: int | None,
+    bpw: float | None,
+    losses: Mapping[str, float] | None,
+) -> Recipe:
     """A recipe whose file takes at most `size` bytes, or whose clustered tensors at most `bpw` bits a weight.
 
-    Raises UsageError where the least K of all does not fit.
+    losses: what each matrix costs coarsely stored, as measured; None: as expected of its kind. Raises
+    UsageError where the least K of all does not fit.
     """
     shapes = {name: spec.shape for name, spec in source.tensors.items() if len(spec.shape) > 1}
     weights = sum(map(prod, shapes.values()))
@@ -29,7 +36,8 @@ def fitting(source: Source, rehearse: Callable[[Recipe], Ledger], size: int | No
     if limit < least:
         expected = f"{least} bytes" if size is not None else f"{8 * least / weights:.4f} bits per weight"
         raise UsageError(f"{source.label}: a budget of {size or bpw} is too small: expected at least {expected}")
-    chosen = budget.within(budget.doublings(shapes, source.config.layers, bool(source.aliases)), limit - least)
+    losses = losses or budget.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
+    chosen = budget.within(budget.doublings(shapes, losses), limit - least)
     while taken(chosen) > limit:  # by the padding of sections, or a longer list of names
         chosen.pop()
     return budget.recipe(list(shapes), chosen)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rkf.converters.source import Source
+from rkf.matrix import F32
+
+Coarse = Callable[[F32, "NDArray[np.float64] | None"], F32]
+"""Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
 
 
 class Calibration(Protocol):
@@ -21,6 +25,10 @@ class Calibration(Protocol):
 
     def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
         """Second moments of the inputs of matrices by canonical name, f64[cols, cols], a layer at a time."""
+        ...
+
+    def losses(self, coarse: Coarse) -> Mapping[str, float]:
+        """What each matrix costs the model's predictions when it alone is stored coarsely, by canonical name."""
         ...
 
 

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from rkf import __version__
 from rkf.atomic import refuse_same_file
+from rkf.cluster import budget
 from rkf.cluster.compensate import DAMPING, Objective
 from rkf.cluster.matrix import cluster
 from rkf.cluster.recipe import Recipe
@@ -63,7 +64,8 @@ def convert(
     calibrate: what gives a calibration text's second moments (`rkf.calibration`); None clusters without data.
     k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
     size, bpw: instead of k and recipe, the bytes of the whole file or the bits of a clustered weight not to exceed; K
-    is chosen matrix by matrix for the least loss (`rkf.cluster.budget`).
+    is chosen matrix by matrix for the least loss (`rkf.cluster.budget`), which is measured on the calibration text if
+    there is one; a dry run takes what is usual.
     workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
     resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
     fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the caller's
@@ -82,18 +84,25 @@ def convert(
     src = locate(src)
     source = open_source(src)
     announced = calibrate.announced if calibrate else None
-    if size is None and bpw is None:
-        plan = Recipe.load(recipe or "default", k, source.config.layers)
-    else:
-        plan = fitting(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw)
+
+    def plan(losses: Mapping[str, float] | None) -> Recipe:
+        if size is None and bpw is None:
+            return Recipe.load(recipe or "default", k, source.config.layers)
+        return fitting(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw, losses)
+
+    expected = plan(None)
+    if not any(expected.rule(name, spec.shape).k for name, spec in source.tensors.items()):
+        calibrate = announced = None  # nothing to suit
     if dry_run:
-        return _Job(source, plan, out, announced).rehearse()
+        return _Job(source, expected, out, announced).rehearse()
     for name in source.files:
         refuse_same_file(out, src / name if src.is_dir() else src)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source) if calibrate else None
-        job = _Job(source, plan, out, calibration.provenance if calibration else None)
+        measured = calibration is not None and (size is not None or bpw is not None)
+        chosen = plan(calibration.losses(budget.coarse)) if measured else expected
+        job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
 
 

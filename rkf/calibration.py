@@ -5,6 +5,8 @@ By default the source model writes the text itself: no corpus is needed, and any
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from rkf.config import ModelConfig
 from rkf.errors import UsageError
 from rkf.matrix import F32, DenseTensor
 from rkf.runtime import calibration as passes
+from rkf.runtime import sensitivity
 from rkf.runtime.tokenizer import Tokenizer
 
 U32 = NDArray[np.uint32]
@@ -29,7 +32,7 @@ WRITTEN, WRITTEN_CTX = 128, 128
 # Every other text loses its first tokens, for as many at its end: it begins in the midst, as a user's may. The first
 # token takes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
-_MAGIC = b"RKFTOKENS1\n"
+_MAGIC = b"PK"  # of npz
 # Half of the texts begin with BOS alone, a quarter as an answer in a chat, a quarter with one of these.
 _QUESTIONS = (
     "Who was the most important scientist of the last century, and why?",
@@ -60,11 +63,12 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or the name of a file."""
+    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or the name of a file; measured: kept losses."""
 
     source: Checkpoint
     tokens: U32
     origin: str
+    measured: Mapping[str, float] | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -73,10 +77,14 @@ class Calibration:
     def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
         return passes.moments(self.source.config, _reader(self.source), self.tokens)
 
+    def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
+        """Kept ones, else what `coarse` costs (`rkf.runtime.sensitivity`)."""
+        return self.measured or sensitivity.losses(self.source.config, _reader(self.source), coarse, self.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Calibrate:
-    """Makes a Calibration: with text that the model writes, from a text file, or from tokens kept by `save`."""
+    """Makes a Calibration: with text that the model writes, from a text file, or from one kept by `save`."""
 
     text: Path | None = None
     progress: Callable[[int, int], None] | None = None  # of the writing: (tokens done, tokens in all) of a sequence
@@ -94,14 +102,16 @@ class Calibrate:
             return Calibration(source, self_written(source, self.progress), "self")
         data = self.text.read_bytes()
         if data.startswith(_MAGIC):
-            return Calibration(source, _loaded(data, self.text, source.config), self.text.name)
+            return _loaded(data, self.text, source)
         return Calibration(source, _cut(data, self.text, source), self.text.name)
 
 
-def save(path: Path, tokens: U32, force: bool = False) -> None:
-    """Keep the tokens of a calibration: a magic line, the sequences' length, the tokens, all u32 little-endian."""
+def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = False) -> None:
+    """Keep a calibration: a zip of arrays (numpy's npz, no pickles), `tokens`, and by matrix `names` and `losses`."""
+    packed = io.BytesIO()
+    np.savez(packed, tokens=tokens, names=np.array(sorted(losses), np.str_), losses=[losses[n] for n in sorted(losses)])
     with replacing(path, force) as output:
-        output.write(_MAGIC + np.uint32(tokens.shape[1]).astype("<u4").tobytes() + tokens.astype("<u4").tobytes())
+        output.write(packed.getbuffer())
 
 
 def self_written(source: Checkpoint, progress: Callable[[int, int], None] | None = None) -> U32:
@@ -140,13 +150,17 @@ def _cut(data: bytes, path: Path, source: Checkpoint) -> U32:
     return np.array([ids[i * ctx : (i + 1) * ctx] for i in chosen], np.uint32)
 
 
-def _loaded(data: bytes, path: Path, config: ModelConfig) -> U32:
-    numbers = np.frombuffer(data[len(_MAGIC) :], "<u4") if len(data) % 4 == len(_MAGIC) % 4 else np.zeros(0, "<u4")
-    if numbers.size < 2 or numbers[0] < 1 or (numbers.size - 1) % numbers[0]:
-        raise UsageError(f"{path}: damaged: expected whole sequences of tokens, got {len(data)} bytes")
-    if numbers[1:].max() >= config.vocab_size:
-        raise UsageError(f"{path}: token {numbers[1:].max()} of another model; expected below {config.vocab_size}")
-    return numbers[1:].reshape(-1, numbers[0]).astype(np.uint32)
+def _loaded(data: bytes, path: Path, source: Checkpoint) -> Calibration:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not a calibration that `rkf calibrate` kept: {error}") from error
+    if tokens.ndim != 2 or not tokens.size or tokens.dtype != np.uint32:
+        raise UsageError(f"{path}: damaged: expected u32 sequences of tokens, got {tokens.dtype} {tokens.shape}")
+    if tokens.max() >= source.config.vocab_size or not set(names) <= source.tensors.keys() or len(names) != len(losses):
+        raise UsageError(f"{path}: kept for another model than {source.config.architecture}")
+    return Calibration(source, tokens, path.name, dict(zip(names, losses, strict=True)))
 
 
 def _reader(source: Checkpoint) -> passes.Read:

@@ -28,7 +28,7 @@ SHARED_INPUTS = (
 )
 
 
-_SCORES = 1 << 21  # attention scores held at once, unless one sequence has more: they grow with the square of its tokens
+_SCORES = 1 << 21  # of attention held at once, unless one sequence has more: they grow with the square of its tokens
 
 
 class Past:

@@ -43,8 +43,8 @@ def write_text(
 
     Token t of sequence i is drawn by number i of Philox stream `seed` at counter t. All layers are held in memory.
     """
-    layers = [_layer(config, read, number) for number in range(config.layers)]
-    embedding, head, norm = _required(read, EMBEDDING), read(HEAD), _required(read, NORM)
+    layers = [Layer(config, layer_weights(config, read, number)) for number in range(config.layers)]
+    embedding, head, norm = required(read, EMBEDDING), read(HEAD), required(read, NORM)
     head = embedding if head is None else head
     chunks = [
         range(start, min(start + _WRITTEN_SEQUENCES, len(prompts)))
@@ -66,7 +66,7 @@ def write_text(
         drawn = _drawn(rms_norm(x[:, 0], norm, config.norm_epsilon) @ head.T, points[rows])
         tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_threads()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
         for position in range(1, ctx):
             list(pool.map(step, chunks, pasts, repeat(position)))
             if progress is not None:
@@ -80,14 +80,14 @@ def moments(config: ModelConfig, read: Read, tokens: U32) -> Iterator[Mapping[st
 
     tokens: u32[sequences, ctx]. One layer's weights and moments are held at a time, and the residual stream.
     """
-    embedding = _required(read, EMBEDDING)
+    embedding = required(read, EMBEDDING)
     together = max(1, _READ_TOKENS // tokens.shape[1])
     chunks = [tokens[start : start + together] for start in range(0, len(tokens), together)]
     states = [embedding[chunk] for chunk in chunks]
     del embedding
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_threads()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
         for number in range(config.layers):
-            layer = _layer(config, read, number)
+            layer = Layer(config, layer_weights(config, read, number))
             seen: list[dict[str, F32]] = [{} for _ in chunks]
             states = list(pool.map(layer, states, repeat(None), map(_adding, seen)))
             yield {
@@ -96,7 +96,7 @@ def moments(config: ModelConfig, read: Read, tokens: U32) -> Iterator[Mapping[st
                 for shared in [_mean([own[names[0]] for own in seen], tokens.size)]
                 for name in names
             }
-    norm = _required(read, NORM)
+    norm = required(read, NORM)
     normed = (rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size) for x in states)
     yield {HEAD: _mean([x.T @ x for x in normed], tokens.size)}
 
@@ -123,19 +123,20 @@ def _drawn(logits: F32, points: F64) -> NDArray[np.int64]:
     return np.minimum(found, logits.shape[1] - 1)
 
 
-def _layer(config: ModelConfig, read: Read, number: int) -> Layer:
+def layer_weights(config: ModelConfig, read: Read, number: int) -> dict[str, F32]:
+    """One layer's tensors by name within the layer."""
     prefix = f"model.layers.{number}."
     names = [name for name, _, _ in config.tensors() if name.startswith(prefix)]
     found = {name.removeprefix(prefix): read(name) for name in names}
-    return Layer(config, {name: weights for name, weights in found.items() if weights is not None})
+    return {name: weights for name, weights in found.items() if weights is not None}
 
 
-def _required(read: Read, name: str) -> F32:
+def required(read: Read, name: str) -> F32:
     weights = read(name)
     if weights is None:
         raise KeyError(name)
     return weights
 
 
-def _threads() -> int:
+def threads() -> int:
     return len(os.sched_getaffinity(0))

@@ -46,9 +46,9 @@ def pull(name: str) -> None:
 @click.option(
     "--calibrate",
     metavar="self|FILE|none",
-    default="none",
+    default="self",
     show_default=True,
-    help="Text to suit the weights to: the model's own, a file's (or tokens of `rkf calibrate`), or none.",
+    help="Text to suit the weights to: the model's own, a file's (or what `rkf calibrate` kept), or none.",
 )
 @click.option(
     "--recipe", metavar="FILE|dense", help="How each tensor is stored: a TOML file, or the name of a shipped one."
@@ -144,17 +144,18 @@ def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Cal
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the model's own.")
 @FORCE
 def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
-    """Keep the tokens of a calibration text, for `rkf convert --calibrate OUT`.
+    """Keep a calibration for `rkf convert --calibrate OUT`: tokens of a text, and what each matrix costs on it.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
     from rkf.calibration import Calibrate, save
+    from rkf.cluster.budget import coarse
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source
 
     with progress_bar("calibration text", "token") as bar:
         made = Calibrate(text, reporter(bar))(open_source(locate(src)))
-    save(out, made.tokens, force)
+    save(out, made.tokens, made.losses(coarse), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 

@@ -18,7 +18,7 @@ SHAPES["model.embed_tokens.weight"] = (512, 64)
 
 
 def test_every_matrix_moves_through_every_k() -> None:
-    steps = [name for name, _ in budget.doublings(SHAPES, 6, tied=True)]
+    steps = [name for name, _ in budget.doublings(SHAPES, budget.expected_losses(SHAPES, 6, tied=True))]
     assert all(steps.count(name) == len(budget.KS) - 1 for name in SHAPES)
     recipe = budget.recipe(list(SHAPES), steps)
     assert {recipe.rule(name, shape).k for name, shape in SHAPES.items()} == {budget.KS[-1]}
@@ -26,12 +26,16 @@ def test_every_matrix_moves_through_every_k() -> None:
 
 
 def test_the_sensitive_come_first() -> None:
-    steps = [name for name, _ in budget.doublings(SHAPES, 6, tied=True)]
+    losses = budget.expected_losses(SHAPES, 6, tied=True)
+    steps = [name for name, _ in budget.doublings(SHAPES, losses)]
     first = {name: steps.index(name) for name in SHAPES}
     assert first["model.layers.3.self_attn.v_proj.weight"] < first["model.layers.3.mlp.up_proj.weight"]
-    assert first["model.layers.5.mlp.up_proj.weight"] < first["model.layers.0.mlp.up_proj.weight"]
-    untied = [name for name, _ in budget.doublings(SHAPES, 6, tied=False)]
+    assert first["model.layers.5.mlp.up_proj.weight"] < first["model.layers.1.mlp.up_proj.weight"]
+    untied = [name for name, _ in budget.doublings(SHAPES, budget.expected_losses(SHAPES, 6, tied=False))]
     assert untied.index("model.embed_tokens.weight") > first["model.embed_tokens.weight"]
+    losses["model.layers.2.mlp.up_proj.weight"] *= 1e6
+    measured = [name for name, _ in budget.doublings(SHAPES, losses)]
+    assert measured[: len(budget.KS) - 1] == ["model.layers.2.mlp.up_proj.weight"] * (len(budget.KS) - 1)
 
 
 def test_what_does_not_fit_makes_room_for_what_does() -> None:
@@ -53,7 +57,7 @@ def test_a_size_is_kept_and_used(hf_folder: Callable[..., Path], tmp_path: Path,
 
 def test_bits_are_kept(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder, out = hf_folder("llama"), tmp_path / "out.rkf"
-    result = CliRunner().invoke(cli, ["convert", str(folder), str(out), "--bpw", "9"])
+    result = CliRunner().invoke(cli, ["convert", str(folder), str(out), "--bpw", "9", "--calibrate", "none"])
     assert result.exit_code == 0, result.output
     assert "bits per clustered weight" in result.output
     assert convert(folder, out, bpw=9, force=True).clustered_bits_per_weight <= 9

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 import rkf
 from rkf.calibration import Calibrate, prompts, save
 from rkf.cli import cli
+from rkf.cluster import budget
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import UsageError
@@ -80,6 +82,20 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(hf_folder: Callable[...
 
 
 @pytest.mark.usefixtures("short")
+def test_a_budget_is_spent_by_what_was_measured(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = hf_folder("llama")
+    whole = convert(folder, tmp_path / "out.rkf", k=32, dry_run=True).file_bytes
+    losses = Calibrate()(open_source(folder)).losses(budget.coarse)
+    ledger = convert(folder, tmp_path / "out.rkf", size=whole, calibrate=Calibrate())
+    chosen = {row.name: (int(row.stored_as[2:]), row.weights) for row in ledger.rows if row.stored_as.startswith("K=")}
+    assert losses.keys() == chosen.keys()
+    alike = [name for name, (_, weights) in chosen.items() if weights == chosen[min(chosen)][1]]
+    assert len({chosen[name] for name in chosen}) > 2
+    by_loss = [chosen[name][0] for name in sorted(alike, key=losses.__getitem__)]
+    assert by_loss == sorted(by_loss)
+
+
+@pytest.mark.usefixtures("short")
 def test_a_dry_run_knows_the_size(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder, out = hf_folder("llama"), tmp_path / "out.rkf"
     predicted = convert(folder, out, k=8, calibrate=Calibrate(), dry_run=True)
@@ -91,8 +107,9 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     folder = hf_folder("llama")
     source = open_source(folder)
     made = Calibrate()(source)
-    save(tmp_path / "tokens", made.tokens)
+    save(tmp_path / "tokens", made.tokens, losses := made.losses(budget.coarse))
     kept = Calibrate(tmp_path / "tokens")(source)
+    assert kept.losses(budget.coarse) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
     for row, prompt in zip(made.tokens[::2], prompts(source)[::2], strict=True):
@@ -101,14 +118,25 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
         assert row[: max(len(prompt) - 4, 0)].tolist() == prompt[4:28]
 
 
+def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = None) -> bytes:
+    """What `save` writes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "kept"
+        save(path, np.zeros((2, 3), np.uint32) if tokens is None else tokens, losses or {})
+        return path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"\xff\xfe", "expected UTF-8"),
         (b"short", "expected 512 at least"),
-        (b"RKFTOKENS1\n\x05\0\0\0\1\0\0\0", "damaged"),
-        (b"RKFTOKENS1\n\1\0\0", "damaged"),
-        (b"RKFTOKENS1\n\1\0\0\0\0\0\0\x7f", "another model"),
+        (b"PK\3\4 and so on", "not a calibration"),
+        (kept(tokens=np.zeros((2, 3), np.int64)), "damaged"),
+        (kept(tokens=np.zeros((2, 0), np.uint32)), "damaged"),
+        (kept(tokens=np.full((2, 3), 1 << 30, np.uint32)), "another model"),
+        (kept(losses={"model.layers.99.mlp.up_proj.weight": 1.0}), "another model"),
+        (kept()[:-40], "not a calibration"),
     ],
 )
 def test_texts_that_are_none(hf_folder: Callable[..., Path], tmp_path: Path, content: bytes, message: str) -> None:
@@ -123,7 +151,7 @@ def test_the_commands(hf_folder: Callable[..., Path], tmp_path: Path, monkeypatc
     for arguments in (
         ["calibrate", folder, tokens],
         ["convert", folder, str(tmp_path / "a.rkf"), "--calibrate", tokens],
-        ["convert", folder, str(tmp_path / "b.rkf"), "--calibrate", "self"],
+        ["convert", folder, str(tmp_path / "b.rkf")],
     ):
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 0, result.output

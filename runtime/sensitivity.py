@@ -1,0 +1,101 @@
+"""What each matrix costs a model's predictions when it alone is stored coarsely: measured, on a few tokens.
+
+Disturbed copies of the residual stream go through the layers side by side with the true one, so weights are read once.
+Knows no clustering: the coarse matrices come from a callable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from rkf.config import ModelConfig
+from rkf.runtime.batch import SHARED_INPUTS, Layer, rms_norm
+from rkf.runtime.calibration import EMBEDDING, F32, F64, HEAD, NORM, U32, Read, layer_weights, required, threads
+
+Coarse = Callable[[F32, "F64 | None"], F32]
+"""Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
+
+_LENGTH = 48  # the last tokens of a text, which stand for themselves
+_SEEN, _MEASURED = 40, 4  # texts that give the last hidden states' moments; those of them that copies are made of
+_DRAWS = 16  # tokens drawn from each prediction
+_ROWS = 4096  # rows of the embedding beyond those that are needed, so that its centroids are those of the whole
+_TOGETHER = 8  # disturbed copies that one thread works on
+
+
+def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict[str, float]:
+    """Name of each matrix -> mean KL divergence in nats, by its second-order term, that storing it coarsely costs.
+
+    tokens: u32[sequences, ctx]. Two predictions whose logits differ by d diverge by Var(d) / 2 under the first, where d
+    is small; the variance is taken over tokens drawn from it, which spares the copies the output head. One layer's
+    weights are held at a time, the embedding and the head, and copies of _MEASURED * _LENGTH states for each matrix.
+    """
+    chosen = np.linspace(0, len(tokens) - 1, _SEEN).astype(int)
+    tokens = tokens[chosen, -_LENGTH:]
+    embedding, head = required(read, EMBEDDING), read(HEAD)
+    x = embedding[tokens]
+    measured = slice(None, None, _SEEN // _MEASURED)
+    names, copies = [EMBEDDING], _coarse_rows(embedding, tokens[measured], coarse, None)[None]
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
+        for number in range(config.layers):
+            weights = layer_weights(config, read, number)
+            kinds = [f"{kind}.weight" for together in SHARED_INPUTS for kind in together]
+            layer = Layer(config, weights)
+            parts = [copies[start : start + _TOGETHER] for start in range(0, len(copies), _TOGETHER)]
+            moved = pool.map(partial(_through, layer), parts)
+            new = pool.map(partial(_disturbed, config, weights, coarse, x[measured]), kinds)
+            copies = np.concatenate([*moved, *(each[None] for each in new)])
+            names += [f"model.layers.{number}.{kind}" for kind in kinds]
+            x = np.concatenate(list(pool.map(layer, np.array_split(x, _MEASURED))))
+    norm = required(read, NORM)
+    hidden = rms_norm(x, norm, config.norm_epsilon)
+    before = hidden[measured].reshape(-1, config.hidden_size)
+    after = rms_norm(copies, norm, config.norm_epsilon).reshape(len(copies), *before.shape)
+    last = embedding if head is None else head
+    drawn = _drawn(before @ last.T)
+    found = {name: _divergence(each - before, last[drawn]) for name, each in zip(names, after, strict=True)}
+    flat = hidden.reshape(-1, config.hidden_size).astype(np.float64)
+    of_head = _divergence(before, _coarse_rows(last, drawn, coarse, flat.T @ flat / len(flat)) - last[drawn])
+    if head is None:
+        found[EMBEDDING] += of_head
+    else:
+        found[HEAD] = of_head
+    return found
+
+
+def _through(layer: Layer, copies: F32) -> F32:
+    """copies: f32[copies, texts, tokens, hidden]"""
+    return layer(copies.reshape(-1, *copies.shape[2:])).reshape(copies.shape)
+
+
+def _disturbed(config: ModelConfig, weights: Mapping[str, F32], coarse: Coarse, x: F32, kind: str) -> F32:
+    return Layer(config, {**weights, kind: coarse(weights[kind], None)})(x)
+
+
+def _coarse_rows(weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: F64 | None) -> F32:
+    """Rows of a coarse embedding, f32[ids' shape, hidden]."""
+    spread = np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)
+    rows = np.union1d(ids, spread)
+    return coarse(weights[rows], moments)[np.searchsorted(rows, ids)]
+
+
+def _divergence(states: F32, rows: F32) -> float:
+    """From what changes the logits of drawn tokens. states: f32[predictions, hidden]; rows: f32[predictions, draws,
+    hidden].
+    """
+    changes = np.einsum("nh,ndh->nd", states, rows, dtype=np.float64)
+    return float(changes.var(axis=1, ddof=1).mean() / 2)
+
+
+def _drawn(logits: F32) -> NDArray[np.int64]:
+    """Tokens drawn from each prediction, i64[predictions, _DRAWS]."""
+    random = np.random.Generator(np.random.Philox(key=0))
+    shares = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64)).cumsum(axis=1)
+    points = random.random((len(logits), _DRAWS)) * shares[:, -1:]
+    found = [np.searchsorted(row, each, side="right") for row, each in zip(shares, points, strict=True)]
+    return np.minimum(found, logits.shape[1] - 1)
