@@ -87,18 +87,25 @@ def moments(config: ModelConfig, read: Read, tokens: U32) -> Iterator[Mapping[st
     del embedding
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
         for number in range(config.layers):
-            layer = Layer(config, layer_weights(config, read, number))
-            seen: list[dict[str, F32]] = [{} for _ in chunks]
-            states = list(pool.map(layer, states, repeat(None), map(_adding, seen)))
-            yield {
-                f"model.layers.{number}.{name}.weight": shared
-                for names in SHARED_INPUTS
-                for shared in [_mean([own[names[0]] for own in seen], tokens.size)]
-                for name in names
-            }
+            states, found = tapped(pool, Layer(config, layer_weights(config, read, number)), states)
+            yield {f"model.layers.{number}.{name}": each for name, each in found.items()}
     norm = required(read, NORM)
     normed = (rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size) for x in states)
     yield {HEAD: _mean([x.T @ x for x in normed], tokens.size)}
+
+
+def tapped(pool: ThreadPoolExecutor, layer: Layer, states: Sequence[F32]) -> tuple[list[F32], dict[str, F64]]:
+    """What a layer makes of each chunk of states, f32[sequences, tokens, hidden], and the second moments of its
+    matrices' inputs over all, by name within the layer.
+    """
+    seen: list[dict[str, F32]] = [{} for _ in states]
+    after = list(pool.map(layer, states, repeat(None), map(_adding, seen)))
+    count = sum(chunk.shape[0] * chunk.shape[1] for chunk in states)
+    found = {}
+    for names in SHARED_INPUTS:
+        shared = _mean([own[names[0]] for own in seen], count)
+        found |= {f"{name}.weight": shared for name in names}
+    return after, found
 
 
 def _adding(own: dict[str, F32]) -> Callable[[str, F32], None]:

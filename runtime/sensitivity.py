@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from rkf.config import ModelConfig
-from rkf.runtime.batch import SHARED_INPUTS, Layer, rms_norm
-from rkf.runtime.calibration import EMBEDDING, F32, F64, HEAD, NORM, U32, Read, layer_weights, required, threads
+from rkf.runtime.batch import Layer, rms_norm
+from rkf.runtime.calibration import EMBEDDING, F32, F64, HEAD, NORM, U32, Read, layer_weights, required, tapped, threads
 
 Coarse = Callable[[F32, "F64 | None"], F32]
 """Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
 
-_LENGTH = 48  # the last tokens of a text, which stand for themselves
-_SEEN, _MEASURED = 40, 4  # texts that give the last hidden states' moments; those of them that copies are made of
+_PIECE = 128  # tokens of a text that count as one
+_SEEN = 40  # texts that give the moments of the inputs
+_MEASURED, _LENGTH = 4, 48  # other texts, and their last tokens, which copies are made of
 _DRAWS = 16  # tokens drawn from each prediction
 _ROWS = 4096  # rows of the embedding beyond those that are needed, so that its centroids are those of the whole
-_TOGETHER = 8  # disturbed copies that one thread works on
+_TOGETHER = 8  # texts or disturbed copies that one thread works on
 
 
 def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict[str, float]:
@@ -35,31 +36,32 @@ def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict
     is small; the variance is taken over tokens drawn from it, which spares the copies the output head. One layer's
     weights are held at a time, the embedding and the head, and copies of _MEASURED * _LENGTH states for each matrix.
     """
-    chosen = np.linspace(0, len(tokens) - 1, _SEEN).astype(int)
-    tokens = tokens[chosen, -_LENGTH:]
+    piece = min(_PIECE, tokens.shape[1])
+    tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
+    spread = np.linspace(0, len(tokens) - 1, _SEEN + _MEASURED).astype(int)
+    of_measured = np.arange(len(spread)) % (len(spread) // _MEASURED) == 0
+    seen_ids, ids = tokens[spread[~of_measured]], tokens[spread[of_measured], -_LENGTH:]
     embedding, head = required(read, EMBEDDING), read(HEAD)
-    x = embedding[tokens]
-    measured = slice(None, None, _SEEN // _MEASURED)
-    names, copies = [EMBEDDING], _coarse_rows(embedding, tokens[measured], coarse, None)[None]
+    x = embedding[ids]
+    seen = np.array_split(embedding[seen_ids], _SEEN // _TOGETHER)
+    names, copies = [EMBEDDING], _coarse_rows(embedding, ids, coarse, None)[None]
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
         for number in range(config.layers):
             weights = layer_weights(config, read, number)
-            kinds = [f"{kind}.weight" for together in SHARED_INPUTS for kind in together]
             layer = Layer(config, weights)
-            parts = [copies[start : start + _TOGETHER] for start in range(0, len(copies), _TOGETHER)]
-            moved = pool.map(partial(_through, layer), parts)
-            new = pool.map(partial(_disturbed, config, weights, coarse, x[measured]), kinds)
+            seen, moments = tapped(pool, layer, seen)
+            moved = pool.map(partial(_through, layer), np.array_split(copies, -(-len(copies) // _TOGETHER)))
+            new = pool.map(partial(_disturbed, config, weights, coarse, x), moments, moments.values())
             copies = np.concatenate([*moved, *(each[None] for each in new)])
-            names += [f"model.layers.{number}.{kind}" for kind in kinds]
-            x = np.concatenate(list(pool.map(layer, np.array_split(x, _MEASURED))))
+            names += [f"model.layers.{number}.{kind}" for kind in moments]
+            x = layer(x)
     norm = required(read, NORM)
-    hidden = rms_norm(x, norm, config.norm_epsilon)
-    before = hidden[measured].reshape(-1, config.hidden_size)
+    before = rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size)
     after = rms_norm(copies, norm, config.norm_epsilon).reshape(len(copies), *before.shape)
     last = embedding if head is None else head
     drawn = _drawn(before @ last.T)
     found = {name: _divergence(each - before, last[drawn]) for name, each in zip(names, after, strict=True)}
-    flat = hidden.reshape(-1, config.hidden_size).astype(np.float64)
+    flat = rms_norm(np.concatenate(seen), norm, config.norm_epsilon).reshape(-1, config.hidden_size).astype(np.float64)
     of_head = _divergence(before, _coarse_rows(last, drawn, coarse, flat.T @ flat / len(flat)) - last[drawn])
     if head is None:
         found[EMBEDDING] += of_head
@@ -73,12 +75,16 @@ def _through(layer: Layer, copies: F32) -> F32:
     return layer(copies.reshape(-1, *copies.shape[2:])).reshape(copies.shape)
 
 
-def _disturbed(config: ModelConfig, weights: Mapping[str, F32], coarse: Coarse, x: F32, kind: str) -> F32:
-    return Layer(config, {**weights, kind: coarse(weights[kind], None)})(x)
+def _disturbed(
+    config: ModelConfig, weights: Mapping[str, F32], coarse: Coarse, x: F32, kind: str, moments: F64
+) -> F32:
+    return Layer(config, {**weights, kind: coarse(weights[kind], moments)})(x)
 
 
 def _coarse_rows(weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: F64 | None) -> F32:
     """Rows of a coarse embedding, f32[ids' shape, hidden]."""
+    piece = min(_PIECE, tokens.shape[1])
+    tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
     spread = np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)
     rows = np.union1d(ids, spread)
     return coarse(weights[rows], moments)[np.searchsorted(rows, ids)]

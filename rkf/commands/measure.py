@@ -98,6 +98,33 @@ def kld(
     click.echo(f"noise floor {result['noise_floor']:.5f} (the reference's own logits in 16 bits)")
 
 
+@evaluate.command()
+@MODEL
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--items", type=click.IntRange(1), help="Take only the first so many.")
+@click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout, not as `rkf run` does.")
+@VALUES
+@JSON
+def choices(model: Path, file: Path, items: int | None, exact: bool, values: Path | None, as_json: bool) -> None:
+    """Share of multiple-choice questions answered right.
+
+    FILE: lines of JSON, {"context": "…", "endings": ["…", "…"], "label": 0}. The ending with the highest log-likelihood
+    a byte is the model's choice.
+    """
+    from rkf.eval.choices import choices as run
+    from rkf.eval.choices import parse
+    from rkf.runtime.model import load
+
+    questions = parse(_read(file), file.name)[:items]
+    with load(model, exact=exact, values=values) as ready, progress_bar("eval choices", "item") as bar:
+        result = run(ready, questions, progress=reporter(bar))
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(f"accuracy {result['accuracy']:.2%} ± {result['accuracy_stderr']:.2%} over {result['items']} items")
+        click.echo(f"guessing {result['chance']:.2%}")
+
+
 @contextmanager
 def _reference(
     reference: Path, text: Path | None, ctx: int, windows: int | None, save: Path | None

@@ -1,0 +1,106 @@
+"""Multiple choice: which of some endings a model finds likeliest after a context. Knows no task, only lines of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rkf.errors import UsageError
+from rkf.eval.perplexity import negative_log_likelihood
+
+if TYPE_CHECKING:
+    from rkf.runtime.model import Model
+
+Progress = Callable[[int, int], None]  # (items done, items in all)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question. label: which of the endings is right, from 0."""
+
+    context: str
+    endings: tuple[str, ...]
+    label: int
+
+
+def parse(text: str, name: str) -> list[Item]:
+    """Items from lines of JSON: {"context": "…", "endings": ["…", "…"], "label": 0}, other keys free.
+
+    Raises UsageError with `name` and the line's number.
+    """
+    items = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                items.append(_item(json.loads(line)))
+            except (KeyError, TypeError, ValueError) as error:
+                expected = "expected context, two endings or more that are not empty, and the label of one"
+                raise UsageError(f"{name}: line {number}: {expected}: {error!r}") from error
+    if not items:
+        raise UsageError(f"{name}: no items; expected lines of JSON")
+    return items
+
+
+def _item(raw: dict[str, object]) -> Item:
+    context, endings, label = raw["context"], raw["endings"], raw["label"]
+    if not isinstance(context, str) or not context or not isinstance(endings, list) or len(endings) < 2:
+        raise ValueError("context or endings")
+    if not all(isinstance(ending, str) and ending for ending in endings):
+        raise ValueError("endings")
+    if type(label) is not int or not 0 <= label < len(endings):
+        raise ValueError(f"label {label}")
+    return Item(context, tuple(endings), label)
+
+
+def choices(model: Model, items: Sequence[Item], *, progress: Progress | None = None) -> dict[str, float]:
+    """{"accuracy", "accuracy_stderr", "chance" (of guessing), "items"}.
+
+    An ending's score is its log-likelihood after the context, divided by its bytes in UTF-8 (`acc_norm` of EleutherAI's
+    lm-evaluation-harness); the highest counts as the model's choice, the first of equals. Context and ending are joined
+    as they are and encoded together: a space between them belongs to the ending. Raises ContextLengthError, and
+    UsageError for a context with no token to predict an ending from.
+    """
+    right = []
+    for done, item in enumerate(items, 1):
+        scores = _scores(model, item)
+        right.append(int(np.argmax(scores)) == item.label)
+        if progress is not None:
+            progress(done, len(items))
+    accuracy = float(np.mean(right))
+    return {
+        "accuracy": accuracy,
+        "accuracy_stderr": sqrt(accuracy * (1 - accuracy) / max(1, len(items) - 1)),
+        "chance": float(np.mean([1 / len(item.endings) for item in items])),
+        "items": len(items),
+    }
+
+
+def _scores(model: Model, item: Item) -> list[float]:
+    """Log-likelihood a byte of each ending. What all begin with is fed once."""
+    rows = [model.tokenizer.encode(item.context + ending) for ending in item.endings]
+    alone = model.tokenizer.encode(item.context)
+    first = min(_shared(alone, row) for row in rows)  # an ending may change how the context's last token is cut
+    first = min(first, *(len(row) - 1 for row in rows))
+    if first < 1:
+        raise UsageError(f"{item.context!r}: one token with an ending; expected a longer context, to predict it from")
+    cache = model.backend.new_cache(max(map(len, rows)))
+    before = model.backend.forward(np.array(rows[0][:first], np.int64), cache, last_only=True)
+    scores = []
+    for row, ending in zip(rows, item.endings, strict=True):
+        cache.truncate(first)
+        targets = np.array(row[first:], np.int64)
+        logits = before
+        if len(targets) > 1:
+            logits = np.concatenate([before, model.backend.forward(targets[:-1], cache, last_only=False)])
+        scores.append(-float(negative_log_likelihood(logits, targets).sum()) / len(ending.encode()))
+    return scores
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
