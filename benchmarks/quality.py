@@ -1,11 +1,12 @@
-"""KL divergence, perplexity and agreement against file size: rkf and llama.cpp's types on the same source and windows.
+"""KL divergence, perplexity and agreement against file size: rkf, llama.cpp's types and NF4 of one source.
 
     python -m benchmarks.degrid SRC.gguf SOURCE
-    python -m benchmarks.quality SOURCE TEXT WORK --peer PYTHON [--windows 64] [--sizes 80MB 91MB]
+    python -m benchmarks.quality SOURCE WORK --text wiki.txt=64 --text code.txt=24 --peer PYTHON --out quality.json
 
-SOURCE: a Hugging Face folder. TEXT: held out: calibration never sees it. WORK: a folder for the models made; what is
-there already is used again. PYTHON: an interpreter that has llama-cpp-python. The importance matrix of the peers comes
-from the same text as our calibration: what the source model writes. Prints a Markdown table; the last line is JSON.
+SOURCE: a Hugging Face folder. The texts are held out: calibration never sees them. WORK: a folder for models and
+figures: what is there already is used again, so an interrupted run goes on. PYTHON: an interpreter that has
+llama-cpp-python. The importance matrix of the peers comes from the same text as our calibration: what the source model
+writes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import nf4
+from benchmarks.report import ratios, table
 from rkf.calibration import Calibrate, save
+from rkf.cluster.budget import coarse
 from rkf.commands.output import byte_count
 from rkf.converters.export import export_gguf
 from rkf.converters.names import to_gguf
@@ -33,105 +38,144 @@ from rkf.runtime.model import load
 
 PEER = Path(__file__).with_name("peer_gguf.py")
 TYPES = ("Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K")
-_COLUMNS = ("MB", "KLD", "±", "ppl ratio", "top-1")
+SIZES = ("70MB", "80MB", "91MB", "105MB", "112MB", "138MB")
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One model. make: writes the file if it is not there, and says how many bytes it counts for."""
+
+    name: str
+    make: Callable[[], int]
+    score: Callable[[list[Window]], Figures]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
-    parser.add_argument("text", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--text", action="append", required=True, metavar="FILE=WINDOWS")
     parser.add_argument("--peer", type=Path, required=True)
-    parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument("--sizes", nargs="*", default=["70MB", "80MB", "91MB", "105MB"])
+    parser.add_argument("--sizes", nargs="*", default=SIZES)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.work.mkdir(exist_ok=True)
-    windows = _reference(options)
-    tokens = _tokens(options)
-    rows = []
-    for name, path, figures in [*_ours(options, tokens, windows), *_peers(options, tokens, windows)]:
-        rows.append({"name": name, "bytes": path.stat().st_size, **figures})
-        print(_line(rows[-1]), flush=True)
-    print("\n" + table(rows))
-    print(json.dumps({"windows": len(windows), "text": options.text.name, "models": rows}))
+    bench = Bench(options.source, options.work, options.peer)
+    contestants = [*bench.ours(options.sizes), *bench.peers(), bench.nf4()]
+    results = {}
+    for name, _, windows in (text.rpartition("=") for text in options.text):
+        text = Path(name)
+        rows = [bench.row(each, text, int(windows)) for each in contestants]
+        results[text.stem] = {"windows": int(windows), "models": rows}
+        print(f"\n## {text.stem}, {windows} windows\n\n{table(rows)}\n\n{ratios(rows)}", flush=True)
+    if options.out is not None:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, by size."""
-    head = f"| model | {' | '.join(_COLUMNS)} |\n|---|{'---:|' * len(_COLUMNS)}\n"
-    return head + "\n".join(_line(row) for row in sorted(rows, key=lambda row: row["bytes"]))
+class Bench:
+    """Models made from one source, in one folder."""
 
+    def __init__(self, source: Path, work: Path, python: Path) -> None:
+        self.source, self.work, self.python = source, work, python
+        work.mkdir(exist_ok=True)
 
-def _line(row: dict[str, Any]) -> str:
-    cells = (
-        row["name"],
-        f"{row['bytes'] / 1e6:.1f}",
-        f"{row['kld']:.4f}",
-        f"{row['kld_stderr']:.4f}",
-        f"{row['ppl_ratio']:.4f}",
-        f"{row['top1']:.1%}",
-    )
-    return f"| {' | '.join(cells)} |"
+    def row(self, contestant: Contestant, text: Path, windows: int) -> dict[str, Any]:
+        """A line of the table, kept as `MODEL@TEXT-WINDOWS.json`."""
+        kept = self.work / f"{contestant.name}@{text.stem}-{windows}.json"
+        if not kept.exists():
+            size = contestant.make()
+            figures = contestant.score(self._windows(text, windows))
+            row = {"name": contestant.name, "bytes": size, **figures}
+            kept.write_text(json.dumps(row), encoding="utf-8")
+            print(f"{contestant.name}: KLD {figures['kld']:.5f}", flush=True)
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
 
+    def ours(self, sizes: list[str]) -> Iterator[Contestant]:
+        for size in sizes:
+            path = self.work / f"rkf-{size}.rkf"
 
-def _reference(options: argparse.Namespace) -> list[Window]:
-    dense, stored = options.work / "dense.rkf", options.work / f"{options.text.stem}-{options.windows}.kld"
-    if not dense.exists():
-        convert(options.source, dense, recipe="dense")
-    if not stored.exists():
-        with load(dense, exact=True) as model:
-            made = windows_of(model, options.text.read_text(encoding="utf-8"), windows=options.windows)
-            reference.write(stored, [sampled(window, number) for number, window in enumerate(made)])
-    return reference.read(stored)
+            def make(path: Path = path, size: str = size) -> int:
+                if not path.exists():
+                    convert(self.source, path, size=byte_count(size), calibrate=Calibrate(self._calibration()))
+                return path.stat().st_size
 
+            yield Contestant(f"rkf-{size}", make, lambda windows, path=path: _divergence(path, windows))
 
-def _tokens(options: argparse.Namespace) -> Path:
-    kept: Path = options.work / "calibration.tokens"
-    if not kept.exists():
-        save(kept, Calibrate()(open_source(options.source)).tokens)
-    return kept
+    def peers(self) -> Iterator[Contestant]:
+        for kind in TYPES:
+            path = self.work / f"{kind}.gguf"
 
+            def make(path: Path = path, kind: str = kind) -> int:
+                if not path.exists():
+                    self._peer("quantize", self._f16(), path, kind, self._importance())
+                return path.stat().st_size
 
-def _ours(options: argparse.Namespace, tokens: Path, windows: list[Window]) -> Iterator[tuple[str, Path, Any]]:
-    for size in options.sizes:
-        path = options.work / f"rkf-{size}.rkf"
+            yield Contestant(kind, make, lambda windows, path=path: self._peer_divergence(path, windows))
+
+    def nf4(self) -> Contestant:
+        path = self.work / "nf4.rkf"
+
+        def make() -> int:
+            return nf4.write(open_source(self.source), path)
+
+        return Contestant("NF4", make, lambda windows: _divergence(path, windows))
+
+    def _windows(self, text: Path, windows: int) -> list[Window]:
+        stored = self.work / f"{text.stem}-{windows}.kld"
+        if not stored.exists():
+            with load(self._dense(), exact=True) as model:
+                made = windows_of(model, text.read_text(encoding="utf-8"), windows=windows)
+                reference.write(stored, [sampled(window, number) for number, window in enumerate(made)])
+        return reference.read(stored)
+
+    def _dense(self) -> Path:
+        path = self.work / "dense.rkf"
         if not path.exists():
-            convert(options.source, path, size=byte_count(size), calibrate=Calibrate(tokens))
-        with load(path) as model:
-            yield f"rkf --size {size}", path, divergence(model, windows)
+            convert(self.source, path, recipe="dense")
+        return path
 
-
-def _peers(options: argparse.Namespace, tokens: Path, windows: list[Window]) -> Iterator[tuple[str, Path, Any]]:
-    f16, importance, ids = (options.work / name for name in ("f16.gguf", "importance.npz", "tokens.npy"))
-    if not f16.exists():
-        export_gguf(options.work / "dense.rkf", f16)
-    if not importance.exists():
-        _write_importance(options.source, tokens, importance)
-    np.save(ids, np.stack([window.ids for window in windows]).astype(np.uint32))
-    for type_name in TYPES:
-        path = options.work / f"{type_name}.gguf"
+    def _calibration(self) -> Path:
+        path = self.work / "calibration.npz"
         if not path.exists():
-            subprocess.run(
-                [options.peer, PEER, "quantize", f16, path, type_name, importance], check=True, capture_output=True
-            )
-        yield type_name, path, _peer_divergence(options.peer, path, ids, windows)
+            made = Calibrate()(open_source(self.source))
+            save(path, made.tokens, made.losses(coarse))
+        return path
+
+    def _f16(self) -> Path:
+        path = self.work / "f16.gguf"
+        if not path.exists():
+            export_gguf(self._dense(), path)
+        return path
+
+    def _importance(self) -> Path:
+        """The mean squares of every matrix' inputs, as llama.cpp's imatrix has them."""
+        path = self.work / "importance.npz"
+        if not path.exists():
+            found = {}
+            for moments in Calibrate(self._calibration())(open_source(self.source)).moments():
+                found |= {to_gguf(name): np.diagonal(each).astype(np.float32) for name, each in moments.items()}
+            np.savez(path, **found)
+        return path
+
+    def _peer(self, *arguments: object) -> None:
+        subprocess.run([self.python, PEER, *map(str, arguments)], check=True, capture_output=True)
+
+    def _peer_divergence(self, path: Path, windows: list[Window]) -> Figures:
+        ids = self.work / "tokens.npy"
+        np.save(ids, np.stack([window.ids for window in windows]).astype(np.uint32))
+        scores, vocab = [], open_source(path).config.vocab_size
+        with subprocess.Popen([self.python, PEER, "logits", path, ids], stdout=subprocess.PIPE) as peer:
+            for window in windows:
+                raw = peer.stdout.read(4 * len(window.target) * vocab)
+                scores.append(score(window, log_softmax(np.frombuffer(raw, np.float32).reshape(-1, vocab))))
+        return summary(np.concatenate(scores, axis=1), float(np.mean([window.noise for window in windows])))
 
 
-def _write_importance(source: Path, tokens: Path, out: Path) -> None:
-    """The mean squares of every matrix' inputs, as llama.cpp's imatrix has them."""
-    found = {}
-    for moments in Calibrate(tokens)(open_source(source)).moments():
-        found |= {to_gguf(name): np.diagonal(each).astype(np.float32) for name, each in moments.items()}
-    np.savez(out, **found)
-
-
-def _peer_divergence(python: Path, path: Path, ids: Path, windows: list[Window]) -> dict[str, float]:
-    scores, vocab = [], open_source(path).config.vocab_size
-    with subprocess.Popen([python, PEER, "logits", path, ids], stdout=subprocess.PIPE) as peer:
-        for window in windows:
-            raw = peer.stdout.read(4 * len(window.target) * vocab)
-            scores.append(score(window, log_softmax(np.frombuffer(raw, np.float32).reshape(-1, vocab))))
-    return summary(np.concatenate(scores, axis=1), float(np.mean([window.noise for window in windows])))
+def _divergence(path: Path, windows: list[Window]) -> Figures:
+    with load(path) as model:
+        return {key: float(value) for key, value in divergence(model, windows).items()}
 
 
 if __name__ == "__main__":

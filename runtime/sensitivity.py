@@ -75,16 +75,12 @@ def _through(layer: Layer, copies: F32) -> F32:
     return layer(copies.reshape(-1, *copies.shape[2:])).reshape(copies.shape)
 
 
-def _disturbed(
-    config: ModelConfig, weights: Mapping[str, F32], coarse: Coarse, x: F32, kind: str, moments: F64
-) -> F32:
+def _disturbed(config: ModelConfig, weights: Mapping[str, F32], coarse: Coarse, x: F32, kind: str, moments: F64) -> F32:
     return Layer(config, {**weights, kind: coarse(weights[kind], moments)})(x)
 
 
 def _coarse_rows(weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: F64 | None) -> F32:
     """Rows of a coarse embedding, f32[ids' shape, hidden]."""
-    piece = min(_PIECE, tokens.shape[1])
-    tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
     spread = np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)
     rows = np.union1d(ids, spread)
     return coarse(weights[rows], moments)[np.searchsorted(rows, ids)]
