@@ -115,7 +115,7 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
     from rkf.eval.choices import parse
     from rkf.runtime.model import load
 
-    questions = parse(_read(file), file.name)[:items]
+    questions = parse(read(file), file.name)[:items]
     with load(model, exact=exact, values=values) as ready, progress_bar("eval choices", "item") as bar:
         result = run(ready, questions, progress=reporter(bar))
     if as_json:

@@ -15,6 +15,7 @@ from rkf.cluster import budget
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import UsageError
+from rkf.runtime.tokenizer import Tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 40
 
@@ -112,10 +113,11 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     assert kept.losses(budget.coarse) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
-    for row, prompt in zip(made.tokens[::2], prompts(source)[::2], strict=True):
-        assert row[: len(prompt)].tolist() == prompt[:24]
-    for row, prompt in zip(made.tokens[1::2], prompts(source)[1::2], strict=True):
-        assert row[: max(len(prompt) - 4, 0)].tolist() == prompt[4:28]
+    begun = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))
+    assert len(made.tokens) == 4 * len(begun)
+    for begins, cut, prompt in zip(made.tokens[::2], made.tokens[1::2], 2 * begun, strict=True):
+        assert begins[: len(prompt)].tolist() == prompt[:24]
+        assert cut[: max(len(prompt) - 4, 0)].tolist() == prompt[4:28]
 
 
 def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = None) -> bytes:
