@@ -10,6 +10,9 @@ from rkf.cluster.recipe import Recipe
 from rkf.converters.ledger import Ledger
 from rkf.converters.source import Source
 from rkf.errors import UsageError
+from rkf.format import index_bits, plane_bits, row_bytes
+
+_CODING = 1.01  # what zstd takes of the entropy of ranks
 
 
 def fitting(
@@ -41,3 +44,31 @@ def fitting(
     while taken(chosen) > limit:  # by the padding of sections, or a longer list of names
         chosen.pop()
     return budget.recipe(list(shapes), chosen)
+
+
+def archive(
+    source: Source,
+    rehearse: Callable[[Recipe], Ledger],
+    size: int | None,
+    bpw: float | None,
+    losses: Mapping[str, float] | None,
+) -> Recipe:
+    """The same for a file that `rkf pack` packs: the limits are of what is stored then, which is known to 1 %."""
+    shapes = {name: spec.shape for name, spec in source.tensors.items() if len(spec.shape) > 1}
+    weights = sum(map(prod, shapes.values()))
+    losses = losses or budget.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
+    trial = budget.archive(shapes, losses, budget.LEAST_BITS)
+    ledger = rehearse(trial)
+    planes = sum(
+        row_bytes(shape[-1], width) * prod(shape[:-1])
+        for name, shape in shapes.items()
+        for width in plane_bits(index_bits(trial.rule(name, shape).k or 2))
+    )
+    limit = size if size is not None else (bpw or 0) * weights / 8
+    beside = (ledger.file_bytes if size is not None else ledger.clustered_bytes) - planes
+    bits = 8 * (limit - beside) / weights / _CODING
+    if bits < budget.LEAST_BITS:
+        raise UsageError(
+            f"{source.label}: a budget of {size or bpw} is too small for {budget.LEAST_BITS} bits a weight"
+        )
+    return budget.archive(shapes, losses, min(bits, budget.MOST_BITS))

@@ -25,6 +25,7 @@ from rkf.cluster.compensate import DAMPING, Objective
 from rkf.cluster.matrix import cluster
 from rkf.cluster.recipe import Recipe
 from rkf.container import naming
+from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibration import Calibrate, Calibration
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
@@ -51,6 +52,7 @@ def convert(
     recipe: str | Path | None = None,
     size: int | None = None,
     bpw: float | None = None,
+    archive: bool = False,
     calibrate: Calibrate | None = None,
     workers: int | None = None,
     force: bool = False,
@@ -65,7 +67,8 @@ def convert(
     k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
     size, bpw: instead of k and recipe, the bytes of the whole file or the bits of a clustered weight not to exceed; K
     is chosen matrix by matrix for the least loss (`rkf.cluster.budget`), which is measured on the calibration text if
-    there is one; a dry run takes what is usual.
+    there is one; a dry run takes what is usual. archive: they are limits of the file as `rkf pack` packs it, and K is
+    what ranks of the least entropy need.
     workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
     resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
     fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the caller's
@@ -79,6 +82,8 @@ def convert(
         raise UsageError(f"k: expected {MIN_K} to {MAX_K}, got {k}")
     if sum(given is not None for given in (size, bpw, k or recipe)) > 1:
         raise UsageError("size, bpw, and a recipe with its k exclude each other: give one")
+    if archive and size is None and bpw is None:
+        raise UsageError("archive: expected size or bpw with it")
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
@@ -88,7 +93,8 @@ def convert(
     def plan(losses: Mapping[str, float] | None) -> Recipe:
         if size is None and bpw is None:
             return Recipe.load(recipe or "default", k, source.config.layers)
-        return fitting(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw, losses)
+        fit = archived if archive else fitting
+        return fit(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw, losses)
 
     expected = plan(None)
     if not any(expected.rule(name, spec.shape).k for name, spec in source.tensors.items()):

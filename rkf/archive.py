@@ -1,4 +1,4 @@
-"""The archive form: the same file with its rank planes compressed, losslessly. `unpack(pack(f)) == f`, byte for byte.
+"""The archive form: the same file compressed section by section, losslessly. `unpack(pack(f)) == f`, byte for byte.
 
 Ranks are named by decoded hashes, so packing changes no identity. Knows sections, not tensors.
 """
@@ -26,7 +26,7 @@ def pack(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `source` with the planes that zstd makes smaller stored so; everything else stays as it is.
+    """Write `source` with the sections that zstd makes smaller stored so; everything else stays as it is.
 
     Raises UsageError if the file is packed already or the target exists, OutputError if it cannot be written.
     """
@@ -35,15 +35,18 @@ def pack(
         if any(section.codec != CODEC_RAW for section in container.sections):
             raise UsageError(f"{source}: expected a file in run form, got one that is packed already")
         writer = SectionWriter(out)
-        planes = (n for n, section in enumerate(container.sections) if section.kind == "plane")
-        frames = codec.in_order(codec.compress_chunk, (c for n in planes for c in codec.chunks(container.stored(n))))
+        jobs = (
+            (chunk, section.kind)
+            for number, section in enumerate(container.sections)
+            for chunk in codec.chunks(container.stored(number))
+        )
+        frames = codec.in_order(_compressed, jobs)
         for number, section in enumerate(container.sections):
-            stored = container.stored(number)
-            packed = list(islice(frames, codec.chunk_count(section.length))) if section.kind == "plane" else []
-            if packed and codec.saves(sum(map(len, packed)), section.length):
-                writer.add_zstd(section.kind, packed, section.length, section.hash)
+            packed = list(islice(frames, codec.chunk_count(section.length)))
+            if codec.saves(sum(map(len, packed)), section.length):
+                writer.add_zstd(section.kind, packed, section.length, section.hash, section.name)
             else:
-                writer.add(section.kind, [stored], section.name)
+                writer.add(section.kind, [container.stored(number)], section.name)
             _report(progress, container, number)
         _seal(container, writer)
 
@@ -67,6 +70,11 @@ def unpack(
             writer.add(section.kind, [data], section.name)
             _report(progress, container, number)
         _seal(container, writer)
+
+
+def _compressed(job: tuple[memoryview, str]) -> bytes:
+    chunk, kind = job
+    return codec.compress_chunk(chunk, codec.LEVEL_OF_RANKS if kind == "plane" else codec.LEVEL_OF_TEXT)
 
 
 def _report(progress: Progress | None, container: Container, number: int) -> None:

@@ -20,7 +20,8 @@ from rkf.errors import IntegrityError
 from rkf.format import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES, ZSTD_WINDOW_LOG_MAX
 
 # Planes hold next to no repeats: levels 1 to 19 are within 0.1 % of each other, and 1 is the fastest (docs/log.md).
-_LEVEL = 1
+LEVEL_OF_RANKS = 1
+LEVEL_OF_TEXT = 19  # tokenizers: a quarter of their bytes, where level 1 leaves a third
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -43,9 +44,9 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield future.result()
 
 
-def compress_chunk(data: Any) -> bytes:
+def compress_chunk(data: Any, level: int = LEVEL_OF_RANKS) -> bytes:
     """One frame that holds `data` and its size."""
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    return zstandard.ZstdCompressor(level=level).compress(data)
 
 
 def saves(stored_length: int, decoded_length: int) -> bool:

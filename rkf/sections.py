@@ -35,7 +35,9 @@ class SectionWriter:
             self._out.write(view)
         return self._record(kind, CODEC_RAW, offset, digest.digest(), name)
 
-    def add_zstd(self, kind: str, frames: Iterable[bytes], decoded_length: int, decoded_hash: bytes) -> int:
+    def add_zstd(
+        self, kind: str, frames: Iterable[bytes], decoded_length: int, decoded_hash: bytes, name: str | None = None
+    ) -> int:
         """Append a section of zstd frames, one a chunk; its number."""
         self._align()
         offset, digest, lengths = self._out.position, blake3(), []
@@ -43,7 +45,7 @@ class SectionWriter:
             digest.update(frame)
             self._out.write(frame)
             lengths.append(len(frame))
-        number = self._record(kind, CODEC_ZSTD, offset, decoded_hash, None)
+        number = self._record(kind, CODEC_ZSTD, offset, decoded_hash, name)
         packed = {"chunks": lengths, "decoded_length": decoded_length, "stored_hash": digest.digest()}
         self.sections[number].update(packed)
         return number

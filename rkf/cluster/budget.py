@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ _HEAD_LOSS = 200  # of the output head, tied or not; an embedding that is no hea
 _EMBEDDING_LOSS = 10
 _PER_DOUBLING = 3.6
 _TABLE_BYTES = 12  # of a centroid and its count
+LEAST_BITS, MOST_BITS = 2.0, 6.5  # of entropy, in an archive
+_HALVINGS = 50
 KS = (8, 16, 32, 64, 128, 255)
 MEASURED = Rule(k=32, grid=True, affine="tensor", exceptions=0.001)
 _HEADER = """description = "K chosen for a budget."
@@ -93,6 +95,24 @@ def recipe(names: Sequence[str], steps: Sequence[str]) -> Recipe:
         if chosen:
             rules.append(f"\n[[rule]]\nk = {k}\ntensors = [\n{chosen},\n]\n")
     return Recipe.parse(_HEADER + "".join(rules), "budget")
+
+
+def archive(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], bits: float) -> Recipe:
+    """A recipe for files that are stored packed: even steps whose ranks have an entropy of `bits` on average, finer
+    where a weight costs more. K is what the steps need.
+    """
+    weights = np.array([prod(shape) for shape in shapes.values()], np.float64)
+    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(_PER_DOUBLING)
+    low, high = bits - wanted.max(), bits - wanted.min() + MOST_BITS
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        given = np.clip(wanted + middle, LEAST_BITS, MOST_BITS)
+        low, high = (low, middle) if (given * weights).sum() > bits * weights.sum() else (middle, high)
+    rules = [
+        f'\n[[rule]]\nbits = {each:.2f}\nk = {min(1 << ceil(each + 1), 128)}\ntensors = ["{name}"]\n'
+        for name, each in zip(shapes, np.clip(wanted + low, LEAST_BITS, MOST_BITS), strict=True)
+    ]
+    return Recipe.parse(_HEADER + "".join(rules), "archive")
 
 
 def expected_losses(names: Iterable[str], layers: int, tied: bool) -> dict[str, float]:

@@ -19,6 +19,7 @@ POINTS = 2 * LIMIT + 1
 # The outermost free centroid is tried on each of these points. Further in, the grid is coarser for nothing; past 127 it
 # is finer and clips, which pays at K = 128 and above. The odd points would gain less than 0.1 %.
 _REACHES = range(96, 162, 2)
+_HALVINGS = 60  # of the logarithm of the step
 _LEAST_REACH = 2.0**-110  # smaller weights are as good as zero, and a scale and its inverse must be normal f32
 
 
@@ -32,6 +33,25 @@ def centroids(histogram: Histogram, k: int) -> tuple[F32, float]:
     trials = [(*optimal_points(histogram, reach / outermost, k), reach / outermost) for outermost in _REACHES]
     _, points, scale = min(trials, key=lambda trial: trial[0])
     return (points - LIMIT).astype(np.float32), scale
+
+
+def even(histogram: Histogram, k: int, bits: float) -> tuple[F32, float]:
+    """k integers in even steps, `f32[k]`, and the step that gives nearest ranks an entropy of `bits`.
+
+    Even steps are the best under a constraint of entropy where steps are small (Gish and Pierce 1968): against k-means
+    of the same error they take 0.2 bit less for a Gaussian, and more for longer tails. What lies past the
+    outermost is clipped to it.
+    """
+    points = np.arange(k, dtype=np.float32) - k // 2
+    shares = histogram.mass / histogram.mass.sum()
+    low, high = _LEAST_REACH, max(float(np.abs(histogram.values).max()), 2 * _LEAST_REACH)
+    for _ in range(_HALVINGS):
+        step = (low * high) ** 0.5
+        starts = np.flatnonzero(np.diff(np.rint(histogram.values / step), prepend=np.nan))
+        used = np.add.reduceat(shares, starts)
+        entropy = -np.sum(used * np.log2(used))
+        low, high = (step, high) if entropy > bits else (low, step)
+    return points, high
 
 
 def optimal_points(histogram: Histogram, scale: float, k: int) -> tuple[float, NDArray[np.int64]]:

@@ -92,11 +92,11 @@ def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
     group = rule.group or weights.shape[1]
     if rule.affine in ("none", "tensor"):
         found = histogram.of_weights(kept, _no_scale(kept), group)
-        centroids, unit = _centroids(found.merged() if dtype == "f32" else found, rule.grid, k)
+        centroids, unit = _centroids(found.merged() if dtype == "f32" else found, rule, k)
         return _nearest(weights, kept, centroids, _no_scale(kept) * np.float32(unit), group)
     scale = affine.first_guess(kept, group)
     for _ in range(_ROUNDS):
-        centroids, unit = _centroids(histogram.of_weights(kept, scale, group).merged(), rule.grid, k)
+        centroids, unit = _centroids(histogram.of_weights(kept, scale, group).merged(), rule, k)
         scale = affine.rounded(scale * np.float32(unit), "f32")
         indices = assign.nearest(kept, centroids, scale, group)
         scale = affine.rounded(affine.least_squares(kept, indices, centroids, scale, group), rule.affine_dtype)
@@ -115,8 +115,10 @@ def _suited(weights: F32, kept: F32, tables: list[_Table], objective: Objective)
     return made
 
 
-def _centroids(found: Histogram, on_grid: bool, k: int) -> tuple[F32, float]:
-    return grid.centroids(found, k) if on_grid else (kmeans.centroids(found, k), 1.0)
+def _centroids(found: Histogram, rule: Rule, k: int) -> tuple[F32, float]:
+    if rule.bits is not None:
+        return grid.even(found, k, rule.bits)
+    return grid.centroids(found, k) if rule.grid else (kmeans.centroids(found, k), 1.0)
 
 
 def _no_scale(weights: F32) -> F32:

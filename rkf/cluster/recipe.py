@@ -15,6 +15,7 @@
     group = 64                              # columns that share a factor, with affine = "group"
     affine_dtype = "f16"                    # of row and group factors; or "f32"
     exceptions = 0.002                      # the share of weights that stay exact
+    bits = 4.5                              # with grid: steps are even, and so wide that ranks have this entropy
     rows_per_table = 1536                   # rows that share a list of centroids; all of them by default
 
 A tensor that no rule names, and every tensor of one dimension, stays dense.
@@ -55,6 +56,7 @@ class Rule:
     affine_dtype: str = "f16"
     exceptions: float = 0.0
     rows_per_table: int | None = None
+    bits: float | None = None
 
     def __post_init__(self) -> None:
         whole = isinstance(self.k, int) and isinstance(self.rows_per_table or 1, int)
@@ -78,6 +80,7 @@ class Rule:
             f"exceptions are a share, 0 to 1/{MAX_EXCEPTION_SHARE}",
             self.exceptions,
         )
+        _check(self.bits is None or (self.grid and 0 < self.bits <= 7), "bits go with grid, and are 0 to 7", self.bits)
         _check(self.rows_per_table is None or self.rows_per_table > 0, "rows_per_table is above 0", self.rows_per_table)
 
 

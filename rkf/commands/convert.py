@@ -44,6 +44,9 @@ def pull(name: str) -> None:
     "--bpw", type=click.FloatRange(0, min_open=True), help="Most bits of a clustered weight, embedding included."
 )
 @click.option(
+    "--archive", is_flag=True, help="For `rkf pack`: --size or --bpw is of the packed file, K what that needs."
+)
+@click.option(
     "--calibrate",
     metavar="self|FILE|none",
     default="self",

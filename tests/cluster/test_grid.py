@@ -53,3 +53,25 @@ def test_the_scale_survives_any_magnitude():
         found = histogram_of(2, 500, -magnitude, magnitude)
         centroids, scale = grid.centroids(found, 16)
         assert cost(found, centroids * np.float64(scale)) < 0.01 * (found.mass @ found.values**2)
+
+
+def entropy(histogram, centroids, scale):
+    nearest = np.abs(histogram.values[:, None] - scale * centroids).argmin(axis=1)
+    shares = np.bincount(nearest, histogram.mass) / histogram.mass.sum()
+    return -np.sum(shares[shares > 0] * np.log2(shares[shares > 0]))
+
+
+@pytest.mark.parametrize(("k", "bits"), [(16, 3.0), (32, 4.0), (64, 4.5)])
+def test_even_steps_have_the_entropy_wanted_and_err_less_for_it(k, bits):
+    weights = np.random.default_rng(k).standard_t(6, 100_000).astype(np.float32)
+    weights = weights[np.abs(weights) < 5.9].reshape(1, -1)  # without the 0.1 % that exceptions take
+    found = histogram.of_weights(weights, np.ones((1, 1), np.float32), weights.size).merged()
+    points, step = grid.even(found, k, bits)
+    assert np.array_equal(points, np.arange(k) - k // 2)
+    assert entropy(found, points, step) == pytest.approx(bits, abs=0.02)
+    smallest = next(n for n in range(2, 99) if entropy(found, *pair(kmeans.centroids(found, n))) > bits)
+    assert cost(found, step * points) < cost(found, kmeans.centroids(found, smallest))
+
+
+def pair(centroids):
+    return centroids, 1.0

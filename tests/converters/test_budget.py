@@ -1,12 +1,14 @@
 """A budget is kept, used up, and spent where it serves most."""
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import rkf
+from rkf.archive import pack
 from rkf.cli import cli
 from rkf.cluster import budget
 from rkf.commands.output import byte_count
@@ -67,6 +69,27 @@ def test_bits_are_kept(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
         convert(folder, out, bpw=9, k=16, force=True)
     with rkf.open(out) as file:
         assert file.provenance["recipe"]["name"] == "budget"
+
+
+def test_an_archive_takes_what_was_asked_for(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = hf_folder("llama", hidden_size=128, intermediate_size=256)
+    out, packed = tmp_path / "out.rkf", tmp_path / "packed.rkf"
+    convert(folder, out, bpw=4.5, archive=True)
+    with rkf.open(out) as file:
+        clustered = [entry for entry in file.tensors.values() if entry.kind == "clustered"]
+        weights = sum(prod(entry.shape) for entry in clustered)
+        bits = sum(prod(entry.shape) * entry.stats["entropy_bits"] for entry in clustered) / weights
+        assert 3 < bits < 4.5
+        assert file.provenance["recipe"]["name"] == "archive"
+    pack(out, packed)
+    size = packed.stat().st_size + 20_000
+    convert(folder, out, size=size, archive=True, force=True)
+    pack(out, packed, force=True)
+    assert 0.85 * size < packed.stat().st_size <= 1.01 * size
+    with pytest.raises(UsageError, match="too small"):
+        convert(folder, out, bpw=1, archive=True, force=True)
+    with pytest.raises(UsageError, match="size or bpw"):
+        convert(folder, out, archive=True, force=True)
 
 
 @pytest.mark.parametrize(
