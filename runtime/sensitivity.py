@@ -23,24 +23,26 @@ Coarse = Callable[[F32, "F64 | None"], F32]
 
 _PIECE = 128  # tokens of a text that count as one
 _SEEN = 40  # texts that give the moments of the inputs
-_MEASURED, _LENGTH = 4, 48  # other texts, and their last tokens, which copies are made of
+_MEASURED = 3  # other texts, which copies are made of
+_SCORED = 48  # their last tokens: after little context the first layers seem to matter more than they do
 _DRAWS = 16  # tokens drawn from each prediction
 _ROWS = 4096  # rows of the embedding beyond those that are needed, so that its centroids are those of the whole
-_TOGETHER = 8  # texts or disturbed copies that one thread works on
+_TOGETHER = 4  # texts or disturbed copies that one thread works on
 
 
 def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict[str, float]:
     """Name of each matrix -> mean KL divergence in nats, by its second-order term, that storing it coarsely costs.
 
     tokens: u32[sequences, ctx]. Two predictions whose logits differ by d diverge by Var(d) / 2 under the first, where d
-    is small; the variance is taken over tokens drawn from it, which spares the copies the output head. One layer's
-    weights are held at a time, the embedding and the head, and copies of _MEASURED * _LENGTH states for each matrix.
+    is small; the variance is taken over tokens drawn from it, which spares the copies the output head. Few predictions
+    would decide a mean: what is taken is the square of the mean root. One layer's weights are held at a time, the
+    embedding and the head, and copies of _MEASURED * _PIECE states for each matrix.
     """
     piece = min(_PIECE, tokens.shape[1])
     tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
     spread = np.linspace(0, len(tokens) - 1, _SEEN + _MEASURED).astype(int)
-    of_measured = np.arange(len(spread)) % (len(spread) // _MEASURED) == 0
-    seen_ids, ids = tokens[spread[~of_measured]], tokens[spread[of_measured], -_LENGTH:]
+    of_measured = np.isin(np.arange(len(spread)), np.linspace(0, len(spread) - 1, _MEASURED).astype(int))
+    seen_ids, ids = tokens[spread[~of_measured]], tokens[spread[of_measured]]
     embedding, head = required(read, EMBEDDING), read(HEAD)
     x = embedding[ids]
     seen = np.array_split(embedding[seen_ids], _SEEN // _TOGETHER)
@@ -56,8 +58,8 @@ def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict
             names += [f"model.layers.{number}.{kind}" for kind in moments]
             x = layer(x)
     norm = required(read, NORM)
-    before = rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size)
-    after = rms_norm(copies, norm, config.norm_epsilon).reshape(len(copies), *before.shape)
+    before = rms_norm(x[:, -_SCORED:], norm, config.norm_epsilon).reshape(-1, config.hidden_size)
+    after = rms_norm(copies[:, :, -_SCORED:], norm, config.norm_epsilon).reshape(len(copies), *before.shape)
     last = embedding if head is None else head
     drawn = _drawn(before @ last.T)
     found = {name: _divergence(each - before, last[drawn]) for name, each in zip(names, after, strict=True)}
@@ -91,7 +93,7 @@ def _divergence(states: F32, rows: F32) -> float:
     hidden].
     """
     changes = np.einsum("nh,ndh->nd", states, rows, dtype=np.float64)
-    return float(changes.var(axis=1, ddof=1).mean() / 2)
+    return float(changes.std(axis=1, ddof=1).mean() ** 2 / 2)
 
 
 def _drawn(logits: F32) -> NDArray[np.int64]:
