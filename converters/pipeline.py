@@ -106,8 +106,8 @@ def convert(
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source) if calibrate else None
-        measured = calibration is not None and (size is not None or bpw is not None)
-        chosen = plan(calibration.losses(budget.coarse)) if measured else expected
+        budgeted = size is not None or bpw is not None
+        chosen = plan(calibration.losses(budget.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
 

@@ -108,7 +108,7 @@ def _mixed(queries: F32, keys: F32, values: F32, bias: F32) -> F32:
     keys].
     """
     grouped = queries.reshape(*keys.shape[:2], -1, keys.shape[3])  # the heads that share keys, one below the other
-    scores = grouped @ keys.swapaxes(2, 3)
+    scores: F32 = grouped @ keys.swapaxes(2, 3)
     scores.reshape(*queries.shape[:3], -1)[...] += bias
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)

@@ -101,7 +101,7 @@ def tapped(pool: ThreadPoolExecutor, layer: Layer, states: Sequence[F32]) -> tup
     seen: list[dict[str, F32]] = [{} for _ in states]
     after = list(pool.map(layer, states, repeat(None), map(_adding, seen)))
     count = sum(chunk.shape[0] * chunk.shape[1] for chunk in states)
-    found = {}
+    found: dict[str, F64] = {}
     for names in SHARED_INPUTS:
         shared = _mean([own[names[0]] for own in seen], count)
         found |= {f"{name}.weight": shared for name in names}

@@ -1,0 +1,56 @@
+"""What the benchmarks compute themselves, on numbers small enough to check by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import choices, nf4, report
+
+ROWS = [
+    {"name": name, "bytes": size, "kld": kld, "kld_stderr": 0.0, "ppl_ratio": 1.0, "top1": 0.9}
+    for name, size, kld in (
+        ("rkf-80MB", 80e6, 0.1),
+        ("peer", 90e6, 0.1),
+        ("rkf-100MB", 100e6, 0.025),
+        ("far", 5e8, 1e-4),
+    )
+]
+
+
+def test_ratios_lie_on_the_line_between_our_files():
+    lines = report.ratios(ROWS).splitlines()
+    assert lines[2:] == ["| peer | 0.50 x | 0.89 x |", "| far | - | - |"]
+    assert [line.split()[1] for line in report.table(ROWS).splitlines()[2:]] == ["rkf-80MB", "peer", "rkf-100MB", "far"]
+
+
+def test_a_plot_is_drawn(tmp_path):
+    report.draw({"text": {"models": ROWS}}, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_nf4_takes_the_nearest_level_of_each_block():
+    scale = np.repeat(np.float32([2.0, 0.5]), nf4.BLOCK)
+    exact = np.resize(nf4.LEVELS, 2 * nf4.BLOCK) * scale
+    np.testing.assert_allclose(nf4.rounded(exact), exact, atol=1e-6)
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    error = nf4.rounded(weights) - weights
+    assert 0.006 < np.mean(error**2) < 0.011  # about 0.0087 for a Gaussian
+
+
+def test_items_hold_the_true_ending_at_their_label():
+    words = [f"w{number}" for number in range(3000)]
+    made = list(choices.items(" ".join(words), 50))
+    assert len(made) == 50
+    for number, item in enumerate(made):
+        start = number * (choices.CONTEXT + choices.ENDING)
+        expected = " ".join(words[start + choices.CONTEXT : start + choices.CONTEXT + choices.ENDING])
+        assert item["endings"][item["label"]] == f" {expected}"
+        assert len(set(item["endings"])) == choices.ENDINGS
+    assert json.dumps(made) == json.dumps(list(choices.items(" ".join(words), 50)))
+    assert len({item["label"] for item in made}) == choices.ENDINGS
+
+
+@pytest.mark.parametrize("words", [0, 10])
+def test_a_short_text_has_no_items(words):
+    assert list(choices.items("word " * words, 5)) == []
