@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -42,6 +42,7 @@ from rkf.writer import Writer
 _IN_FLIGHT = 1 << 25
 
 _Result = tuple[Tensor, dict[str, float]]
+_T = TypeVar("_T")
 
 
 def convert(
@@ -112,6 +113,15 @@ def convert(
         return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
 
 
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The items, each next one made while one is used: moments of a layer while the last one is clustered."""
+    with ThreadPoolExecutor(1, "rkf-ahead") as thread:
+        waiting = thread.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = thread.submit(next, items, None)
+            yield item
+
+
 class _Job:
     """One source, one recipe, one output."""
 
@@ -177,7 +187,7 @@ class _Job:
         numbers = {name: number for number, name in enumerate(self.names)}
         suited: set[str] = set()
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers, "rkf-suit") as pool:
-            for moments in calibration.moments():
+            for moments in _ahead(calibration.moments()):
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
                 objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
                 jobs = {

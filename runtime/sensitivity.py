@@ -24,7 +24,7 @@ Coarse = Callable[[F32, "F64 | None"], F32]
 _PIECE = 128  # tokens of a text that count as one
 _SEEN = 40  # texts that give the moments of the inputs
 _MEASURED = 3  # other texts, which copies are made of
-_SCORED = 48  # their last tokens: after little context the first layers seem to matter more than they do
+_COPIED, _SCORED = 96, 48  # their last tokens: after little context the first layers seem to matter more than they do
 _DRAWS = 16  # tokens drawn from each prediction
 _ROWS = 4096  # rows of the embedding beyond those that are needed, so that its centroids are those of the whole
 _TOGETHER = 4  # texts or disturbed copies that one thread works on
@@ -36,13 +36,13 @@ def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict
     tokens: u32[sequences, ctx]. Two predictions whose logits differ by d diverge by Var(d) / 2 under the first, where d
     is small; the variance is taken over tokens drawn from it, which spares the copies the output head. Few predictions
     would decide a mean: what is taken is the square of the mean root. One layer's weights are held at a time, the
-    embedding and the head, and copies of _MEASURED * _PIECE states for each matrix.
+    embedding and the head, and copies of _MEASURED * _COPIED states for each matrix.
     """
     piece = min(_PIECE, tokens.shape[1])
     tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
     spread = np.linspace(0, len(tokens) - 1, _SEEN + _MEASURED).astype(int)
     of_measured = np.isin(np.arange(len(spread)), np.linspace(0, len(spread) - 1, _MEASURED).astype(int))
-    seen_ids, ids = tokens[spread[~of_measured]], tokens[spread[of_measured]]
+    seen_ids, ids = tokens[spread[~of_measured]], tokens[spread[of_measured], -_COPIED:]
     embedding, head = required(read, EMBEDDING), read(HEAD)
     x = embedding[ids]
     seen = np.array_split(embedding[seen_ids], _SEEN // _TOGETHER)
@@ -51,8 +51,8 @@ def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict
         for number in range(config.layers):
             weights = layer_weights(config, read, number)
             layer = Layer(config, weights)
-            seen, moments = tapped(pool, layer, seen)
             moved = pool.map(partial(_through, layer), np.array_split(copies, -(-len(copies) // _TOGETHER)))
+            seen, moments = tapped(pool, layer, seen)
             new = pool.map(partial(_disturbed, config, weights, coarse, x), moments, moments.values())
             copies = np.concatenate([*moved, *(each[None] for each in new)])
             names += [f"model.layers.{number}.{kind}" for kind in moments]
