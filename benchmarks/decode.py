@@ -1,28 +1,37 @@
 """Speed of rkf against llama.cpp, in turn: `python -m benchmarks.decode A.rkf=A.gguf … --peer PYTHON`.
 
 Shared machines drift, so only ratios count: each round runs the one, then the other, and the median of the rounds'
-ratios is what is reported, with the least and the greatest. The last line is all of it as JSON.
+ratios is what is reported, with the least and the greatest. Beside them: how near decoding comes to loading the planes
+and doing nothing else (ceiling.py), and what a token's time goes into. The last line is all of it as JSON; `--out` adds
+it to a folder (benchmarks/results/), from which table.py writes what the README shows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 import rkf
+from benchmarks.ceiling import Loader, planes
+from rkf.container import open_file
+from rkf.runtime.cpu import CpuBackend
+from rkf.runtime.layout import PARTS
 from rkf.runtime.model import Model
 
 PEER = Path(__file__).with_name("peer_speed.py")
 CONTEXT = 2560  # room for the longest case: 128 tokens after 2,048
 CASES = ("prefill 512", "decode 128 0", "decode 128 2048")
+ROUNDS_OF_PARTS = 8
 
 
 class Peer:
@@ -81,33 +90,84 @@ def compare(a: Callable[[], float], b: Callable[[], float], rounds: int) -> dict
     }
 
 
+def ceiling(path: str, threads: int, loader: Loader, token_s: float) -> dict[str, float]:
+    """Planes that a token reads, their rate, and the share of the token's time that loading them alone would take."""
+    with open_file(path) as container:
+        arrays = planes(container)
+        least = min(loader.seconds(arrays, threads) for _ in range(ROUNDS_OF_PARTS))
+    size = sum(array.size for array in arrays)
+    return {"plane_bytes": size, "planes_gb_s": size / token_s / 1e9, "load_only_s": least, "share": least / token_s}
+
+
+def parts(backend: CpuBackend, context: int) -> dict[str, float]:
+    """Microseconds of one token after `context` others by part (layout.PARTS), the median of some."""
+    clock, cache = backend.watch(), backend.new_cache(CONTEXT)
+    if context:
+        backend.forward(np.arange(context) % 1000 + 1, cache, last_only=True)
+    token, found = np.ones(1, np.int64), []
+    for _ in range(8 * ROUNDS_OF_PARTS):
+        clock[1:] = 0
+        began = perf_counter()
+        token = backend.forward(token, cache, last_only=True).argmax(axis=1)
+        found.append(clock[1:] / clock[1:].sum() * (perf_counter() - began) * 1e6)
+    medians = np.median(found[1:], axis=0)
+    return dict(zip(PARTS, np.round(medians, 1).tolist(), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", nargs="+", metavar="MODEL.rkf=MODEL.gguf")
     parser.add_argument("--peer", required=True, help="a python that has llama-cpp-python")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cases", nargs="+", default=CASES)
+    parser.add_argument("--out", type=Path, help="a folder: each pair's figures go to a JSON file there")
     options = parser.parse_args()
+    loader = Loader()
+    loop, plain = loader.check()
+    print(f"load-only loop {loop / 1e9:.1f} GB/s over a large array on one thread, numpy's sum {plain / 1e9:.1f}")
+    machine = {"rkf": rkf.__version__, "cpu": cpu_name(), "rounds": options.rounds, "load_only_gb_s": loop / 1e9}
     results = []
     for pair in options.pairs:
         path, gguf = pair.split("=")
-        for threads in options.threads:
-            peer = Peer(options.peer, gguf, threads)
-            with rkf.load(path, threads=threads) as model:
-                for case in CASES:
-                    tokens = int(case.split()[1])
-                    row = {"rkf": Path(path).name, "peer": Path(gguf).name, "threads": threads, "case": case}
-                    row |= {"rkf_bytes": Path(path).stat().st_size, "peer_bytes": Path(gguf).stat().st_size}
-                    row |= compare(partial(ours, model, case), partial(peer.seconds, case), options.rounds)
-                    results.append(row)
-                    print(
-                        f"{row['rkf']} / {row['peer']}, {threads} threads, {case}: {tokens / row['rkf_s']:.0f} /"
-                        f" {tokens / row['peer_s']:.0f} tok/s, {row['ratio']:.2f} x"
-                        f" ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})",
-                        flush=True,
-                    )
-            peer.close()
-    print(json.dumps({"rkf": rkf.__version__, "rounds": options.rounds, "results": results}))
+        rows = [row for threads in options.threads for row in compared(path, gguf, threads, options, loader)]
+        if options.out:
+            name = f"{Path(path).stem}-{Path(gguf).stem}.json"
+            (options.out / name).write_text(json.dumps({**machine, "results": rows}, indent=1) + "\n")
+        results += rows
+    print(json.dumps({**machine, "results": results}))
+
+
+def compared(
+    path: str, gguf: str, threads: int, options: argparse.Namespace, loader: Loader
+) -> Iterator[dict[str, Any]]:
+    """All cases of a pair of files on so many threads."""
+    peer = Peer(options.peer, gguf, threads)
+    with rkf.load(path, threads=threads) as model:
+        for case in options.cases:
+            tokens = int(case.split()[1])
+            row: dict[str, Any] = {"rkf": Path(path).name, "peer": Path(gguf).name, "threads": threads, "case": case}
+            row |= {"rkf_bytes": Path(path).stat().st_size, "peer_bytes": Path(gguf).stat().st_size}
+            row |= compare(partial(ours, model, case), partial(peer.seconds, case), options.rounds)
+            if case.startswith("decode"):
+                row["parts_us"] = parts(model.backend, int(case.split()[2]))
+            if case.endswith(" 0"):
+                row |= ceiling(path, threads, loader, row["rkf_s"] / tokens)
+            print(
+                f"{row['rkf']} / {row['peer']}, {threads} threads, {case}: {tokens / row['rkf_s']:.0f} /"
+                f" {tokens / row['peer_s']:.0f} tok/s, {row['ratio']:.2f} x"
+                f" ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+                + (f", {row['share']:.0%} of the ceiling" if "share" in row else ""),
+                flush=True,
+            )
+            yield row
+    peer.close()
+
+
+def cpu_name() -> str:
+    """The processor's name, as Linux knows it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rkf.format import MAX_K, index_bits
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64
 from rkf.runtime.kv_cache import FORMATS, KvCache
-from rkf.runtime.layout import BATCH, BLOCK_TOKENS, PAGE
+from rkf.runtime.layout import BATCH, BLOCK_TOKENS, PAGE, PARTS
 from rkf.runtime.network import TILE, Network
 from rkf.runtime.rope import RopeTable
 from rkf.runtime.threads import Pool, chosen
@@ -109,6 +109,14 @@ class CpuBackend:
             for cache in caches:
                 cache.length += 1
         return logits
+
+    def watch(self) -> I64:
+        """Where the calling thread's time goes from now on: i64[1 + len(PARTS)], which layout.py explains, in ticks of
+        a constant rate; whoever reads may set all but the first to zero.
+        """
+        clock = np.zeros(1 + len(PARTS), np.int64)
+        self._network.watch(clock)
+        return clock
 
     def _check(self, ids: I64, caches: Sequence[KvCache], each: int) -> None:
         if ids.ndim != 1 or not len(ids):

@@ -99,10 +99,10 @@ PLAN = np.dtype(
 )
 
 # One thread's own memory: activations of one token, a tile of decoded weights, scores of a page, partial attentions: of
-# the pages so far and of one page.
+# the pages so far and of one page; clock: where to count time (PARTS), 0 where nobody wants to know.
 THREAD = np.dtype(
     [(name, ACTIVATION) for name in ("norm_input", "mixed_input", "feed_input")]
-    + [(name, _WORD) for name in ("scratch", "scores", "totals", "parts")],
+    + [(name, _WORD) for name in ("scratch", "scores", "totals", "parts", "clock")],
     align=True,
 )
 
@@ -111,6 +111,10 @@ THREAD = np.dtype(
 # last; 0: nobody wants them); first_page, page_count: what one token attends to; block: how many neighbouring tokens
 # belong to one sequence and attend together (BLOCK_TOKENS, or 1 where each token is another sequence's).
 BATCH = _struct("tokens ids positions pages rope logits logits_stride all_logits first_page page_count block")
+
+# What a thread's time goes into. clock: i64[1 + len(PARTS)], ticks at the last change, then ticks by part. "outside" is
+# between calls: Python, sampling; "waiting" for other threads, at the end of each phase.
+PARTS = ("outside", "embedding", "norms", "qkv", "rope", "attention", "output", "gate_up", "down", "head", "waiting")
 
 TILE_ROWS = 32  # rows that a product of many tokens decodes at a time
 PAGE = 256  # positions of one page of the cache

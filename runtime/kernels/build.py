@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import llvmlite.binding as llvm
 import numba
@@ -17,11 +18,16 @@ from rkf.runtime.kernels.table import kernel
 
 
 def build(name: str, level: str, symbol: str) -> bytes:
-    """Compile a kernel of the table; the object exports it as `symbol`, with the C calling convention.
+    """Compile a kernel of the table for a level of this CPU; the object exports it as `symbol`."""
+    function, arguments = kernel(name, level)
+    return emit(function, arguments, symbol, machine(level))
+
+
+def emit(function: Callable[..., Any], arguments: tuple[Any, ...], symbol: str, machine: llvm.TargetMachine) -> bytes:
+    """Compile a function for a machine; the object exports it as `symbol`, with the C calling convention.
 
     Kernels take int64 only, return nothing and never raise, so that the object needs neither Python nor Numba.
     """
-    function, arguments = kernel(name, level)
     dispatcher = njit(**OPTIONS)(getattr(function, "py_func", function))
     with global_compiler_lock, _unoptimised():
         dispatcher.compile(arguments)
@@ -32,7 +38,6 @@ def build(name: str, level: str, symbol: str) -> bytes:
     for other in [*module.functions, *module.global_variables]:
         if not other.is_declaration and other.name != symbol:
             other.linkage = "internal"
-    machine = _machine(level)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = options.slp_vectorization = True
     passes = llvm.create_pass_builder(machine, options)
@@ -68,7 +73,7 @@ def _entry(symbol: str, target: str, arguments: int) -> str:
     }}"""
 
 
-def _machine(level: str) -> llvm.TargetMachine:
+def machine(level: str) -> llvm.TargetMachine:
     """The CPU to emit code for: a level that is forced below the host's must not use what that level lacks."""
     name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     if platform.machine().lower() in ("x86_64", "amd64") and level != "avx512":

@@ -33,6 +33,8 @@ from rkf.runtime.kernels.simd import (
 from rkf.runtime.kernels.views import view
 from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 
+_FEW = 8  # tokens
+
 # --- ranks to bytes
 
 
@@ -215,9 +217,12 @@ def _store_token(total, m, x, token, y, row, last, digit):
 
 def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
     """y[token, row] for many tokens: 32 rows are decoded to bytes once, then multiplied with four tokens at a time.
+    Up to 8 tokens go without: a few products are less work than to turn panels.
 
     Scratch holds the rows, then two panels of [columns / 4, 16 rows, 4 columns], so that lanes are rows.
     """
+
+    few = products.multiply_few(weights, SUMS)
 
     @piece
     def decode_panels(m, row, last, digit, scratch, panels, panel_bytes):
@@ -230,6 +235,9 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
 
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
         m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        if tokens <= _FEW:
+            few(m, x, tokens, y, y_stride, low, high)
+            return
         panel_bytes = (m.columns + BLOCK - 1) // BLOCK * BLOCK * LANES
         panels = scratch + TILE_ROWS // LANES * panel_bytes
         for row in range(low, high, TILE_ROWS):

@@ -351,6 +351,17 @@ def pause(typingctx):
 
 
 @intrinsic
+def ticks(typingctx):
+    """A clock of constant rate: llvm.readcyclecounter (rdtsc) on x86, llvm.readsteadycounter (cntvct_el0) on ARM."""
+
+    def codegen(context, builder, sig, args):
+        name = "steady" if platform.machine().lower() in ("aarch64", "arm64") else "cycle"
+        return _call(builder, f"llvm.read{name}counter", _I64, [])
+
+    return types.int64(), codegen
+
+
+@intrinsic
 def give_way(typingctx):
     """sched_yield (SwitchToThread on Windows): let another thread have this core."""
 

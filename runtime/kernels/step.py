@@ -15,11 +15,12 @@ from numba import types
 from rkf.runtime.kernels import activations, attention, sync
 from rkf.runtime.kernels.cache_format import CacheFormat
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
-from rkf.runtime.kernels.simd import F32x16, call3, call8, load, splat, store
+from rkf.runtime.kernels.simd import F32x16, call3, call8, load, splat, store, ticks
 from rkf.runtime.kernels.views import address_of, view
-from rkf.runtime.layout import BATCH, JOB, LANES, LAYER, MATRIX, PAGE, PLAN, THREAD
+from rkf.runtime.layout import BATCH, JOB, LANES, LAYER, MATRIX, PAGE, PARTS, PLAN, THREAD
 
 _JOB_BYTES, _LAYER_BYTES = JOB.itemsize, LAYER.itemsize
+_OUTSIDE, _EMBEDDING, _NORMS, _QKV, _ROPE, _ATTENTION, _OUTPUT, _GATE_UP, _DOWN, _HEAD, _WAITING = range(len(PARTS))
 
 
 @inline
@@ -38,24 +39,37 @@ def _add(address, index, value):
 
 
 @inline
-def _share(work, items, plan, batch, layer, thread, tag):
+def _lap(part, thread):
+    """Where somebody measures: the time since the last lap went into this part."""
+    if thread.clock != 0:
+        now = ticks()
+        slot = thread.clock + 8 + part * 8
+        store(slot, load(types.int64, slot) + now - load(types.int64, thread.clock))
+        store(thread.clock, now)
+
+
+@inline
+def _share(part, work, items, plan, batch, layer, thread, tag):
     """All items of a phase, by whoever claims them; returns the next phase's tag."""
     item = sync.claim(plan.slots, tag, items)
     while item >= 0:
         work(item, plan, batch, layer, thread)
         sync.finish(plan.slots, tag)
         item = sync.claim(plan.slots, tag, items)
+    _lap(part, thread)
     sync.wait(plan.slots, tag, items)
+    _lap(_WAITING, thread)
     return tag + 1
 
 
 @inline
-def _each_token(work, plan, batch, layer, thread, tag):
+def _each_token(part, work, plan, batch, layer, thread, tag):
     """Work by token: shared, or for a single token done by every thread for itself."""
     if batch.tokens == 1:
         work(types.int64(0), plan, batch, layer, thread)
+        _lap(part, thread)
         return tag
-    return _share(work, batch.tokens, plan, batch, layer, thread, tag)
+    return _share(part, work, batch.tokens, plan, batch, layer, thread, tag)
 
 
 @inline
@@ -306,33 +320,36 @@ def step(level: str, cache: CacheFormat) -> Callable[..., Any]:
     def mix(plan, batch, layer, thread, tag):
         if batch.tokens > 1:
             items = (batch.tokens + batch.block - 1) // batch.block * plan.kv_heads
-            tag = _share(mix_many, items, plan, batch, layer, thread, tag)
-            return _share(pack_mixed, batch.tokens, plan, batch, layer, thread, tag)
-        tag = _share(mix_one, plan.kv_heads * batch.page_count, plan, batch, layer, thread, tag)
+            tag = _share(_ATTENTION, mix_many, items, plan, batch, layer, thread, tag)
+            return _share(_ATTENTION, pack_mixed, batch.tokens, plan, batch, layer, thread, tag)
+        tag = _share(_ATTENTION, mix_one, plan.kv_heads * batch.page_count, plan, batch, layer, thread, tag)
         join_one(types.int64(0), plan, batch, layer, thread)
+        _lap(_ATTENTION, thread)
         return tag
 
     def kernel(plan_address, batch_address, thread_address, tag):
         plan, batch, thread = view(PLAN, plan_address), view(BATCH, batch_address), view(THREAD, thread_address)
         layer = view(LAYER, plan.layers)
-        tag = _share(_embed, batch.tokens, plan, batch, layer, thread, tag)
+        _lap(_OUTSIDE, thread)
+        tag = _share(_EMBEDDING, _embed, batch.tokens, plan, batch, layer, thread, tag)
         for index in range(plan.layer_count):
             layer = view(LAYER, plan.layers + index * _LAYER_BYTES)
-            tag = _each_token(attention_norm, plan, batch, layer, thread, tag)
-            tag = _share(_query_key_value, layer.qkv.count, plan, batch, layer, thread, tag)
-            tag = _share(remember, batch.tokens, plan, batch, layer, thread, tag)
+            tag = _each_token(_NORMS, attention_norm, plan, batch, layer, thread, tag)
+            tag = _share(_QKV, _query_key_value, layer.qkv.count, plan, batch, layer, thread, tag)
+            tag = _share(_ROPE, remember, batch.tokens, plan, batch, layer, thread, tag)
             tag = mix(plan, batch, layer, thread, tag)
-            tag = _share(_output, layer.output.count, plan, batch, layer, thread, tag)
-            tag = _each_token(feed_norm, plan, batch, layer, thread, tag)
-            tag = _share(_gate_up, layer.gate_up.count, plan, batch, layer, thread, tag)
-            tag = _each_token(pack_feed, plan, batch, layer, thread, tag)
-            tag = _share(_down, layer.down.count, plan, batch, layer, thread, tag)
+            tag = _share(_OUTPUT, _output, layer.output.count, plan, batch, layer, thread, tag)
+            tag = _each_token(_NORMS, feed_norm, plan, batch, layer, thread, tag)
+            tag = _share(_GATE_UP, _gate_up, layer.gate_up.count, plan, batch, layer, thread, tag)
+            tag = _each_token(_NORMS, pack_feed, plan, batch, layer, thread, tag)
+            tag = _share(_DOWN, _down, layer.down.count, plan, batch, layer, thread, tag)
         if batch.logits == 0:
             return
         if batch.all_logits != 0:
-            tag = _each_token(final_norm, plan, batch, layer, thread, tag)
+            tag = _each_token(_NORMS, final_norm, plan, batch, layer, thread, tag)
         else:
             normalise(batch.tokens - 1, types.int64(0), plan.final_norm, thread.norm_input, plan)
-        _share(_logits, plan.head.count, plan, batch, layer, thread, tag)
+            _lap(_NORMS, thread)
+        _share(_HEAD, _logits, plan.head.count, plan, batch, layer, thread, tag)
 
     return kernel

@@ -1,0 +1,109 @@
+"""What it takes only to load a model's rank planes: the ceiling of decoding, which reads each plane once a token.
+
+One loop, the same for all models: eight streams a plane, all threads, prefetch as in the kernels, and no arithmetic but
+the one addition that keeps a load from being left out. `check` holds it against numpy: the same sum of the same bytes,
+and the rate of a plain sum over a large array.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+import llvmlite.binding as llvm
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from rkf.container import Container
+from rkf.matrix import ClusteredMatrix
+from rkf.runtime import cpu_features
+from rkf.runtime.kernels.build import emit, machine
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.ranks import AHEAD_BYTES
+from rkf.runtime.kernels.simd import I32x16, load, prefetch, splat, store
+from rkf.runtime.layout import SLOT_BYTES
+
+Bytes = NDArray[np.uint8]
+SYMBOL = "load_only"
+STREAMS, STEP = 8, 64
+
+
+@inline
+def _next(total, address):
+    prefetch(address + AHEAD_BYTES, 3)
+    return total + load(I32x16, address)
+
+
+def _load_only(spans, count, passes, out):
+    """spans: i64[count, 2], address and bytes (a multiple of 512); out: the sum of all 32-bit words, in 16 lanes."""
+    a = b = c = d = e = f = g = h = splat(I32x16, types.int32(0))
+    for _ in range(passes):
+        for span in range(count):
+            address = load(types.int64, spans + span * 16)
+            apart = load(types.int64, spans + span * 16 + 8) // STREAMS
+            for at in range(address, address + apart, STEP):
+                a, b = _next(a, at), _next(b, at + apart)
+                c, d = _next(c, at + 2 * apart), _next(d, at + 3 * apart)
+                e, f = _next(e, at + 4 * apart), _next(f, at + 5 * apart)
+                g, h = _next(g, at + 6 * apart), _next(h, at + 7 * apart)
+    store(out, a + b + c + d + e + f + g + h)
+
+
+class Loader:
+    """The loop, compiled for this CPU."""
+
+    def __init__(self) -> None:
+        code = emit(_load_only, (types.int64,) * 4, SYMBOL, machine(cpu_features.level()))
+        builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(SYMBOL)
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self._compiler = llvm.create_lljit_compiler()
+        self._library = builder.link(self._compiler, SYMBOL)
+        self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(self._library[SYMBOL])
+
+    def seconds(self, arrays: Sequence[Bytes], threads: int, passes: int = 4) -> float:
+        """A pass over all arrays, on all threads, each with its share of every array."""
+        shares = [[part for array in arrays for part in _shares(array, threads)[t : t + 1]] for t in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self.total, shares))  # the warm-up
+            began = perf_counter()
+            list(pool.map(lambda share: self.total(share, passes), shares))
+            return (perf_counter() - began) / passes
+
+    def total(self, arrays: Sequence[Bytes], passes: int = 1) -> int:
+        """The sum of all 32-bit words modulo 2^32, times `passes`; of each array the whole multiples of 512 bytes."""
+        spans = np.array([(array.ctypes.data, array.size // 512 * 512) for array in arrays], np.int64)
+        out = np.zeros(2 * SLOT_BYTES, np.uint8)
+        lanes = out[-out.ctypes.data % SLOT_BYTES :][:SLOT_BYTES].view(np.uint32)
+        self._function(spans.ctypes.data, len(spans), passes, lanes.ctypes.data)
+        return int(lanes.sum(dtype=np.uint64)) % (1 << 32)
+
+    def check(self, size: int = 1 << 28) -> tuple[float, float]:
+        """(bytes a second of the loop, of numpy's sum) over one large array, on one thread; their sums must agree."""
+        array = np.random.Generator(np.random.SFC64(0)).integers(0, 256, size, np.uint8)
+        words = array.view(np.uint64)
+        wanted = int(array.view(np.uint32).sum(dtype=np.uint64)) % (1 << 32)
+        if self.total([array]) != wanted:
+            raise SystemExit("the load-only loop did not read what numpy reads")
+        began = perf_counter()
+        words.sum()
+        plain = perf_counter() - began
+        return size / self.seconds([array], 1, passes=1), size / plain
+
+
+def _shares(array: Bytes, threads: int) -> list[Bytes]:
+    step = -(-array.size // threads)
+    return [array[low : low + step] for low in range(0, array.size, step)]
+
+
+def planes(container: Container) -> list[Bytes]:
+    """Every rank plane that a token reads, as flat bytes in place: an alias is the same plane, and the embedding's is
+    read by the head. A matrix that is looked up only, a row a token, is left out.
+    """
+    untied = container.tensors["lm_head.weight"].kind != "alias"
+    names = [name for name in container.tensors if not (untied and name == "model.embed_tokens.weight")]
+    tensors = (container.load(name) for name in names if container.tensors[name].kind != "alias")
+    return [plane.reshape(-1) for tensor in tensors if isinstance(tensor, ClusteredMatrix) for plane in tensor.planes]
