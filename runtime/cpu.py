@@ -133,15 +133,22 @@ class CpuBackend:
         self, ids: I64, positions: I64, caches: Sequence[KvCache], logits: F32 | None, *, all_logits: bool
     ) -> None:
         """One call of the step kernel: at most TILE tokens, of one sequence or each of its own."""
-        batch, last = self._batch[0], int(positions.max())
+        last = int(positions[-1] if len(caches) == 1 else positions.max())
         pages = np.array([cache.page_addresses.ctypes.data for cache in caches])
-        if len(caches) == 1:
+        if len(caches) < len(ids):
             pages = np.full(len(ids), pages[0])
         first_page = max(last - (self.config.sliding_window or last + 1) + 1, 0) // PAGE
-        batch["tokens"], batch["ids"], batch["positions"] = len(ids), ids.ctypes.data, positions.ctypes.data
-        batch["pages"], batch["rope"] = pages.ctypes.data, self._rope.address(last + 1)
-        batch["logits"] = 0 if logits is None else logits.ctypes.data
-        batch["logits_stride"], batch["all_logits"] = self.config.vocab_size * 4, all_logits
-        batch["first_page"], batch["page_count"] = first_page, last // PAGE + 1 - first_page
-        batch["block"] = BLOCK_TOKENS if len(caches) == 1 else 1
+        self._batch[0] = (  # all fields at once: one by one they take ten microseconds
+            len(ids),
+            ids.ctypes.data,
+            positions.ctypes.data,
+            pages.ctypes.data,
+            self._rope.address(last + 1),
+            0 if logits is None else logits.ctypes.data,
+            self.config.vocab_size * 4,
+            all_logits,
+            first_page,
+            last // PAGE + 1 - first_page,
+            BLOCK_TOKENS if len(caches) == 1 else 1,
+        )
         self._pool.run()

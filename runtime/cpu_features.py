@@ -15,6 +15,7 @@ from rkf.errors import UsageError
 LEVELS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "bmi2", "fma", "f16c"},
     "avx2": {"avx2", "fma", "f16c"},
+    "neon": {"neon", "dotprod"},
     "portable": set(),
 }
 

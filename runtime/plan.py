@@ -107,9 +107,11 @@ def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory, le
     """
     m = prepared.struct[0]
     digits, units = _digits(matrix.centroids)
-    width, m["offset"] = str(matrix.bits), -128
+    signed = level == "neon"  # its dot product takes signed bytes, the others' an unsigned one
+    width, m["offset"] = str(matrix.bits), 0 if signed else -128
     if matrix.bits >= 7 and digits.shape[:2] == (1, 1) and (np.diff(digits) == 1).all():
-        width, m["offset"] = f"{width}i", digits[0, 0, 0]  # ranks are the values, but for an offset: no lookup
+        # Ranks are the values, but for an offset: no lookup. Signed, 8 bits come as rank - 128.
+        width, m["offset"] = f"{width}i", digits[0, 0, 0] + (128 if signed and matrix.bits == 8 else 0)
     prepared.kernels.one, prepared.kernels.many = f"one:{width}", f"many:{width}"
     tables = _tables(digits, matrix.bits, level)
     m["table"], m["table_bytes"], m["digits"] = memory.hold(tables), tables.shape[-1], digits.shape[1]
@@ -130,11 +132,13 @@ def _digits(centroids: F32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint8]:
-    """Lookup bytes (digit + 128) as a level's kernels read them, `u8[tables, digits, bytes]`."""
+    """Lookup bytes (digit + 128, but for neon) as a level's kernels read them, `u8[tables, digits, bytes]`."""
     values = np.full((*digits.shape[:2], 1 << bits), 128, np.uint8)
     values[..., : digits.shape[-1]] = digits + 128
     if level == "portable":
         return values
+    if level == "neon":  # whole registers of 16, of the values themselves
+        return np.tile(values ^ 128, max(16 >> bits, 1))
     if level == "avx512":  # registers of 64; odd widths: the values of even ranks, then those of odd ranks
         if bits == 8:
             return values

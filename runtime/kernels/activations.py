@@ -104,7 +104,7 @@ def swiglu(gate, up, out, columns):
 
 @inline
 def _store_bytes(address, even, odd):
-    """For AVX-512: high bytes of even columns, of odd ones, low bytes of even ones, of odd ones: 64 of each a block."""
+    """For AVX-512 and NEON: high bytes of even columns, of odd ones, then the low bytes: 64 of each a block."""
     half = splat(I32x16, types.int32(64))
     even_high, odd_high = arithmetic_shift_right(even + half, 7), arithmetic_shift_right(odd + half, 7)
     store(address, truncate(I8x16, even_high))
@@ -120,7 +120,12 @@ def _store_words(address, even, odd):
     store(address + 128, truncate(I16x16, odd))
 
 
-STORES = {"avx512": (_store_bytes, 16), "avx2": (_store_words, 32), "portable": (_store_words, 32)}
+STORES = {
+    "avx512": (_store_bytes, 16),
+    "avx2": (_store_words, 32),
+    "neon": (_store_bytes, 16),
+    "portable": (_store_words, 32),
+}
 
 
 def packer(level: str) -> Callable[..., Any]:

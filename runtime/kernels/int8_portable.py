@@ -79,17 +79,18 @@ def _ranks6(m, row, block, columns):
     return even & ranks.constant(63), odd & ranks.constant(63)
 
 
-WEIGHTS = {
-    "1": _looked_up(_ranks1),
-    "2": _looked_up(_ranks2),
-    "3": _looked_up(_ranks3),
-    "4": _looked_up(_ranks4),
-    "5": _looked_up(_ranks5),
-    "6": _looked_up(_ranks6),
-    "7": _looked_up(ranks.ranks7),
-    "8": _looked_up(ranks.ranks8),
-    **products.IDENTITIES,
+# Ranks without junk, by index width.
+RANKS = {
+    "1": _ranks1,
+    "2": _ranks2,
+    "3": _ranks3,
+    "4": _ranks4,
+    "5": _ranks5,
+    "6": _ranks6,
+    "7": ranks.ranks7,
+    "8": ranks.ranks8,
 }
+WEIGHTS = {**{width: _looked_up(registers) for width, registers in RANKS.items()}, **products.IDENTITIES}
 
 
 # --- sums

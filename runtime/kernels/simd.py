@@ -57,7 +57,7 @@ class _VectorModel(models.PrimitiveModel):
 
 I8x8, I8x16, I8x32, I8x64 = (Vector("i8", n) for n in (8, 16, 32, 64))
 I16x16, I16x32 = Vector("i16", 16), Vector("i16", 32)
-I32x8, I32x16 = Vector("i32", 8), Vector("i32", 16)
+I32x4, I32x8, I32x16 = (Vector("i32", n) for n in (4, 8, 16))
 F16x16 = Vector("f16", 16)
 F32x8, F32x16 = Vector("f32", 8), Vector("f32", 16)
 MASK16, MASK64 = Vector("i1", 16), Vector("i1", 64)
@@ -80,7 +80,20 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), [_I32(i) for i in lanes]))
 
 
-def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+def part_of(builder: Any, value: Any, index: int, lanes: int) -> Any:
+    """The index-th piece of so many lanes."""
+    return _shuffle(builder, value, value, list(range(index * lanes, (index + 1) * lanes)))
+
+
+def side_by_side(builder: Any, values: list[Any]) -> Any:
+    """Registers as one, a power of two of them."""
+    while len(values) > 1:
+        lanes = list(range(2 * values[0].type.count))
+        values = [_shuffle(builder, a, b, lanes) for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+def call_llvm(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
     """Call an LLVM intrinsic (or an external C function) by name."""
     signature_ = ir.FunctionType(result, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, signature_, name), args)
@@ -186,7 +199,7 @@ def load_first(typingctx, kind, address, count):
         mask = _first_lanes(builder, result, args[2])
         name = f"llvm.masked.load.v{result.lanes}{result.element}.p0"
         pointer = builder.inttoptr(args[1], vector.as_pointer())
-        return _call(builder, name, vector, [pointer, _I32(1), mask, ir.Constant(vector, None)])
+        return call_llvm(builder, name, vector, [pointer, _I32(1), mask, ir.Constant(vector, None)])
 
     return result(kind, types.int64, types.int64), codegen
 
@@ -216,7 +229,7 @@ def store_first(typingctx, address, value, count):
     def codegen(context, builder, sig, args):
         pointer = _pointer(builder, args[0], args[1].type)
         name = f"llvm.masked.store.v{value.lanes}{value.element}.p0"
-        _call(builder, name, ir.VoidType(), [args[1], pointer, _I32(1), _first_lanes(builder, value, args[2])])
+        call_llvm(builder, name, ir.VoidType(), [args[1], pointer, _I32(1), _first_lanes(builder, value, args[2])])
         return context.get_dummy_value()
 
     return types.void(types.int64, value, types.int64), codegen
@@ -245,7 +258,7 @@ def prefetch(typingctx, address, locality):
 
     def codegen(context, builder, sig, args):
         pointer = _pointer(builder, args[0], ir.IntType(8))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _I32(0), _I32(level), _I32(1)])
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _I32(0), _I32(level), _I32(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64, locality), codegen
@@ -342,9 +355,9 @@ def pause(typingctx):
     def codegen(context, builder, sig, args):
         machine = platform.machine().lower()
         if machine in ("x86_64", "amd64"):
-            _call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+            call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
         elif machine in ("aarch64", "arm64"):
-            _call(builder, "llvm.aarch64.hint", ir.VoidType(), [_I32(1)])
+            call_llvm(builder, "llvm.aarch64.hint", ir.VoidType(), [_I32(1)])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -356,7 +369,7 @@ def ticks(typingctx):
 
     def codegen(context, builder, sig, args):
         name = "steady" if platform.machine().lower() in ("aarch64", "arm64") else "cycle"
-        return _call(builder, f"llvm.read{name}counter", _I64, [])
+        return call_llvm(builder, f"llvm.read{name}counter", _I64, [])
 
     return types.int64(), codegen
 
@@ -366,7 +379,7 @@ def give_way(typingctx):
     """sched_yield (SwitchToThread on Windows): let another thread have this core."""
 
     def codegen(context, builder, sig, args):
-        _call(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", _I32, [])
+        call_llvm(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", _I32, [])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -392,7 +405,7 @@ def fma(typingctx, a, b, c):
     """llvm.fma: a * b + c rounded once."""
 
     def codegen(context, builder, sig, args):
-        return _call(builder, f"llvm.fma.v{a.lanes}f32", args[0].type, list(args))
+        return call_llvm(builder, f"llvm.fma.v{a.lanes}f32", args[0].type, list(args))
 
     return a(a, a, a), codegen
 
@@ -422,7 +435,7 @@ def absolute(typingctx, a):
     """llvm.fabs."""
 
     def codegen(context, builder, sig, args):
-        return _call(builder, f"llvm.fabs.v{a.lanes}f32", args[0].type, list(args))
+        return call_llvm(builder, f"llvm.fabs.v{a.lanes}f32", args[0].type, list(args))
 
     return a(a), codegen
 
@@ -658,14 +671,14 @@ def lane_sums(typingctx, a, b, c, d, e, f, g, h):
     def codegen(context, builder, sig, args):
         rows = list(args)
         lanes = a.lanes
-        while len(rows) > 1:
+        while len(rows) > 1 and len(rows) * lanes > 8:
             # Even and odd lanes of two registers, added: each half of the result belongs to one of them.
             evens, odds = [2 * i for i in range(lanes)], [2 * i + 1 for i in range(lanes)]
             rows = [
                 builder.add(_shuffle(builder, x, y, evens), _shuffle(builder, x, y, odds))
                 for x, y in zip(rows[::2], rows[1::2], strict=True)
             ]
-        left = rows[0]  # lanes // 8 neighbours belong to each row
+        left = side_by_side(builder, rows)  # neighbouring lanes belong to each row
         while left.type.count > 8:
             half = left.type.count // 2
             left = builder.add(
@@ -712,7 +725,7 @@ def permute_bytes(typingctx, table, index):
     """llvm.x86.avx512.permvar.qi.512 (vpermb, AVX512-VBMI): table[index & 63], 64 lanes."""
 
     def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.x86.avx512.permvar.qi.512", I8x64.llvm, [args[0], args[1]])
+        return call_llvm(builder, "llvm.x86.avx512.permvar.qi.512", I8x64.llvm, [args[0], args[1]])
 
     return I8x64(I8x64, I8x64), codegen
 
@@ -722,7 +735,7 @@ def dot_bytes(typingctx, total, unsigned, signed):
     """llvm.x86.avx512.vpdpbusd.512 (AVX512-VNNI): total[i] += sum of four u8 * i8 products, wrapping."""
 
     def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", I32x16.llvm, list(args))
+        return call_llvm(builder, "llvm.x86.avx512.vpdpbusd.512", I32x16.llvm, list(args))
 
     return I32x16(I32x16, I8x64, I8x64), codegen
 
@@ -734,7 +747,7 @@ def permute_16(typingctx, table, index):
     """
 
     def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.x86.avx2.pshuf.b", I8x32.llvm, list(args))
+        return call_llvm(builder, "llvm.x86.avx2.pshuf.b", I8x32.llvm, list(args))
 
     return I8x32(I8x32, I8x32), codegen
 
@@ -744,6 +757,6 @@ def dot_pairs(typingctx, a, b):
     """llvm.x86.avx2.pmadd.wd (vpmaddwd): sums of two neighbouring i16 * i16 products."""
 
     def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.x86.avx2.pmadd.wd", I32x8.llvm, list(args))
+        return call_llvm(builder, "llvm.x86.avx2.pmadd.wd", I32x8.llvm, list(args))
 
     return I32x8(I16x16, I16x16), codegen

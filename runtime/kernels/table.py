@@ -14,7 +14,7 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels import f32, half, int8_avx2, int8_avx512, int8_portable, products, serve
+from rkf.runtime.kernels import f32, half, int8_avx2, int8_avx512, int8_neon, int8_portable, products, serve
 from rkf.runtime.kernels.cache_format import cache_format
 from rkf.runtime.kernels.step import step
 from rkf.runtime.kv_cache import FORMATS
@@ -23,7 +23,12 @@ _PRODUCT = (types.int64,) * 8  # matrix, activation, tokens, y, y_stride, low, h
 _ROW = (types.int64,) * 3  # matrix, row, out
 _STEP = (types.int64,) * 4  # plan, batch, thread, tag
 
-_LEVELS: dict[str, Any] = {"avx512": int8_avx512, "avx2": int8_avx2, "portable": int8_portable}
+_LEVELS: dict[str, Any] = {
+    "avx512": int8_avx512,
+    "avx2": int8_avx2,
+    "neon": int8_neon,
+    "portable": int8_portable,
+}
 
 Kernel = tuple[Callable[..., Any], tuple[Any, ...]]
 

@@ -58,23 +58,28 @@ def packed(whole, level):
     tokens, columns = whole.shape
     blocks = np.pad(whole, ((0, 0), (0, -columns % BLOCK))).reshape(tokens, -1, BLOCK)
     even, odd = blocks[..., ::2], blocks[..., 1::2]
-    if level != "avx512":
+    if level in ("avx2", "portable"):
         return np.concatenate([even, odd], axis=-1).astype(np.int16).view(np.uint8).reshape(tokens, -1)
     high = [(part + 64) >> 7 for part in (even, odd)]
     low = [part - 128 * up for part, up in zip((even, odd), high, strict=True)]
     return np.concatenate([*high, *low], axis=-1).astype(np.int8).view(np.uint8).reshape(tokens, -1)
 
 
-def product(matrix, whole, scale, level, *, fast=True, span=None):
+def product(matrix, whole, scale, level, *, fast=True, span=None, run=None):
     """Rows span of matrix times activations through its kernel, `f32[tokens, rows]`; rows outside stay NaN. Exceptions
-    of a fast product are the caller's business, as in the step kernel.
+    of a fast product are the caller's business, as in the step kernel. run(name, *arguments): calls a kernel, by
+    default one of this CPU's.
     """
     memory = Memory()
     prepared = clustered(matrix, memory, level if fast else None)
     kernels = prepared.kernels
-    addresses = jit.addresses([kernels.one, kernels.many, kernels.row], level)
-    m = prepared.struct[0]
-    m["decode_row"] = addresses[kernels.row]
+    if run is None:
+        addresses = jit.addresses([kernels.one, kernels.many, kernels.row], level)
+        prepared.struct["decode_row"] = addresses[kernels.row]
+
+        def run(name, *arguments):
+            PRODUCT(addresses[name])(*arguments)
+
     tokens, columns = whole.shape
     values = np.zeros((tokens, -(-columns // BLOCK) * BLOCK), np.float32)
     values[:, :columns] = whole * scale[:, None]
@@ -88,6 +93,6 @@ def product(matrix, whole, scale, level, *, fast=True, span=None):
     y = np.full((tokens, matrix.rows), np.nan, np.float32)
     scratch = memory.zeros(1 << 22)
     low, high = span or (0, matrix.rows)
-    kernel = PRODUCT(addresses[kernels.one if tokens == 1 else kernels.many])
-    kernel(prepared.struct.ctypes.data, x.ctypes.data, tokens, y.ctypes.data, y.strides[0], low, high, scratch)
+    name = kernels.one if tokens == 1 else kernels.many
+    run(name, prepared.struct.ctypes.data, x.ctypes.data, tokens, y.ctypes.data, y.strides[0], low, high, scratch)
     return y

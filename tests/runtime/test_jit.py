@@ -62,7 +62,7 @@ def test_warming_up_leaves_nothing_to_compile(tmp_path, monkeypatch):
     assert ended(start(tmp_path)) == (0, "")
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("level", ["avx512", "avx2", "neon", "portable"])
 def test_every_listed_kernel_exists(level):
     names = table.names(level)
     assert len(names) == len(set(names))

@@ -1,0 +1,116 @@
+"""Fast products on ARM (NEON with its dot product): tbl looks 16 ranks up at once, sdot multiplies signed bytes.
+
+Tables hold the values themselves, not value + 128, since sdot takes both sides signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.extending import intrinsic
+
+from rkf.runtime.kernels import products, ranks
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.int8_portable import RANKS
+from rkf.runtime.kernels.simd import I8x64, I32x4, call_llvm, lane_sums, load, part_of, side_by_side, splat
+
+_BYTES = ir.VectorType(ir.IntType(8), 16)
+_LARGEST_TABLE = 64  # bytes that one tbl takes
+
+
+@intrinsic(prefer_literal=True)
+def _look_up(typingctx, table, size, index):
+    """llvm.aarch64.neon.tbl1, tbl2, tbl4: table[index] of `size` bytes (16 and up), 64 lanes, without junk; of a table
+    past 64 bytes each 64 give zero for the ranks of the others, and the results are or-ed.
+    """
+    bytes_ = size.literal_value
+
+    def codegen(context, builder, sig, args):
+        pointer = builder.inttoptr(args[0], _BYTES.as_pointer())
+        registers = [
+            builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(32), i)]), align=1) for i in range(bytes_ // 16)
+        ]
+        found = []
+        for piece in range(4):
+            lanes, total = part_of(builder, args[2], piece, 16), ir.Constant(_BYTES, None)
+            for first in range(0, bytes_, _LARGEST_TABLE):
+                some = registers[first // 16 :][:4]
+                moved = builder.sub(lanes, ir.Constant(_BYTES, [first] * 16))
+                name = f"llvm.aarch64.neon.tbl{len(some)}.v16i8"
+                total = builder.or_(total, call_llvm(builder, name, _BYTES, [*some, moved]))
+            found.append(total)
+        return side_by_side(builder, found)
+
+    return I8x64(types.int64, size, I8x64), codegen
+
+
+@intrinsic
+def _dot_signed(typingctx, total, a, b):
+    """llvm.aarch64.neon.sdot: total[i] += sums of four i8 * i8 products, of all four quarters of a and b."""
+
+    def codegen(context, builder, sig, args):
+        sums = args[0]
+        for piece in range(4):
+            operands = [sums, part_of(builder, args[1], piece, 16), part_of(builder, args[2], piece, 16)]
+            sums = call_llvm(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", I32x4.llvm, operands)
+        return sums
+
+    return I32x4(I32x4, I8x64, I8x64), codegen
+
+
+def _looked_up(rank_registers: Callable[..., Any], size: int) -> Callable[..., Any]:
+    @inline
+    def weights(m, table, row, block, columns):
+        even, odd = rank_registers(m, row, block, columns)
+        return _look_up(table, size, even), _look_up(table, size, odd)
+
+    return weights
+
+
+@inline
+def _identity8(m, table, row, block, columns):
+    """Ranks less 128, to be signed."""
+    even, odd = ranks.ranks8(m, row, block, columns)
+    return even ^ ranks.constant(-128), odd ^ ranks.constant(-128)
+
+
+WEIGHTS = {
+    **{width: _looked_up(registers, max(1 << int(width), 16)) for width, registers in RANKS.items()},
+    **products.IDENTITIES,
+    "8i": _identity8,
+}
+
+
+@inline
+def _zero():
+    zero = splat(I32x4, types.int32(0))
+    return zero, zero
+
+
+@inline
+def _activations(block):
+    """Even high, odd high, even low, odd low: i8[64] each."""
+    return load(I8x64, block), load(I8x64, block + 64), load(I8x64, block + 128), load(I8x64, block + 192)
+
+
+@inline
+def _add(total, even, odd, x):
+    high = _dot_signed(_dot_signed(total[0], even, x[0]), odd, x[1])
+    low = _dot_signed(_dot_signed(total[1], even, x[2]), odd, x[3])
+    return high, low
+
+
+@inline
+def _whole(total):
+    return (total[0] << 7) + total[1]
+
+
+@inline
+def _join(a, b, c, d, e, f, g, h):
+    return lane_sums(_whole(a), _whole(b), _whole(c), _whole(d), _whole(e), _whole(f), _whole(g), _whole(h))
+
+
+SUMS = products.Sums(_zero, _activations, _add, _join)
