@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rkf.runtime import cpu_features
-from tests.runtime.arm import Processor, Sections, compiled
+from tests.runtime.arm import Processor, Sections, compiled, compiled_elsewhere
 from tests.runtime.matrices import product, random_matrix, whole_activations
 
 SDOT, TBL = (0xFFE0FC00, 0x4E809400), (0xFFE09C00, 0x4E000000)  # mask and value of an instruction, 16 lanes
@@ -15,18 +15,18 @@ def count(code, instruction):
     return sum(word & mask == value for word in Sections(code).text())
 
 
-def test_a_whole_pass_compiles(monkeypatch):
-    code = compiled("step:f16", monkeypatch)
+def test_a_whole_pass_compiles(tmp_path):
+    code = compiled_elsewhere("step:f16", tmp_path / "step.o")
     assert len(Sections(code).text()) > 1000
 
 
 # Of 255 values on the grid each rank is its value: no table.
 @pytest.mark.parametrize(("k", "grid", "tables"), [(16, True, 1), (24, False, 1), (100, True, 2), (255, True, 0)])
-def test_products_have_this_cpus_bits(k, grid, tables, monkeypatch):
+def test_products_have_this_cpus_bits(k, grid, tables):
     codes = {}
 
     def run(name, *arguments):
-        codes[name] = compiled(name, monkeypatch)
+        codes[name] = compiled(name)
         Processor(codes[name])(*arguments)
 
     for tokens, columns in ((1, 200), (3, 129)):
