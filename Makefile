@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench vectors clean
+.PHONY: demo test lint types bench paper vectors clean
 
 demo: .venv/core  ## from nothing to an answer of SmolLM2-135M-Instruct out of a .rkf file
 	$(BIN)/rkf run --prompt "What is the capital of France?" --stats
@@ -19,6 +19,9 @@ types: .venv/dev  ## of the package as installed: in the checkout two rooms stan
 
 bench: .venv/core  ## speed and memory of the default model on this machine
 	$(BIN)/rkf bench "$$($(BIN)/python -m rkf.commands.default_model)" --json
+
+paper: .venv/dev  ## docs/paper.md from docs/paper/*/results.json; with TEXT=FILE the trials missing there are done first
+	$(BIN)/python -m benchmarks.paper $(if $(TEXT),--text "$(TEXT)")
 
 vectors: .venv/dev  ## make the golden files of the specification that are missing; bytes of the others may not change
 	$(BIN)/python spec/make_vectors.py

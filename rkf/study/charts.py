@@ -69,7 +69,7 @@ def having(rows: Iterable[Row], key: str) -> list[Row]:
 def lines(chart: Chart) -> dict[str, list[Point]]:
     """The points of each series, in order of appearance; numbers ascend."""
     return {
-        "" if name is None else str(name): _points(chart, [row for row in chart.rows if _series(chart, row) == name])
+        "" if name is None else _shown(name): _points(chart, [row for row in chart.rows if _series(chart, row) == name])
         for name in dict.fromkeys(_series(chart, row) for row in chart.rows)
     }
 
@@ -79,10 +79,8 @@ def table(chart: Chart) -> list[list[str]]:
     found = lines(chart)
     xs = _ordered(point.x for points in found.values() for point in points)
     head = [chart.x, *(f"{chart.series} {name}" if name else LABELS.get(chart.y, chart.y) for name in found)]
-    cells = {
-        (name, point.x): f"{point.mean:.4g} ± {point.error:.1g}" for name, points in found.items() for point in points
-    }
-    return [head, *([_shown(x), *(cells.get((name, x), "") for name in found)] for x in xs)]
+    cells = {(name, point.x): point for name, points in found.items() for point in points}
+    return [head, *([_shown(x), *(_cell(cells.get((name, x))) for name in found)] for x in xs)]
 
 
 def svg(chart: Chart) -> str:
@@ -143,7 +141,9 @@ def _point(x: Any, rows: list[Row], y: str) -> Point:
 
 
 def _cell(point: Point | None) -> str:
-    return "" if point is None else f"{point.mean:.4g} ± {point.error:.1g}"
+    if point is None:
+        return ""
+    return f"{point.mean:.4g} ± {point.error:.1g}" if point.error else f"{point.mean:.4g}"
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:

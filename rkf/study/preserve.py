@@ -59,7 +59,6 @@ def ranks(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
 
 
 DRAWS: dict[str, Change] = {"uniform": uniform, "gaussian": gaussian, "laplace": laplace, "log-uniform": log_uniform}
-_ALONE = 16  # layers, evenly spaced, that are changed one at a time
 MAPS: dict[str, Change] = {
     **{f"power-{exponent}": partial(power, exponent) for exponent in (0.5, 0.8, 1.25, 2.0)},
     "tanh": tanh,
@@ -78,7 +77,7 @@ def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
             for part, layers in thirds.items():
                 if len(layers) and name in DRAWS:
                     yield _trial(subject, name, change, part, layers.tolist(), number)
-        for layer in subject.layers[:: -(-len(subject.layers) // _ALONE)]:
+        for layer in subject.spread:
             yield _trial(subject, "gaussian", gaussian, "layer", [layer], seed)
 
 

@@ -74,6 +74,8 @@ def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
     """All layers whole and partly, then each kind of matrix and each layer alone."""
     for name in _FIXED:
         yield _trial(subject, name, PARTIAL[name])
+    for layer in subject.spread:
+        yield _trial(subject, "swap-1", PARTIAL["swap-1"], layer=layer)
     for seed in range(seeds):
         yield _trial(subject, "whole", whole, restored=False, seed=seed)
         for name, permutation in {"whole": whole, **PARTIAL}.items():
@@ -107,5 +109,5 @@ def charts(rows: list[Row]) -> list[Chart]:
         Chart("whole", "All layers, whole permutation", only(everywhere, change="whole"), x="restored"),
         Chart("partial", "All layers, partial permutations", only(everywhere, restored=True), x="change"),
         Chart("kinds", "One kind of matrix in all layers, whole permutation", having(rows, "kind"), x="kind"),
-        Chart("layers", "One layer alone, whole permutation", having(rows, "layer"), x="layer"),
+        Chart("layers", "One layer alone", having(rows, "layer"), x="layer", series="change"),
     ]

@@ -21,6 +21,7 @@ from rkf.study.moments import Change, ascending, compared
 from rkf.values import write_values
 
 _IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\..*?([^.]+)\.weight")
+_SPREAD = 16  # layers at most
 _KEPT = ("ppl", "ppl_ratio", "ppl_ratio_stderr", "kld", "kld_stderr", "top1", "top1_stderr")
 
 
@@ -75,6 +76,11 @@ class Subject:
     def kinds(self) -> list[str]:
         """Kinds of matrices, in the order of the first layer's names."""
         return list(dict.fromkeys(kind for _, kind in clustered_in_layers(self.container).values()))
+
+    @property
+    def spread(self) -> list[int]:
+        """Some of the study's layers, evenly spaced: for trials of one layer that need not be done in all."""
+        return self.layers[:: -(-len(self.layers) // _SPREAD)]
 
     def changed(self, names: Iterable[str], change: Change, seed: int, ordered: bool) -> dict[str, MatrixValues]:
         """New values of some matrices: each table changed by itself, factors and exact weights as they are.

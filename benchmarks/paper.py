@@ -1,0 +1,207 @@
+"""docs/paper.md: each claim of arXiv 2603.17917's abstract beside our experiment.
+
+    python -m benchmarks.paper                 # the page and its figures, from docs/paper/*/results.json
+    python -m benchmarks.paper --text TEXT     # first whatever trials are missing there
+
+To do everything anew, remove docs/paper/*/results.json first: some hours on two cores. TEXT: the validation text of
+WikiText-2 with its marks undone (` @-@ ` -> `-`, ` @,@ ` -> `,`, ` @.@ ` -> `.`, space before `, . ; : ! ? % ) ]`
+removed, `<unk>` -> `Unk`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rkf.commands.default_model import NAME
+from rkf.converters.pull import pull
+from rkf.study import STUDIES
+from rkf.study.charts import Chart, Row, having, lines, only, svg, table
+from rkf.study.records import RESULTS, TABLE, read, write_text
+from rkf.study.sweep import COLLAPSE_K
+from rkf.study.sweep import charts as sweep_charts
+
+ROOT = Path(__file__).parents[1]
+PAGE, DATA = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper"
+WORK = ROOT / "build" / "paper"
+MODEL = "model.rkf"
+CONVERT = ["convert", NAME, MODEL, "--recipe", "paper-exceptions", "--k", "32"]
+WINDOWS = ["--windows", "4"]
+COMMANDS = {
+    "sweep": [
+        "study",
+        "sweep",
+        NAME,
+        "sweep",
+        "--text",
+        "TEXT",
+        *WINDOWS,
+        "--layers",
+        "5,11,17,29",
+        "--k",
+        "8,16,32,64,256",
+    ],
+    **{
+        name: ["study", name, MODEL, name, "--text", "TEXT", *WINDOWS, "--seeds", "1"]
+        for name in ("scramble", "preserve", "drift")
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path)
+    options = parser.parse_args()
+    if options.text:
+        study(options.text.resolve())
+    text, figures = page()
+    write_text(PAGE, text)
+    for path, chart in figures.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, svg(chart))
+
+
+def study(text: Path) -> None:
+    """Do what is missing, in build/paper; results.json and results.csv come back to docs/paper."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    pull(NAME)
+    if not (WORK / MODEL).exists():
+        _rkf(CONVERT)
+    for name, command in COMMANDS.items():
+        for folder in (WORK / name, DATA / name):
+            folder.mkdir(parents=True, exist_ok=True)
+        _copy(DATA / name, WORK / name)
+        _rkf([str(text) if word == "TEXT" else word for word in command])
+        _copy(WORK / name, DATA / name)
+
+
+def _rkf(arguments: list[str]) -> None:
+    subprocess.run([sys.executable, "-m", "rkf", *arguments], cwd=WORK, check=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    for name in (RESULTS, TABLE):
+        if (source / name).exists():
+            shutil.copy(source / name, target / name)
+
+
+def page() -> tuple[str, dict[Path, Chart]]:
+    """docs/paper.md, and the figures that it shows, by file."""
+    figures: dict[Path, Chart] = {}
+
+    def figure(name: str, chart: str) -> str:
+        """A figure, and below it what repeats it."""
+        path, drawn = DATA / name / f"{chart}.svg", charts(name)[chart]
+        figures[path] = drawn
+        return f"![{drawn.title}]({path.relative_to(PAGE.parent).as_posix()})\n\n{drawn.title}: {command(name)}"
+
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    words = {
+        "figure": figure,
+        "grid": grid,
+        "value": value,
+        "worst": worst,
+        "about": about,
+        "largest": largest,
+        "stream": stream,
+        "convert": " ".join(CONVERT),
+        "collapse_k": COLLAPSE_K,
+        "command": command,
+        "done": lambda name: (DATA / name / RESULTS).exists(),
+    }
+    return templates.get_template("paper.md.jinja").render(words), figures
+
+
+@cache
+def results(name: str) -> tuple[dict[str, Any], list[Row]]:
+    return read(DATA / name)
+
+
+def charts(name: str) -> dict[str, Chart]:
+    """The figures of a study by name; "order" has those that join studies."""
+    if name == "order":
+        drawn = [distance(), layers()]
+    elif name == "sweep":
+        about, rows = results(name)
+        drawn = sweep_charts(rows, about["matrices"])
+    else:
+        drawn = STUDIES[name].charts(results(name)[1])
+    return {chart.name: chart for chart in drawn}
+
+
+def distance() -> Chart:
+    """Trials that change all layers: how far the weights have moved, and whether in order."""
+    rows = [{**row, "order": "broken"} for row in only(results("scramble")[1], kind=None, layer=None)]
+    rows += [{**row, "order": "kept"} for row in only(results("preserve")[1], where="all")]
+    near = [row for row in rows if row["error"] < 1]
+    return Chart("distance", "All layers: divergence by how far the weights moved", near, "error", "order", "kld")
+
+
+def layers() -> Chart:
+    """One layer at a time under three kinds of change."""
+    rows = [{**row, "change": f"{row['change']}, order broken"} for row in having(results("scramble")[1], "layer")]
+    rows += [{**row, "change": "gaussian, order kept"} for row in having(results("preserve")[1], "layer")]
+    return Chart("layers", "One layer alone", rows, "layer", "change", "kld")
+
+
+def grid(name: str, chart: str) -> str:
+    """The table of a figure, in Markdown."""
+    head, *body = table(charts(name)[chart])
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] + ["---:"] * (len(head) - 1), *body))
+
+
+def value(name: str, y: str = "ppl_ratio", **factors: Any) -> str:
+    """A figure of the trials with these factors, the mean over their seeds."""
+    rows = only(results(name)[1], **factors)
+    if not rows:
+        raise KeyError(f"{name}: no trial with {factors}")
+    ((point,),) = lines(Chart("", "", [{**row, "all": ""} for row in rows], x="all", y=y)).values()
+    return shown(point.mean)
+
+
+def worst(name: str, **factors: Any) -> str:
+    """The largest ratio of perplexities among the trials with these factors."""
+    return shown(max(row["ppl_ratio"] for row in only(results(name)[1], **factors)))
+
+
+def about(name: str) -> dict[str, Any]:
+    """What a study was of."""
+    return results(name)[0]
+
+
+def stream(measure: str, correction: str) -> str:
+    """The residual stream after the last layer, all layers replaced: its "scale" or "spearman"."""
+    rows = only(charts("drift")["scale"].rows, correction=correction)
+    return shown(rows[-1][measure])
+
+
+def largest() -> dict[str, Any]:
+    """The matrix that has the largest weight, in standard deviations."""
+    return max(about("sweep")["matrices"], key=lambda row: float(row["largest"]))
+
+
+def shown(number: float) -> str:
+    """Three digits, powers of ten where they are many."""
+    if number < 1e4:
+        return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+    digits, exponent = f"{number:.1e}".split("e")
+    return f"{digits}·10^{int(exponent)}"
+
+
+def command(name: str) -> str:
+    """What a figure can be repeated with, as a user types it."""
+    names = ["scramble", "preserve"] if name == "order" else [name]
+    return "; ".join(f"`{' '.join(['rkf', *COMMANDS[each]])}`" for each in names)
+
+
+if __name__ == "__main__":
+    main()
