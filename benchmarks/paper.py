@@ -27,6 +27,7 @@ from rkf.study.charts import Chart, Row, having, lines, only, svg, table
 from rkf.study.records import RESULTS, TABLE, read, write_text
 from rkf.study.sweep import COLLAPSE_K
 from rkf.study.sweep import charts as sweep_charts
+from rkf.study.sweep import worst as worst_trial
 
 ROOT = Path(__file__).parents[1]
 PAGE, DATA = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper"
@@ -111,7 +112,7 @@ def page() -> tuple[str, dict[Path, Chart]]:
         "value": value,
         "worst": worst,
         "about": about,
-        "largest": largest,
+        "matrices": matrices,
         "stream": stream,
         "convert": " ".join(CONVERT),
         "collapse_k": COLLAPSE_K,
@@ -184,9 +185,13 @@ def stream(measure: str, correction: str) -> str:
     return shown(rows[-1][measure])
 
 
-def largest() -> dict[str, Any]:
-    """The matrix that has the largest weight, in standard deviations."""
-    return max(about("sweep")["matrices"], key=lambda row: float(row["largest"]))
+def matrices() -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is known of the matrix that collapses, and of the one among the others whose largest weight loses most."""
+    guilty = worst_trial(having(results("sweep")[1], "kind"))
+    known = about("sweep")["matrices"]
+    (collapsing,) = only(known, layer=guilty["layer"], kind=guilty["kind"])
+    others = [row for row in known if row is not collapsing]
+    return collapsing, max(others, key=lambda row: float(row["largest"] - row["stored"]))
 
 
 def shown(number: float) -> str:
