@@ -14,7 +14,7 @@ from rkf.matrix import Affine, MatrixValues
 from rkf.torch import ClusteredWeight
 
 # Adam's step, as a share of the matrix's deviation (centroids, b) or of the factor itself (a).
-RATE = 0.002
+RATE = 0.004
 # A gap may shrink to this share of what it was, a factor too: the order is safe, and so is f32.
 _FLOOR = 1 / 16
 
