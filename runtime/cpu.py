@@ -9,7 +9,7 @@ import numpy as np
 
 from rkf.config import ModelConfig
 from rkf.container import Container
-from rkf.errors import ContextLengthError, UsageError
+from rkf.errors import BindingError, ContextLengthError, UsageError
 from rkf.format import MAX_K, index_bits
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64
@@ -46,7 +46,9 @@ class CpuBackend:
         if bits is not None and not 1 <= bits <= MAX_BITS:
             raise UsageError(f"bits: expected 1 to {MAX_BITS}, got {bits}")
         if bits is not None and container.order == "none":
-            raise UsageError("bits: these values are in no order, so a prefix of the ranks means nothing: leave it out")
+            raise BindingError(
+                f"{container.path}: bits={bits} needs values in ascending order, and these are in none: leave it out"
+            )
         level = cpu_features.level()
         self._network = Network(
             container,
