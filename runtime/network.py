@@ -230,7 +230,7 @@ _LAYER_MATRICES = [f"self_attn.{part}_proj" for part in "qkvo"] + [
 
 def _apart(size: int) -> int:
     """Bytes from one token to the next: a line more than the rows take. Tokens whole pages apart would compete for the
-    same places in the caches: gate and up of 8 tokens took three times as long as down, which is as large as one.
+    same places in the caches (docs/log.md says what little is measured of it).
     """
     return size + 64
 
