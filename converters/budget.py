@@ -27,8 +27,7 @@ def fitting(
     losses: what each matrix costs coarsely stored, as measured; None: as expected of its kind. Raises
     UsageError where the least K of all does not fit.
     """
-    shapes = {name: spec.shape for name, spec in source.tensors.items() if len(spec.shape) > 1}
-    weights = sum(map(prod, shapes.values()))
+    shapes, weights = _matrices(source)
     limit = size if size is not None else int((bpw or 0) * weights / 8)
 
     def taken(chosen: list[str]) -> int:
@@ -54,8 +53,7 @@ def archive(
     losses: Mapping[str, float] | None,
 ) -> Recipe:
     """The same for a file that `rkf pack` packs: the limits are of what is stored then, which is known to 1 %."""
-    shapes = {name: spec.shape for name, spec in source.tensors.items() if len(spec.shape) > 1}
-    weights = sum(map(prod, shapes.values()))
+    shapes, weights = _matrices(source)
     losses = losses or budget.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
     trial = budget.archive(shapes, losses, budget.LEAST_BITS)
     ledger = rehearse(trial)
@@ -72,3 +70,9 @@ def archive(
             f"{source.label}: a budget of {size or bpw} is too small for {budget.LEAST_BITS} bits a weight"
         )
     return budget.archive(shapes, losses, min(bits, budget.MOST_BITS))
+
+
+def _matrices(source: Source) -> tuple[dict[str, tuple[int, ...]], int]:
+    """The shapes of what a recipe may cluster, and how many weights that is."""
+    shapes = {name: spec.shape for name, spec in source.tensors.items() if len(spec.shape) > 1}
+    return shapes, sum(map(prod, shapes.values()))

@@ -20,7 +20,6 @@ from rkf.runtime.kernels.simd import (
     I32x16,
     bitcast,
     dot_bytes,
-    lane_sums,
     load,
     load_first,
     permute_bytes,
@@ -126,36 +125,7 @@ WEIGHTS = {
 # --- one token
 
 
-@inline
-def _zero():
-    zero = splat(I32x16, types.int32(0))
-    return zero, zero
-
-
-@inline
-def _activations(block):
-    """Even high, odd high, even low, odd low: i8[64] each."""
-    return load(I8x64, block), load(I8x64, block + 64), load(I8x64, block + 128), load(I8x64, block + 192)
-
-
-@inline
-def _add(total, even, odd, x):
-    high = dot_bytes(dot_bytes(total[0], even, x[0]), odd, x[1])
-    low = dot_bytes(dot_bytes(total[1], even, x[2]), odd, x[3])
-    return high, low
-
-
-@inline
-def _whole(total):
-    return (total[0] << 7) + total[1]
-
-
-@inline
-def _join(a, b, c, d, e, f, g, h):
-    return lane_sums(_whole(a), _whole(b), _whole(c), _whole(d), _whole(e), _whole(f), _whole(g), _whole(h))
-
-
-SUMS = products.Sums(_zero, _activations, _add, _join)
+SUMS = products.two_digits(I32x16, dot_bytes)
 
 
 # --- many tokens

@@ -15,7 +15,7 @@ from numba.core.extending import intrinsic
 from rkf.runtime.kernels import products, ranks
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.int8_portable import RANKS
-from rkf.runtime.kernels.simd import I8x64, I32x4, call_llvm, lane_sums, load, part_of, side_by_side, splat
+from rkf.runtime.kernels.simd import I8x64, I32x4, call_llvm, part_of, side_by_side
 
 _BYTES = ir.VectorType(ir.IntType(8), 16)
 _LARGEST_TABLE = 64  # bytes that one tbl takes
@@ -84,33 +84,4 @@ WEIGHTS = {
 }
 
 
-@inline
-def _zero():
-    zero = splat(I32x4, types.int32(0))
-    return zero, zero
-
-
-@inline
-def _activations(block):
-    """Even high, odd high, even low, odd low: i8[64] each."""
-    return load(I8x64, block), load(I8x64, block + 64), load(I8x64, block + 128), load(I8x64, block + 192)
-
-
-@inline
-def _add(total, even, odd, x):
-    high = _dot_signed(_dot_signed(total[0], even, x[0]), odd, x[1])
-    low = _dot_signed(_dot_signed(total[1], even, x[2]), odd, x[3])
-    return high, low
-
-
-@inline
-def _whole(total):
-    return (total[0] << 7) + total[1]
-
-
-@inline
-def _join(a, b, c, d, e, f, g, h):
-    return lane_sums(_whole(a), _whole(b), _whole(c), _whole(d), _whole(e), _whole(f), _whole(g), _whole(h))
-
-
-SUMS = products.Sums(_zero, _activations, _add, _join)
+SUMS = products.two_digits(I32x4, _dot_signed)

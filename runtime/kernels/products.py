@@ -19,6 +19,8 @@ from rkf.runtime.kernels.simd import (
     F32x16,
     I8x64,
     I32x8,
+    Vector,
+    lane_sums,
     load,
     load_first,
     splat,
@@ -40,6 +42,38 @@ class Sums(NamedTuple):
     activations: Callable[..., Any]
     add: Callable[..., Any]
     join: Callable[..., Any]
+
+
+def two_digits(register: Vector, dot: Callable[..., Any]) -> Sums:
+    """The sums of a level that multiplies bytes: dot(total, weights, activations) adds to a `register` of i32, one for
+    the high digits of activations (of 7 bits) and one for the low.
+    """
+
+    @inline
+    def zero():
+        nothing = splat(register, types.int32(0))
+        return nothing, nothing
+
+    @inline
+    def activations(block):
+        # Even high, odd high, even low, odd low.
+        return load(I8x64, block), load(I8x64, block + 64), load(I8x64, block + 128), load(I8x64, block + 192)
+
+    @inline
+    def add(total, even, odd, x):
+        high = dot(dot(total[0], even, x[0]), odd, x[1])
+        low = dot(dot(total[1], even, x[2]), odd, x[3])
+        return high, low
+
+    @inline
+    def whole(total):
+        return (total[0] << 7) + total[1]
+
+    @inline
+    def join(a, b, c, d, e, f, g, h):
+        return lane_sums(whole(a), whole(b), whole(c), whole(d), whole(e), whole(f), whole(g), whole(h))
+
+    return Sums(zero, activations, add, join)
 
 
 def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
