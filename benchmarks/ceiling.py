@@ -22,8 +22,10 @@ from rkf.matrix import ClusteredMatrix
 from rkf.runtime import cpu_features
 from rkf.runtime.kernels.build import emit, machine
 from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.memory import load, prefetch, store
 from rkf.runtime.kernels.ranks import AHEAD_BYTES
-from rkf.runtime.kernels.simd import I32x16, load, prefetch, splat, store
+from rkf.runtime.kernels.simd import splat
+from rkf.runtime.kernels.vectors import I32x16
 from rkf.runtime.layout import SLOT_BYTES
 
 Bytes = NDArray[np.uint8]

@@ -12,11 +12,8 @@ from typing import Any
 from numba import types
 
 from rkf.runtime.kernels.inline import inline, piece
+from rkf.runtime.kernels.memory import load, store
 from rkf.runtime.kernels.simd import (
-    F32x16,
-    I8x16,
-    I16x16,
-    I32x16,
     absolute,
     arithmetic_shift_right,
     bitcast,
@@ -24,14 +21,13 @@ from rkf.runtime.kernels.simd import (
     fma,
     lane_maximum,
     lane_sum,
-    load,
     maximum,
     minimum,
     odd_lanes,
     splat,
-    store,
     truncate,
 )
+from rkf.runtime.kernels.vectors import F32x16, I8x16, I16x16, I32x16
 from rkf.runtime.layout import ACTIVATION_LIMIT, ACTIVATION_SUM_LIMIT, BLOCK, LANES, PACKED_BLOCK_BYTES
 
 _STEP = LANES * 4

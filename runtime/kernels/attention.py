@@ -14,20 +14,9 @@ from numba import types
 from rkf.runtime.kernels.activations import constant, exponential
 from rkf.runtime.kernels.cache_format import CacheFormat, key_block, value_row
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
-from rkf.runtime.kernels.simd import (
-    MASK16,
-    F32x16,
-    first_lane,
-    fma,
-    lane_maximum,
-    lane_sum,
-    lanes_below,
-    load,
-    maximum,
-    select,
-    splat,
-    store,
-)
+from rkf.runtime.kernels.memory import load, store
+from rkf.runtime.kernels.simd import first_lane, fma, lane_maximum, lane_sum, lanes_below, maximum, select, splat
+from rkf.runtime.kernels.vectors import MASK16, F32x16
 from rkf.runtime.layout import LANES, PAGE, PARTIAL_HEADER, WIDE
 
 _LOWEST = -1e30

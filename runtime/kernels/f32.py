@@ -13,15 +13,9 @@ from typing import Any
 from numba import types
 
 from rkf.runtime.kernels.inline import inline, piece
-from rkf.runtime.kernels.simd import (
-    F32x16,
-    call3,
-    fma,
-    lane_sum,
-    load,
-    splat,
-    store,
-)
+from rkf.runtime.kernels.memory import call3, load, store
+from rkf.runtime.kernels.simd import fma, lane_sum, splat
+from rkf.runtime.kernels.vectors import F32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.layout import ACTIVATION, LANES, MATRIX
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 from numba import types
 
 from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.memory import load, store
 from rkf.runtime.kernels.simd import (
-    F16x16,
-    F32x16,
-    I16x16,
-    I32x16,
     bitcast,
     first_lane,
-    load,
     maximum,
     minimum,
     narrow,
     select,
     splat,
-    store,
     truncate,
     widen,
     zero_extend,
 )
+from rkf.runtime.kernels.vectors import F16x16, F32x16, I16x16, I32x16
 
 LARGEST = 65504.0
 

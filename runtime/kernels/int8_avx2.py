@@ -10,23 +10,9 @@ from numba import types
 
 from rkf.runtime.kernels import products, ranks
 from rkf.runtime.kernels.inline import inline
-from rkf.runtime.kernels.simd import (
-    I8x16,
-    I8x32,
-    I8x64,
-    I16x16,
-    I32x8,
-    any_bit,
-    dot_pairs,
-    join,
-    lane_sums,
-    load,
-    part,
-    permute_16,
-    select,
-    splat,
-    zero_extend,
-)
+from rkf.runtime.kernels.memory import load
+from rkf.runtime.kernels.simd import any_bit, dot_pairs, join, lane_sums, part, permute_16, select, splat, zero_extend
+from rkf.runtime.kernels.vectors import I8x16, I8x32, I8x64, I16x16, I32x8
 
 # --- ranks to bytes. Tables of 16 bytes, each twice, to fill a register.
 

@@ -13,22 +13,9 @@ from numba import types
 
 from rkf.runtime.kernels import products, ranks
 from rkf.runtime.kernels.inline import inline, piece, smaller
-from rkf.runtime.kernels.simd import (
-    F32x16,
-    I8x64,
-    I16x32,
-    I32x16,
-    bitcast,
-    dot_bytes,
-    load,
-    load_first,
-    permute_bytes,
-    select,
-    splat,
-    store_first,
-    to_float,
-    transpose_words,
-)
+from rkf.runtime.kernels.memory import load, load_first, store_first
+from rkf.runtime.kernels.simd import bitcast, dot_bytes, permute_bytes, select, splat, to_float, transpose_words
+from rkf.runtime.kernels.vectors import F32x16, I8x64, I16x32, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 

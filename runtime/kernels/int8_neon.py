@@ -15,7 +15,7 @@ from numba.core.extending import intrinsic
 from rkf.runtime.kernels import products, ranks
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.int8_portable import RANKS
-from rkf.runtime.kernels.simd import I8x64, I32x4, call_llvm, part_of, side_by_side
+from rkf.runtime.kernels.vectors import I8x64, I32x4, call_llvm, part_of, side_by_side
 
 _BYTES = ir.VectorType(ir.IntType(8), 16)
 _LARGEST_TABLE = 64  # bytes that one tbl takes

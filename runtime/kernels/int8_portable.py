@@ -13,7 +13,9 @@ from numba import types
 
 from rkf.runtime.kernels import products, ranks
 from rkf.runtime.kernels.inline import inline
-from rkf.runtime.kernels.simd import I8x64, I32x8, insert_lane, load, local_bytes, select, splat, store
+from rkf.runtime.kernels.memory import load, local_bytes, store
+from rkf.runtime.kernels.simd import insert_lane, select, splat
+from rkf.runtime.kernels.vectors import I8x64, I32x8
 
 # --- ranks to bytes, by a table of 256
 

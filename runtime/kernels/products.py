@@ -14,21 +14,9 @@ from numba import types
 
 from rkf.runtime.kernels import ranks
 from rkf.runtime.kernels.inline import inline, smaller
-from rkf.runtime.kernels.simd import (
-    F32x8,
-    F32x16,
-    I8x64,
-    I32x8,
-    Vector,
-    lane_sums,
-    load,
-    load_first,
-    splat,
-    store,
-    store_first,
-    store_lanes,
-    to_float,
-)
+from rkf.runtime.kernels.memory import load, load_first, store, store_first, store_lanes
+from rkf.runtime.kernels.simd import lane_sums, splat, to_float
+from rkf.runtime.kernels.vectors import F32x8, F32x16, I8x64, I32x8, Vector
 from rkf.runtime.kernels.views import view
 from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES
 

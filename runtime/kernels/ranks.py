@@ -10,21 +10,9 @@ from __future__ import annotations
 from numba import types
 
 from rkf.runtime.kernels.inline import inline
-from rkf.runtime.kernels.simd import (
-    I8x16,
-    I8x32,
-    I8x64,
-    I16x32,
-    I32x16,
-    any_bit,
-    bitcast,
-    load_first,
-    prefetch,
-    repeat_lanes,
-    select,
-    splat,
-    zero_extend,
-)
+from rkf.runtime.kernels.memory import load_first, prefetch
+from rkf.runtime.kernels.simd import any_bit, bitcast, repeat_lanes, select, splat, zero_extend
+from rkf.runtime.kernels.vectors import I8x16, I8x32, I8x64, I16x32, I32x16
 
 # Each stream of rows asks for the bytes that it reads two short rows later: without, planes in the outer caches or in
 # memory take half as long again (docs/log.md). A prefetch past a plane does not fault.

@@ -1,389 +1,34 @@
-"""SIMD values, raw memory and atomics inside Numba functions: types, operators, and intrinsics of one LLVM operation
-each.
+"""Operations on registers inside Numba functions: intrinsics of one LLVM operation each.
 
-Addresses are int64. Vector operations are plain LLVM IR with one meaning on every CPU (LLVM splits a register that is
-too wide); the few that need an instruction set say so in their name's doc and are called by that level's kernels only.
-No fast-math anywhere: the order of every f32 sum is the one written, so all CPUs give the same bits.
+One meaning on every CPU; the few that need an instruction set say so in their name's doc and are called by that level's
+kernels only.
 """
 
 from __future__ import annotations
 
-import operator
-import platform
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.datamodel import models
-from numba.core.extending import intrinsic, lower_builtin, register_model
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-
-_ELEMENTS = {
-    "i1": ir.IntType(1),
-    "i8": ir.IntType(8),
-    "i16": ir.IntType(16),
-    "i32": ir.IntType(32),
-    "i64": ir.IntType(64),
-    "f16": ir.HalfType(),
-    "f32": ir.FloatType(),
-}
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
-
-
-class Vector(types.Type):
-    """A register of `lanes` elements. Integers carry no sign: operations do."""
-
-    def __init__(self, element: str, lanes: int) -> None:
-        self.element, self.lanes = element, lanes
-        super().__init__(name=f"{element}x{lanes}")
-
-    @property
-    def floating(self) -> bool:
-        return self.element.startswith("f")
-
-    @property
-    def llvm(self) -> ir.VectorType:
-        return ir.VectorType(_ELEMENTS[self.element], self.lanes)
-
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: Vector) -> None:
-        super().__init__(manager, fe_type, fe_type.llvm)
-
-
-I8x8, I8x16, I8x32, I8x64 = (Vector("i8", n) for n in (8, 16, 32, 64))
-I16x16, I16x32 = Vector("i16", 16), Vector("i16", 32)
-I32x4, I32x8, I32x16 = (Vector("i32", n) for n in (4, 8, 16))
-F16x16 = Vector("f16", 16)
-F32x8, F32x16 = Vector("f32", 8), Vector("f32", 16)
-MASK16, MASK64 = Vector("i1", 16), Vector("i1", 64)
-
-
-def _constant(vector: Vector, values: Any) -> ir.Constant:
-    if isinstance(values, int | float):
-        values = [values] * vector.lanes
-    return ir.Constant(vector.llvm, [ir.Constant(vector.llvm.element, v) for v in values])
-
-
-def _splat(builder: Any, vector: Vector, scalar: Any) -> Any:
-    lane0 = builder.insert_element(ir.Constant(vector.llvm, ir.Undefined), scalar, _I32(0))
-    zeros = ir.Constant(ir.VectorType(_I32, vector.lanes), [_I32(0)] * vector.lanes)
-    return builder.shuffle_vector(lane0, lane0, zeros)
-
-
-def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
-    """shufflevector: result lane i is lane lanes[i] of a ++ b."""
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), [_I32(i) for i in lanes]))
-
-
-def part_of(builder: Any, value: Any, index: int, lanes: int) -> Any:
-    """The index-th piece of so many lanes."""
-    return _shuffle(builder, value, value, list(range(index * lanes, (index + 1) * lanes)))
-
-
-def side_by_side(builder: Any, values: list[Any]) -> Any:
-    """Registers as one, a power of two of them."""
-    while len(values) > 1:
-        lanes = list(range(2 * values[0].type.count))
-        values = [_shuffle(builder, a, b, lanes) for a, b in zip(values[::2], values[1::2], strict=True)]
-    return values[0]
-
-
-def call_llvm(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
-    """Call an LLVM intrinsic (or an external C function) by name."""
-    signature_ = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature_, name), args)
-
-
-def _pointer(builder: Any, address: Any, pointee: Any) -> Any:
-    return builder.inttoptr(address, pointee.as_pointer())
-
-
-# --- operators: a + b, a - b, a * b, a & b, a | b, a ^ b on equal vectors, v << n and v >> n (logical) by a constant
-
-
-def _operator(op: Callable[..., Any], integer: str, floating: str | None) -> None:
-    @infer_global(op)
-    class _Typing(AbstractTemplate):
-        def generic(self, args: Any, kws: Any) -> Any:
-            if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
-                return signature(args[0], *args)
-            return None
-
-    @lower_builtin(op, Vector, Vector)
-    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        name = floating if sig.return_type.floating else integer
-        return getattr(builder, name)(*args)
-
-
-for _op, _integer, _floating in (
-    (operator.add, "add", "fadd"),
-    (operator.sub, "sub", "fsub"),
-    (operator.mul, "mul", "fmul"),
-    (operator.truediv, "sdiv", "fdiv"),
-    (operator.and_, "and_", None),
-    (operator.or_, "or_", None),
-    (operator.xor, "xor", None),
-):
-    _operator(_op, _integer, _floating)
-
-
-def _comparison(op: Callable[..., Any], symbol: str) -> None:
-    @infer_global(op)
-    class _Typing(AbstractTemplate):
-        def generic(self, args: Any, kws: Any) -> Any:
-            if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
-                return signature(Vector("i1", args[0].lanes), *args)
-            return None
-
-    @lower_builtin(op, Vector, Vector)
-    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        compare = builder.fcmp_ordered if sig.args[0].floating else builder.icmp_signed
-        return compare(symbol, *args)
-
-
-_comparison(operator.eq, "==")
-_comparison(operator.lt, "<")
-
-
-def _shift(op: Callable[..., Any], name: str) -> None:
-    @infer_global(op)
-    class _Typing(AbstractTemplate):
-        def generic(self, args: Any, kws: Any) -> Any:
-            if len(args) == 2 and isinstance(args[0], Vector) and isinstance(args[1], types.Integer):
-                return signature(args[0], args[0], types.int64)
-            return None
-
-    @lower_builtin(op, Vector, types.Integer)
-    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        element = sig.return_type.llvm.element
-        count = args[1] if element.width == 64 else builder.trunc(args[1], element)
-        return getattr(builder, name)(args[0], _splat(builder, sig.return_type, count))
-
-
-_shift(operator.lshift, "shl")
-_shift(operator.rshift, "lshr")
-
-
-# --- memory
-
-
-def _loaded(kind: Any) -> Any:
-    """The Numba type that `load(kind, …)` returns: a vector, or a scalar such as types.float32."""
-    return kind.instance_type
-
-
-@intrinsic
-def load(typingctx, kind, address):
-    """load <kind>, align 1: a scalar or a vector."""
-    result = _loaded(kind)
-
-    def codegen(context, builder, sig, args):
-        llvm_type = context.get_data_type(result)
-        return builder.load(_pointer(builder, args[1], llvm_type), align=1)
-
-    return result(kind, types.int64), codegen
-
-
-@intrinsic
-def load_first(typingctx, kind, address, count):
-    """llvm.masked.load: the first `count` lanes, zero in the others; bytes past them are never read."""
-    result = _loaded(kind)
-
-    def codegen(context, builder, sig, args):
-        vector = result.llvm
-        mask = _first_lanes(builder, result, args[2])
-        name = f"llvm.masked.load.v{result.lanes}{result.element}.p0"
-        pointer = builder.inttoptr(args[1], vector.as_pointer())
-        return call_llvm(builder, name, vector, [pointer, _I32(1), mask, ir.Constant(vector, None)])
-
-    return result(kind, types.int64, types.int64), codegen
-
-
-def _first_lanes(builder: Any, vector: Vector, count: Any) -> Any:
-    """A mask of the first `count` lanes, count <= 127."""
-    lanes = Vector("i8", vector.lanes)
-    narrow = _splat(builder, lanes, builder.trunc(count, ir.IntType(8)))
-    return builder.icmp_unsigned("<", _constant(lanes, list(range(vector.lanes))), narrow)
-
-
-@intrinsic
-def store(typingctx, address, value):
-    """store, align 1."""
-
-    def codegen(context, builder, sig, args):
-        builder.store(args[1], _pointer(builder, args[0], args[1].type), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value), codegen
-
-
-@intrinsic
-def store_first(typingctx, address, value, count):
-    """llvm.masked.store: the first `count` lanes; memory past them is untouched."""
-
-    def codegen(context, builder, sig, args):
-        pointer = _pointer(builder, args[0], args[1].type)
-        name = f"llvm.masked.store.v{value.lanes}{value.element}.p0"
-        call_llvm(builder, name, ir.VoidType(), [args[1], pointer, _I32(1), _first_lanes(builder, value, args[2])])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value, types.int64), codegen
-
-
-@intrinsic
-def store_lanes(typingctx, address, stride, value, count):
-    """The first `count` lanes, each `stride` bytes after the one before; the others' memory is untouched."""
-
-    def codegen(context, builder, sig, args):
-        address, stride, lanes, count = args
-        for i in range(value.lanes):
-            with builder.if_then(builder.icmp_signed("<", _I64(i), count)):
-                lane = builder.extract_element(lanes, _I32(i))
-                target = builder.add(address, builder.mul(stride, _I64(i)))
-                builder.store(lane, _pointer(builder, target, lane.type), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, value, types.int64), codegen
-
-
-@intrinsic(prefer_literal=True)
-def prefetch(typingctx, address, locality):
-    """llvm.prefetch for reading: 3 into all cache levels, 2 from the second on, 0 non-temporal; never faults."""
-    level = locality.literal_value
-
-    def codegen(context, builder, sig, args):
-        pointer = _pointer(builder, args[0], ir.IntType(8))
-        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _I32(0), _I32(level), _I32(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, locality), codegen
-
-
-@intrinsic(prefer_literal=True)
-def local_bytes(typingctx, size):
-    """alloca of a constant number of bytes, 64-byte aligned; returns its address."""
-    count = size.literal_value
-
-    def codegen(context, builder, sig, args):
-        with builder.goto_entry_block():
-            slot = builder.alloca(ir.ArrayType(ir.IntType(8), count))
-            slot.align = 64
-        return builder.ptrtoint(slot, _I64)
-
-    return types.int64(size), codegen
-
-
-# --- calls, waiting, and memory that threads share
-
-
-@intrinsic
-def call3(typingctx, function, a, b, c):
-    """Call a C function void(i64 x 3) at an address."""
-
-    def codegen(context, builder, sig, args):
-        signature_ = ir.FunctionType(ir.VoidType(), [_I64] * 3)
-        builder.call(builder.inttoptr(args[0], signature_.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), codegen
-
-
-@intrinsic
-def call4(typingctx, function, a, b, c, d):
-    """Call a C function void(i64 x 4) at an address."""
-
-    def codegen(context, builder, sig, args):
-        signature_ = ir.FunctionType(ir.VoidType(), [_I64] * 4)
-        builder.call(builder.inttoptr(args[0], signature_.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
-
-
-@intrinsic
-def call8(typingctx, function, a, b, c, d, e, f, g, h):
-    """Call a C function void(i64 x 8) at an address."""
-
-    def codegen(context, builder, sig, args):
-        signature_ = ir.FunctionType(ir.VoidType(), [_I64] * 8)
-        builder.call(builder.inttoptr(args[0], signature_.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 9), codegen
-
-
-@intrinsic
-def load_shared(typingctx, address):
-    """load atomic i64, acquire."""
-
-    def codegen(context, builder, sig, args):
-        return builder.load_atomic(_pointer(builder, args[0], _I64), "acquire", 8)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def add_shared(typingctx, address, value):
-    """atomicrmw add i64, sequentially consistent; returns the old value."""
-
-    def codegen(context, builder, sig, args):
-        return builder.atomic_rmw("add", _pointer(builder, args[0], _I64), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def exchange_shared(typingctx, address, expected, value):
-    """cmpxchg i64, sequentially consistent; true if the value was as expected and is replaced."""
-
-    def codegen(context, builder, sig, args):
-        pointer = _pointer(builder, args[0], _I64)
-        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def pause(typingctx):
-    """The CPU's hint for a spinning loop (pause, yield), where LLVM has one."""
-
-    def codegen(context, builder, sig, args):
-        machine = platform.machine().lower()
-        if machine in ("x86_64", "amd64"):
-            call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
-        elif machine in ("aarch64", "arm64"):
-            call_llvm(builder, "llvm.aarch64.hint", ir.VoidType(), [_I32(1)])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
-def ticks(typingctx):
-    """A clock of constant rate: llvm.readcyclecounter (rdtsc) on x86, llvm.readsteadycounter (cntvct_el0) on ARM."""
-
-    def codegen(context, builder, sig, args):
-        name = "steady" if platform.machine().lower() in ("aarch64", "arm64") else "cycle"
-        return call_llvm(builder, f"llvm.read{name}counter", _I64, [])
-
-    return types.int64(), codegen
-
-
-@intrinsic
-def give_way(typingctx):
-    """sched_yield (SwitchToThread on Windows): let another thread have this core."""
-
-    def codegen(context, builder, sig, args):
-        call_llvm(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", _I32, [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
+from numba.core.extending import intrinsic
+
+from rkf.runtime.kernels.vectors import (
+    I32,
+    I64,
+    I8x32,
+    I8x64,
+    I16x16,
+    I32x8,
+    I32x16,
+    Vector,
+    broadcast,
+    call_llvm,
+    constants,
+    instance,
+    pointer_to,
+    shuffle,
+    side_by_side,
+)
 
 # --- lanes
 
@@ -391,11 +36,11 @@ def give_way(typingctx):
 @intrinsic
 def splat(typingctx, kind, scalar):
     """One scalar in all lanes."""
-    result = _loaded(kind)
+    result = instance(kind)
     element = {"f32": types.float32, "i8": types.int8, "i16": types.int16, "i32": types.int32}[result.element]
 
     def codegen(context, builder, sig, args):
-        return _splat(builder, result, args[1])
+        return broadcast(builder, result, args[1])
 
     return result(kind, element), codegen
 
@@ -453,11 +98,11 @@ def select(typingctx, mask, a, b):
 @intrinsic
 def lanes_below(typingctx, kind, count):
     """A mask of the first `count` lanes (count is cut to 0..lanes)."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
-        lanes = _constant(Vector("i64", result.lanes), list(range(result.lanes)))
-        return builder.icmp_signed("<", lanes, _splat(builder, Vector("i64", result.lanes), args[1]))
+        lanes = constants(Vector("i64", result.lanes), list(range(result.lanes)))
+        return builder.icmp_signed("<", lanes, broadcast(builder, Vector("i64", result.lanes), args[1]))
 
     return result(kind, types.int64), codegen
 
@@ -467,7 +112,7 @@ def any_bit(typingctx, a, b):
     """icmp ne (a & b), 0: a mask of the lanes where they share a bit."""
 
     def codegen(context, builder, sig, args):
-        return builder.icmp_signed("!=", builder.and_(*args), _constant(a, 0))
+        return builder.icmp_signed("!=", builder.and_(*args), constants(a, 0))
 
     return Vector("i1", a.lanes)(a, a), codegen
 
@@ -475,11 +120,11 @@ def any_bit(typingctx, a, b):
 @intrinsic
 def repeat_lanes(typingctx, kind, value):
     """shufflevector: every lane several times, to fill the wider register."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         times = result.lanes // value.lanes
-        return _shuffle(builder, args[1], args[1], [i // times for i in range(result.lanes)])
+        return shuffle(builder, args[1], args[1], [i // times for i in range(result.lanes)])
 
     return result(kind, value), codegen
 
@@ -487,10 +132,10 @@ def repeat_lanes(typingctx, kind, value):
 @intrinsic(prefer_literal=True)
 def part(typingctx, kind, value, index):
     """shufflevector: the index-th piece of a wider register."""
-    result, first = _loaded(kind), index.literal_value * _loaded(kind).lanes
+    result, first = instance(kind), index.literal_value * instance(kind).lanes
 
     def codegen(context, builder, sig, args):
-        return _shuffle(builder, args[1], args[1], list(range(first, first + result.lanes)))
+        return shuffle(builder, args[1], args[1], list(range(first, first + result.lanes)))
 
     return result(kind, value, index), codegen
 
@@ -498,10 +143,10 @@ def part(typingctx, kind, value, index):
 @intrinsic
 def join(typingctx, kind, a, b):
     """shufflevector: two registers side by side in one of twice the width."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
-        return _shuffle(builder, args[1], args[2], list(range(result.lanes)))
+        return shuffle(builder, args[1], args[2], list(range(result.lanes)))
 
     return result(kind, a, b), codegen
 
@@ -509,7 +154,7 @@ def join(typingctx, kind, a, b):
 @intrinsic
 def bitcast(typingctx, kind, value):
     """The same bits as another type of the same size."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         return builder.bitcast(args[1], context.get_data_type(result))
@@ -520,7 +165,7 @@ def bitcast(typingctx, kind, value):
 @intrinsic
 def zero_extend(typingctx, kind, value):
     """zext, lane by lane."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         return builder.zext(args[1], result.llvm)
@@ -531,7 +176,7 @@ def zero_extend(typingctx, kind, value):
 @intrinsic
 def sign_extend(typingctx, kind, value):
     """sext, lane by lane."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         return builder.sext(args[1], result.llvm)
@@ -542,7 +187,7 @@ def sign_extend(typingctx, kind, value):
 @intrinsic
 def truncate(typingctx, kind, value):
     """trunc, lane by lane."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         return builder.trunc(args[1], result.llvm)
@@ -553,7 +198,7 @@ def truncate(typingctx, kind, value):
 @intrinsic
 def to_float(typingctx, kind, value):
     """sitofp, lane by lane, nearest even."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         return builder.sitofp(args[1], result.llvm)
@@ -564,7 +209,7 @@ def to_float(typingctx, kind, value):
 @intrinsic
 def widen(typingctx, kind, value):
     """fpext, lane by lane (f16 to f32 needs F16C on x86)."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         return builder.fpext(args[1], result.llvm)
@@ -575,7 +220,7 @@ def widen(typingctx, kind, value):
 @intrinsic
 def narrow(typingctx, kind, value):
     """fptrunc, lane by lane, nearest even (f32 to f16 needs F16C on x86)."""
-    result = _loaded(kind)
+    result = instance(kind)
 
     def codegen(context, builder, sig, args):
         return builder.fptrunc(args[1], result.llvm)
@@ -588,7 +233,7 @@ def insert_lane(typingctx, value, index, scalar):
     """insertelement."""
 
     def codegen(context, builder, sig, args):
-        return builder.insert_element(args[0], args[2], builder.trunc(args[1], _I32))
+        return builder.insert_element(args[0], args[2], builder.trunc(args[1], I32))
 
     return value(value, types.int64, types.int32), codegen
 
@@ -599,7 +244,7 @@ def first_lane(typingctx, value):
     result = {"f32": types.float32, "f16": types.float16, "i16": types.int16, "i32": types.int32}[value.element]
 
     def codegen(context, builder, sig, args):
-        return builder.extract_element(args[0], _I32(0))
+        return builder.extract_element(args[0], I32(0))
 
     return result(value), codegen
 
@@ -609,7 +254,7 @@ def arithmetic_shift_right(typingctx, value, count):
     """ashr by a constant, lane by lane."""
 
     def codegen(context, builder, sig, args):
-        return builder.ashr(args[0], _splat(builder, value, builder.trunc(args[1], value.llvm.element)))
+        return builder.ashr(args[0], broadcast(builder, value, builder.trunc(args[1], value.llvm.element)))
 
     return value(value, types.int64), codegen
 
@@ -619,7 +264,7 @@ def even_lanes(typingctx, a, b):
     """shufflevector: lanes 0, 2, 4, … of a ++ b."""
 
     def codegen(context, builder, sig, args):
-        return _shuffle(builder, *args, [2 * i for i in range(a.lanes)])
+        return shuffle(builder, *args, [2 * i for i in range(a.lanes)])
 
     return a(a, a), codegen
 
@@ -629,7 +274,7 @@ def odd_lanes(typingctx, a, b):
     """shufflevector: lanes 1, 3, 5, … of a ++ b."""
 
     def codegen(context, builder, sig, args):
-        return _shuffle(builder, *args, [2 * i + 1 for i in range(a.lanes)])
+        return shuffle(builder, *args, [2 * i + 1 for i in range(a.lanes)])
 
     return a(a, a), codegen
 
@@ -639,9 +284,9 @@ def _halve(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any
     lanes = vector.type.count
     while lanes > 1:
         lanes //= 2
-        upper = _shuffle(builder, vector, vector, list(range(lanes, 2 * lanes)))
-        vector = combine(_shuffle(builder, vector, vector, list(range(lanes))), upper)
-    return builder.extract_element(vector, _I32(0))
+        upper = shuffle(builder, vector, vector, list(range(lanes, 2 * lanes)))
+        vector = combine(shuffle(builder, vector, vector, list(range(lanes))), upper)
+    return builder.extract_element(vector, I32(0))
 
 
 @intrinsic
@@ -675,15 +320,15 @@ def lane_sums(typingctx, a, b, c, d, e, f, g, h):
             # Even and odd lanes of two registers, added: each half of the result belongs to one of them.
             evens, odds = [2 * i for i in range(lanes)], [2 * i + 1 for i in range(lanes)]
             rows = [
-                builder.add(_shuffle(builder, x, y, evens), _shuffle(builder, x, y, odds))
+                builder.add(shuffle(builder, x, y, evens), shuffle(builder, x, y, odds))
                 for x, y in zip(rows[::2], rows[1::2], strict=True)
             ]
         left = side_by_side(builder, rows)  # neighbouring lanes belong to each row
         while left.type.count > 8:
             half = left.type.count // 2
             left = builder.add(
-                _shuffle(builder, left, left, [2 * i for i in range(half)]),
-                _shuffle(builder, left, left, [2 * i + 1 for i in range(half)]),
+                shuffle(builder, left, left, [2 * i for i in range(half)]),
+                shuffle(builder, left, left, [2 * i + 1 for i in range(half)]),
             )
         return left
 
@@ -700,8 +345,8 @@ def transpose_words(typingctx, source, stride, target):
         vector = I32x16.llvm
         rows = []
         for i in range(16):
-            address = builder.add(args[0], builder.mul(args[1], _I64(i)))
-            rows.append(builder.load(_pointer(builder, address, vector), align=1))
+            address = builder.add(args[0], builder.mul(args[1], I64(i)))
+            rows.append(builder.load(pointer_to(builder, address, vector), align=1))
         for distance in (8, 4, 2, 1):
             # Swap the off-diagonal halves of every 2 x 2 arrangement of blocks `distance` wide.
             low = [(i // distance % 2) * 16 + i - i // distance % 2 * distance for i in range(16)]
@@ -709,9 +354,9 @@ def transpose_words(typingctx, source, stride, target):
             for i in range(16):
                 if i // distance % 2 == 0:
                     a, b = rows[i], rows[i + distance]
-                    rows[i], rows[i + distance] = _shuffle(builder, a, b, low), _shuffle(builder, a, b, high)
+                    rows[i], rows[i + distance] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
         for i, row in enumerate(rows):
-            builder.store(row, _pointer(builder, builder.add(args[2], _I64(64 * i)), vector), align=1)
+            builder.store(row, pointer_to(builder, builder.add(args[2], I64(64 * i)), vector), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen

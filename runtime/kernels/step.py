@@ -15,7 +15,9 @@ from numba import types
 from rkf.runtime.kernels import activations, attention, sync
 from rkf.runtime.kernels.cache_format import CacheFormat
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
-from rkf.runtime.kernels.simd import F32x16, call3, call8, load, splat, store, ticks
+from rkf.runtime.kernels.memory import call3, call8, load, store, ticks
+from rkf.runtime.kernels.simd import splat
+from rkf.runtime.kernels.vectors import F32x16
 from rkf.runtime.kernels.views import address_of, view
 from rkf.runtime.layout import BATCH, JOB, LANES, LAYER, MATRIX, PAGE, PARTS, PLAN, THREAD
 

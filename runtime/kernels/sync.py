@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import types
 
 from rkf.runtime.kernels.inline import inline
-from rkf.runtime.kernels.simd import exchange_shared, give_way, load_shared, pause
+from rkf.runtime.kernels.memory import exchange_shared, give_way, load_shared, pause
 from rkf.runtime.layout import CLAIM_SLOTS, COUNT_BITS, SLOT_BYTES, SPINS
 
 _COUNT = (1 << COUNT_BITS) - 1
