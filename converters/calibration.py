@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,4 +41,6 @@ class Calibrate(Protocol):
         """A provenance of the same length as the one to come, for a dry run."""
         ...
 
-    def __call__(self, source: Source) -> Calibration: ...
+    def __call__(self, source: Source, folder: Path | None = None) -> Calibration:
+        """folder: for temporary files, which may become as large as the source."""
+        ...

@@ -106,7 +106,7 @@ def convert(
         refuse_same_file(out, src / name if src.is_dir() else src)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
-        calibration = calibrate(source) if calibrate else None
+        calibration = calibrate(source, out.parent) if calibrate else None
         budgeted = size is not None or bpw is not None
         chosen = plan(calibration.losses(budget.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from rkf.config import ModelConfig
 from rkf.errors import UsageError
 from rkf.matrix import F32, DenseTensor
 from rkf.runtime import calibration as passes
-from rkf.runtime import sensitivity
+from rkf.runtime import narrow, sensitivity
 from rkf.runtime.tokenizer import Tokenizer
 
 U32 = NDArray[np.uint32]
@@ -96,10 +97,13 @@ class Calibrate:
             return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64)
         return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64)
 
-    def __call__(self, source: Checkpoint) -> Calibration:
-        """Raises UsageError for a text that is not UTF-8 or shorter than one sequence."""
+    def __call__(self, source: Checkpoint, folder: Path | None = None) -> Calibration:
+        """folder: for a temporary file of the source's size in 16 bits; the system's own by default.
+
+        Raises UsageError for a text that is not UTF-8 or shorter than one sequence, OutputError for no space left.
+        """
         if self.text is None:
-            return Calibration(source, self_written(source, self.progress), "self")
+            return Calibration(source, self_written(source, folder, self.progress), "self")
         data = self.text.read_bytes()
         if data.startswith(_MAGIC):
             return _loaded(data, self.text, source)
@@ -114,12 +118,15 @@ def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = Fal
         output.write(packed.getbuffer())
 
 
-def self_written(source: Checkpoint, progress: Callable[[int, int], None] | None = None) -> U32:
+def self_written(
+    source: Checkpoint, folder: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> U32:
     """WRITTEN texts of the model's own, u32[WRITTEN, WRITTEN_CTX]: the same for the same weights."""
     ctx = min(WRITTEN_CTX + _LOST, source.config.context_length)
     beginnings = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))
     begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # each is cut once and once not
-    text = passes.write_text(source.config, _reader(source), begun, ctx=ctx, progress=progress)
+    with narrow.mapped(folder or Path(gettempdir())) as keep:
+        text = passes.write_text(source.config, _reader(source), begun, ctx=ctx, keep=keep, progress=progress)
     text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
     return text[:, : ctx - _LOST]
 

@@ -27,7 +27,9 @@ def storage_dtype(dtype: str) -> np.dtype[Any]:
 def to_f32(data: NDArray[Any], dtype: str) -> F32:
     """Values of a dense dtype as f32, exactly."""
     if dtype == "bf16":
-        return (data.astype(np.uint32) << 16).view(np.float32)
+        wide = data.astype(np.uint32)
+        wide <<= 16  # in place: the largest matrix need not be there twice
+        return wide.view(np.float32)
     return data.astype(np.float32, copy=False)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.config import ModelConfig
+from rkf.matrix import from_f32, to_f32
+from rkf.runtime.narrow import Narrow, product
 from rkf.runtime.rope import frequencies
 
 F32 = NDArray[np.float32]
@@ -32,36 +34,44 @@ _SCORES = 1 << 21  # of attention held at once, unless one sequence has more: th
 
 
 class Past:
-    """Keys and values of a batch so far, one layer: f32[batch, kv_heads, capacity, head_dim]."""
+    """Keys and values of a batch so far, one layer, rounded to bf16: u16[batch, kv_heads, capacity, head_dim] each."""
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int) -> None:
-        shape = (batch, config.kv_heads, capacity, config.head_dim)
-        self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    def __init__(self, kept: NDArray[np.uint16]) -> None:
+        self._keys, self._values = kept
         self.length = 0
+
+    @classmethod
+    def of_layers(cls, config: ModelConfig, batch: int, capacity: int) -> list[Past]:
+        """One for each layer, in one piece of memory, which the system gets back as a whole."""
+        shape = (config.layers, 2, batch, config.kv_heads, capacity, config.head_dim)
+        return [cls(layer) for layer in np.zeros(shape, np.uint16)]
 
     def extend(self, keys: F32, values: F32) -> tuple[F32, F32]:
         """All keys and values with these appended, f32[batch, kv_heads, length, head_dim]."""
         end = self.length + keys.shape[2]
-        self._keys[:, :, self.length : end], self._values[:, :, self.length : end] = keys, values
+        for kept, new in ((self._keys, keys), (self._values, values)):
+            kept[:, :, self.length : end] = from_f32(new, "bf16")
         self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        return to_f32(self._keys[:, :, :end], "bf16"), to_f32(self._values[:, :, :end], "bf16")
 
 
 class Layer:
-    """One decoder layer. weights: name within the layer ("mlp.down_proj.weight") -> f32; norms included."""
+    """One decoder layer. weights: name within the layer ("mlp.down_proj.weight") -> f32, or Narrow; norms included."""
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, F32]) -> None:
-        self._config, self._weights = config, weights
+    def __init__(self, config: ModelConfig, weights: Mapping[str, F32 | Narrow]) -> None:
+        self._config = config
+        self._matrices = {name: each for name, each in weights.items() if isinstance(each, Narrow) or each.ndim > 1}
+        self._vectors = {name: each for name, each in weights.items() if not isinstance(each, Narrow)}
 
     def __call__(self, x: F32, past: Past | None = None, tap: Tap | None = None) -> F32:
         """x: f32[batch, tokens, hidden], at the positions after those of `past`; returns the same shape."""
         see = tap or (lambda name, values: None)
-        h = rms_norm(x, self._weights["input_layernorm.weight"], self._config.norm_epsilon)
+        h = rms_norm(x, self._vectors["input_layernorm.weight"], self._config.norm_epsilon)
         see("self_attn.q_proj", h)
         mixed = self._attend(h, past)
         see("self_attn.o_proj", mixed)
         x = x + self._linear("self_attn.o_proj", mixed)
-        h = rms_norm(x, self._weights["post_attention_layernorm.weight"], self._config.norm_epsilon)
+        h = rms_norm(x, self._vectors["post_attention_layernorm.weight"], self._config.norm_epsilon)
         see("mlp.gate_proj", h)
         gate = self._linear("mlp.gate_proj", h)
         inner = gate / (1 + np.exp(np.minimum(-gate, 80))) * self._linear("mlp.up_proj", h)
@@ -69,14 +79,14 @@ class Layer:
         return x + self._linear("mlp.down_proj", inner)
 
     def _linear(self, name: str, x: F32) -> F32:
-        out = (x.reshape(-1, x.shape[-1]) @ self._weights[f"{name}.weight"].T).reshape(*x.shape[:-1], -1)
-        bias = self._weights.get(f"{name}.bias")
+        out = product(x.reshape(-1, x.shape[-1]), self._matrices[f"{name}.weight"]).reshape(*x.shape[:-1], -1)
+        bias = self._vectors.get(f"{name}.bias")
         return out if bias is None else out + bias
 
     def _heads(self, part: str, h: F32, heads: int) -> F32:
         """f32[batch, heads, tokens, head_dim]"""
         out = self._linear(f"self_attn.{part}_proj", h).reshape(*h.shape[:2], heads, self._config.head_dim)
-        norm = self._weights.get(f"self_attn.{part}_norm.weight")
+        norm = self._vectors.get(f"self_attn.{part}_norm.weight")
         if norm is not None:
             out = rms_norm(out, norm, self._config.norm_epsilon)
         return out.transpose(0, 2, 1, 3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -16,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from rkf.config import ModelConfig
 from rkf.runtime.batch import SHARED_INPUTS, Layer, Past, rms_norm
+from rkf.runtime.narrow import Narrow, product
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -37,20 +39,22 @@ def write_text(
     *,
     ctx: int,
     seed: int = 0,
+    keep: Callable[[F32], Narrow] = Narrow.of,
     progress: Callable[[int, int], None] | None = None,
 ) -> U32:
     """What the model writes after each prompt at temperature 1, u32[prompts, ctx], prompts included.
 
-    Token t of sequence i is drawn by number i of Philox stream `seed` at counter t. All layers are held in memory.
+    Token t of sequence i is drawn by number i of Philox stream `seed` at counter t. What is held: the matrices, each as
+    `keep` returns it, and the keys and values of all texts and layers in 16 bits.
     """
-    layers = [Layer(config, layer_weights(config, read, number)) for number in range(config.layers)]
-    embedding, head, norm = required(read, EMBEDDING), read(HEAD), required(read, NORM)
-    head = embedding if head is None else head
+    layers = [Layer(config, _kept(layer_weights(config, read, number), keep)) for number in range(config.layers)]
+    embedding, untied, norm = keep(required(read, EMBEDDING)), read(HEAD), required(read, NORM)
+    head = embedding if untied is None else keep(untied)
     chunks = [
         range(start, min(start + _WRITTEN_SEQUENCES, len(prompts)))
         for start in range(0, len(prompts), _WRITTEN_SEQUENCES)
     ]
-    pasts = [[Past(config, len(chunk), ctx) for _ in layers] for chunk in chunks]
+    pasts = [Past.of_layers(config, len(chunk), ctx) for chunk in chunks]
     tokens = np.zeros((len(prompts), ctx), np.uint32)
     given = np.zeros((len(prompts), ctx), np.bool_)
     for number, prompt in enumerate(prompts):
@@ -63,7 +67,7 @@ def write_text(
         x = embedding[tokens[rows, position - 1]][:, None]
         for layer, cache in zip(layers, past, strict=True):
             x = layer(x, cache)
-        drawn = _drawn(rms_norm(x[:, 0], norm, config.norm_epsilon) @ head.T, points[rows])
+        drawn = _drawn(product(rms_norm(x[:, 0], norm, config.norm_epsilon), head), points[rows])
         tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
@@ -90,44 +94,49 @@ def moments(config: ModelConfig, read: Read, tokens: U32) -> Iterator[Mapping[st
             states, found = tapped(pool, Layer(config, layer_weights(config, read, number)), states)
             yield {f"model.layers.{number}.{name}": each for name, each in found.items()}
     norm = required(read, NORM)
-    normed = (rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size) for x in states)
-    yield {HEAD: _mean([x.T @ x for x in normed], tokens.size)}
+    total = np.zeros((config.hidden_size, config.hidden_size))
+    for x in states:
+        normed = rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size)
+        total += normed.T @ normed
+    yield {HEAD: total / tokens.size}
 
 
 def tapped(pool: ThreadPoolExecutor, layer: Layer, states: Sequence[F32]) -> tuple[list[F32], dict[str, F64]]:
     """What a layer makes of each chunk of states, f32[sequences, tokens, hidden], and the second moments of its
     matrices' inputs over all, by name within the layer.
     """
-    seen: list[dict[str, F32]] = [{} for _ in states]
-    after = list(pool.map(layer, states, repeat(None), map(_adding, seen)))
     count = sum(chunk.shape[0] * chunk.shape[1] for chunk in states)
-    found: dict[str, F64] = {}
-    for names in SHARED_INPUTS:
-        shared = _mean([own[names[0]] for own in seen], count)
-        found |= {f"{name}.weight": shared for name in names}
-    return after, found
+    after: list[F32] = []
+    means: dict[str, F64] = {}
+    for x, squares in pool.map(partial(_seen, layer), states):  # added as they come: of all chunks they would be many
+        after.append(x)
+        for name, each in squares.items():
+            means[name] = means.get(name, 0) + each / np.float64(count)
+    return after, {f"{name}.weight": means[names[0]] for names in SHARED_INPUTS for name in names}
 
 
-def _adding(own: dict[str, F32]) -> Callable[[str, F32], None]:
-    def see(name: str, values: F32) -> None:
+def _seen(layer: Layer, x: F32) -> tuple[F32, dict[str, F32]]:
+    """What the layer makes of one chunk, and x^T x of its matrices' inputs, by the first name that shares an input."""
+    own = {}
+
+    def tap(name: str, values: F32) -> None:
         flat = values.reshape(-1, values.shape[-1])
         own[name] = flat.T @ flat
 
-    return see
-
-
-def _mean(parts: Sequence[F32], count: int) -> F64:
-    total = np.zeros(parts[0].shape)
-    for part in parts:
-        total += part
-    return total / count
+    return layer(x, None, tap), own
 
 
 def _drawn(logits: F32, points: F64) -> NDArray[np.int64]:
     """The token whose share of [0, 1) holds each row's point. logits: f32[rows, vocab]; points: f64[rows]."""
-    cumulative = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1, dtype=np.float64)
-    found = [np.searchsorted(row, point * row[-1], side="right") for row, point in zip(cumulative, points, strict=True)]
+    found = []
+    for row, point in zip(logits, points, strict=True):  # one by one: all at once would take four times the logits
+        cumulative = np.cumsum(np.exp(row - row.max()), dtype=np.float64)
+        found.append(np.searchsorted(cumulative, point * cumulative[-1], side="right"))
     return np.minimum(found, logits.shape[1] - 1)
+
+
+def _kept(weights: dict[str, F32], keep: Callable[[F32], Narrow]) -> dict[str, F32 | Narrow]:
+    return {name: keep(each) if each.ndim > 1 else each for name, each in weights.items()}
 
 
 def layer_weights(config: ModelConfig, read: Read, number: int) -> dict[str, F32]:

@@ -15,7 +15,6 @@ from rkf.cluster.compensate import Mask, Objective, compensated, descended
 from rkf.matrix import F32
 
 _PASSES = 2  # of descent; the third takes another 0.5 % off the output error
-_ROWS = 4096  # rows worked on at a time: what bounds the memory
 
 
 def suited(weights: F32, exact: Mask, centroids: F32, scale: F32, objective: Objective) -> U8:
@@ -24,15 +23,10 @@ def suited(weights: F32, exact: Mask, centroids: F32, scale: F32, objective: Obj
     weights: f32[rows, cols]; exact: bool[rows, cols], weights that are not clustered; centroids: f32[k]; scale:
     f32[rows, 1] > 0.
     """
-    indices = np.empty(weights.shape, np.uint8)
-    back = np.argsort(objective.order)
-    for start in range(0, len(weights), _ROWS):
-        rows = slice(start, start + _ROWS)
-        turned, mask = _turned(weights[rows] / scale[rows], objective), _turned(exact[rows], objective)
-        quantised = compensated(turned, objective, centroids, mask)
-        quantised, _ = descended(turned, quantised, objective, centroids, mask, _PASSES)
-        indices[rows] = np.searchsorted(middles(centroids), quantised[back].T)
-    return indices
+    turned, mask = _turned(weights / scale, objective), _turned(exact, objective)
+    quantised = compensated(turned, objective, centroids, mask)
+    quantised, _ = descended(turned, quantised, objective, centroids, mask, _PASSES)
+    return np.searchsorted(middles(centroids), quantised[np.argsort(objective.order)].T).astype(np.uint8)
 
 
 def _turned(values: NDArray, objective: Objective) -> NDArray:

@@ -32,6 +32,15 @@ def largest(weights: F32, share: float) -> NDArray[np.int64]:
     return np.sort(candidates[order[:n]])
 
 
+def mask(positions: NDArray[np.int64], shape: tuple[int, ...], row: int) -> NDArray[np.bool_]:
+    """Which weights of some rows, the first of them number `row`, are at flat `positions` (ascending): bool[shape]."""
+    found = np.zeros(shape, np.bool_)
+    start = row * shape[1]
+    first, last = np.searchsorted(positions, [start, start + found.size])
+    found.reshape(-1)[positions[first:last] - start] = True
+    return found
+
+
 def exact(weights: F32, positions: NDArray[np.int64], source_dtype: str) -> Exceptions:
     """The exceptions at flat `positions: i64[n]`, ascending, in the source's dtype.
 

@@ -157,7 +157,7 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
     from rkf.converters.source import open_source
 
     with progress_bar("calibration text", "token") as bar:
-        made = Calibrate(text, reporter(bar))(open_source(locate(src)))
+        made = Calibrate(text, reporter(bar))(open_source(locate(src)), out.parent)
     save(out, made.tokens, made.losses(coarse), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 

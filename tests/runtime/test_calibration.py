@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from rkf.runtime import calibration
+from rkf.errors import OutputError
+from rkf.matrix import from_f32, to_f32
+from rkf.runtime import calibration, narrow
 from rkf.runtime.batch import Layer, Past, rms_norm
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
@@ -42,13 +44,14 @@ def with_extras():
 @pytest.mark.parametrize("weights", [WEIGHTS, with_extras()], ids=["llama", "biases and norms"])
 def test_layers_equal_the_oracle_at_once_and_token_by_token(weights):
     whole = steps = weights["model.embed_tokens.weight"][TOKENS]
-    for number in range(CONFIG.layers):
-        one, past = layer(CONFIG, weights, number), Past(CONFIG, len(TOKENS), TOKENS.shape[1])
+    for number, past in enumerate(Past.of_layers(CONFIG, *TOKENS.shape)):
+        one = layer(CONFIG, weights, number)
         whole = one(whole)
         steps = np.concatenate([one(steps[:, [t]], past) for t in range(TOKENS.shape[1])], axis=1)
     expected = oracle(CONFIG, weights, TOKENS)
     np.testing.assert_allclose(logits(CONFIG, weights, whole), expected, atol=1e-4)
-    np.testing.assert_allclose(logits(CONFIG, weights, steps), expected, atol=1e-4)
+    by_steps = logits(CONFIG, weights, steps)  # keys and values of the past are bf16
+    assert np.std(by_steps - expected) < 0.01 * np.std(expected)
 
 
 def test_a_sliding_window_hides_what_is_further_back():
@@ -89,6 +92,22 @@ def test_text_is_drawn_from_the_models_distribution():
     likely = np.argsort(-expected)[:20]
     shares = np.bincount(text[:, 1], minlength=CONFIG.vocab_size) / 400
     assert abs(shares[likely].sum() - expected[likely].sum()) < 4 * np.sqrt(0.25 / 400)
+
+
+def test_kept_matrices_are_rounded_to_bf16(monkeypatch, tmp_path):
+    monkeypatch.setattr(narrow, "_TILE", 100)  # several tiles, the last one short
+    random = np.random.Generator(np.random.Philox(4))
+    weights, x = random.standard_normal((17, 30), np.float32), random.standard_normal((5, 30), np.float32)
+    rounded = to_f32(from_f32(weights, "bf16"), "bf16")
+    with narrow.mapped(tmp_path) as keep:
+        for kept in (narrow.Narrow.of(weights), *(keep(each) for each in (weights, weights))):
+            np.testing.assert_array_equal(kept[np.array([[3], [16]])], rounded[[[3], [16]]])
+            np.testing.assert_allclose(narrow.product(x, kept), x @ rounded.T, rtol=1e-5, atol=1e-5)
+        assert not list(tmp_path.iterdir())
+        mapped = calibration.write_text(CONFIG, WEIGHTS.get, [[1], [2]], ctx=9, keep=keep)
+    np.testing.assert_array_equal(mapped, calibration.write_text(CONFIG, WEIGHTS.get, [[1], [2]], ctx=9))
+    with pytest.raises(OutputError, match="missing"), narrow.mapped(tmp_path / "missing"):
+        pass
 
 
 def test_text_keeps_its_prompts_and_does_not_depend_on_threads(monkeypatch):
