@@ -11,7 +11,7 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels import products, ranks
+from rkf.runtime.kernels import few_avx512, products, ranks
 from rkf.runtime.kernels.inline import inline, piece, smaller
 from rkf.runtime.kernels.memory import load, load_first, store_first
 from rkf.runtime.kernels.simd import bitcast, dot_bytes, permute_bytes, select, splat, to_float, transpose_words
@@ -19,7 +19,7 @@ from rkf.runtime.kernels.vectors import F32x16, I8x64, I16x32, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 
-_FEW = 8  # tokens
+_FEW = 32  # tokens
 
 # --- ranks to bytes
 
@@ -174,12 +174,12 @@ def _store_token(total, m, x, token, y, row, last, digit):
 
 def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
     """y[token, row] for many tokens: 32 rows are decoded to bytes once, then multiplied with four tokens at a time.
-    Up to 8 tokens go without: a few products are less work than to turn panels.
+    Up to 8 tokens go without: a few products are less work than to turn panels (few_avx512.py).
 
     Scratch holds the rows, then two panels of [columns / 4, 16 rows, 4 columns], so that lanes are rows.
     """
 
-    few = products.multiply_few(weights, SUMS)
+    sixteen_rows = few_avx512.sixteen_rows(weights)
 
     @piece
     def decode_panels(m, row, last, digit, scratch, panels, panel_bytes):
@@ -190,10 +190,20 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
             for offset in range(0, stride, 64):
                 transpose_words(rows + offset, stride, target + offset * LANES)
 
+    @inline
+    def few(m, x, tokens, y, y_stride, low, high, scratch):
+        for row in range(low, high, few_avx512.ROWS):
+            count = smaller(high - row, few_avx512.ROWS)
+            for digit in range(m.digits):
+                sixteen_rows(m, x, tokens, row, high - 1, digit, scratch)
+                for token in range(tokens):
+                    total = load(I32x16, scratch + token * few_avx512.SUM_BYTES)
+                    _store_rows(total, m, x, token, y + token * y_stride + row * 4, row, count, digit)
+
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
         m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
         if tokens <= _FEW:
-            few(m, x, tokens, y, y_stride, low, high)
+            few(m, x, tokens, y, y_stride, low, high, scratch)
             return
         panel_bytes = (m.columns + BLOCK - 1) // BLOCK * BLOCK * LANES
         panels = scratch + TILE_ROWS // LANES * panel_bytes

@@ -137,62 +137,6 @@ def multiply_one(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
     return kernel
 
 
-def multiply_few(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
-    """y[token, row] for 2 to 8 tokens: each block of a row is decoded once and multiplied with all of them."""
-    zero, activations, add, join = sums
-
-    @inline
-    def step(total, even, odd, packed):
-        return add(total, even, odd, activations(packed))
-
-    @inline
-    def block_of(totals, m, table, row, block, columns, x0, x1, x2, x3, x4, x5, x6, x7):
-        even, odd = weights(m, table, row, block, columns)
-        at = block * PACKED_BLOCK_BYTES
-        t0, t1, t2, t3, t4, t5, t6, t7 = totals
-        return (
-            step(t0, even, odd, x0 + at),
-            step(t1, even, odd, x1 + at),
-            step(t2, even, odd, x2 + at),
-            step(t3, even, odd, x3 + at),
-            step(t4, even, odd, x4 + at),
-            step(t5, even, odd, x5 + at),
-            step(t6, even, odd, x6 + at),
-            step(t7, even, odd, x7 + at),
-        )
-
-    @inline
-    def eight_tokens(m, table, row, x, last):
-        """Sums of one row for tokens 0 … last (the last repeats itself), I32x8."""
-        x0, stride = x.packed, x.packed_stride
-        x1, x2, x3 = x0 + smaller(1, last) * stride, x0 + smaller(2, last) * stride, x0 + smaller(3, last) * stride
-        x4, x5, x6 = x0 + smaller(4, last) * stride, x0 + smaller(5, last) * stride, x0 + smaller(6, last) * stride
-        x7 = x0 + smaller(7, last) * stride
-        z = zero()
-        totals = (z, z, z, z, z, z, z, z)
-        blocks, rest = m.columns // BLOCK, m.columns % BLOCK
-        for block in range(blocks):
-            totals = block_of(totals, m, table, row, block, BLOCK, x0, x1, x2, x3, x4, x5, x6, x7)
-        if rest > 0:
-            totals = block_of(totals, m, table, row, blocks, rest, x0, x1, x2, x3, x4, x5, x6, x7)
-        return join(*totals)
-
-    @inline
-    def few(m, x, tokens, y, y_stride, low, high):
-        correction = load_first(I32x8, x.total, tokens) * splat(I32x8, types.int32(m.offset))
-        for row in range(low, high):
-            table = m.table + row // m.rows_per_table * m.digits * m.table_bytes
-            values = to_float(F32x8, eight_tokens(m, table, row, x, tokens - 1) + correction)
-            for digit in range(1, m.digits):
-                lower = eight_tokens(m, table + digit * m.table_bytes, row, x, tokens - 1) + correction
-                values = joined_digits(values, to_float(F32x8, lower), F32x8)
-            store_lanes(y + row * 4, y_stride, values, tokens)
-        for token in range(tokens):
-            scale_rows(m, x, token, y + token * y_stride, low, high)
-
-    return few
-
-
 def multiply_many(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
     """y[token, row] for many tokens: rows are decoded to bytes in scratch once, then multiplied with each token."""
 

@@ -85,20 +85,26 @@ def _own_or_shared(own, shared, batch):
 # --- products
 
 
+@inline
+def _add_exceptions(m, values, out, begin, end):
+    """What a token's rows lack of exceptions begin … end - 1: token by token, so that its vectors stay in the cache."""
+    rows, columns, deltas = m.exception_row, m.exception_column, m.exception_delta
+    for exception in range(begin, end):
+        row = types.int64(load(types.int32, rows + exception * 4))
+        column = types.int64(load(types.int32, columns + exception * 4))
+        _add(out, row, _float(deltas, exception) * _float(values, column))
+
+
 @piece
 def _finish_rows(m, x, tokens, y, y_stride, low, high):
     """What a fast product leaves out: the exceptions' deltas, and the bias."""
-    if m.exception_delta != 0:
-        for exception in range(_word(m.exception_start, low), _word(m.exception_start, high)):
-            row = types.int64(load(types.int32, m.exception_row + exception * 4))
-            column = types.int64(load(types.int32, m.exception_column + exception * 4))
-            delta = _float(m.exception_delta, exception)
-            for token in range(tokens):
-                _add(y + token * y_stride, row, delta * _float(x.values + token * x.values_stride, column))
-    if m.bias != 0:
-        for token in range(tokens):
+    for token in range(tokens):
+        values, out = x.values + token * x.values_stride, y + token * y_stride
+        if m.exception_delta != 0:
+            _add_exceptions(m, values, out, _word(m.exception_start, low), _word(m.exception_start, high))
+        if m.bias != 0:
             for row in range(low, high):
-                _add(y + token * y_stride, row, _float(m.bias, row))
+                _add(out, row, _float(m.bias, row))
 
 
 @piece
@@ -125,8 +131,9 @@ def _add_product(job, x, plan, batch, thread):
     """residual stream += matrix times x."""
     _multiply(job.matrix, x, batch.tokens, plan.delta, plan.delta_stride, job.low, job.high, thread.scratch)
     for token in range(batch.tokens):
-        for row in range(job.low, job.high):
-            _add(plan.x + token * plan.x_stride, row, _float(plan.delta + token * plan.delta_stride, row))
+        target, delta = plan.x + token * plan.x_stride, plan.delta + token * plan.delta_stride
+        for at in range(job.low * 4, job.high * 4, LANES * 4):  # both are padded, and zero past the last row
+            store(target + at, load(F32x16, target + at) + load(F32x16, delta + at))
 
 
 @piece

@@ -24,7 +24,7 @@ def close(found, wanted, whole, scale, matrix):
 
 @pytest.mark.parametrize("k", [2, 3, 7, 8, 16, 24, 32, 64, 100, 128, 200, 255])
 def test_fast_grid_products_equal_the_decode(k):
-    for tokens, columns in itertools.product((1, 2, 8, 13), COLUMNS):
+    for tokens, columns in itertools.product((1, 2, 5, 40), COLUMNS):
         matrix = random_matrix(k, 37, columns, seed=columns)
         whole, scale = whole_activations(tokens, columns)
         close(product(matrix, whole, scale, LEVEL), expected(matrix, whole, scale), whole, scale, matrix)

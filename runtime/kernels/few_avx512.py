@@ -1,0 +1,152 @@
+"""Products of 2 to 32 tokens on AVX-512: sixteen rows are decoded to bytes once, then multiplied with two tokens at a
+time.
+
+Two rows share a register, half of it each, so that sixteen sums of eight lanes become sixteen totals by one tree, and
+each load of weights or activations serves two or four products. Columns are taken in slabs whose bytes and activations
+stay in the first-level cache; meanwhile the next rows' planes come to the second (docs/log.md has the designs that
+lost).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+
+from rkf.runtime.kernels.inline import inline, piece, smaller
+from rkf.runtime.kernels.memory import load, prefetch, store
+from rkf.runtime.kernels.simd import dot_bytes, even_lanes, join, odd_lanes, part, splat
+from rkf.runtime.kernels.vectors import I8x32, I8x64, I32x8, I32x16
+from rkf.runtime.layout import BLOCK, PACKED_BLOCK_BYTES
+
+ROWS = 16
+_SLAB_BLOCKS = 12  # 24 kB of bytes, 6 kB of two tokens' activations
+_PAIR_BLOCK_BYTES = 2 * BLOCK  # of two rows: even columns 0 to 31 of both, 32 to 63, then the odd ones
+SUM_BYTES = ROWS * 4
+
+
+@inline
+def _store_halves(target, register):
+    store(target, part(I8x32, register, 0))
+    store(target + 64, part(I8x32, register, 1))
+
+
+@inline
+def _both(address):
+    """32 activations for both rows of a pair."""
+    half = load(I8x32, address)
+    return join(I8x64, half, half)
+
+
+@inline
+def _four_dots(totals, w, x):
+    return (
+        dot_bytes(totals[0], w[0], x),
+        dot_bytes(totals[1], w[1], x),
+        dot_bytes(totals[2], w[2], x),
+        dot_bytes(totals[3], w[3], x),
+    )
+
+
+@inline
+def _folded(a, b):
+    """Sums of neighbouring lanes of a, then of b."""
+    return even_lanes(a, b) + odd_lanes(a, b)
+
+
+@inline
+def _whole(high, low):
+    """Totals of four pairs of rows, two lanes a row."""
+    t0, t1, t2, t3 = (high[0] << 7) + low[0], (high[1] << 7) + low[1], (high[2] << 7) + low[2], (high[3] << 7) + low[3]
+    return _folded(_folded(t0, t1), _folded(t2, t3))
+
+
+@inline
+def _eight_rows_two_tokens(pairs, pair_bytes, x0, x1, blocks):
+    """Sums of eight rows for one token, then for the other, I32x16."""
+    zero = splat(I32x16, types.int32(0))
+    high0 = low0 = high1 = low1 = (zero, zero, zero, zero)
+    for block in range(blocks):
+        weights, offset = pairs + block * _PAIR_BLOCK_BYTES, block * PACKED_BLOCK_BYTES
+        for _ in range(4):
+            w = (
+                load(I8x64, weights),
+                load(I8x64, weights + pair_bytes),
+                load(I8x64, weights + 2 * pair_bytes),
+                load(I8x64, weights + 3 * pair_bytes),
+            )
+            high0 = _four_dots(high0, w, _both(x0 + offset))
+            low0 = _four_dots(low0, w, _both(x0 + offset + BLOCK))
+            high1 = _four_dots(high1, w, _both(x1 + offset))
+            low1 = _four_dots(low1, w, _both(x1 + offset + BLOCK))
+            weights += 64
+            offset += 32
+    return _folded(_whole(high0, low0), _whole(high1, low1))
+
+
+@inline
+def _add(address, value):
+    store(address, load(I32x8, address) + value)
+
+
+@inline
+def _fetch(plane, stride, width, first, last, begin, end):
+    """Ask for blocks begin … end - 1 of a plane's rows first … last - 1; a prefetch past a plane does not fault."""
+    block_bytes = BLOCK // 8 * width
+    for row in range(first, last):
+        for offset in range(begin * block_bytes, end * block_bytes, 64):
+            prefetch(plane + row * stride + offset, 2)
+
+
+def sixteen_rows(weights: Callable[..., Any]) -> Callable[..., Any]:
+    """sums(m, x, tokens, row, last, digit, scratch): the whole-number sums of rows row … row + 15 (the last repeats
+    itself) to the beginning of scratch, `i32[tokens, 16]`, tokens rounded up to a pair; scratch holds what is decoded
+    behind them.
+    """
+
+    @piece
+    def decode(m, row, last, digit, begin, end, pairs, pair_bytes):
+        """Columns of blocks begin … end - 1."""
+        index = row // m.rows_per_table
+        for i in range(ROWS):
+            source = smaller(row + i, last)
+            if source == (index + 1) * m.rows_per_table:
+                index += 1
+            table = m.table + (index * m.digits + digit) * m.table_bytes
+            target = pairs + i // 2 * pair_bytes + i % 2 * 32
+            for block in range(begin, smaller(end, m.columns // BLOCK)):
+                even, odd = weights(m, table, source, block, BLOCK)
+                _store_halves(target, even)
+                _store_halves(target + BLOCK, odd)
+                target += _PAIR_BLOCK_BYTES
+            if end * BLOCK > m.columns:
+                even, odd = weights(m, table, source, end - 1, m.columns % BLOCK)
+                _store_halves(target, even)
+                _store_halves(target + BLOCK, odd)
+
+    @piece
+    def sums(m, x, tokens, row, last, digit, scratch):
+        for token in range(0, tokens, 2):
+            store(scratch + token * SUM_BYTES, splat(I32x16, types.int32(0)))
+            store(scratch + (token + 1) * SUM_BYTES, splat(I32x16, types.int32(0)))
+        pairs, blocks = scratch + (tokens + 1) // 2 * 2 * SUM_BYTES, (m.columns + BLOCK - 1) // BLOCK
+        for begin in range(0, blocks, _SLAB_BLOCKS):
+            end = smaller(begin + _SLAB_BLOCKS, blocks)
+            pair_bytes = (end - begin) * _PAIR_BLOCK_BYTES
+            decode(m, row, last, digit, begin, end, pairs, pair_bytes)
+            ahead, share = row + ROWS, (ROWS + tokens - 1) // tokens
+            for token in range(0, tokens, 2):
+                x0 = x.packed + token * x.packed_stride + begin * PACKED_BLOCK_BYTES
+                x1 = x.packed + smaller(token + 1, tokens - 1) * x.packed_stride + begin * PACKED_BLOCK_BYTES
+                for half in range(2):
+                    _fetch(m.plane0, m.stride0, m.width0, ahead, ahead + share, begin, end)
+                    _fetch(m.plane1, m.stride1, m.width1, ahead, ahead + share, begin, end)
+                    _fetch(m.plane2, m.stride2, m.width2, ahead, ahead + share, begin, end)
+                    ahead += share
+                    rows, target = pairs + half * 4 * pair_bytes, scratch + token * SUM_BYTES + half * SUM_BYTES // 2
+                    both = _eight_rows_two_tokens(rows, pair_bytes, x0, x1, end - begin)
+                    _add(target, part(I32x8, both, 0))
+                    _add(target + SUM_BYTES, part(I32x8, both, 1))
+
+    return sums
