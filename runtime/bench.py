@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from os import PathLike
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -13,6 +10,7 @@ import numpy as np
 from rkf.errors import UsageError
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.model import Model, load
+from rkf.runtime.resident import resident
 
 ROUNDS = 3
 
@@ -33,8 +31,8 @@ def bench(
     load_s: `rkf.load`. first_token_s: from the same beginning to the first token after a prompt of 8, in this
     process, so both hold whatever had to be compiled. prefill_tok_s: a prompt of `prefill` tokens. decode_tok_s:
     `decode` tokens one by one from an empty context; batch_tok_s: the same for `batch` sequences, a token of each in
-    one pass, all tokens together. Rates are the best of 3 rounds after a warm-up. rss_bytes:
-    resident memory at the end, the mapped file included.
+    one pass, all tokens together. Rates are the best of 3 rounds after a warm-up. rss_bytes: resident memory at the
+    end; on Linux also mapped_bytes, what of it is the file's pages (resident.py).
     """
     began = perf_counter()
     with load(path, threads=threads, kv_cache=kv_cache, bits=bits) as model:
@@ -52,7 +50,7 @@ def bench(
             **together,
             "load_s": loaded - began,
             "first_token_s": first - began,
-            "rss_bytes": resident_bytes(),
+            **resident(path),
         }
 
 
@@ -90,12 +88,3 @@ def _batch_s(model: Model, sequences: int, steps: int) -> float:
     for _ in range(steps):
         tokens = np.argmax(backend.forward_batch(tokens, caches), axis=1)
     return perf_counter() - began
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process: now on Linux, at its peak elsewhere."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

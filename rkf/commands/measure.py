@@ -201,4 +201,5 @@ def bench(model: Path, as_json: bool, **options: Any) -> None:
     if "batch_tok_s" in result:
         click.echo(f"{options['batch']} sequences together: decode {result['batch_tok_s']:.1f} tok/s")
     click.echo(f"load {result['load_s']:.2f} s, first token after {result['first_token_s']:.2f} s")
-    click.echo(f"{size(result['rss_bytes'])} resident")
+    shared = f", {size(result['mapped_bytes'])} of it the file's own pages" if "mapped_bytes" in result else ""
+    click.echo(f"{size(result['rss_bytes'])} resident{shared}")
