@@ -136,7 +136,7 @@ class CpuBackend:
     ) -> None:
         """One call of the step kernel: at most TILE tokens, of one sequence or each of its own."""
         last = int(positions[-1] if len(caches) == 1 else positions.max())
-        pages = np.array([cache.page_addresses.ctypes.data for cache in caches])
+        pages = np.array([cache.pages for cache in caches])
         if len(caches) < len(ids):
             pages = np.full(len(ids), pages[0])
         first_page = max(last - (self.config.sliding_window or last + 1) + 1, 0) // PAGE

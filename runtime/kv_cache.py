@@ -36,7 +36,8 @@ class KvCache:
         self.length = 0
         self._page_bytes = config.layers * config.kv_heads * head_bytes(config, number_format)
         self._pages: list[NDArray[np.uint8]] = []
-        self.page_addresses = np.zeros(max(-(-capacity // PAGE), 1), np.int64)
+        self._page_addresses = np.zeros(max(-(-capacity // PAGE), 1), np.int64)
+        self.pages = self._page_addresses.ctypes.data  # the address of the pages' addresses
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first `tokens`."""
@@ -50,4 +51,4 @@ class KvCache:
         """
         while len(self._pages) * PAGE < tokens:
             self._pages.append(np.zeros(self._page_bytes, np.uint8))
-            self.page_addresses[len(self._pages) - 1] = self._pages[-1].ctypes.data
+            self._page_addresses[len(self._pages) - 1] = self._pages[-1].ctypes.data
