@@ -25,6 +25,7 @@ import rkf
 from benchmarks.ceiling import Loader, planes
 from rkf.container import open_file
 from rkf.runtime.cpu import CpuBackend
+from rkf.runtime.kv_cache import FORMATS
 from rkf.runtime.layout import PARTS
 from rkf.runtime.model import Model
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", nargs="+", default=CASES)
+    parser.add_argument("--kv-cache", choices=FORMATS, help="numbers of rkf's cache of keys and values")
     parser.add_argument("--out", type=Path, help="a folder: each pair's figures go to a JSON file there")
     options = parser.parse_args()
     loader = Loader()
@@ -143,7 +145,7 @@ def compared(
 ) -> Iterator[dict[str, Any]]:
     """All cases of a pair of files on so many threads."""
     peer = Peer(options.peer, gguf, threads)
-    with rkf.load(path, threads=threads) as model:
+    with rkf.load(path, threads=threads, kv_cache=options.kv_cache) as model:
         for case in options.cases:
             tokens = int(case.split()[1])
             row: dict[str, Any] = {"rkf": Path(path).name, "peer": Path(gguf).name, "threads": threads, "case": case}

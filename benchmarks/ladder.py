@@ -1,4 +1,5 @@
-"""The product of one token with a 4-bit matrix, and the variants that lost to it: `python -m benchmarks.ladder`.
+"""The products of one token and of eight with a 4-bit matrix, and the variants that lost to them:
+`python -m benchmarks.ladder`.
 
 Each is first checked against the decoded weights, then timed in turn over one matrix that no cache near the core holds
 (32 MB of ranks, one thread): least and median, beside a loop that only loads (ceiling.py). AVX-512 only.
@@ -17,15 +18,16 @@ import numpy as np
 from numba import types
 
 from benchmarks.ceiling import Loader
+from rkf.matrix import ClusteredMatrix
 from rkf.runtime import cpu_features
 from rkf.runtime.kernels import int8_avx512, products
 from rkf.runtime.kernels.build import emit, machine
 from rkf.runtime.kernels.inline import inline, smaller
-from rkf.runtime.kernels.memory import load, load_first, prefetch, store_first
+from rkf.runtime.kernels.memory import load, load_first, prefetch, store_first, store_lanes
 from rkf.runtime.kernels.simd import bitcast, permute_bytes, splat, to_float
 from rkf.runtime.kernels.vectors import F32x8, I8x64, I16x32, I32x8
 from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import ACTIVATION, MATRIX
+from rkf.runtime.layout import ACTIVATION, BLOCK, MATRIX, PACKED_BLOCK_BYTES
 from tests.runtime.matrices import product, random_matrix, whole_activations
 
 ARGUMENTS = 8
@@ -67,7 +69,49 @@ def streams(read: Callable[..., Any]) -> Callable[..., Any]:
     return products.multiply_one(read, int8_avx512.SUMS)
 
 
-VARIANTS = {
+def row_by_row(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Eight tokens: each block of a row is decoded once, in registers, and multiplied with all of them."""
+    zero, activations, add, join = int8_avx512.SUMS
+
+    @inline
+    def step(total, even, odd, packed):
+        return add(total, even, odd, activations(packed))
+
+    @inline
+    def block_of(totals, m, row, block, columns, packed, stride):
+        even, odd = read(m, m.table, row, block, columns)
+        x = packed + block * PACKED_BLOCK_BYTES
+        t0, t1, t2, t3, t4, t5, t6, t7 = totals
+        return (
+            step(t0, even, odd, x),
+            step(t1, even, odd, x + stride),
+            step(t2, even, odd, x + 2 * stride),
+            step(t3, even, odd, x + 3 * stride),
+            step(t4, even, odd, x + 4 * stride),
+            step(t5, even, odd, x + 5 * stride),
+            step(t6, even, odd, x + 6 * stride),
+            step(t7, even, odd, x + 7 * stride),
+        )
+
+    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
+        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        correction = load_first(I32x8, x.total, tokens) * splat(I32x8, types.int32(m.offset))
+        blocks, rest = m.columns // BLOCK, m.columns % BLOCK
+        for row in range(low, high):
+            z = zero()
+            totals = (z, z, z, z, z, z, z, z)
+            for block in range(blocks):
+                totals = block_of(totals, m, row, block, BLOCK, x.packed, x.packed_stride)
+            if rest > 0:
+                totals = block_of(totals, m, row, blocks, rest, x.packed, x.packed_stride)
+            store_lanes(y + row * 4, y_stride, to_float(F32x8, join(*totals) + correction), tokens)
+        for token in range(tokens):
+            products.scale_rows(m, x, token, y + token * y_stride, low, high)
+
+    return kernel
+
+
+ONE_TOKEN = {
     "the product's own": streams(int8_avx512.WEIGHTS["4"]),
     "streams, no prefetch": streams(weights(0, 3)),
     "streams, prefetch to the second level": streams(weights(640, 2)),
@@ -75,6 +119,12 @@ VARIANTS = {
     "neighbours, no prefetch": neighbours(weights(0, 3)),
     "neighbours, prefetch of the next eight rows": neighbours(weights(8 * 1024, 3)),
     "neighbours, prefetch 64 rows on to the second level": neighbours(weights(64 * 1024, 2)),
+}
+
+
+EIGHT_TOKENS = {
+    "the product's own": int8_avx512.multiply_many(int8_avx512.WEIGHTS["4"]),
+    "one row at a time": row_by_row(int8_avx512.WEIGHTS["4"]),
 }
 
 
@@ -98,11 +148,11 @@ class Variant:
         self.seconds.append(perf_counter() - began)
 
 
-def check(variant: Variant) -> None:
+def check(variant: Variant, tokens: int) -> None:
     """Odd shapes, against the weights that the matrix decodes to."""
     for rows, columns in ((37, 129), (64, 576), (1, 7)):
         matrix = random_matrix(16, rows, columns, affine="tensor", seed=rows)
-        whole, scale = whole_activations(1, columns)
+        whole, scale = whole_activations(tokens, columns)
         found = product(matrix, whole, scale, "avx512", run=variant.run)
         wanted = (whole * scale[:, None].astype(np.float64)) @ matrix.decode().astype(np.float64).T
         size = np.abs(whole * scale[:, None]) @ np.abs(matrix.decode()).T
@@ -110,23 +160,33 @@ def check(variant: Variant) -> None:
             raise SystemExit("a variant does not compute the product")
 
 
-def main() -> None:
-    if cpu_features.level() != "avx512":
-        raise SystemExit("the ladder is of AVX-512 kernels, which this CPU lacks")
-    variants = {name: Variant(function) for name, function in VARIANTS.items()}
+def climb(functions: dict[str, Callable[..., Any]], tokens: int, matrix: ClusteredMatrix) -> None:
+    """Check the variants, time them in turn, and print them."""
+    variants = {name: Variant(function) for name, function in functions.items()}
     for variant in variants.values():
-        check(variant)
+        check(variant, tokens)
         variant.seconds.clear()
-    matrix = random_matrix(16, 32768, 2048, affine="tensor")
-    whole, scale = whole_activations(1, matrix.columns)
+    whole, scale = whole_activations(tokens, matrix.columns)
     for _ in range(ROUNDS):
         for variant in variants.values():
             product(matrix, whole, scale, "avx512", run=variant.run)
+    for name, variant in variants.items():
+        show(f"{name}, {tokens} tokens", variant.seconds, matrix)
+
+
+def show(name: str, seconds: list[float], matrix: ClusteredMatrix) -> None:
+    rate = matrix.planes[0].size / median(seconds) / 1e9
+    print(f"{name:62} {min(seconds) * 1e3:6.2f} ms, median {median(seconds) * 1e3:6.2f} ms, {rate:5.1f} GB/s")
+
+
+def main() -> None:
+    if cpu_features.level() != "avx512":
+        raise SystemExit("the ladder is of AVX-512 kernels, which this CPU lacks")
+    matrix = random_matrix(16, 32768, 2048, affine="tensor")
+    climb(ONE_TOKEN, 1, matrix)
+    climb(EIGHT_TOKENS, 8, matrix)
     loader, plane = Loader(), matrix.planes[0].reshape(-1)
-    loads = [loader.seconds([plane], 1, passes=1) for _ in range(ROUNDS)]
-    for name, seconds in [*((name, variant.seconds) for name, variant in variants.items()), ("loads alone", loads)]:
-        rate = plane.size / median(seconds) / 1e9
-        print(f"{name:52} {min(seconds) * 1e3:6.2f} ms, median {median(seconds) * 1e3:6.2f} ms, {rate:5.1f} GB/s")
+    show("loads alone", [loader.seconds([plane], 1, passes=1) for _ in range(ROUNDS)], matrix)
 
 
 if __name__ == "__main__":
