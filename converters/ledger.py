@@ -88,8 +88,11 @@ def row(name: str, spec: TensorSpec, tensor: Tensor, stats: Mapping[str, float] 
     return Row(name, f"= {tensor.target}", 0, 0, 0)
 
 
-def blank(spec: TensorSpec, rule: Rule) -> Tensor:
-    """A tensor of zeros, of exactly the sizes that clustering by this rule gives. Its zero pages take no memory."""
+def blank(spec: TensorSpec, rule: Rule, exact_rows: int = 0) -> Tensor:
+    """A tensor of zeros, of exactly the sizes that clustering by this rule gives. Its zero pages take no memory.
+
+    exact_rows: how many rows stay exact, beside the share of the rule.
+    """
     if rule.k is None or len(spec.shape) < 2:
         return DenseTensor(spec.dtype, np.zeros(spec.shape, storage_dtype(spec.dtype)))
     columns = spec.shape[-1]
@@ -97,7 +100,7 @@ def blank(spec: TensorSpec, rule: Rule) -> Tensor:
     rows_per_table = min(rule.rows_per_table or rows, rows)
     tables = -(-rows // rows_per_table)
     groups = -(-columns // (rule.group or columns))
-    exact = int(rule.exceptions * spec.weights)
+    exact = int(rule.exceptions * spec.weights) + exact_rows * columns
     dtype = "f16" if spec.dtype == "f32" else spec.dtype
     positions = np.arange(exact, dtype=f"<u{position_bytes(spec.weights)}")
     return ClusteredMatrix(

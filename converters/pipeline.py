@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from rkf import __version__
@@ -29,6 +30,7 @@ from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibration import Calibrate, Calibration
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
+from rkf.converters.names import HEAD
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
 from rkf.converters.source import Source, open_source
@@ -108,7 +110,7 @@ def convert(
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source, out.parent) if calibrate else None
         budgeted = size is not None or bpw is not None
-        chosen = plan(calibration.losses(budget.coarse)) if calibration and budgeted else expected
+        chosen = plan(calibration.losses(budget.coarse, budget.EXACT_ROWS)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
 
@@ -129,6 +131,7 @@ class _Job:
         self.source, self.recipe, self.out = source, recipe, out
         self.text = dict(text) if text else "none"  # of calibration
         self.names = sorted([*source.tensors, *source.aliases])
+        self.head = source.aliases.get(HEAD, HEAD)
         self.work = WorkFolder(out)
 
     def rehearse(self) -> Ledger:
@@ -191,7 +194,13 @@ class _Job:
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
                 objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
                 jobs = {
-                    name: pool.submit(self._make, numbers[name], name, objectives[id(each)].result())
+                    name: pool.submit(
+                        self._make,
+                        numbers[name],
+                        name,
+                        objectives[id(each)].result(),
+                        calibration.frequent if name == self.head else None,
+                    )
                     for name, each in named.items()
                 }
                 for name, job in jobs.items():
@@ -200,15 +209,20 @@ class _Job:
                     report(Step(name, *self._progress(suited), stats.get("relative_error")))
         return suited
 
-    def _make(self, number: int, name: str, objective: Objective | None = None) -> _Result:
-        """One tensor as it will be stored: from the work folder if it is there, else read and clustered."""
+    def _make(
+        self, number: int, name: str, objective: Objective | None = None, frequent: NDArray[np.int64] | None = None
+    ) -> _Result:
+        """One tensor as it will be stored: from the work folder if it is there, else read and clustered. frequent: the
+        rows of which the first stay exact.
+        """
         if name in self.source.aliases:
             return Alias(self.source.aliases[name]), {}
         if (finished := self.work.load(number, name)) is not None:
             return finished[0], dict(finished[1])
         rule = self.recipe.rule(name, self.source.tensors[name].shape)
+        kept = None if frequent is None else frequent[: rule.rows_kept(len(frequent))]
         with naming(Path(self.source.label)):
-            tensor, stats = cluster(self.source.read(name), rule, name, objective)
+            tensor, stats = cluster(self.source.read(name), rule, name, objective, kept)
         if isinstance(tensor, ClusteredMatrix):
             self.work.save(number, name, tensor, stats)
         return tensor, stats
@@ -232,7 +246,9 @@ class _Job:
         if name in self.source.aliases:
             return Alias(self.source.aliases[name]), {}
         spec = self.source.tensors[name]
-        tensor = blank(spec, self.recipe.rule(name, spec.shape))
+        rule = self.recipe.rule(name, spec.shape)
+        rows = rule.rows_kept(spec.shape[0]) if name == self.head and self.text != "none" else 0
+        tensor = blank(spec, rule, rows)
         stats = {"relative_error": 0.0, "entropy_bits": 0.0} if isinstance(tensor, ClusteredMatrix) else {}
         return tensor, stats
 

@@ -78,9 +78,16 @@ class Calibration:
     def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
         return passes.moments(self.source.config, _reader(self.source), self.tokens)
 
-    def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
+    def losses(self, coarse: sensitivity.Coarse, exact_rows: int) -> Mapping[str, float]:
         """Kept ones, else what `coarse` costs (`rkf.runtime.sensitivity`)."""
-        return self.measured or sensitivity.losses(self.source.config, _reader(self.source), coarse, self.tokens)
+        exact = self.frequent[:exact_rows]
+        return self.measured or sensitivity.losses(self.source.config, _reader(self.source), coarse, self.tokens, exact)
+
+    @property
+    def frequent(self) -> NDArray[np.int64]:
+        """All tokens of the vocabulary, the most frequent of the text first."""
+        counts = np.bincount(self.tokens.reshape(-1), minlength=self.source.config.vocab_size)
+        return np.argsort(-counts, kind="stable")
 
 
 @dataclass(frozen=True, slots=True)

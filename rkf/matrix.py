@@ -37,7 +37,11 @@ def from_f32(values: F32, dtype: str) -> NDArray[Any]:
     """f32 values rounded to a dense dtype, nearest even; finite values past its range become infinite."""
     if dtype == "bf16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        rounded = (bits >> 16) & 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        return rounded.astype(np.uint16)
     with np.errstate(over="ignore"):
         return values.astype(_NUMPY[dtype])
 

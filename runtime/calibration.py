@@ -28,7 +28,7 @@ Read = Callable[[str], "F32 | None"]
 # What one thread works on: fixed, so that sums do not depend on the number of threads. A chunk that writes reads all
 # weights for one token of each of its sequences: products reach 30 GFLOPS a core with 16 of them, 80 with 64, 100 with
 # 128. A chunk that reads holds the activations of so many tokens.
-_WRITTEN_SEQUENCES, _READ_TOKENS = 64, 2048
+_WRITTEN_SEQUENCES, _READ_TOKENS = 64, 1024
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 

@@ -19,17 +19,25 @@ _BUCKET_BITS = 17  # of the magnitude: 512 buckets an octave find the least of t
 _DROPPED_BITS = np.uint32(31 - _BUCKET_BITS)
 
 
-def largest(weights: F32, share: float) -> NDArray[np.int64]:
-    """The flat positions, ascending, of the floor(share * size) largest finite weights; of equals, the first."""
-    n = int(share * weights.size)
+def largest(weights: F32, share: float, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """The flat positions, ascending, of the floor(share * size) largest finite weights; of equals, the first.
+
+    With `rows`, those of all their weights, and of so many of the others.
+    """
+    whole = np.zeros(0, np.int64)
+    if rows is not None:
+        whole = (rows[:, None] * weights.shape[1] + np.arange(weights.shape[1])).reshape(-1)
+    wanted = int(share * weights.size)
+    n = wanted + whole.size
     bits = weights.reshape(-1).view(np.uint32)
     counts = np.zeros(1 << _BUCKET_BITS, np.int64)
     _count_magnitudes(bits, counts)
     reached = np.cumsum(counts[::-1])[::-1]  # weights in this bucket or above
     lowest = int(np.flatnonzero(reached >= n)[-1])
     candidates = _at_least(bits, lowest, int(reached[lowest]))
+    candidates = np.setdiff1d(candidates, whole, assume_unique=True)
     order = np.argsort(~(bits[candidates] & _MAGNITUDE), kind="stable")
-    return np.sort(candidates[order[:n]])
+    return np.sort(np.concatenate([whole, candidates[order[:wanted]]]))
 
 
 def mask(positions: NDArray[np.int64], shape: tuple[int, ...], row: int) -> NDArray[np.bool_]:
@@ -44,8 +52,8 @@ def mask(positions: NDArray[np.int64], shape: tuple[int, ...], row: int) -> NDAr
 def exact(weights: F32, positions: NDArray[np.int64], source_dtype: str) -> Exceptions:
     """The exceptions at flat `positions: i64[n]`, ascending, in the source's dtype.
 
-    Those of an f32 source are rounded to f16 (by 2^-11 at most, far less than clustering does) if its normal range
-    holds them all.
+    Those of an f32 source are rounded to f16 (by 2^-11 at most, far less than clustering does) if its range holds
+    them.
     """
     values = weights.reshape(-1)[positions]
     dtype = "f16" if source_dtype == "f32" and fits_f16(values) else source_dtype
@@ -54,9 +62,9 @@ def exact(weights: F32, positions: NDArray[np.int64], source_dtype: str) -> Exce
 
 
 def fits_f16(values: F32) -> bool:
-    """Whether rounding to f16 costs every value at most 2^-11 of itself."""
-    magnitudes = np.abs(values[values != 0])
-    return bool(np.all((magnitudes >= 2.0**-14) & (magnitudes <= 65504)))
+    """Whether rounding to f16 costs every value at most 2^-11 of itself, or of the root mean square of all."""
+    magnitudes = np.abs(values.astype(np.float64))
+    return bool(np.sqrt(np.mean(magnitudes**2)) >= 2.0**-14 and magnitudes.max() <= 65504)
 
 
 @njit(cache=True, nogil=True)

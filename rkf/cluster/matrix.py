@@ -41,13 +41,17 @@ class _Table:
 
 
 def cluster(
-    tensor: DenseTensor, rule: Rule, name: str, objective: Objective | None = None
+    tensor: DenseTensor,
+    rule: Rule,
+    name: str,
+    objective: Objective | None = None,
+    exact_rows: NDArray[np.int64] | None = None,
 ) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
     """Cluster one tensor by its rule; returns it with figures about the loss.
 
     With an `objective` the indices serve the layer's outputs on a calibration text (`rkf.cluster.calibrated`);
     centroids, factors and exact weights are those of clustering without data. Factors by group keep the nearest
-    centroids.
+    centroids. The rows `exact_rows` stay exact, whatever the rule says.
 
     A tensor of one dimension, of one value, or whose rule says dense comes back as it is, with no figures. A matrix
     whose every table has at most k distinct values is lossless, whatever else the rule says. Figures: `relative_error`
@@ -67,7 +71,7 @@ def cluster(
     if tables := _lossless([weights[block] for block in blocks], k):
         rule = replace(rule, grid=False, affine="none", group=None)
     else:
-        positions = exceptions.largest(weights, rule.exceptions)
+        positions = exceptions.largest(weights, rule.exceptions, exact_rows)
         kept = weights.copy()
         kept.reshape(-1)[positions] = np.nan
         tables = [_fit(weights[block], kept[block], rule, k, tensor.dtype) for block in blocks]

@@ -15,6 +15,7 @@
     group = 64                              # columns that share a factor, with affine = "group"
     affine_dtype = "f16"                    # of row and group factors; or "f32"
     exceptions = 0.002                      # the share of weights that stay exact
+    exact_rows = 64                         # and rows of the output head: the calibration text's most frequent tokens
     bits = 4.5                              # with grid: steps are even, and so wide that ranks have this entropy
     rows_per_table = 1536                   # rows that share a list of centroids; all of them by default
 
@@ -37,6 +38,7 @@ from rkf.format import GROUP_SIZES, MAX_EXCEPTION_SHARE, MAX_K, MIN_K
 _SHIPPED = files("rkf.cluster") / "recipes"
 _GRID_MAX_K = 255
 _RAISED_K = 128  # past it an integer grid hardly gains: 255 points in even steps err 0.7 times as much, for a bit more
+_LEAST_ROWS = 16  # of which one may stay exact: MAX_EXCEPTION_SHARE allows one of 8, other exceptions among them
 _AFFINE = ("none", "tensor", "row", "group")
 
 
@@ -55,6 +57,7 @@ class Rule:
     group: int | None = None
     affine_dtype: str = "f16"
     exceptions: float = 0.0
+    exact_rows: int = 0
     rows_per_table: int | None = None
     bits: float | None = None
 
@@ -80,8 +83,13 @@ class Rule:
             f"exceptions are a share, 0 to 1/{MAX_EXCEPTION_SHARE}",
             self.exceptions,
         )
+        _check(isinstance(self.exact_rows, int) and self.exact_rows >= 0, "exact_rows is 0 or more", self.exact_rows)
         _check(self.bits is None or (self.grid and 0 < self.bits <= 7), "bits go with grid, and are 0 to 7", self.bits)
         _check(self.rows_per_table is None or self.rows_per_table > 0, "rows_per_table is above 0", self.rows_per_table)
+
+    def rows_kept(self, rows: int) -> int:
+        """How many of an output head's rows stay exact."""
+        return min(self.exact_rows, rows // _LEAST_ROWS)
 
 
 DENSE = Rule()

@@ -18,6 +18,20 @@ def test_are_the_largest_and_of_equals_the_first(weights, share):
     assert exceptions.largest(weights, share).tolist() == sorted(order[: int(share * flat.size)])
 
 
+def test_rows_are_whole_and_the_share_is_of_the_others():
+    weights = np.random.default_rng(1).standard_normal((40, 11)).astype(np.float32)
+    rows = np.array([30, 2])
+    others = weights.copy()
+    others[rows] = 0
+    expected = np.zeros(weights.shape, bool)
+    expected[rows] = True
+    expected.reshape(-1)[exceptions.largest(others, 0.05)] = True
+    positions = exceptions.largest(weights, 0.05, rows)
+    assert positions.tolist() == np.flatnonzero(expected).tolist()
+    assert positions.size == 22 + 22
+    np.testing.assert_array_equal(exceptions.mask(positions, (7, 11), 28), expected[28:35])
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 def test_sixteen_bit_sources_keep_them_exactly(dtype):
     values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)

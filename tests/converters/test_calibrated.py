@@ -86,7 +86,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(hf_folder: Callable[...
 def test_a_budget_is_spent_by_what_was_measured(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = hf_folder("llama")
     whole = convert(folder, tmp_path / "out.rkf", k=32, dry_run=True).file_bytes
-    losses = Calibrate()(open_source(folder)).losses(budget.coarse)
+    losses = Calibrate()(open_source(folder)).losses(budget.coarse, budget.EXACT_ROWS)
     ledger = convert(folder, tmp_path / "out.rkf", size=whole, calibrate=Calibrate())
     chosen = {row.name: (int(row.stored_as[2:]), row.weights) for row in ledger.rows if row.stored_as.startswith("K=")}
     assert losses.keys() == chosen.keys()
@@ -94,6 +94,27 @@ def test_a_budget_is_spent_by_what_was_measured(hf_folder: Callable[..., Path], 
     assert len({chosen[name] for name in chosen}) > 2
     by_loss = [chosen[name][0] for name in sorted(alike, key=losses.__getitem__)]
     assert by_loss == sorted(by_loss)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_heads_rows_of_frequent_tokens_are_exact(
+    hf_folder: Callable[..., Path], tmp_path: Path, tied: bool
+) -> None:
+    folder, out = hf_folder("llama", tie_word_embeddings=tied), tmp_path / "out.rkf"
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    calibrate = Calibrate(tmp_path / "text")
+    convert(folder, out, k=8, calibrate=calibrate)
+    source = open_source(folder)
+    frequent = calibrate(source).frequent
+    counts = np.bincount(calibrate(source).tokens.reshape(-1))
+    assert counts[frequent[0]] == counts.max()
+    kept = frequent[: source.config.vocab_size // 16]
+    with rkf.open(out) as file:
+        for name in source.tensors:
+            if len(source.tensors[name].shape) == 2 and len(source.read(name).decode()) == source.config.vocab_size:
+                same = (file.decode(name) == source.read(name).decode()).all(axis=1)
+                assert np.flatnonzero(same).tolist() == (sorted(kept) if tied or name == "lm_head.weight" else [])
 
 
 @pytest.mark.usefixtures("short")
@@ -108,9 +129,9 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     folder = hf_folder("llama")
     source = open_source(folder)
     made = Calibrate()(source)
-    save(tmp_path / "tokens", made.tokens, losses := made.losses(budget.coarse))
+    save(tmp_path / "tokens", made.tokens, losses := made.losses(budget.coarse, budget.EXACT_ROWS))
     kept = Calibrate(tmp_path / "tokens")(source)
-    assert kept.losses(budget.coarse) == losses
+    assert kept.losses(budget.coarse, budget.EXACT_ROWS) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
     begun = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))
