@@ -35,7 +35,6 @@ _ENDS = 4  # times that in the first and the last layer
 _HEAD_LOSS = 200  # of the output head, tied or not; an embedding that is no head costs no more than a layer's matrix
 _EMBEDDING_LOSS = 10
 _PER_DOUBLING = 3.6
-_PER_BIT = 4  # of entropy, where steps are small: half the step
 _TABLE_BYTES = 12  # of a centroid and its count
 LEAST_BITS, MOST_BITS = 2.0, 6.5  # of entropy, in an archive
 _HALVINGS = 50
@@ -106,7 +105,7 @@ def archive(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], 
     where a weight costs more. K is what the steps need.
     """
     weights = np.array([prod(shape) for shape in shapes.values()], np.float64)
-    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(_PER_BIT)
+    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(_PER_DOUBLING)
     low, high = bits - wanted.max(), bits - wanted.min() + MOST_BITS
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
