@@ -19,7 +19,7 @@ from rkf.commands.output import print_json, printable, progress_bar
 )
 @click.option("--data", default="self", show_default=True, metavar="self|FILE", help="Text to learn on, UTF-8.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="To learn.")
-@click.option("--rows", is_flag=True, help="Learn a factor for every row, not for every matrix.")
+@click.option("--rows", is_flag=True, help="Learn factors a and b for every row, not a for every matrix.")
 @click.option("--resume", is_flag=True, help="Go on with the same tuning after an interruption.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ ABOUT = """Layers get sorted uniform draws for values, one layer after another: 
 random order. Corrections w' = a * w + b, a > 0, of each matrix: none; mean, b alone, so that the clustered weights keep
 their mean; moments, so that they keep mean and variance, in closed form from the counts; output, the same and then a
 such that the root mean square of the matrix's output is the unchanged model's on the unchanged model's inputs. The
-residual stream is followed through the layers for a stretch of the text: its scale tells of drift, its rank correlation
-with the unchanged model's of distortion."""
+residual stream is followed through the layers for a stretch of the text once all layers are replaced: its scale tells
+of drift, its rank correlation with the unchanged model's of distortion. Where few layers ruin the model beyond doubt,
+only all layers follow."""
 
 ORDERS = ("first", "last", "random")
 CORRECTIONS = {"none": uniform, "mean": centring(uniform), "moments": matching(uniform), "output": matching(uniform)}
 TOKENS = 128  # of the first window, whose residual stream is followed
 BEARABLE = 2.0  # times the reference's perplexity: a model that counts as alive
+_LOST = 10.0  # where the next layers would tell nothing new
 
 
 class Stream:
@@ -71,7 +74,7 @@ class Stream:
 
 
 def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
-    """Every order and correction at half, a quarter, … of the layers; all of them once, as the order is none then."""
+    """Every order and correction at 1, …, half of the layers; all of them once, as the order is none then."""
     stream = Stream(subject)
 
     @cache
@@ -84,20 +87,23 @@ def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
     def changed(correction: str, layers: tuple[int, ...], seed: int) -> dict[str, MatrixValues]:
         return {name: new for layer in layers for name, new in values(correction, layer, seed).items()}
 
-    for seed in range(seeds):
-        for correction in CORRECTIONS:
-            for order in ORDERS:
-                for count in steps(len(subject.layers)):
-                    if count == len(subject.layers) and order != ORDERS[0]:
-                        continue
-                    chosen = tuple(ordered(subject.layers, order, seed)[:count])
-                    factors = {"order": order, "correction": correction, "replaced": count, "seed": seed}
-                    yield subject.trial_of(
-                        factors,
-                        partial(changed, correction, chosen, seed),
-                        ordered=True,
-                        also=stream.profile,
-                    )
+    for seed, correction, order in product(range(seeds), CORRECTIONS, ORDERS):
+        if seed and correction == "output":  # what seeds do to it, those of moments tell
+            continue
+        for count in steps(len(subject.layers)):
+            factors = {"order": order, "correction": correction, "replaced": count, "seed": seed}
+            chosen = tuple(ordered(subject.layers, order, seed)[:count])
+            new = partial(changed, correction, chosen, seed)
+            if count < len(subject.layers):
+                yield subject.trial_of(factors, new, ordered=True, pointless=partial(_clear, factors))
+            elif order == ORDERS[0]:
+                yield subject.trial_of(factors, new, ordered=True, also=stream.profile)
+
+
+def _clear(factors: Row, rows: list[Row]) -> bool:
+    """Whether fewer layers have ruined the model already."""
+    same = only(rows, order=factors["order"], correction=factors["correction"], seed=factors["seed"])
+    return any(row["replaced"] < factors["replaced"] and row["ppl_ratio"] > _LOST for row in same)
 
 
 def steps(layers: int) -> list[int]:
@@ -121,12 +127,14 @@ def survivors(rows: list[Row]) -> list[Row]:
     for order in ORDERS:
         for correction in CORRECTIONS:
             for seed in sorted({row["seed"] for row in rows}):
+                done = sorted(only(rows, order=order, correction=correction, seed=seed), key=_replaced)
                 alive = 0
-                for row in sorted(only(rows, order=order, correction=correction, seed=seed), key=_replaced):
+                for row in done:
                     if row["ppl_ratio"] > BEARABLE:
                         break
                     alive = row["replaced"]
-                found.append({"order": order, "correction": correction, "seed": seed, "survive": alive})
+                if done:
+                    found.append({"order": order, "correction": correction, "seed": seed, "survive": alive})
     return found
 
 

@@ -67,16 +67,16 @@ MAPS: dict[str, Change] = {
 
 
 def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
-    """Every change in all layers, matched and not, and matched in each third; then one draw layer by layer."""
+    """Every change in all layers, matched, and once not; then one draw in each third, and in some layers alone."""
     thirds = dict(zip(("early", "middle", "late"), np.array_split(subject.layers, 3), strict=True))
     for seed in range(seeds):
         for name, change in (DRAWS if seed else MAPS | DRAWS).items():
             number = None if name in MAPS else seed
-            for is_matched in (True, False):
+            for is_matched in (True,) if seed else (True, False):
                 yield _trial(subject, name, change, "all", subject.layers, number, is_matched)
-            for part, layers in thirds.items():
-                if len(layers) and name in DRAWS:
-                    yield _trial(subject, name, change, part, layers.tolist(), number)
+        for part, layers in thirds.items():
+            if len(layers):
+                yield _trial(subject, "gaussian", gaussian, part, layers.tolist(), seed)
         for layer in subject.spread:
             yield _trial(subject, "gaussian", gaussian, "layer", [layer], seed)
 

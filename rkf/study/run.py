@@ -89,11 +89,11 @@ def study(
 
 
 def do(records: Records, trials: Iterable[Trial], progress: Progress) -> None:
-    """Do the trials that have no record yet."""
+    """Do the trials that have no record yet, and a point."""
     planned = list(trials)
     for done, trial in enumerate(planned):
         progress(trial.name, done, len(planned))
-        if records.find(trial) is None:
+        if records.find(trial) is None and not trial.pointless(records.rows):
             records.add(trial)
     progress("report", len(planned), len(planned))
 

@@ -17,11 +17,12 @@ from rkf.eval.divergence import divergence
 from rkf.eval.reference import Window
 from rkf.matrix import MatrixValues
 from rkf.runtime.model import load
+from rkf.study.charts import Row
 from rkf.study.moments import Change, ascending, compared
 from rkf.values import write_values
 
 _IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\..*?([^.]+)\.weight")
-_SPREAD = 16  # layers at most
+_SPREAD = 8  # layers at most
 _KEPT = ("ppl", "ppl_ratio", "ppl_ratio_stderr", "kld", "kld_stderr", "top1", "top1_stderr")
 
 
@@ -29,11 +30,12 @@ _KEPT = ("ppl", "ppl_ratio", "ppl_ratio_stderr", "kld", "kld_stderr", "top1", "t
 class Trial:
     """One changed model. factors: what it is, by the columns of its study; None where one does not apply.
 
-    measure: makes it and returns its figures.
+    measure: makes it and returns its figures. pointless: whether the rows so far say enough of it.
     """
 
     factors: Mapping[str, Any]
     measure: Callable[[], Mapping[str, Any]]
+    pointless: Callable[[list[Row]], bool] = lambda rows: False
 
     @property
     def name(self) -> str:
@@ -108,6 +110,7 @@ class Subject:
         *,
         ordered: bool,
         also: Callable[[Path], Mapping[str, Any]] = lambda path: {},
+        pointless: Callable[[list[Row]], bool] = lambda rows: False,
     ) -> Trial:
         """A trial of new values. also: further figures of a values file."""
 
@@ -120,7 +123,7 @@ class Subject:
             )
             return {**self.probe(self.container.path, path), **self._moved(replacements), **also(path)}
 
-        trial = Trial(factors, measure)
+        trial = Trial(factors, measure, pointless)
         return trial
 
     def _moved(self, replacements: Mapping[str, MatrixValues]) -> dict[str, float]:

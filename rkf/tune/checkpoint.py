@@ -1,4 +1,4 @@
-"""What a tuning run leaves beside its output, so that it can go on: the lesson once, the learner at every check.
+"""What a tuning run leaves beside its output, so that it can go on: the lesson once, the learner after every step.
 
 Two safetensors files in `OUT.tuning/`, each bound to the run by a fingerprint of its inputs and options.
 """

@@ -20,7 +20,7 @@ _FLOOR = 1 / 16
 
 
 class LiveValues:
-    """The values of `weight`, to be learned in place. rows: give every row a factor a of its own."""
+    """The values of `weight`, to be learned in place. rows: give every row factors a and b of its own."""
 
     def __init__(self, weight: ClusteredWeight, counts: NDArray[np.uint64], rows: bool) -> None:
         self.weight = weight
@@ -29,8 +29,8 @@ class LiveValues:
             weight.a = nn.Parameter(torch.ones(1, device=device) if weight.b is None else torch.ones_like(weight.b))
         if rows and weight.a.shape == (1,):
             weight.a = nn.Parameter(weight.a.detach().repeat(weight.rows))
-            if weight.b is not None:
-                weight.b = nn.Parameter(weight.b.detach().repeat(weight.rows))
+            b = torch.zeros(1, device=device) if weight.b is None else weight.b.detach()
+            weight.b = nn.Parameter(b.repeat(weight.rows))
         with torch.no_grad():
             self._least_gaps = weight.centroids.diff(dim=1) * _FLOOR
             self._least_factors = weight.a * _FLOOR

@@ -26,7 +26,7 @@ STEPS_A_CHECK = 8
 PATIENCE = 4  # checks without a gain
 _LAST_RATE = 0.05  # the rate falls to this share of itself at the end of the time
 
-Check = Callable[["Learner", float], None]  # called after each check with the seconds spent so far
+AfterStep = Callable[["Learner", float], None]  # is told the seconds spent so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,14 @@ class Learner:
         total = sum(float(_divergence(self._decoder, held, part)) * len(part) for part in _passes(range(len(held.ids))))
         return total / len(held.ids)
 
-    def learn(self, seconds: float, spent: float, check: Check) -> None:
+    def learn(self, seconds: float, spent: float, after_step: AfterStep) -> None:
         """Learn until the time is over or held-out text gains no more; the best values are in place afterwards."""
         began = monotonic() - spent
         while (spent := monotonic() - began) < seconds and self.stale < PATIENCE:
             self._learn_step(spent / seconds)
             if self.step % STEPS_A_CHECK == 0:
                 self._check()
-                check(self, monotonic() - began)
+            after_step(self, monotonic() - began)
         if self.step % STEPS_A_CHECK:
             self._check()
         for parameter, value in zip(self.parameters(), self.best_values, strict=True):

@@ -46,10 +46,10 @@ def tune(
     """Learn centroids and affine factors of `model` towards what `reference` says, and write them as a values file.
 
     reference: an rkf file of the same model, dense. data: "self" lets the reference write the text, else a UTF-8 file.
-    minutes: of learning; the text and the reference's pass over it come before. rows: a factor for every row, not for
-    every matrix. device: torch's name of it, by default a GPU if there is one. resume: go on after an interruption. The
-    share of the divergence that is recovered is measured on text held out; the best values found are written, at worst
-    the old ones.
+    minutes: of learning; the text and the reference's pass over it come before. rows: factors a and b for every row,
+    not a for every matrix. device: torch's name of it, by default a GPU if there is one. resume: go on after an
+    interruption. The share of the divergence that is recovered is measured on text held out; the best values found are
+    written, at worst the old ones.
 
     Returns {"steps", "kld_before", "kld", "recovered", "parameters"}, in nats a token. Raises UsageError: the two
     models do not fit each other, the text is too short, the output exists.
@@ -72,11 +72,11 @@ def tune(
             learner.begin()
             spent = 0.0
 
-        def check(learner: Learner, spent: float) -> None:
+        def after_step(learner: Learner, spent: float) -> None:
             checkpoint.save(learner, spent)
             progress(f"tune, {learner.recovered:.0%} recovered", int(spent), int(minutes * 60))
 
-        learner.learn(minutes * 60, spent, check)
+        learner.learn(minutes * 60, spent, after_step)
         report = {
             "steps": learner.step,
             "kld_before": learner.before,

@@ -1,5 +1,6 @@
 """Drift: the residual stream that is followed, and the corrections that are said to hold."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import rkf
 from rkf.eval import reference
 from rkf.study import trace
-from rkf.study.drift import ORDERS, ordered, steps, survivors
+from rkf.study.drift import _clear, ordered, steps, survivors
 from rkf.study.moments import moments
 from rkf.study.subject import clustered_in_layers
 from tests.study.conftest import CONFIG
@@ -73,5 +74,13 @@ def test_survivors_end_at_the_first_doubling():
         for count, ratio in ((1, 1.1), (3, 1.9), (7, 2.5), (15, 1.2))
     ]
     found = {(row["order"], row["correction"]): row["survive"] for row in survivors(rows)}
-    assert found["last", "none"] == 3
-    assert {order for order, _ in found} == set(ORDERS)
+    assert found == {("last", "none"): 3}  # nothing is said of what has not been tried
+
+
+def test_an_order_ends_where_the_model_is_lost(studied):
+    rows = json.loads((studied("drift") / "results.json").read_text())["trials"]
+    assert {row["replaced"] for row in rows} == {1, 2}
+    assert all(("profile" in row) == (row["replaced"] == CONFIG.layers) for row in rows)
+    factors = {"order": "first", "correction": "none", "seed": 0, "replaced": 3}
+    assert _clear(factors, [{**factors, "replaced": 1, "ppl_ratio": 11.0}])
+    assert not _clear(factors, [{**factors, "replaced": 1, "ppl_ratio": 9.0}, {**factors, "ppl_ratio": 11.0}])

@@ -1,0 +1,97 @@
+"""How much of what clustering loses comes back by tuning: the trials of docs/paper/tune. Knows no page.
+
+A model is tuned towards the dense checkpoint on text that the checkpoint writes, then measured on another text. An
+interrupted tuning goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rkf.container import open_file
+from rkf.study.charts import Row, only
+from rkf.study.records import Records
+from rkf.study.run import do, fingerprint, predictions
+from rkf.study.subject import Probe, Trial
+
+WINDOWS, CTX = 64, 512
+MODELS = {  # name -> options of `rkf convert`
+    "dense": ["--recipe", "dense"],
+    "K = 16": ["--recipe", "paper-exceptions", "--k", "16", "--calibrate", "none"],
+    "K = 32": ["--recipe", "paper-exceptions", "--k", "32", "--calibrate", "none"],
+    "K = 16, calibrated": ["--k", "16"],
+}
+# Learned for these minutes on one thread: centroids and a factor for every matrix, or every row.
+MINUTES = {
+    ("K = 16", "row"): 20,
+    ("K = 16", "matrix"): 12,
+    ("K = 32", "matrix"): 10,
+    ("K = 16, calibrated", "matrix"): 8,
+}
+Convert = Callable[[Path, Sequence[str]], None]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The folder of files, each made when it is wanted. convert: makes one of the checkpoint, by the given options."""
+
+    folder: Path
+    convert: Convert
+
+    def __call__(self, name: str) -> Path:
+        path = self.folder / f"{name}.rkf"
+        if not path.exists():
+            self.convert(path, MODELS[name])
+        return path
+
+    def tuned(self, name: str, factors: str, threads: int) -> Path:
+        """The values file of a tuning."""
+        import torch
+
+        from rkf.tune import tune
+
+        path = self.folder / f"{name}, {factors}.rkv"
+        if not path.exists():
+            torch.set_num_threads(threads)
+            minutes = MINUTES[name, factors]
+            tune(self(name), self("dense"), path, minutes=minutes, rows=factors == "row", resume=True)
+        return path
+
+
+def tuning(out: Path, text: str, threads: int, *, convert: Convert) -> None:
+    """Do the trials that the folder `out` has not got yet."""
+    models = Models(out, convert)
+    with open_file(models("dense")) as dense:
+        about = {"windows": WINDOWS, "ctx": CTX, "fingerprint": fingerprint([dense], [WINDOWS, CTX, text])}
+    records = Records(out, about)
+    windows = predictions(out, lambda: models("dense"), text, CTX, WINDOWS, exact=True, threads=threads)
+    do(records, _trials(models, Probe(windows, threads)), lambda trial, done, total: None)
+
+
+def recovered(rows: list[Row], row: Row) -> float:
+    """The share of the perplexity above the dense model's that a tuning has taken away."""
+    (before,) = only(rows, model=row["model"], factors=None)
+    return float((before["ppl_ratio"] - row["ppl_ratio"]) / (before["ppl_ratio"] - 1))
+
+
+def _trials(models: Models, probe: Probe) -> Iterator[Trial]:
+    for name in dict.fromkeys(name for name, _ in MINUTES):
+        yield Trial({"model": name, "factors": None}, partial(_untuned, models, probe, name))
+    for name, factors in MINUTES:
+        yield Trial({"model": name, "factors": factors}, partial(_tuned, models, probe, name, factors))
+
+
+def _untuned(models: Models, probe: Probe, name: str) -> dict[str, Any]:
+    return probe(models(name))
+
+
+def _tuned(models: Models, probe: Probe, name: str, factors: str) -> dict[str, Any]:
+    values = models.tuned(name, factors, probe.threads or 1)
+    with open_file(values) as container:
+        report = container.provenance["tuned"]
+    kept = {key: report[key] for key in ("parameters", "steps")}
+    return {"minutes": MINUTES[name, factors], **kept, "own_text": report["recovered"], **probe(models(name), values)}
