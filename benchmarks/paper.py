@@ -3,28 +3,34 @@
     python -m benchmarks.paper                 # the page and its figures, from docs/paper/*/results.json
     python -m benchmarks.paper --text TEXT     # first whatever trials are missing there
 
-To do everything anew, remove docs/paper/*/results.json first: some hours on two cores. TEXT: the validation text of
-WikiText-2 with its marks undone (` @-@ ` -> `-`, ` @,@ ` -> `,`, ` @.@ ` -> `.`, space before `, . ; : ! ? % ) ]`
-removed, `<unk>` -> `Unk`).
+It goes on where it was interrupted. To do everything anew, remove docs/paper/*/results.json and build/paper first: some
+hours on two cores. TEXT: the validation text of WikiText-2 with its marks undone (` @-@ ` -> `-`, ` @,@ ` -> `,`,
+` @.@ ` -> `.`, space before `, . ; : ! ? % ) ]` removed, `<unk>` -> `Unk`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from benchmarks.paper_tuning import recovered, tuning
 from rkf.commands.default_model import NAME
+from rkf.commands.measure import read
 from rkf.converters.pull import pull
 from rkf.study import STUDIES
 from rkf.study.charts import Chart, Row, having, lines, only, svg, table
-from rkf.study.records import RESULTS, TABLE, read, write_text
+from rkf.study.records import RESULTS, TABLE, write_text
+from rkf.study.records import read as read_results
 from rkf.study.sweep import COLLAPSE_K
 from rkf.study.sweep import charts as sweep_charts
 from rkf.study.sweep import worst as worst_trial
@@ -33,8 +39,8 @@ ROOT = Path(__file__).parents[1]
 PAGE, DATA = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper"
 WORK = ROOT / "build" / "paper"
 MODEL = "model.rkf"
-CONVERT = ["convert", NAME, MODEL, "--recipe", "paper-exceptions", "--k", "32"]
-WINDOWS = ["--windows", "4"]
+CONVERT = ["convert", NAME, MODEL, "--recipe", "paper-exceptions", "--k", "32", "--calibrate", "none"]
+WINDOWS = ["--windows", "8"]
 COMMANDS = {
     "sweep": [
         "study",
@@ -47,11 +53,13 @@ COMMANDS = {
         "--layers",
         "5,11,17,29",
         "--k",
-        "8,16,32,64,256",
+        "4,8,16,32,64,128,256",
+        "--calibrate",
+        "self",
     ],
     **{
-        name: ["study", name, MODEL, name, "--text", "TEXT", *WINDOWS, "--seeds", "1"]
-        for name in ("scramble", "preserve", "drift")
+        name: ["study", name, MODEL, name, "--text", "TEXT", *WINDOWS, "--seeds", str(seeds)]
+        for name, seeds in {"scramble": 3, "drift": 3, "preserve": 3, "interpolate": 1}.items()
     },
 }
 
@@ -59,9 +67,10 @@ COMMANDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     if options.text:
-        study(options.text.resolve())
+        study(options.text.resolve(), options.threads)
     text, figures = page()
     write_text(PAGE, text)
     for path, chart in figures.items():
@@ -69,17 +78,28 @@ def main() -> None:
         write_text(path, svg(chart))
 
 
-def study(text: Path) -> None:
+def study(text: Path, threads: int) -> None:
     """Do what is missing, in build/paper; results.json and results.csv come back to docs/paper."""
     WORK.mkdir(parents=True, exist_ok=True)
     pull(NAME)
     if not (WORK / MODEL).exists():
         _rkf(CONVERT)
     for name, command in COMMANDS.items():
-        for folder in (WORK / name, DATA / name):
-            folder.mkdir(parents=True, exist_ok=True)
-        _copy(DATA / name, WORK / name)
-        _rkf([str(text) if word == "TEXT" else word for word in command])
+        with _kept(name):
+            _rkf([*(str(text) if word == "TEXT" else word for word in command), "--threads", str(threads)])
+    with _kept("tune"):
+        tuning(WORK / "tune", read(text), threads, convert=lambda out, how: _rkf(["convert", NAME, str(out), *how]))
+
+
+@contextmanager
+def _kept(name: str) -> Iterator[None]:
+    """A study starts from the results in docs/paper, and its own go there, even if it is interrupted."""
+    for folder in (WORK / name, DATA / name):
+        folder.mkdir(parents=True, exist_ok=True)
+    _copy(DATA / name, WORK / name)
+    try:
+        yield
+    finally:
         _copy(WORK / name, DATA / name)
 
 
@@ -112,19 +132,21 @@ def page() -> tuple[str, dict[Path, Chart]]:
         "value": value,
         "worst": worst,
         "about": about,
+        "basis": basis,
+        "tunings": tunings,
+        "share": share,
         "matrices": matrices,
         "stream": stream,
         "convert": " ".join(CONVERT),
         "collapse_k": COLLAPSE_K,
         "command": command,
-        "done": lambda name: (DATA / name / RESULTS).exists(),
     }
     return templates.get_template("paper.md.jinja").render(words), figures
 
 
 @cache
 def results(name: str) -> tuple[dict[str, Any], list[Row]]:
-    return read(DATA / name)
+    return read_results(DATA / name)
 
 
 def charts(name: str) -> dict[str, Chart]:
@@ -161,12 +183,12 @@ def grid(name: str, chart: str) -> str:
 
 
 def value(name: str, y: str = "ppl_ratio", **factors: Any) -> str:
-    """A figure of the trials with these factors, the mean over their seeds."""
+    """A figure of the trials with these factors: the mean over their seeds and, of several, its standard error."""
     rows = only(results(name)[1], **factors)
     if not rows:
         raise KeyError(f"{name}: no trial with {factors}")
     ((point,),) = lines(Chart("", "", [{**row, "all": ""} for row in rows], x="all", y=y)).values()
-    return shown(point.mean)
+    return shown(point.mean) + (f" (± {point.error / point.mean:.0%})" if point.trials > 1 else "")
 
 
 def worst(name: str, **factors: Any) -> str:
@@ -177,6 +199,42 @@ def worst(name: str, **factors: Any) -> str:
 def about(name: str) -> dict[str, Any]:
     """What a study was of."""
     return results(name)[0]
+
+
+def basis() -> str:
+    """What the figures rest on, in Markdown."""
+    lines = ["| study | windows of 512 tokens | trials | seeds |", "|---|---:|---:|---:|"]
+    for name in ("sweep", *STUDIES, "tune"):
+        known, rows = results(name)
+        seeds = len({row.get("seed") for row in rows} - {None})
+        lines.append(f"| {name} | {known['windows']} | {len(rows)} | {seeds or ''} |")
+    return "\n".join(lines)
+
+
+def tunings() -> str:
+    """Models before and after tuning, in Markdown."""
+    rows = results("tune")[1]
+    lines = [
+        "| model | learned | parameters | steps | minutes | KL divergence | perplexity | recovered |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(rows, key=lambda row: list(dict.fromkeys(each["model"] for each in rows)).index(row["model"])):
+        figures = f"{row['kld']:.4f} ± {row['kld_stderr']:.4f} | {row['ppl']:.2f}"
+        if row["factors"] is None:
+            lines.append(f"| {row['model']} | nothing | | | | {figures} | |")
+        else:
+            spent = f"{row['parameters']:,} | {row['steps']} | {row['minutes']}"
+            lines.append(
+                f"| | centroids, factors by {row['factors']} | {spent} | {figures} | {recovered(rows, row):.1%} |"
+            )
+    return "\n".join(lines)
+
+
+def share(model: str, factors: str) -> str:
+    """The share of the added perplexity that a tuning has recovered."""
+    rows = results("tune")[1]
+    (row,) = only(rows, model=model, factors=factors)
+    return f"{recovered(rows, row):.0%}"
 
 
 def stream(measure: str, correction: str) -> str:

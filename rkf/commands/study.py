@@ -67,6 +67,7 @@ def _change(name: str, model: str, out: Path, ks: str | None, calibrate: str | N
 def _sweep(
     src: str, out: Path, ks: str | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
 ) -> list[Any]:
+    from rkf.calibration import Calibrate, save
     from rkf.converters.pipeline import convert
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source
@@ -75,10 +76,12 @@ def _sweep(
     if reference:
         raise UsageError("study sweep: its reference is the checkpoint: leave --reference out")
     chosen = calibration(calibrate or "none", None)
-    source = open_source(locate(src))
+    source, tokens = open_source(locate(src)), out / "calibration.tok"
 
-    def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
-        convert(src, out, recipe=recipe, k=k, calibrate=chosen if calibrated else None)
+    def converted(path: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
+        if calibrated and chosen and not tokens.exists():  # one text for every K, written once
+            save(tokens, chosen(source).tokens, {})
+        convert(src, path, recipe=recipe, k=k, calibrate=Calibrate(tokens) if calibrated else None)
 
     return sweep(
         out,

@@ -88,7 +88,7 @@ def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
         return {name: new for layer in layers for name, new in values(correction, layer, seed).items()}
 
     for seed, correction, order in product(range(seeds), CORRECTIONS, ORDERS):
-        if seed and correction == "output":  # what seeds do to it, those of moments tell
+        if seed and correction == "output":  # its spread is that of moments
             continue
         for count in steps(len(subject.layers)):
             factors = {"order": order, "correction": correction, "replaced": count, "seed": seed}

@@ -51,7 +51,8 @@ def study(
 
     name: one of STUDIES. model: a clustered rkf file. reference: whose predictions the divergence is from (default: the
     model with its own values). text: its first `windows` windows of `ctx` tokens are measured as in `rkf.eval`. seeds:
-    how often a random change is repeated; more of them extend a study. layers: those to change (default: all).
+    how often a random change is repeated (but for some whose effect is far beyond its spread); more extend a study.
+    layers: those to change (default: all).
 
     `out` gets results.json, results.csv, values/*.rkv (for `rkf run MODEL --values`), report.md, report.html, figures.
     Raises UsageError: an unknown study, no such layers, a reference of another shape, a text too short, results

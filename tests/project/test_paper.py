@@ -1,9 +1,40 @@
-"""docs/paper.md is what its results say."""
+"""docs/paper.md is what its results say, and the tunings on it are measured as it says."""
 
+import json
+
+import pytest
+
+from benchmarks import paper_tuning
 from benchmarks.paper import PAGE, page
+from rkf.cluster.recipe import Rule
+from tests.runtime import tiny
+from tests.runtime.files import write_model
+
+CONFIG = tiny.config(context_length=48)
+TEXT = "\n".join(tiny.CORPUS) * 4
 
 
 def test_the_page_is_made_of_the_stored_results():
     text, figures = page()
     assert PAGE.read_text(encoding="utf-8") == text, "`make paper` writes it anew"
     assert {path.name for path in PAGE.parent.joinpath("paper").rglob("*.svg")} == {path.name for path in figures}
+
+
+def test_tunings_are_measured_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_tuning, "WINDOWS", 2)
+    monkeypatch.setattr(paper_tuning, "CTX", 32)
+    monkeypatch.setattr(paper_tuning, "MINUTES", {("K = 16", "matrix"): 0.01})
+    converted = []
+
+    def convert(out, options):
+        converted.append(out.name)
+        write_model(out, CONFIG, tiny.weights(CONFIG), None if "dense" in options else Rule(k=4))
+
+    for _ in range(2):
+        paper_tuning.tuning(tmp_path, TEXT, 1, convert=convert)
+    assert converted == ["dense.rkf", "K = 16.rkf"]
+    before, after = json.loads((tmp_path / "results.json").read_text())["trials"]
+    assert before["factors"] is None and after["steps"] > 0
+    assert abs(before["ppl_ratio"] - 1) > 0.1
+    for ratio, share in ((before["ppl_ratio"], 0), (1.0, 1), ((before["ppl_ratio"] + 1) / 2, 0.5)):
+        assert paper_tuning.recovered([before, after], {**after, "ppl_ratio": ratio}) == pytest.approx(share)

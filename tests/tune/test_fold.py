@@ -1,8 +1,13 @@
 """Values become a file's own: by `fold`, and in one go by `rkf convert --tune`."""
 
+import subprocess
+import sys
+from time import monotonic, sleep
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors import safe_open
 
 import rkf
 from rkf.cli import cli
@@ -43,17 +48,26 @@ def test_a_folded_file_is_the_model_with_its_values(tmp_path):
         fold(model, values, model, force=True)
 
 
-def test_convert_and_tune_in_one_go(tmp_path, monkeypatch):
+@pytest.fixture
+def source(tmp_path):
+    """A checkpoint."""
+    folder = tmp_path / "tiny"
+    reference(CONFIG).save_pretrained(folder)
+    tiny.byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(tiny.CHAT_TEMPLATE)
+    return folder
+
+
+def arguments(source, out, *more):
+    return ["convert", str(source), str(out), "--recipe", "paper-exceptions", "--k", "8", *more]
+
+
+def test_convert_and_tune_in_one_go(tmp_path, source, monkeypatch):
     monkeypatch.setattr(run, "SEQUENCES", 6)
-    source, out = tmp_path / "tiny", tmp_path / "out.rkf"
-    reference(CONFIG).save_pretrained(source)
-    tiny.byte_level_tokenizer().save(str(source / "tokenizer.json"))
-    (source / "chat_template.jinja").write_text(tiny.CHAT_TEMPLATE)
+    out = tmp_path / "out.rkf"
 
     def convert(path, *more):
-        return CliRunner().invoke(
-            cli, ["convert", str(source), str(path), "--recipe", "paper-exceptions", "--k", "8", *more]
-        )
+        return CliRunner().invoke(cli, arguments(source, path, *more))
 
     done = convert(out, "--tune", "0.02")
     assert done.exit_code == 0, done.stderr
@@ -65,3 +79,25 @@ def test_convert_and_tune_in_one_go(tmp_path, monkeypatch):
         assert not np.array_equal(tuned.decode(NAME), plain.decode(NAME))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rkf", "plain.rkf", "tiny"]
     assert convert(out, "--tune", "0.02").exit_code == 2  # exists
+
+
+def test_a_killed_conversion_goes_on_with_what_it_has_learned(tmp_path, source):
+    out = tmp_path / "out.rkf"
+    command = [sys.executable, "-m", "rkf", *arguments(source, out, "--calibrate", "none", "--tune")]
+    learned = tmp_path / "out.rkf.tuned" / "values.rkv.tuning" / "state.safetensors"
+    killed = subprocess.Popen([*command, "5"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = monotonic() + 60
+        while not learned.exists() and monotonic() < deadline:
+            sleep(0.05)
+    finally:
+        killed.kill()
+        killed.wait()
+    with safe_open(learned, "pt") as state:
+        steps = int(state.metadata()["step"])
+    assert steps > 0 and not out.exists()
+    done = subprocess.run([*command, "0.0001", "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with rkf.open(out) as tuned:
+        assert tuned.provenance["tuned"]["steps"] == steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rkf", "tiny"]
