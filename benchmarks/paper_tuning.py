@@ -27,10 +27,10 @@ MODELS = {  # name -> options of `rkf convert`
 }
 # Learned for these minutes on one thread: centroids and a factor for every matrix, or every row.
 MINUTES = {
-    ("K = 16", "row"): 20,
-    ("K = 16", "matrix"): 12,
-    ("K = 32", "matrix"): 10,
-    ("K = 16, calibrated", "matrix"): 8,
+    ("K = 16", "row"): 15,
+    ("K = 16", "matrix"): 9,
+    ("K = 32", "matrix"): 7,
+    ("K = 16, calibrated", "matrix"): 5,
 }
 Convert = Callable[[Path, Sequence[str]], None]
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from rkf.matrix import Affine, MatrixValues
 from rkf.torch import ClusteredWeight
 
-# Adam's step, as a share of the matrix's deviation (centroids, b) or of the factor itself (a).
-RATE = 0.004
+# Adam's step, as a share of the matrix's deviation (centroids, b) or of the factor itself (a). With one
+# factor a matrix 30 % of the divergence is gone after 8 steps, at half of the rate 24 %; factors of rows were only
+# tried at that half.
+_RATE, _RATE_ROWS = 0.008, 0.004
 # A gap may shrink to this share of what it was, a factor too: the order is safe, and so is f32.
 _FLOOR = 1 / 16
 
@@ -46,7 +48,8 @@ class LiveValues:
         """Parameter groups for Adam: the rate of each is its own."""
         weight, factor = self.weight, float(self._least_factors.mean()) / _FLOOR
         rates = [(weight.centroids, self._deviation), (weight.a, factor), (weight.b, self._deviation * factor)]
-        return [{"params": [value], "rate": RATE * scale} for value, scale in rates if value is not None]
+        rate = _RATE if self._least_factors.numel() == 1 else _RATE_ROWS
+        return [{"params": [value], "rate": rate * scale} for value, scale in rates if value is not None]
 
     @torch.no_grad()
     def restore_order(self) -> None:
