@@ -39,28 +39,14 @@ ROOT = Path(__file__).parents[1]
 PAGE, DATA = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper"
 WORK = ROOT / "build" / "paper"
 MODEL = "model.rkf"
-CONVERT = ["convert", NAME, MODEL, "--recipe", "paper-exceptions", "--k", "32", "--calibrate", "none"]
-WINDOWS = ["--windows", "8"]
+CONVERT = f"convert {NAME} {MODEL} --recipe paper-exceptions --k 32 --calibrate none"
 COMMANDS = {
-    "sweep": [
-        "study",
-        "sweep",
-        NAME,
-        "sweep",
-        "--text",
-        "TEXT",
-        *WINDOWS,
-        "--layers",
-        "5,11,17,29",
-        "--k",
-        "4,8,16,32,64,128,256",
-        "--calibrate",
-        "self",
-    ],
-    **{
-        name: ["study", name, MODEL, name, "--text", "TEXT", *WINDOWS, "--seeds", str(seeds)]
-        for name, seeds in {"scramble": 3, "drift": 3, "preserve": 3, "interpolate": 1}.items()
-    },
+    "sweep": f"study sweep {NAME} sweep --text TEXT --windows 8 --layers 5,11,17,29 --k 4,8,16,32,64,128,256"
+    " --calibrate self",
+    "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 8 --seeds 3",
+    "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 8 --seeds 3",
+    "drift": f"study drift {MODEL} drift --text TEXT --windows 8 --seeds 3",
+    "interpolate": f"study interpolate {MODEL} interpolate --text TEXT --windows 8 --seeds 1",
 }
 
 
@@ -83,10 +69,10 @@ def study(text: Path, threads: int) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     pull(NAME)
     if not (WORK / MODEL).exists():
-        _rkf(CONVERT)
+        _rkf(CONVERT.split())
     for name, command in COMMANDS.items():
         with _kept(name):
-            _rkf([*(str(text) if word == "TEXT" else word for word in command), "--threads", str(threads)])
+            _rkf([*(str(text) if word == "TEXT" else word for word in command.split()), "--threads", str(threads)])
     with _kept("tune"):
         tuning(WORK / "tune", read(text), threads, convert=lambda out, how: _rkf(["convert", NAME, str(out), *how]))
 
@@ -137,7 +123,7 @@ def page() -> tuple[str, dict[Path, Chart]]:
         "share": share,
         "matrices": matrices,
         "stream": stream,
-        "convert": " ".join(CONVERT),
+        "convert": CONVERT,
         "collapse_k": COLLAPSE_K,
         "command": command,
     }
@@ -263,7 +249,7 @@ def shown(number: float) -> str:
 def command(name: str) -> str:
     """What a figure can be repeated with, as a user types it."""
     names = ["scramble", "preserve"] if name == "order" else [name]
-    return "; ".join(f"`{' '.join(['rkf', *COMMANDS[each]])}`" for each in names)
+    return "; ".join(f"`rkf {COMMANDS[each]}`" for each in names)
 
 
 if __name__ == "__main__":
