@@ -14,8 +14,8 @@ from rkf.matrix import Affine, MatrixValues
 from rkf.torch import ClusteredWeight
 
 # Adam's step times K, as a share of the matrix's deviation (centroids, b) or of the factor itself (a): what clustering
-# has left to mend falls with 1 / K. Divergence gone at K = 16, one factor a matrix, after 8 steps: 30 %, and 24 % at half
-# of the rate; at K = 32 after 16 steps 20 %, and 17 % at twice the rate. Factors of rows were only tried at half of it.
+# has left to mend falls with 1 / K. Divergence gone at K = 16, one factor a matrix, after 8 steps: 30 %, at half of the
+# rate 24 %; at K = 32 after 16 steps 20 %, at twice the rate 17 %. Factors of rows were only tried at half of it.
 _RATE, _RATE_ROWS = 0.128, 0.064
 # A gap may shrink to this share of what it was, a factor too: the order is safe, and so is f32.
 _FLOOR = 1 / 16
