@@ -41,11 +41,10 @@ WORK = ROOT / "build" / "paper"
 MODEL = "model.rkf"
 CONVERT = f"convert {NAME} {MODEL} --recipe paper-exceptions --k 32 --calibrate none"
 COMMANDS = {
-    "sweep": f"study sweep {NAME} sweep --text TEXT --windows 8 --layers 5,11,17,29 --k 4,8,16,32,64,128,256"
-    " --calibrate self",
-    "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 8 --seeds 3",
-    "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 8 --seeds 3",
-    "drift": f"study drift {MODEL} drift --text TEXT --windows 8 --seeds 3",
+    "sweep": f"study sweep {NAME} sweep --text TEXT --windows 4 --layers 5,11,17,29 --k 8,16,32,64,256",
+    "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 4 --seeds 1",
+    "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 4 --seeds 1",
+    "drift": f"study drift {MODEL} drift --text TEXT --windows 4 --seeds 1",
     "interpolate": f"study interpolate {MODEL} interpolate --text TEXT --windows 8 --seeds 1",
 }
 
@@ -201,26 +200,28 @@ def tunings() -> str:
     """Models before and after tuning, in Markdown."""
     rows = results("tune")[1]
     lines = [
-        "| model | learned | parameters | steps | minutes | KL divergence | perplexity | recovered |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| model | learned | parameters | steps | minutes | divergence | perplexity | divergence gone | ppl gone |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in sorted(rows, key=lambda row: list(dict.fromkeys(each["model"] for each in rows)).index(row["model"])):
-        figures = f"{row['kld']:.4f} ± {row['kld_stderr']:.4f} | {row['ppl']:.2f}"
-        if row["factors"] is None:
-            lines.append(f"| {row['model']} | nothing | | | | {figures} | |")
-        else:
+    for before in only(rows, factors=None):
+        lines.append(f"| {before['model']} | nothing | | | | {_figures(before)} | | |")
+        for row in having(only(rows, model=before["model"]), "factors"):
             spent = f"{row['parameters']:,} | {row['steps']} | {row['minutes']}"
-            lines.append(
-                f"| | centroids, factors by {row['factors']} | {spent} | {figures} | {recovered(rows, row):.1%} |"
-            )
+            ppl, kld = recovered(rows, row)
+            learned = f"centroids, factors a {row['factors']}"
+            lines.append(f"| | {learned} | {spent} | {_figures(row)} | {kld:.1%} | {ppl:.1%} |")
     return "\n".join(lines)
 
 
+def _figures(row: Row) -> str:
+    return f"{row['kld']:.4f} ± {row['kld_stderr']:.4f} | {row['ppl']:.2f}"
+
+
 def share(model: str, factors: str) -> str:
-    """The share of the added perplexity that a tuning has recovered."""
+    """What a tuning has taken away of the added perplexity, and of the divergence."""
     rows = results("tune")[1]
     (row,) = only(rows, model=model, factors=factors)
-    return f"{recovered(rows, row):.0%}"
+    return "{:.0%} ({:.0%})".format(*recovered(rows, row))
 
 
 def stream(measure: str, correction: str) -> str:

@@ -72,10 +72,10 @@ def tuning(out: Path, text: str, threads: int, *, convert: Convert) -> None:
     do(records, _trials(models, Probe(windows, threads)), lambda trial, done, total: None)
 
 
-def recovered(rows: list[Row], row: Row) -> float:
-    """The share of the perplexity above the dense model's that a tuning has taken away."""
+def recovered(rows: list[Row], row: Row) -> tuple[float, float]:
+    """What a tuning has taken away: the share of the perplexity above the dense model's, and of the divergence."""
     (before,) = only(rows, model=row["model"], factors=None)
-    return float((before["ppl_ratio"] - row["ppl_ratio"]) / (before["ppl_ratio"] - 1))
+    return (before["ppl_ratio"] - row["ppl_ratio"]) / (before["ppl_ratio"] - 1), 1 - row["kld"] / before["kld"]
 
 
 def _trials(models: Models, probe: Probe) -> Iterator[Trial]:
