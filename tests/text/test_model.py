@@ -37,6 +37,22 @@ def test_a_prompt_is_a_conversation_of_one_message(path):
         )
 
 
+def test_the_next_turn_of_a_conversation_feeds_nothing_that_was_fed(path):
+    with model(path) as ready:
+        messages = [{"role": "user", "content": "The capital?"}]
+        first = ready.stream(messages, max_tokens=9)
+        messages += [{"role": "assistant", "content": "".join(first)}, {"role": "user", "content": "And then?"}]
+        fed, forward = [], ready.backend.forward
+        ready.backend.forward = lambda tokens, *rest, **options: fed.append(len(tokens)) or forward(
+            tokens, *rest, **options
+        )
+        second = ready.stream(messages, max_tokens=1)
+        "".join(second)
+        known = first.stats.prompt_tokens
+        assert second.ids[:known] == first.ids[:known]
+        assert sum(fed) <= second.stats.prompt_tokens - known
+
+
 def test_raw_continues_the_prompt(path):
     with model(path) as ready, model(path, template=None) as bare:
         assert ready.stream("The capital", raw=True).ids == ready.tokenizer.encode("The capital")
