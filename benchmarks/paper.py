@@ -42,7 +42,7 @@ MODEL = "model.rkf"
 CONVERT = f"convert {NAME} {MODEL} --recipe paper-exceptions --k 32 --calibrate none"
 COMMANDS = {
     "sweep": f"study sweep {NAME} sweep --text TEXT --windows 4 --layers 5,11,17,29 --k 8,16,32,64,256",
-    "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 4 --seeds 1",
+    "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 4 --seeds 3",
     "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 4 --seeds 1",
     "drift": f"study drift {MODEL} drift --text TEXT --windows 4 --seeds 1",
     "interpolate": f"study interpolate {MODEL} interpolate --text TEXT --windows 8 --seeds 1",
@@ -173,12 +173,12 @@ def value(name: str, y: str = "ppl_ratio", **factors: Any) -> str:
     if not rows:
         raise KeyError(f"{name}: no trial with {factors}")
     ((point,),) = lines(Chart("", "", [{**row, "all": ""} for row in rows], x="all", y=y)).values()
-    return shown(point.mean) + (f" (± {point.error / point.mean:.0%})" if point.trials > 1 else "")
+    return shown(point.mean) + (f" ({point.spread})" if point.trials > 1 else "")
 
 
 def worst(name: str, **factors: Any) -> str:
-    """The largest ratio of perplexities among the trials with these factors."""
-    return shown(max(row["ppl_ratio"] for row in only(results(name)[1], **factors)))
+    """The largest ratio of perplexities among the trials of one layer with these factors."""
+    return shown(max(row["ppl_ratio"] for row in having(only(results(name)[1], **factors), "layer")))
 
 
 def about(name: str) -> dict[str, Any]:

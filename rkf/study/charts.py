@@ -54,6 +54,21 @@ class Point(NamedTuple):
     mean: float
     error: float
     trials: int
+    factor: float | None = None  # of a geometric mean: its standard error, up or down
+
+    @property
+    def bars(self) -> tuple[float, float]:
+        """How far the error reaches down and up."""
+        if self.factor is None:
+            return self.error, self.error
+        return self.mean * (1 - 1 / self.factor), self.mean * (self.factor - 1)
+
+    @property
+    def spread(self) -> str:
+        """The error in words: "± 0.1", or "×÷ 5" for a geometric mean that is not known to a half."""
+        if self.factor is not None and self.factor > 1.5:
+            return f"×÷ {self.factor:.2g}"
+        return f"± {self.error:.1g}" if self.error else ""
 
 
 def only(rows: Iterable[Row], **values: Any) -> list[Row]:
@@ -101,7 +116,7 @@ def draw(chart: Chart) -> Figure:
     places = {x: x if numbers else i for i, x in enumerate(xs)}
     for name, points in found.items():
         at = [places[point.x] for point in points]
-        means, errors = [point.mean for point in points], [point.error for point in points]
+        means, errors = [point.mean for point in points], list(zip(*(point.bars for point in points), strict=True))
         style = "o-" if numbers and not chart.is_scatter else "o"
         axes.errorbar(at, means, errors, fmt=style, markersize=3.5, linewidth=1, capsize=2, label=name)
     if not numbers:
@@ -137,13 +152,15 @@ def _point(x: Any, rows: list[Row], y: str) -> Point:
     values = [log(row[y]) if logarithmic else row[y] for row in rows]
     mean = sum(values) / len(values)
     error = sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    return Point(x, exp(mean), exp(mean) * error, len(values)) if logarithmic else Point(x, mean, error, len(values))
+    if logarithmic:
+        return Point(x, exp(mean), exp(mean) * error, len(values), exp(error))
+    return Point(x, mean, error, len(values))
 
 
 def _cell(point: Point | None) -> str:
     if point is None:
         return ""
-    return f"{point.mean:.4g} ± {point.error:.1g}" if point.error else f"{point.mean:.4g}"
+    return f"{point.mean:.4g} {point.spread}".rstrip()
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:

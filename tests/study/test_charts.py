@@ -27,13 +27,14 @@ def test_seeds_become_mean_and_standard_error():
     (point,) = found["all"]
     assert point.mean == pytest.approx(exp(2)) and point.trials == 2  # the geometric mean of a ratio
     assert point.error == pytest.approx(exp(2) * sqrt(2) / sqrt(2))  # deviation of 1 and 3, over the root of two
+    assert point.bars == pytest.approx((exp(2) - exp(1), exp(3) - exp(2)))
     assert found["late"][0].error == 0.25  # one trial: the error over its tokens
 
 
 def test_tables_have_a_line_for_each_x():
     assert table(Chart("n", "t", ROWS, x="change", series="where")) == [
         ["change", "where all", "where late"],
-        ["b", "7.389 ± 7", ""],
+        ["b", "7.389 ×÷ 2.7", ""],
         ["a", "", "1.5 ± 0.2"],
     ]
 
