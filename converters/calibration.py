@@ -28,10 +28,8 @@ class Calibration(Protocol):
         """Second moments of the inputs of matrices by canonical name, f64[cols, cols], a layer at a time."""
         ...
 
-    def losses(self, coarse: Coarse, exact_rows: int) -> Mapping[str, float]:
-        """What each matrix costs the model's predictions when it alone is stored coarsely, by canonical name; the
-        output head but for the rows of so many of the most frequent tokens.
-        """
+    def losses(self, coarse: Coarse) -> Mapping[str, float]:
+        """What each matrix costs the model's predictions when it alone is stored coarsely, by canonical name."""
         ...
 
     @property

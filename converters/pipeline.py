@@ -110,7 +110,7 @@ def convert(
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source, out.parent) if calibrate else None
         budgeted = size is not None or bpw is not None
-        chosen = plan(calibration.losses(budget.coarse, budget.EXACT_ROWS)) if calibration and budgeted else expected
+        chosen = plan(calibration.losses(budget.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
 

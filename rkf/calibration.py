@@ -78,10 +78,9 @@ class Calibration:
     def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
         return passes.moments(self.source.config, _reader(self.source), self.tokens)
 
-    def losses(self, coarse: sensitivity.Coarse, exact_rows: int) -> Mapping[str, float]:
+    def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
         """Kept ones, else what `coarse` costs (`rkf.runtime.sensitivity`)."""
-        exact = self.frequent[:exact_rows]
-        return self.measured or sensitivity.losses(self.source.config, _reader(self.source), coarse, self.tokens, exact)
+        return self.measured or sensitivity.losses(self.source.config, _reader(self.source), coarse, self.tokens)
 
     @property
     def frequent(self) -> NDArray[np.int64]:

@@ -30,16 +30,13 @@ _ROWS = 4096  # rows of the embedding beyond those that are needed, so that its 
 _TOGETHER = 4  # texts or disturbed copies that one thread works on
 
 
-def losses(
-    config: ModelConfig, read: Read, coarse: Coarse, tokens: U32, exact: NDArray[np.integer]
-) -> dict[str, float]:
+def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict[str, float]:
     """Name of each matrix -> mean KL divergence in nats, by its second-order term, that storing it coarsely costs.
 
-    tokens: u32[sequences, ctx]; exact: tokens whose rows of the output head are not coarse. Two predictions whose
-    logits differ by d diverge by Var(d) / 2 under the first, where d is small; the variance is taken over tokens
-    drawn from it, which spares the copies the output head. Few predictions would decide a mean: what is taken is
-    the square of the mean root. One layer's weights are held at a time, the embedding and the head, and copies of
-    _MEASURED * _COPIED states for each matrix.
+    tokens: u32[sequences, ctx]. Two predictions whose logits differ by d diverge by Var(d) / 2 under the first, where d
+    is small; the variance is taken over tokens drawn from it, which spares the copies the output head. Few predictions
+    would decide a mean: what is taken is the square of the mean root. One layer's weights are held at a time, the
+    embedding and the head, and copies of _MEASURED * _COPIED states for each matrix.
     """
     piece = min(_PIECE, tokens.shape[1])
     tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
@@ -49,8 +46,7 @@ def losses(
     embedding, head = required(read, EMBEDDING), read(HEAD)
     x = embedding[ids]
     seen = np.array_split(embedding[seen_ids], _SEEN // _TOGETHER)
-    exact_inputs = exact if head is None else exact[:0]
-    names, copies = [EMBEDDING], _coarse_rows(embedding, ids, coarse, None, exact_inputs)[None]
+    names, copies = [EMBEDDING], _coarse_rows(embedding, ids, coarse, None)[None]
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
         for number in range(config.layers):
             weights = layer_weights(config, read, number)
@@ -68,7 +64,7 @@ def losses(
     drawn = _drawn(before @ last.T)
     found = {name: _divergence(each - before, last[drawn]) for name, each in zip(names, after, strict=True)}
     flat = rms_norm(np.concatenate(seen), norm, config.norm_epsilon).reshape(-1, config.hidden_size).astype(np.float64)
-    of_head = _divergence(before, _coarse_rows(last, drawn, coarse, flat.T @ flat / len(flat), exact) - last[drawn])
+    of_head = _divergence(before, _coarse_rows(last, drawn, coarse, flat.T @ flat / len(flat)) - last[drawn])
     if head is None:
         found[EMBEDDING] += of_head
     else:
@@ -85,14 +81,11 @@ def _disturbed(config: ModelConfig, weights: Mapping[str, F32], coarse: Coarse, 
     return Layer(config, {**weights, kind: coarse(weights[kind], moments)})(x)
 
 
-def _coarse_rows(
-    weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: F64 | None, exact: NDArray[np.integer]
-) -> F32:
-    """Rows of a coarse embedding, f32[ids' shape, hidden]; those of `exact` as they are."""
+def _coarse_rows(weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: F64 | None) -> F32:
+    """Rows of a coarse embedding, f32[ids' shape, hidden]."""
     spread = np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)
     rows = np.union1d(ids, spread)
-    found = coarse(weights[rows], moments)[np.searchsorted(rows, ids)]
-    return np.where(np.isin(ids, exact)[..., None], weights[ids], found)
+    return coarse(weights[rows], moments)[np.searchsorted(rows, ids)]
 
 
 def _divergence(states: F32, rows: F32) -> float:

@@ -152,13 +152,13 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
     from rkf.calibration import Calibrate, save
-    from rkf.cluster.budget import EXACT_ROWS, coarse
+    from rkf.cluster.budget import coarse
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source
 
     with progress_bar("calibration text", "token") as bar:
         made = Calibrate(text, reporter(bar))(open_source(locate(src)), out.parent)
-    save(out, made.tokens, made.losses(coarse, EXACT_ROWS), force)
+    save(out, made.tokens, made.losses(coarse), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 

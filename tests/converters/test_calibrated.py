@@ -86,7 +86,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(hf_folder: Callable[...
 def test_a_budget_is_spent_by_what_was_measured(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = hf_folder("llama")
     whole = convert(folder, tmp_path / "out.rkf", k=32, dry_run=True).file_bytes
-    losses = Calibrate()(open_source(folder)).losses(budget.coarse, budget.EXACT_ROWS)
+    losses = Calibrate()(open_source(folder)).losses(budget.coarse)
     ledger = convert(folder, tmp_path / "out.rkf", size=whole, calibrate=Calibrate())
     chosen = {row.name: (int(row.stored_as[2:]), row.weights) for row in ledger.rows if row.stored_as.startswith("K=")}
     assert losses.keys() == chosen.keys()
@@ -129,9 +129,9 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     folder = hf_folder("llama")
     source = open_source(folder)
     made = Calibrate()(source)
-    save(tmp_path / "tokens", made.tokens, losses := made.losses(budget.coarse, budget.EXACT_ROWS))
+    save(tmp_path / "tokens", made.tokens, losses := made.losses(budget.coarse))
     kept = Calibrate(tmp_path / "tokens")(source)
-    assert kept.losses(budget.coarse, budget.EXACT_ROWS) == losses
+    assert kept.losses(budget.coarse) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
     begun = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))

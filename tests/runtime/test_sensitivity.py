@@ -8,7 +8,6 @@ from tests.runtime import tiny
 from tests.runtime.test_calibration import oracle
 
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(0, tiny.config().vocab_size, (43, 60)).astype(np.uint32)
-NONE = np.zeros(0, np.int64)
 MEASURED = [0, 21, 42]
 
 
@@ -28,7 +27,7 @@ def divergence(config, weights, changed):
 def test_losses_are_divergences():
     config = tiny.config()
     weights = tiny.weights(config)
-    found = sensitivity.losses(config, weights.get, coarse, TOKENS, NONE)
+    found = sensitivity.losses(config, weights.get, coarse, TOKENS)
     clustered = [name for name, w in weights.items() if w.ndim == 2]
     assert sorted(found) == sorted(clustered)
     for name in clustered:
@@ -43,16 +42,5 @@ def test_losses_do_not_depend_on_threads(monkeypatch):
     for threads in (1, 3):
         monkeypatch.setattr(calibration, "threads", lambda threads=threads: threads)
         monkeypatch.setattr(sensitivity, "threads", lambda threads=threads: threads)
-        found.append(sensitivity.losses(config, weights.get, coarse, TOKENS, NONE))
+        found.append(sensitivity.losses(config, weights.get, coarse, TOKENS))
     assert found[0] == found[1]
-
-
-def test_exact_rows_cost_nothing():
-    config = tiny.config()
-    weights = tiny.weights(config)
-    none, all_of_them = (
-        sensitivity.losses(config, weights.get, coarse, TOKENS, np.arange(n)) for n in (0, config.vocab_size)
-    )
-    embedding = "model.embed_tokens.weight"
-    assert all_of_them.pop(embedding) == 0 < none.pop(embedding)
-    assert all_of_them == none
