@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks import nf4
 from benchmarks.report import ratios, table
 from rkf.calibration import Calibrate, save
-from rkf.cluster.budget import EXACT_ROWS, coarse
+from rkf.cluster.budget import coarse
 from rkf.commands.output import byte_count
 from rkf.converters.export import export_gguf
 from rkf.converters.names import to_gguf
@@ -140,7 +140,7 @@ class Bench:
         path = self.work / "calibration.npz"
         if not path.exists():
             made = Calibrate()(open_source(self.source))
-            save(path, made.tokens, made.losses(coarse, EXACT_ROWS))
+            save(path, made.tokens, made.losses(coarse))
         return path
 
     def _f16(self) -> Path:
