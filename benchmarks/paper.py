@@ -44,7 +44,7 @@ COMMANDS = {
     "sweep": f"study sweep {NAME} sweep --text TEXT --windows 4 --layers 5,11,17,29 --k 8,16,32,64,256",
     "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 4 --seeds 3",
     "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 4 --seeds 1",
-    "drift": f"study drift {MODEL} drift --text TEXT --windows 4 --seeds 1",
+    "drift": f"study drift {MODEL} drift --text TEXT --windows 4 --seeds 3",
     "interpolate": f"study interpolate {MODEL} interpolate --text TEXT --windows 8 --seeds 1",
 }
 
@@ -172,6 +172,11 @@ def value(name: str, y: str = "ppl_ratio", **factors: Any) -> str:
     rows = only(results(name)[1], **factors)
     if not rows:
         raise KeyError(f"{name}: no trial with {factors}")
+    return averaged(rows, y)
+
+
+def averaged(rows: list[Row], y: str) -> str:
+    """The mean of some trials and, of several, its standard error."""
     ((point,),) = lines(Chart("", "", [{**row, "all": ""} for row in rows], x="all", y=y)).values()
     return shown(point.mean) + (f" ({point.spread})" if point.trials > 1 else "")
 
@@ -227,7 +232,7 @@ def share(model: str, factors: str) -> str:
 def stream(measure: str, correction: str) -> str:
     """The residual stream after the last layer, all layers replaced: its "scale" or "spearman"."""
     rows = only(charts("drift")["scale"].rows, correction=correction)
-    return shown(rows[-1][measure])
+    return averaged(only(rows, layer=max(row["layer"] for row in rows)), measure)
 
 
 def matrices() -> tuple[dict[str, Any], dict[str, Any]]:

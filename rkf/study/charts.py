@@ -67,7 +67,7 @@ class Point(NamedTuple):
     def spread(self) -> str:
         """The error in words: "± 0.1", or "×÷ 5" for a geometric mean that is not known to a half."""
         if self.factor is not None and self.factor > 1.5:
-            return f"×÷ {self.factor:.2g}"
+            return f"×÷ {self.factor:.{0 if self.factor >= 10 else 1}f}"
         return f"± {self.error:.1g}" if self.error else ""
 
 
