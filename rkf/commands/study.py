@@ -78,10 +78,10 @@ def _sweep(
     chosen = calibration(calibrate or "none", None)
     source, tokens = open_source(locate(src)), out / "calibration.tok"
 
-    def converted(path: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
+    def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
         if calibrated and chosen and not tokens.exists():  # one text for every K, written once
             save(tokens, chosen(source).tokens, {})
-        convert(src, path, recipe=recipe, k=k, calibrate=Calibrate(tokens) if calibrated else None)
+        convert(src, out, recipe=recipe, k=k, calibrate=Calibrate(tokens) if calibrated else None)
 
     return sweep(
         out,
