@@ -43,7 +43,7 @@ CONVERT = f"convert {NAME} {MODEL} --recipe paper-exceptions --k 32 --calibrate 
 COMMANDS = {
     "sweep": f"study sweep {NAME} sweep --text TEXT --windows 4 --layers 5,11,17,29 --k 8,16,32,64,256",
     "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 4 --seeds 3",
-    "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 4 --seeds 1",
+    "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 4 --seeds 3",
     "drift": f"study drift {MODEL} drift --text TEXT --windows 4 --seeds 3",
     "interpolate": f"study interpolate {MODEL} interpolate --text TEXT --windows 8 --seeds 1",
 }
