@@ -41,7 +41,7 @@ WORK = ROOT / "build" / "paper"
 MODEL = "model.rkf"
 CONVERT = f"convert {NAME} {MODEL} --recipe paper-exceptions --k 32 --calibrate none"
 COMMANDS = {
-    "sweep": f"study sweep {NAME} sweep --text TEXT --windows 4 --layers 5,11,17,29 --k 8,16,32,64,256",
+    "sweep": f"study sweep {NAME} sweep --text TEXT --windows 4 --layers 5,11,17,29 --calibrate self",
     "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 4 --seeds 3",
     "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 4 --seeds 3",
     "drift": f"study drift {MODEL} drift --text TEXT --windows 4 --seeds 3",
