@@ -29,6 +29,7 @@ MODELS = {  # name -> options of `rkf convert`
 MINUTES = {
     ("K = 16", "row"): 15,
     ("K = 16", "matrix"): 9,
+    ("K = 32", "row"): 13,
     ("K = 32", "matrix"): 7,
     ("K = 16, calibrated", "matrix"): 5,
 }
