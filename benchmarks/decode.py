@@ -148,7 +148,7 @@ def compared(
     with rkf.load(path, threads=threads, kv_cache=options.kv_cache) as model:
         for case in options.cases:
             tokens = int(case.split()[1])
-            row: dict[str, Any] = {"rkf": Path(path).name, "peer": Path(gguf).name, "threads": threads, "case": case}
+            row: dict[str, Any] = {"rkf": Path(path).stem, "peer": Path(gguf).stem, "threads": threads, "case": case}
             row |= {"rkf_bytes": Path(path).stat().st_size, "peer_bytes": Path(gguf).stat().st_size}
             row |= compare(partial(ours, model, case), partial(peer.seconds, case), options.rounds)
             if case.startswith("decode"):
