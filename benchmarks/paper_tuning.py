@@ -69,7 +69,7 @@ def tuning(out: Path, text: str, threads: int, *, convert: Convert) -> None:
     with open_file(models("dense")) as dense:
         about = {"windows": WINDOWS, "ctx": CTX, "fingerprint": fingerprint([dense], [WINDOWS, CTX, text])}
     records = Records(out, about)
-    windows = predictions(out, lambda: models("dense"), text, CTX, WINDOWS, exact=True, threads=threads)
+    windows = predictions(records, lambda: models("dense"), text, CTX, WINDOWS, exact=True, threads=threads)
     do(records, _trials(models, Probe(windows, threads)), lambda trial, done, total: None)
 
 

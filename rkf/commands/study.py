@@ -68,6 +68,7 @@ def _sweep(
     src: str, out: Path, ks: str | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
 ) -> list[Any]:
     from rkf.calibration import Calibrate, save
+    from rkf.converters.files import hash_file
     from rkf.converters.pipeline import convert
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source
@@ -76,9 +77,10 @@ def _sweep(
     if reference:
         raise UsageError("study sweep: its reference is the checkpoint: leave --reference out")
     chosen = calibration(calibrate or "none", None)
-    source, tokens = open_source(locate(src)), out / "calibration.tok"
+    source = open_source(locate(src))
 
     def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
+        tokens = out.with_name("calibration.tok")
         if calibrated and chosen and not tokens.exists():  # one text for every K, written once
             save(tokens, chosen(source).tokens, {})
         convert(src, out, recipe=recipe, k=k, calibrate=Calibrate(tokens) if calibrated else None)
@@ -88,7 +90,7 @@ def _sweep(
         convert=converted,
         source=source.label,
         fingerprint=source.fingerprint,
-        calibrated=chosen is not None,
+        calibration=chosen and (hash_file(chosen.text) if chosen.text else "self"),
         ks=numbers(ks, "k"),
         **options,
     )

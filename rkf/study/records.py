@@ -29,8 +29,14 @@ class Records:
         if (folder / RESULTS).exists():
             earlier, self.rows = read(folder)
             if earlier["fingerprint"] != about["fingerprint"]:
-                raise UsageError(f"{folder}: holds a study of another model, text or layers: choose another folder")
+                holds = "a study of another model, text, calibration or layers"
+                raise UsageError(f"{folder}: holds {holds}: choose another folder")
             self.about = {**earlier, **about}
+
+    def own(self, name: str) -> Path:
+        """Where a file or folder of this name lies that only runs with the same fingerprint may share."""
+        path = self._folder / name
+        return path.with_stem(f"{path.stem}-{self.about['fingerprint'][:12]}")
 
     def find(self, trial: Trial) -> Row | None:
         """The row of a trial that was done before."""

@@ -79,7 +79,8 @@ def study(
             + (f" --layers {','.join(map(str, about['layers']))}" if layers is not None else "")
         )
         records = Records(out, about)
-        found = predictions(out, lambda: source.path, text, ctx, windows, exact=reference is not None, threads=threads)
+        exact = reference is not None
+        found = predictions(records, lambda: source.path, text, ctx, windows, exact=exact, threads=threads)
         records.about["ppl"] = exp(-np.mean(np.concatenate([window.target for window in found])))
         subject = Subject(container, out / "values", about["layers"], Probe(found, threads))
         if reference and "unchanged" not in records.about:
@@ -111,10 +112,10 @@ def _values_hash(container: Container) -> bytes:
 
 
 def predictions(
-    out: Path, model: Callable[[], Path], text: str, ctx: int, windows: int, *, exact: bool, threads: int | None
+    records: Records, model: Callable[[], Path], text: str, ctx: int, windows: int, *, exact: bool, threads: int | None
 ) -> list[Window]:
     """What the reference says of the text, kept in the folder of the study. model: names it if it has to be run."""
-    path = out / _PREDICTIONS
+    path = records.own(_PREDICTIONS)
     if not path.exists():
         with load(model(), exact=exact, threads=threads) as ready:
             made = windows_of(ready, text, ctx=ctx, windows=windows)

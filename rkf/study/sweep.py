@@ -47,7 +47,7 @@ def sweep(
     fingerprint: str,
     text: str,
     ks: Iterable[int] | None = None,
-    calibrated: bool = False,
+    calibration: str | None = None,
     layers: Iterable[int] | None = None,
     windows: int = 8,
     ctx: int = 512,
@@ -57,27 +57,32 @@ def sweep(
     """Convert, measure, find the matrix that collapses; the rows of all trials. What `out` has already is not repeated.
 
     source, fingerprint: the name of the checkpoint, and a hash of its files. text, windows, ctx: as in
-    `rkf.study.study`; divergence is from the checkpoint, dense. ks: default KS. calibrated: also convert with
-    calibration. layers: those to exchange (default: all). Models are made in `out`/models and removed at the end.
+    `rkf.study.study`; divergence is from the checkpoint, dense. ks: default KS. calibration: also convert with
+    calibration, on the checkpoint's own text ("self") or another (its hash). layers: those to exchange (default: all).
+    Models are made in a folder of `out`, which is removed at the end.
     """
-    out = Path(out)
+    out, ks, layers = Path(out), list(ks or KS), layers and list(layers)
+    identity = [fingerprint, windows, ctx, blake3(text.encode()).hexdigest()]
+    if calibration not in (None, "self"):  # its own text is the checkpoint's, which is in the identity already
+        identity.append(calibration)
     about: dict[str, Any] = {
         "study": "sweep",
         "model": source,
         "reference": "the checkpoint, dense",
         "windows": windows,
         "ctx": ctx,
+        "fingerprint": blake3(encode(identity)).hexdigest(),
     }
-    about["fingerprint"] = blake3(encode([fingerprint, windows, ctx, blake3(text.encode()).hexdigest()])).hexdigest()
-    ks = list(ks or KS)
     about["command"] = (
         f"rkf study sweep {source} OUT --text TEXT --windows {windows} --ctx {ctx} --k {','.join(map(str, ks))}"
-        + (" --calibrate self" if calibrated else "")
+        + (f" --calibrate {'self' if calibration == 'self' else 'FILE'}" if calibration else "")
+        + (f" --layers {','.join(map(str, layers))}" if layers else "")
     )
-    records, models = Records(out, about), Models(out / "models", convert)
-    found = predictions(out, models.dense, text, ctx, windows, exact=True, threads=threads)
+    records = Records(out, about)
+    models = Models(records.own("models"), convert)
+    found = predictions(records, models.dense, text, ctx, windows, exact=True, threads=threads)
     probe = Probe(found, threads)
-    variants = [variant for variant in RECIPES if calibrated or variant != "calibrated"]
+    variants = [variant for variant in RECIPES if calibration or variant != "calibrated"]
     do(records, [_of_k(models, probe, variant, k) for k in ks for variant in variants], progress)
     if COLLAPSE_K in ks:
         for stage in (_by_layer, _by_kind, _spared):

@@ -40,7 +40,8 @@ def test_moments_are_restored(model, studied):
 
 def test_the_scale_of_outputs_is_restored(model, studied):
     folder, inputs = studied("drift"), {}
-    ids = reference.read(folder / "reference.kld")[0].ids
+    (predictions,) = folder.glob("reference-*.kld")
+    ids = reference.read(predictions)[0].ids
     with rkf.open(model) as old, rkf.open(model, values=values_file(folder, "output")) as new:
         trace.residual_stream(old, CONFIG, ids, threads=1, seen=inputs.__setitem__)
         assert set(inputs) == set(clustered_in_layers(old))

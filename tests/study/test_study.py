@@ -109,11 +109,24 @@ def test_what_does_not_fit_is_refused(tmp_path, model, study):
         study("scramble", tmp_path, text="short")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text('{"fingerprint": "x", "trials": []}')
-    with pytest.raises(UsageError, match="another model, text or layers"):
+    with pytest.raises(UsageError, match="another model, text, calibration or layers"):
         study("scramble", tmp_path / "other")
     (tmp_path / "other" / "results.json").write_text("{")
     with pytest.raises(CorruptError, match="not the results of a study"):
         study("scramble", tmp_path / "other")
+
+
+def test_predictions_of_another_text_are_not_taken(tmp_path, study):
+    """Whether the first trial was interrupted, or the results were removed to begin anew."""
+
+    def stop(trial, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study("interpolate", tmp_path, text=TEXT[::-1], progress=stop)
+    study("interpolate", tmp_path)
+    study("interpolate", tmp_path / "alone")
+    assert rows(tmp_path) == rows(tmp_path / "alone")
 
 
 def test_divergence_is_from_the_reference(tmp_path, model, study):

@@ -10,6 +10,7 @@ import pytest
 
 from rkf.cluster.recipe import Recipe
 from rkf.converters.export import export_hf
+from rkf.errors import UsageError
 from rkf.study import sweep
 from tests.runtime import tiny
 from tests.runtime.files import write_model
@@ -37,7 +38,7 @@ def convert(out, *, recipe, k, calibrated):
 
 def swept(out, **options):
     common = {"text": TEXT, "windows": 1, "ctx": 32, "threads": 1, "ks": (4, 16, 64)}
-    return sweep(out, convert=convert, source="tiny", fingerprint="f", **{**common, **options})
+    return sweep(out, **{"convert": convert, "source": "tiny", "fingerprint": "f", **common, **options})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_the_matrix_that_collapses_is_found(folder):
 
 
 def test_models_are_removed_and_the_report_is_there(folder):
-    assert not (folder / "models").exists()
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == []
     assert len(re.findall("<svg", (folder / "report.html").read_text())) == len(list(folder.glob("*.svg"))) == 6
 
 
@@ -90,13 +91,54 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, folder):
     assert trials(tmp_path) == trials(folder)
 
 
+def test_models_of_other_inputs_are_not_taken(tmp_path, folder):
+    """Nor is a folder of the user's own removed."""
+    (tmp_path / "models").mkdir()
+
+    def stop(trial, done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        swept(tmp_path, fingerprint="another", convert=another, progress=stop)
+    (tmp_path / "results.json").unlink()
+    swept(tmp_path)
+    assert trials(tmp_path) == trials(folder)
+    assert (tmp_path / "models").is_dir()
+
+
+def another(out, *, recipe, k, calibrated):
+    rules = Recipe.load(recipe, k, CONFIG.layers)
+    write_model(out, CONFIG, tiny.weights(CONFIG, seed=1), lambda name: rules.rule(name, weights()[name].shape))
+
+
+def test_a_sweep_has_one_calibration(tmp_path):
+    swept(tmp_path, ks=(8,))
+    swept(tmp_path, ks=(8,), calibration="self")
+    assert [row["variant"] for row in trials(tmp_path)] == ["plain", "exceptions", "calibrated"]
+    assert " --k 8 --calibrate self" in (tmp_path / "report.md").read_text()
+    with pytest.raises(UsageError, match="choose another folder"):
+        swept(tmp_path, ks=(8,), calibration="hash of a text")
+    swept(tmp_path / "a", ks=(8,), layers=[1], calibration="hash of a text")
+    assert " --k 8 --calibrate FILE --layers 1" in (tmp_path / "a" / "report.md").read_text()
+    for other in ("hash of another", "self", None):
+        with pytest.raises(UsageError, match="choose another folder"):
+            swept(tmp_path / "a", ks=(8,), calibration=other)
+
+
 def test_as_a_command(tmp_path):
     export_hf(write_model(tmp_path / "dense.rkf", CONFIG, weights()), tmp_path / "checkpoint")
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "other.txt").write_text(TEXT * 2, encoding="utf-8")
     options = ["--text", tmp_path / "text.txt", "--windows", 1, "--ctx", 32, "--k", "8", "--json"]
     command = [sys.executable, "-m", "rkf", "study", "sweep", tmp_path / "checkpoint", tmp_path / "out", *options]
+    command += ["--calibrate", tmp_path / "text.txt"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [(row["variant"], row["k"]) for row in json.loads(done.stdout)] == [("plain", 8), ("exceptions", 8)]
+    variants = [(row["variant"], row["k"]) for row in json.loads(done.stdout)]
+    assert variants == [("plain", 8), ("exceptions", 8), ("calibrated", 8)]
+    command[-1] = tmp_path / "other.txt"
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "choose another folder" in done.stderr
     done = subprocess.run([*map(str, command), "--reference", "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "leave --reference out" in done.stderr
