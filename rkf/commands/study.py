@@ -77,6 +77,7 @@ def _sweep(
     if reference:
         raise UsageError("study sweep: its reference is the checkpoint: leave --reference out")
     chosen = calibration(calibrate or "none", None)
+    text = None if chosen is None else "self" if chosen.text is None else hash_file(chosen.text)
     source = open_source(locate(src))
 
     def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
@@ -90,7 +91,7 @@ def _sweep(
         convert=converted,
         source=source.label,
         fingerprint=source.fingerprint,
-        calibration=chosen and (hash_file(chosen.text) if chosen.text else "self"),
+        calibration=text,
         ks=numbers(ks, "k"),
         **options,
     )
