@@ -7,25 +7,26 @@ dense file in that dtype.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import numpy as np
 
-from rkf.atomic import refuse_same_file, reporting
+from rkf.atomic import refuse_same_file, replacing, reporting
 from rkf.config import ModelConfig
 from rkf.container import Container, open_file
 from rkf.converters.architectures import GGUF_KEYS, HF_KEYS, llama3_divisors
 from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, gguf_rows, permuted_heads, to_gguf
 from rkf.converters.tokenizer_export import gguf_fields, token_text
-from rkf.errors import UnsupportedError, UsageError
+from rkf.errors import UnsupportedError, UsageError, naming
 from rkf.format import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER
-from rkf.matrix import from_f32
+from rkf.matrix import F32, from_f32
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -50,17 +51,15 @@ def export_hf(path: str | Path, folder: str | Path) -> None:
         raise UsageError(f"{folder}: exists already: choose another name for the folder")
     with open_file(path) as model, _staged(folder) as staging:
         config = _config(model)
-        staging.mkdir()
         tensors = {name: entry.source_dtype for name, entry in model.tensors.items() if entry.kind != "alias"}
         _write_safetensors(staging / "model.safetensors", model, tensors)
         text = token_text(model.blob(TOKENIZER) or b"")
         _write_json(staging / "config.json", _hf_config(config, tensors))
         _write_json(staging / "generation_config.json", _hf_generation(config))
         _write_json(staging / "tokenizer_config.json", _hf_tokenizer_config(config, text))
-        (staging / TOKENIZER).write_bytes(model.blob(TOKENIZER) or b"")
-        template = model.blob(CHAT_TEMPLATE)
-        if template is not None:
-            (staging / CHAT_TEMPLATE).write_bytes(template)
+        for name in (TOKENIZER, CHAT_TEMPLATE):
+            if (blob := model.blob(name)) is not None:
+                _write(staging / name, blob)
 
 
 def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> None:
@@ -71,19 +70,12 @@ def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> No
     """
     out = Path(out)
     refuse_same_file(out, path)
-    if out.exists() and not force:
-        raise UsageError(f"{out}: exists already: choose another name, or overwrite it with --force")
-    with open_file(path) as model, _staged(out) as staging, ExitStack() as stack:
+    with open_file(path) as model, replacing(out, force) as output:
         config = _config(model)
         architecture = _GGUF_ARCHITECTURE.get(config.architecture, config.architecture)
-        writer = stack.enter_context(closing(gguf.GGUFWriter(staging, architecture)))
-        for key, value in _gguf_config(config, architecture).items():
-            writer.add_key_value(key, value, _gguf_type(value))
-        gguf_fields(writer, model.blob(TOKENIZER) or b"", config)
-        template = model.blob(CHAT_TEMPLATE)
-        if template is not None:
-            writer.add_chat_template(template.decode())
-        _write_gguf_tensors(writer, model, config, architecture)
+        for part in chain([_gguf_head(model, config, architecture)], _gguf_tensors(model, config, architecture)):
+            output.write(part)
+            output.write(bytes(-output.position % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
 def _config(model: Container) -> ModelConfig:
@@ -93,25 +85,16 @@ def _config(model: Container) -> ModelConfig:
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A name beside the target that takes its place at the end, and is removed if there is an error."""
-    staging = target.with_name(f".{target.name}.partial")
-    with reporting(target):
-        _remove(staging)
-    try:
+def _staged(folder: Path) -> Iterator[Path]:
+    """A new folder, of no other process, that takes the place of `folder` at the end; an error leaves nothing of it."""
+    with ExitStack() as stack:
+        with reporting(folder):
+            own = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
+            staging = Path(own, folder.name)  # what mkdtemp makes is readable by its owner alone
+            staging.mkdir()
         yield staging
-        with reporting(target):
-            staging.replace(target)
-    except BaseException:
-        _remove(staging)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        with reporting(folder):
+            staging.replace(folder)
 
 
 def _write_safetensors(path: Path, model: Container, dtypes: Mapping[str, str]) -> None:
@@ -127,14 +110,19 @@ def _write_safetensors(path: Path, model: Container, dtypes: Mapping[str, str]) 
         header[name] = {"dtype": _SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with reporting(path), path.open("wb") as file:
+    with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, dtype in dtypes.items():
-            file.write(from_f32(model.decode(name), dtype).data)
+            file.write(from_f32(model.decode(name), dtype))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    _write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as file:
+        file.write(data)
 
 
 def _hf_config(config: ModelConfig, tensors: Mapping[str, str]) -> dict[str, Any]:
@@ -169,7 +157,9 @@ def _hf_config(config: ModelConfig, tensors: Mapping[str, str]) -> dict[str, Any
 
 
 def _hf_generation(config: ModelConfig) -> dict[str, Any]:
-    sampling = {**config.generation, "do_sample": True} if config.generation else {}
+    sampling: dict[str, Any] = {**config.generation, "do_sample": True} if config.generation else {}
+    if "top_k" in sampling:
+        sampling["top_k"] = int(sampling["top_k"])  # transformers takes no other
     return {"bos_token_id": config.bos_id, "eos_token_id": list(config.eos_ids), **sampling}
 
 
@@ -208,28 +198,50 @@ def _gguf_type(value: float | str) -> gguf.GGUFValueType:
     return gguf.GGUFValueType.FLOAT32 if isinstance(value, float) else gguf.GGUFValueType.UINT32
 
 
-def _write_gguf_tensors(writer: gguf.GGUFWriter, model: Container, config: ModelConfig, architecture: str) -> None:
-    names = [name for name, entry in model.tensors.items() if entry.kind != "alias"]
-    kinds = {name: _F16 if len(model.tensors[name].shape) > 1 else _F32 for name in names}
-    extra = {}
-    if config.rope_scaling is not None and config.rope_scaling.type == "llama3":
-        extra[GGUF_ROPE_FACTORS] = llama3_divisors(config.rope_scaling, config).astype(np.float32)
-    for name, kind in kinds.items():
-        shape, width = model.tensors[name].shape, 2 if kind == _F16 else 4
-        writer.add_tensor_info(to_gguf(name), shape, np.dtype(np.float32), prod(shape) * width, raw_dtype=kind)
-    for name, factors in extra.items():
-        writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, kind in kinds.items():
+def _gguf_head(model: Container, config: ModelConfig, architecture: str) -> bytes:
+    """A GGUF up to its tensors. The library writes it to a file of its own, which it could not lock, nor report on."""
+    with TemporaryDirectory() as folder, naming(model.path):
+        path = Path(folder, "head.gguf")
+        with closing(gguf.GGUFWriter(path, architecture)) as writer:
+            for key, value in _gguf_config(config, architecture).items():
+                writer.add_key_value(key, value, _gguf_type(value))
+            gguf_fields(writer, model.blob(TOKENIZER) or b"", config)
+            template = model.blob(CHAT_TEMPLATE)
+            if template is not None:
+                writer.add_chat_template(template.decode())
+            for name, kind in _gguf_kinds(model).items():
+                shape, width = model.tensors[name].shape, 2 if kind == _F16 else 4
+                writer.add_tensor_info(to_gguf(name), shape, np.dtype(np.float32), prod(shape) * width, raw_dtype=kind)
+            for name, factors in _gguf_extra(config).items():
+                writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        return path.read_bytes()
+
+
+def _gguf_tensors(model: Container, config: ModelConfig, architecture: str) -> Iterator[np.ndarray]:
+    """The data of every tensor, in the order of the head's."""
+    for name, kind in _gguf_kinds(model).items():
         weights = model.decode(name)
         heads = permuted_heads(architecture, name)
         if heads is not None:
             weights = weights[gguf_rows(weights.shape[0], getattr(config, heads))]
-        writer.write_tensor_data(_f16(weights, name) if kind == _F16 else np.ascontiguousarray(weights))
-    for factors in extra.values():
-        writer.write_tensor_data(factors)
+        with naming(model.path):
+            yield _f16(weights, name) if kind == _F16 else np.ascontiguousarray(weights)
+    yield from _gguf_extra(config).values()
+
+
+def _gguf_kinds(model: Container) -> dict[str, gguf.GGMLQuantizationType]:
+    stored = {name: entry for name, entry in model.tensors.items() if entry.kind != "alias"}
+    return {name: _F16 if len(entry.shape) > 1 else _F32 for name, entry in stored.items()}
+
+
+def _gguf_extra(config: ModelConfig) -> dict[str, F32]:
+    """Tensors that only a GGUF has."""
+    if config.rope_scaling is None or config.rope_scaling.type != "llama3":
+        return {}
+    return {GGUF_ROPE_FACTORS: llama3_divisors(config.rope_scaling, config).astype(np.float32)}
 
 
 def _f16(weights: np.ndarray, name: str) -> np.ndarray:

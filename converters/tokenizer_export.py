@@ -17,7 +17,11 @@ from rkf.errors import UnsupportedError
 def token_text(tokenizer_json: bytes) -> dict[int, str]:
     """The text of every token, as it stands in tokenizer.json."""
     tokenizer = json.loads(tokenizer_json)
-    texts = {index: text for text, index in tokenizer["model"]["vocab"].items()}
+    vocab = tokenizer["model"]["vocab"]
+    if isinstance(vocab, list):  # of Unigram: pairs of a text and its score, by id
+        texts = {index: text for index, (text, _) in enumerate(vocab)}
+    else:
+        texts = {index: text for text, index in vocab.items()}
     return texts | {token["id"]: token["content"] for token in tokenizer.get("added_tokens", ())}
 
 

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
+from rkf.atomic import replacing
 from rkf.container import open_file
+from rkf.converters import export
 from rkf.converters.architectures import llama3_divisors
 from rkf.converters.export import export_gguf, export_hf
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
-from rkf.errors import UnsupportedError, UsageError
+from rkf.errors import OutputError, UnsupportedError, UsageError
+from tests.format.test_atomic import Faults
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LLAMA3 = {
@@ -70,6 +75,62 @@ def test_hf_tokenizer_encodes_the_same(hf_folder: Callable[..., Path], tmp_path:
     assert first(text)["input_ids"] == second(text)["input_ids"]
     assert (second.bos_token, second.eos_token) == ("<|im_start|>", "<|im_end|>")
     assert second.chat_template == "{{ messages }}"
+
+
+def test_transformers_samples_as_the_source_recommends(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder, back = hf_folder("qwen3"), tmp_path / "back"
+    recommended = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
+    (folder / "generation_config.json").write_text(json.dumps({**recommended, "eos_token_id": 2}))
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    export_hf(tmp_path / "m.rkf", back)
+    model = transformers.AutoModelForCausalLM.from_pretrained(back)
+    assert {key: getattr(model.generation_config, key) for key in recommended} == recommended
+    assert model.generate(torch.arange(3, 9)[None], max_new_tokens=4).shape[1] > 6
+
+
+def test_a_unigram_tokenizer(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder, back = hf_folder("llama"), tmp_path / "back"
+    pieces = [(piece, 0.0) for piece in ("<unk>", "<s>", "</s>")] + [(letter, -1.0) for letter in "abc"]
+    (folder / "tokenizer.json").write_text(Tokenizer(Unigram(pieces, unk_id=0)).to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    export_hf(tmp_path / "m.rkf", back)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(back)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    assert tokenizer("cab", add_special_tokens=False)["input_ids"] == [5, 3, 4]
+    with pytest.raises(UnsupportedError, match=r"m\.rkf: tokenizer\.json: kind 'Unigram'"):
+        export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_a_full_disk(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    convert(hf_folder("llama"), tmp_path / "m.rkf", recipe="dense")
+    run, out, before = getattr(export, f"export_{form}"), tmp_path / f"out.{form}", set(tmp_path.iterdir())
+    faults = Faults(monkeypatch, ("write",))
+    run(tmp_path / "m.rkf", tmp_path / "whole")
+    calls, before = faults.count, {*before, tmp_path / "whole"}
+    assert calls > 20
+    for faults.fail_at in range(1, calls + 1):
+        faults.count = 0
+        with pytest.raises(OutputError, match=rf"out\.{form}\S*: cannot be written: No space left on device"):
+            run(tmp_path / "m.rkf", out)
+        assert set(tmp_path.iterdir()) == before
+
+
+def test_two_exports_at_once(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    convert(hf_folder("llama"), tmp_path / "m.rkf", recipe="dense")
+    with replacing(tmp_path / "m.gguf") as file:
+        file.write(b"mine")
+        with pytest.raises(OutputError, match="another process is writing it"):
+            export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+    assert (tmp_path / "m.gguf").read_bytes() == b"mine"
+    with pytest.raises(OutputError, match="back: cannot be written"), export._staged(tmp_path / "back") as staging:
+        (staging / "config.json").write_text("late")
+        export_hf(tmp_path / "m.rkf", tmp_path / "back")
+    assert open_source(tmp_path / "back").config.layers == 2
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,7 +202,7 @@ def test_a_tokenizer_without_a_gguf_name(hf_folder: Callable[..., Path], tmp_pat
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     convert(folder, tmp_path / "m.rkf")
     before = set(tmp_path.iterdir())
-    with pytest.raises(UnsupportedError, match="cuts words"):
+    with pytest.raises(UnsupportedError, match=r"m\.rkf: tokenizer\.json: it cuts words"):
         export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
     assert set(tmp_path.iterdir()) == before
 
@@ -154,6 +215,6 @@ def test_weights_past_f16(hf_folder: Callable[..., Path], tmp_path: Path) -> Non
     tensors["lm_head.weight"][0, 0] = 1e6
     save_file(tensors, folder / "model.safetensors")
     convert(folder, tmp_path / "m.rkf", recipe="dense")
-    with pytest.raises(UnsupportedError, match=r"lm_head.weight: weights up to 1e\+06"):
+    with pytest.raises(UnsupportedError, match=r"m\.rkf: lm_head.weight: weights up to 1e\+06"):
         export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
