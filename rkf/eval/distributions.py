@@ -34,6 +34,10 @@ class Distribution(Protocol):
         """KL(p || q) in nats at each position, f64[n]. log_q: f32[n, vocab]."""
         ...
 
+    def fits(self, vocab: int) -> bool:
+        """Whether p can be over a vocabulary of this size."""
+        ...
+
 
 def log_softmax(logits: F32) -> F32:
     """log softmax of each row of `logits: f32[n, vocab]`; its sum is taken in f64."""
@@ -56,6 +60,9 @@ class Whole:
     def divergence(self, log_q: F32) -> F64:
         total: F64 = np.sum(np.exp(self.log_p) * (self.log_p - log_q), axis=1, dtype=np.float64)
         return total
+
+    def fits(self, vocab: int) -> bool:
+        return self.log_p.shape[1] == vocab
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,9 @@ class Sampled:
         tail = np.maximum(1 - top.sum(axis=1), 0)
         total: F64 = np.sum(top * gap[:, :TOP], axis=1) + tail * gap[:, TOP:].mean(axis=1)
         return total
+
+    def fits(self, vocab: int) -> bool:
+        return int(self.ids.max()) < vocab
 
 
 def _chosen(log_p: F32, offset: float) -> I64:

@@ -56,13 +56,16 @@ def divergence(
     {"kld", "kld_stderr", "kld_median", "kld_p99", "kld_max", "top1" (share of positions where both find the same token
     likeliest), "top1_stderr", "ppl", "ppl_reference", "ppl_ratio", "ppl_ratio_stderr", "noise_floor" (what the
     reference loses by its own logits in bf16), "tokens"}. total: how many windows, for `progress` alone. UsageError: a
-    window that the model has no context for, or ids that it does not know.
+    window that the model has no context for, or a reference of another vocabulary.
     """
+    vocab = model.config.vocab_size
     scores = []
     noise = []
     for done, window in enumerate(reference, 1):
         if len(window.ids) > model.config.context_length:
             raise UsageError(f"a window of {len(window.ids)} tokens: expected {model.config.context_length} at most")
+        if window.ids.max() >= vocab or not window.distribution.fits(vocab):
+            raise UsageError(f"the reference is of another vocabulary than the model's {vocab} tokens: choose another")
         log_q = log_softmax(scored_logits(model, window.ids))
         scores.append(score(window, log_q))
         noise.append(window.noise)

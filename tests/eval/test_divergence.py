@@ -1,6 +1,7 @@
 """Divergence against its definition in f64, whole and stored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from rkf.cli import cli
 from rkf.errors import CorruptError, UsageError
 from rkf.eval import reference
 from rkf.eval.distributions import DRAWS, TOP, Sampled, Whole, log_softmax
-from rkf.eval.divergence import divergence, sampled, windows_of
+from rkf.eval.divergence import described, divergence, sampled, windows_of
+from rkf.eval.perplexity import scored_logits
 from rkf.runtime.model import Model
 from rkf.runtime.tokenizer import Tokenizer
 from tests.runtime import tiny
@@ -114,6 +116,24 @@ def test_another_file_is_no_reference(tmp_path, content):
 def test_a_window_longer_than_the_context_is_refused(file):
     with model(file, WEIGHTS) as dense, pytest.raises(UsageError, match="ctx"):
         next(windows_of(dense, TEXT, ctx=257))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_another_vocabulary_is_refused(file, tmp_path, stored):
+    more = tiny.config(vocab_size=CONFIG.vocab_size + 100)
+    path = tiny.write(tmp_path / "more.rkf", more, tiny.weights(more))
+    with rkf.load(file, exact=True) as smaller, rkf.load(path, exact=True) as larger:
+        common = next(windows_of(larger, TEXT, ctx=16))
+        ours = [described(common.ids, scored_logits(each, common.ids)) for each in (larger, smaller)]
+        ours = [sampled(window, 0) for window in ours] if stored else ours
+        for window, own, other in zip(ours, (larger, smaller), (smaller, larger), strict=True):
+            assert abs(divergence(own, [window])["kld"]) < 1e-3
+            if own is larger or not stored:  # a sample does not tell how many tokens there are that it leaves out
+                with pytest.raises(UsageError, match=f"than the model's {other.config.vocab_size} tokens"):
+                    divergence(other, [window])
+        unknown = replace(ours[1], ids=np.full(16, more.vocab_size - 1))
+        with pytest.raises(UsageError, match="another vocabulary"):
+            divergence(smaller, [unknown])
 
 
 def test_the_command_takes_a_model_and_then_its_stored_predictions(file, tmp_path):
