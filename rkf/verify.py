@@ -50,7 +50,7 @@ def verify(
     """
     with open_file(path, values=values) as container:
         if container.kind != KIND_MODEL:
-            raise UsageError(f"{path}: a values file is verified with its model: give the model, and this as values")
+            raise UsageError(f"{path}: a values file is verified with its model: name the model, and this by --values")
         stored = {name: entry for name, entry in container.tensors.items() if entry.target is None}
         with naming(container.path):
             for name, tensor in container.load_many(stored):

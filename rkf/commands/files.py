@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rkf.commands.options import VALUES
 from rkf.commands.output import print_json, print_map, print_table, printable, progress_bar, reporter, size
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
@@ -66,7 +67,8 @@ def footprint(model: Path, source: Path | None, as_json: bool) -> None:
 
 @click.command()
 @MODEL
-def verify(model: Path) -> None:
+@VALUES
+def verify(model: Path, values: Path | None) -> None:
     """Check a file wholly.
 
     Structure, every hash, every index and weight. Exit code 3: corrupt, 4: unsupported, 5: not an rkf file.
@@ -74,7 +76,7 @@ def verify(model: Path) -> None:
     from rkf.verify import verify as check
 
     with progress_bar("verify", "tensor") as bar:
-        report = check(model, progress=lambda name: bar.update())
+        report = check(model, values=values, progress=lambda name: bar.update())
     click.echo(
         f"{printable(model)}: whole and sound: {report.tensors} tensors, {report.clustered} of them clustered, "
         f"{report.weights} weights in {size(report.file_bytes)}"

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import rkf
 from rkf import verify as verify_module
 from rkf.archive import pack
+from rkf.cli import cli
 from rkf.errors import SemanticsError, UsageError
 from rkf.matrix import Affine, ClusteredMatrix, DenseTensor, Exceptions
 from rkf.values import write_values
@@ -160,3 +162,6 @@ def test_values_are_verified_with_their_model(tmp_path: Path) -> None:
         verify(path, values=tmp_path / "huge.rkv")
     with pytest.raises(UsageError, match="with its model"):
         verify(tmp_path / "fine.rkv")
+    for name, code in (("fine.rkv", 0), ("huge.rkv", SemanticsError.exit_code)):
+        done = CliRunner().invoke(cli, ["verify", str(path), "--values", str(tmp_path / name)])
+        assert done.exit_code == code, done.output
