@@ -31,7 +31,7 @@ def footprint(path: str | os.PathLike[str], source: str | os.PathLike[str] | Non
         weights = sum(entry.weights for entry in container.tensors.values() if entry.kind in ("clustered", "dense"))
         clustered_weights = sum(entry.weights for entry in clustered)
         on_clusters = sum(size for key, size in sections.items() if key.startswith(_OF_CLUSTERS))
-        rank_bits = sum(entropy_bits(container.counts(entry.name)) for entry in clustered)
+        rank_bits = sum(coded_bits(container.counts(entry.name)) for entry in clustered)
         planes = sum(size for key, size in sections.items() if key.startswith("ranks_"))
         ledger: dict[str, Any] = {
             "file_bytes": container.file_bytes,
@@ -71,7 +71,7 @@ _VALUE_KEYS = {"centroids": "centroids", "a": "affine", "b": "affine", "exceptio
 _SECTION_KEYS = {"counts": "counts", "positions": "exception_positions", "dense": "dense"}
 
 
-def entropy_bits(counts: NDArray[np.uint64]) -> float:
+def coded_bits(counts: NDArray[np.uint64]) -> float:
     """Bits of an ideal coder for ranks that occur as in `counts: u64[tables, k]`, each table by itself."""
     occurring = counts.astype(np.float64)
     shares = occurring / np.maximum(occurring.sum(axis=1, keepdims=True), 1)

@@ -7,6 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rkf.cluster.assign import U8
+from rkf.footprint import coded_bits
 from rkf.matrix import F32
 
 
@@ -19,10 +20,7 @@ def counts(indices: U8, k: int) -> NDArray[np.uint64]:
 
 def entropy_bits(counts: NDArray[np.uint64]) -> float:
     """Shannon entropy in bits an index; each table of `counts: u64[tables, k]` is coded for itself."""
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = counts / totals
-    bits = -np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-    return float((counts * bits).sum() / totals.sum())
+    return coded_bits(counts) / float(counts.sum())
 
 
 def squares(weights: F32) -> float:

@@ -78,12 +78,13 @@ class Rule:
         _check((self.group is not None) == (self.affine == "group"), 'group goes with affine = "group"', self.group)
         _check(self.group is None or self.group in GROUP_SIZES, f"group is one of {GROUP_SIZES}", self.group)
         _check(self.affine_dtype in ("f16", "f32"), "affine_dtype is f16 or f32", self.affine_dtype)
+        _check(isinstance(self.exact_rows, int) and self.exact_rows >= 0, "exact_rows is 0 or more", self.exact_rows)
+        most = 1 / MAX_EXCEPTION_SHARE - (1 / _LEAST_ROWS if self.exact_rows else 0)
         _check(
-            0 <= self.exceptions <= 1 / MAX_EXCEPTION_SHARE,
-            f"exceptions are a share, 0 to 1/{MAX_EXCEPTION_SHARE}",
+            0 <= self.exceptions <= most,
+            f"exceptions are a share, 0 to {most:g}" + (" beside exact_rows" if self.exact_rows else ""),
             self.exceptions,
         )
-        _check(isinstance(self.exact_rows, int) and self.exact_rows >= 0, "exact_rows is 0 or more", self.exact_rows)
         _check(self.bits is None or (self.grid and 0 < self.bits <= 7), "bits go with grid, and are 0 to 7", self.bits)
         _check(self.rows_per_table is None or self.rows_per_table > 0, "rows_per_table is above 0", self.rows_per_table)
 

@@ -82,7 +82,8 @@ def test_a_file_is_a_recipe(tmp_path):
         ('[[rule]]\ntensors = ["*"]\nk = 16\naffine = "tensor"', "only with grid"),
         ('[[rule]]\ntensors = ["*"]\nk = 16\naffine = "group"', "group goes with"),
         ('[[rule]]\ntensors = ["*"]\nk = 16\naffine = "group"\ngroup = 48', "group is one of"),
-        ('[[rule]]\ntensors = ["*"]\nk = 16\nexceptions = 0.5', "exceptions are a share"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\nexceptions = 0.5', "exceptions are a share, 0 to 0.125; got"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\nexceptions = 0.07\nexact_rows = 1', "0 to 0.0625 beside exact_rows; got"),
     ],
 )
 def test_refusals_say_what_was_expected(text, message):

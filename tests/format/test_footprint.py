@@ -13,7 +13,7 @@ import pytest
 import rkf
 from rkf.archive import pack
 from rkf.errors import UsageError
-from rkf.footprint import entropy_bits, footprint
+from rkf.footprint import coded_bits, footprint
 from rkf.matrix import ClusteredMatrix, DenseTensor
 from rkf.values import write_values
 from rkf.writer import Writer
@@ -63,13 +63,13 @@ def test_bits_per_weight(path: Path) -> None:
 
 
 def test_entropy() -> None:
-    assert entropy_bits(np.array([[1, 1, 1, 1]], np.uint64)) == 8
-    assert entropy_bits(np.array([[9, 0]], np.uint64)) == 0
-    assert entropy_bits(np.array([[0, 0]], np.uint64)) == 0
-    assert entropy_bits(np.array([[4, 4], [8, 0]], np.uint64)) == 8
+    assert coded_bits(np.array([[1, 1, 1, 1]], np.uint64)) == 8
+    assert coded_bits(np.array([[9, 0]], np.uint64)) == 0
+    assert coded_bits(np.array([[0, 0]], np.uint64)) == 0
+    assert coded_bits(np.array([[4, 4], [8, 0]], np.uint64)) == 8
     shares = np.array([0.5, 0.25, 0.25])
     expected = 100 * -(shares * np.log2(shares)).sum()
-    assert entropy_bits(np.array([[50, 25, 25]], np.uint64)) == pytest.approx(expected)
+    assert coded_bits(np.array([[50, 25, 25]], np.uint64)) == pytest.approx(expected)
 
 
 def test_an_estimate_beside_the_real_archive(tmp_path: Path) -> None:
