@@ -6,7 +6,6 @@ workers there are or who is first. Memory is bounded by what is in flight.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf import __version__
-from rkf.atomic import refuse_same_file
+from rkf import __version__, codec
+from rkf.atomic import refuse_existing, refuse_same_file
 from rkf.cluster import budget
 from rkf.cluster.compensate import DAMPING, Objective
 from rkf.cluster.matrix import cluster
 from rkf.cluster.recipe import Recipe
-from rkf.container import naming
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibration import Calibrate, Calibration
@@ -35,7 +33,7 @@ from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
 from rkf.converters.source import Source, open_source
 from rkf.converters.work import WorkFolder
-from rkf.errors import UsageError
+from rkf.errors import UsageError, naming
 from rkf.format import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
 from rkf.matrix import Alias, ClusteredMatrix, Tensor
 from rkf.writer import Writer
@@ -104,6 +102,7 @@ def convert(
         calibrate = announced = None  # nothing to suit
     if dry_run:
         return _Job(source, expected, out, announced).rehearse()
+    refuse_existing(out, force)
     for name in source.files:
         refuse_same_file(out, src / name if src.is_dir() else src)
     with ExitStack() as stack:
@@ -112,7 +111,7 @@ def convert(
         budgeted = size is not None or bpw is not None
         chosen = plan(calibration.losses(budget.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
-        return job.run(workers or len(os.sched_getaffinity(0)), force, resume, report, calibration)
+        return job.run(workers or codec.workers(), force, resume, report, calibration)
 
 
 def _ahead(items: Iterator[_T]) -> Iterator[_T]:
@@ -190,23 +189,26 @@ class _Job:
         numbers = {name: number for number, name in enumerate(self.names)}
         suited: set[str] = set()
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers, "rkf-suit") as pool:
-            for moments in _ahead(calibration.moments()):
-                named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
-                objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
-                jobs = {
-                    name: pool.submit(
-                        self._make,
-                        numbers[name],
-                        name,
-                        objectives[id(each)].result(),
-                        calibration.frequent if name == self.head else None,
-                    )
-                    for name, each in named.items()
-                }
-                for name, job in jobs.items():
-                    stats = job.result()[1]
-                    suited.add(name)
-                    report(Step(name, *self._progress(suited), stats.get("relative_error")))
+            try:
+                for moments in _ahead(calibration.moments()):
+                    named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
+                    objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
+                    jobs = {
+                        name: pool.submit(
+                            self._make,
+                            numbers[name],
+                            name,
+                            objectives[id(each)].result(),
+                            calibration.frequent if name == self.head else None,
+                        )
+                        for name, each in named.items()
+                    }
+                    for name, job in jobs.items():
+                        stats = job.result()[1]
+                        suited.add(name)
+                        report(Step(name, *self._progress(suited), stats.get("relative_error")))
+            finally:
+                pool.shutdown(cancel_futures=True)
         return suited
 
     def _make(

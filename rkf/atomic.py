@@ -78,8 +78,8 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[Out
         temporary = target.with_name(f".{target.name}.partial")
         descriptor = _lock(temporary, named)
     try:
+        refuse_existing(named, force)  # under the lock: another writer may have just finished
         with reporting(named):
-            _refuse_target(named, force)  # under the lock: another writer may have just finished
             os.truncate(descriptor, 0)
         yield OutputFile(descriptor, named)
         with reporting(named):
@@ -101,12 +101,17 @@ def refuse_same_file(output: str | os.PathLike[str], source: str | os.PathLike[s
         raise OutputError(f"{output}: the output is the input: choose another name")
 
 
-def _refuse_target(target: Path, force: bool) -> None:
-    if target.exists():
-        if not target.is_file():
-            raise UsageError(f"{target}: expected the name of a file, got a folder or device")
-        if not force:
-            raise UsageError(f"{target}: exists already: choose another name, or overwrite it with --force")
+def refuse_existing(output: str | os.PathLike[str], force: bool) -> None:
+    """Raise UsageError if the output exists and may not be overwritten, or is no file: for those who work for minutes
+    before they write, and would else hear of it at the end.
+    """
+    target = Path(output)
+    with reporting(target):
+        exists, is_file = target.exists(), target.is_file()
+    if exists and not is_file:
+        raise UsageError(f"{target}: expected the name of a file, got a folder or device")
+    if exists and not force:
+        raise UsageError(f"{target}: exists already: choose another name, or overwrite it with --force")
 
 
 def _copy_range(source: int, target: int, offset: int, length: int) -> int:

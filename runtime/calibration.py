@@ -5,7 +5,6 @@ Gets the weights through a callable, so that a checkpoint needs no conversion fi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from rkf.codec import workers
 from rkf.config import ModelConfig
 from rkf.runtime.batch import SHARED_INPUTS, Layer, Past, rms_norm
 from rkf.runtime.narrow import Narrow, product
@@ -70,7 +70,7 @@ def write_text(
         drawn = _drawn(product(rms_norm(x[:, 0], norm, config.norm_epsilon), head), points[rows])
         tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
         for position in range(1, ctx):
             list(pool.map(step, chunks, pasts, repeat(position)))
             if progress is not None:
@@ -89,7 +89,7 @@ def moments(config: ModelConfig, read: Read, tokens: U32) -> Iterator[Mapping[st
     chunks = [tokens[start : start + together] for start in range(0, len(tokens), together)]
     states = [embedding[chunk] for chunk in chunks]
     del embedding
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
         for number in range(config.layers):
             states, found = tapped(pool, Layer(config, layer_weights(config, read, number)), states)
             yield {f"model.layers.{number}.{name}": each for name, each in found.items()}
@@ -152,7 +152,3 @@ def required(read: Read, name: str) -> F32:
     if weights is None:
         raise KeyError(name)
     return weights
-
-
-def threads() -> int:
-    return len(os.sched_getaffinity(0))

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from rkf.codec import workers
 from rkf.config import ModelConfig
 from rkf.runtime.batch import Layer, rms_norm
-from rkf.runtime.calibration import EMBEDDING, F32, F64, HEAD, NORM, U32, Read, layer_weights, required, tapped, threads
+from rkf.runtime.calibration import EMBEDDING, F32, F64, HEAD, NORM, U32, Read, layer_weights, required, tapped
 
 Coarse = Callable[[F32, "F64 | None"], F32]
 """Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
@@ -47,7 +48,7 @@ def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict
     x = embedding[ids]
     seen = np.array_split(embedding[seen_ids], _SEEN // _TOGETHER)
     names, copies = [EMBEDDING], _coarse_rows(embedding, ids, coarse, None)[None]
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
         for number in range(config.layers):
             weights = layer_weights(config, read, number)
             layer = Layer(config, weights)

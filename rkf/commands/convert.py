@@ -1,17 +1,17 @@
-"""`rkf pull`, `convert`, `export`: between foreign checkpoints and rkf."""
+"""`rkf pull`, `convert`, `calibrate`, `export`: between foreign checkpoints and rkf."""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rkf.atomic import refuse_existing, refuse_same_file, reporting
 from rkf.commands.default_model import NAME
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
 from rkf.commands.tune import showing, summary
@@ -65,7 +65,11 @@ def pull(name: str) -> None:
 )
 @click.option("--workers", type=click.IntRange(1), help="Default: one a core. The bytes are the same for any number.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
-@click.option("--resume", is_flag=True, help="Go on with the same conversion after an interruption.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the same conversion after an interruption; given from the start, Ctrl-C leaves what is done.",
+)
 @FORCE
 def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes: float | None, **options: Any) -> None:
     """Convert a checkpoint to an rkf file.
@@ -94,23 +98,28 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     beside `out`, for `--resume`.
     """
     from rkf.converters.pipeline import convert as run
+    from rkf.converters.pull import locate
     from rkf.fold import fold
     from rkf.tune import tune as learn
 
     resume, force = options["resume"], options.pop("force")
-    if out.exists() and not force:
-        raise UsageError(f"{out}: exists already: choose another name, or overwrite it with --force")
+    refuse_existing(out, force)
+    source = locate(src)
+    for path in (source, *source.glob("*")):
+        refuse_same_file(out, path)
     folder = out.with_name(f"{out.name}.tuned")
-    if folder.exists() and not resume:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with reporting(folder):
+        folder.mkdir(exist_ok=True)
     plain, dense, values = folder / "plain.rkf", folder / "dense.rkf", folder / "values.rkv"
-    ledger = run(src, plain, **options, force=True)
-    run(src, dense, recipe="dense", resume=resume, force=True)
+    ledger = run(source, plain, **options, force=True)
+    run(source, dense, recipe="dense", resume=resume, force=True)
     with progress_bar("tune", "") as bar:
         report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
     fold(plain, values, out, provenance={"tuned": report}, force=force)
-    shutil.rmtree(folder)
+    for path in (plain, dense, values):  # file by file: a folder of the user's may be called so
+        path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
     click.echo(summary(out, report), err=True)
     return replace(ledger, file_bytes=out.stat().st_size)
 
@@ -156,6 +165,7 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source
 
+    refuse_existing(out, force)
     with progress_bar("calibration text", "token") as bar:
         made = Calibrate(text, reporter(bar))(open_source(locate(src)), out.parent)
     save(out, made.tokens, made.losses(coarse), force)

@@ -62,6 +62,7 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, *
 @click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
 @click.option("--windows", type=click.IntRange(1), help="Take only the first so many windows.")
 @click.option("--save", type=click.Path(path_type=Path), help="Also write the reference's predictions to a .kld file.")
+@click.option("--force", is_flag=True, help="Overwrite what --save names.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout, not as `rkf run` does.")
 @VALUES
 @KV_CACHE
@@ -127,9 +128,10 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
 
 @contextmanager
 def _reference(
-    reference: Path, text: Path | None, ctx: int, windows: int | None, save: Path | None
+    reference: Path, text: Path | None, ctx: int, windows: int | None, save: Path | None, force: bool
 ) -> Iterator[Iterable[Window]]:
     """The windows of a .kld file, or of a model over a text, which are saved once all have been used."""
+    from rkf.atomic import refuse_existing
     from rkf.errors import UsageError
     from rkf.eval import reference as stored
     from rkf.eval.divergence import sampled, windows_of
@@ -142,6 +144,8 @@ def _reference(
         return
     if text is None:
         raise UsageError(f"{reference}: a model as the reference needs --text")
+    if save:
+        refuse_existing(save, force)
     with _as_rkf(reference) as path, load(path, exact=True) as dense:
         kept: list[Window] = []
 
@@ -153,7 +157,7 @@ def _reference(
 
         yield keeping()
     if save:
-        stored.write(save, kept)
+        stored.write(save, kept, force)
 
 
 @contextmanager

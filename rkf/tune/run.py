@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from rkf.atomic import refuse_existing
 from rkf.calibration import prompts
 from rkf.canonical import encode
 from rkf.config import ModelConfig
@@ -55,8 +56,7 @@ def tune(
     models do not fit each other, the text is too short, the output exists.
     """
     out = Path(out)
-    if out.exists() and not force:
-        raise UsageError(f"{out}: exists already: choose another name, or overwrite it with --force")
+    refuse_existing(out, force)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with open_file(model) as container, open_file(reference) as source:
         config = _fitting(container, source)

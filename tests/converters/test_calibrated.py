@@ -1,5 +1,6 @@
 """Conversion with calibration, end to end on a tiny checkpoint."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import rkf
+from rkf import codec
 from rkf.calibration import Calibrate, prompts, save
 from rkf.cli import cli
 from rkf.cluster import budget
@@ -166,6 +168,39 @@ def test_texts_that_are_none(hf_folder: Callable[..., Path], tmp_path: Path, con
     (tmp_path / "text").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         Calibrate(tmp_path / "text")(open_source(hf_folder("llama", max_position_embeddings=512)))
+
+
+def test_losses_of_a_model_with_fewer_layers_are_refused(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source = open_source(hf_folder("llama"))
+    names = [name for name, spec in source.tensors.items() if len(spec.shape) > 1 and "layers.1." not in name]
+    (tmp_path / "text").write_bytes(kept(losses=dict.fromkeys(names, 1.0)))
+    with pytest.raises(UsageError, match="another model"):
+        Calibrate(tmp_path / "text")(source)
+
+
+def test_an_output_that_exists_is_refused_before_the_work(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("too short to calibrate with")
+    folder, out = hf_folder("llama"), tmp_path / "out"
+    out.write_bytes(b"here already")
+    for command in (
+        ["convert", "--calibrate", str(tmp_path / "short")],
+        ["calibrate", "--text", str(tmp_path / "short")],
+    ):
+        result = CliRunner().invoke(cli, [*command, str(folder), str(out)])
+        assert "exists already" in result.output
+    assert out.read_bytes() == b"here already"
+
+
+@pytest.mark.usefixtures("short")
+def test_a_system_without_affinity(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    monkeypatch.delattr("os.sched_getaffinity")
+    codec.workers.cache_clear()
+    convert(hf_folder("llama"), tmp_path / "out.rkf", k=8, calibrate=Calibrate(tmp_path / "text"))
+    assert codec.workers() == os.cpu_count()
+    codec.workers.cache_clear()
 
 
 def test_the_commands(hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,3 +148,15 @@ def test_the_command_takes_a_model_and_then_its_stored_predictions(file, tmp_pat
     for result in (json.loads(live.stdout), json.loads(stored.stdout)):
         assert abs(result["kld"]) < 1e-3
         assert result["top1"] > 0.9
+
+
+def test_a_reference_is_not_written_over_another_unasked(file, tmp_path):
+    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "a.kld").write_bytes(b"here already")
+    command = ["eval", "kld", file, "--reference", file, "--text", tmp_path / "text", "--ctx", "16", "--windows", "2"]
+    command = [*map(str, command), "--save", str(tmp_path / "a.kld")]
+    refused = CliRunner().invoke(cli, command)
+    assert refused.exit_code == 2
+    assert "exists already" in refused.output
+    assert CliRunner().invoke(cli, [*command, "--force"]).exit_code == 0
+    assert len(reference.read(tmp_path / "a.kld")) == 2

@@ -43,8 +43,8 @@ def test_the_next_turn_of_a_conversation_feeds_nothing_that_was_fed(path):
         first = ready.stream(messages, max_tokens=9)
         messages += [{"role": "assistant", "content": "".join(first)}, {"role": "user", "content": "And then?"}]
         fed, forward = [], ready.backend.forward
-        ready.backend.forward = lambda tokens, *rest, **options: fed.append(len(tokens)) or forward(
-            tokens, *rest, **options
+        ready.backend.forward = lambda tokens, *rest, **options: (
+            fed.append(len(tokens)) or forward(tokens, *rest, **options)
         )
         second = ready.stream(messages, max_tokens=1)
         "".join(second)

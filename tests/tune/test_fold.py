@@ -65,6 +65,9 @@ def arguments(source, out, *more):
 def test_convert_and_tune_in_one_go(tmp_path, source, monkeypatch):
     monkeypatch.setattr(run, "SEQUENCES", 6)
     out = tmp_path / "out.rkf"
+    own = tmp_path / "out.rkf.tuned" / "notes"  # a user's
+    own.parent.mkdir()
+    own.write_text("mine")
 
     def convert(path, *more):
         return CliRunner().invoke(cli, arguments(source, path, *more))
@@ -77,8 +80,18 @@ def test_convert_and_tune_in_one_go(tmp_path, source, monkeypatch):
         assert tuned.ranks_id == plain.ranks_id
         assert tuned.provenance["tuned"]["kld"] <= tuned.provenance["tuned"]["kld_before"]
         assert not np.array_equal(tuned.decode(NAME), plain.decode(NAME))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rkf", "plain.rkf", "tiny"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rkf", "out.rkf.tuned", "plain.rkf", "tiny"]
+    assert [path.name for path in own.parent.iterdir()] == ["notes"]
     assert convert(out, "--tune", "0.02").exit_code == 2  # exists
+
+
+def test_the_source_is_not_overwritten(source):
+    weights = source / "model.safetensors"
+    before = weights.read_bytes()
+    done = CliRunner().invoke(cli, arguments(source, weights, "--tune", "0.02", "--force"))
+    assert "the output is the input" in done.output
+    assert weights.read_bytes() == before
+    assert not weights.with_name("model.safetensors.tuned").exists()
 
 
 def test_a_killed_conversion_goes_on_with_what_it_has_learned(tmp_path, source):
