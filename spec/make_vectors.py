@@ -1,14 +1,12 @@
 """Makes the golden files of spec/vectors/: the files by the project's writer, what they decode to by golden.py.
 
-    python spec/make_vectors.py [--redraft]
+    python spec/make_vectors.py
 
-Vectors are append-only: a file whose bytes would change is refused, unless --redraft is given (while the spec is a
-draft; say why in docs/log.md).
+Vectors are append-only: a file whose bytes would change is refused.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -335,17 +333,12 @@ def changed(made: Path, kept: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--redraft", action="store_true", help="replace vectors whose bytes change")
-    redraft = parser.parse_args().redraft
     with tempfile.TemporaryDirectory() as folder:
         manifest = {"vectors": make(Path(folder))}
         different = changed(Path(folder), VECTORS)
-        if different and not redraft:
-            print(f"refused: {', '.join(different)} would change; vectors are append-only (--redraft while a draft)")
+        if different:
+            print(f"refused: {', '.join(different)} would change; vectors are append-only")
             return 1
-        for name in different:
-            (VECTORS / name).unlink()
         for path in Path(folder).iterdir():
             if not (VECTORS / path.name).exists():
                 (VECTORS / path.name).write_bytes(path.read_bytes())
