@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from rkf.canonical import encode
-from rkf.container import Container, open_file
+from rkf.container import open_file
 from rkf.errors import UsageError
 from rkf.eval import reference as stored
 from rkf.eval.divergence import sampled, windows_of
 from rkf.eval.reference import Window
+from rkf.fingerprint import fingerprint
 from rkf.runtime.model import load
 from rkf.study import drift, interpolate, preserve, report, scramble
 from rkf.study.records import Records
@@ -98,17 +98,6 @@ def do(records: Records, trials: Iterable[Trial], progress: Progress) -> None:
         if records.find(trial) is None and not trial.pointless(records.rows):
             records.add(trial)
     progress("report", len(planned), len(planned))
-
-
-def fingerprint(containers: Iterable[Container], options: list[Any]) -> str:
-    """Of weights, however they are packed and named, and of whatever else decides the figures."""
-    weights = [[each.ranks_id, each.dense_id, _values_hash(each)] for each in containers]
-    return blake3(encode([weights, options])).hexdigest()
-
-
-def _values_hash(container: Container) -> bytes:
-    number = container.directory.values_section
-    return b"" if number is None else container.sections[number].hash
 
 
 def predictions(
