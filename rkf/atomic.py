@@ -75,7 +75,7 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[Out
     named = Path(path)
     with reporting(named):
         target = Path(os.path.realpath(path))
-        temporary = target.with_name(f".{target.name}.partial")
+        temporary = partial(target)
         descriptor = _lock(temporary, named)
     try:
         refuse_existing(named, force)  # under the lock: another writer may have just finished
@@ -93,6 +93,11 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[Out
         os.close(descriptor)
     with reporting(named):
         _sync_folder(target.parent)
+
+
+def partial(target: Path) -> Path:
+    """Where a file is written before it takes its name; a killed writer leaves it."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def refuse_same_file(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:

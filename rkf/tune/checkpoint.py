@@ -5,15 +5,16 @@ Two safetensors files in `OUT.tuning/`, each bound to the run by a fingerprint o
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from rkf.errors import UsageError
+from rkf.atomic import partial, replacing, reporting
+from rkf.errors import CorruptError, UsageError
 from rkf.tune.loop import Learner
 
 _LESSON, _STATE = "lesson.safetensors", "state.safetensors"
@@ -21,14 +22,15 @@ _LESSON, _STATE = "lesson.safetensors", "state.safetensors"
 
 class Checkpoint:
     """The folder of one run. lesson, run: hashes, equal in all runs that may take one another's lesson or go on from
-    one another's state.
+    one another's state. Raises OutputError where it cannot write, CorruptError for a damaged file.
     """
 
     def __init__(self, out: Path, lesson: str, run: str, resume: bool) -> None:
         self._folder, self._hashes = out.with_name(out.name + ".tuning"), {_LESSON: lesson, _STATE: run}
-        if not resume and self._folder.exists():
-            shutil.rmtree(self._folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.remove()
+        with reporting(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
 
     def lesson(self) -> tuple[Tensor, Tensor] | None:
         """(ids, hidden), if an earlier run got so far."""
@@ -69,23 +71,31 @@ class Checkpoint:
         self._write(_STATE, tensors, numbers | {"spent": spent})
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder)
+        """File by file: a folder of the user's may be called so."""
+        for path in (self._folder / _LESSON, self._folder / _STATE):
+            with reporting(path):
+                path.unlink(missing_ok=True)
+                partial(path).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._folder.rmdir()
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         path = self._folder / name
         if not path.exists():
             return None
-        with safe_open(path, "pt") as file:
-            numbers = file.metadata() or {}
-            if numbers.get("fingerprint") != self._hashes[name]:
-                raise UsageError(
-                    f"{path}: made by a run with other inputs or options: leave --resume out to begin anew"
-                )
-            return {key: file.get_tensor(key) for key in file.keys()}, numbers  # noqa: SIM118 - not a mapping
+        try:
+            with safe_open(path, "pt") as file:
+                numbers = file.metadata() or {}
+                if numbers.get("fingerprint") != self._hashes[name]:
+                    raise UsageError(
+                        f"{path}: made by a run with other inputs or options: leave --resume out to begin anew"
+                    )
+                return {key: file.get_tensor(key) for key in file.keys()}, numbers  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise CorruptError(f"{path}: damaged ({error}): leave --resume out to begin anew") from error
 
     def _write(self, name: str, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
         told = {key: repr(value) for key, value in numbers.items()} | {"fingerprint": self._hashes[name]}
         whole = {key: torch.as_tensor(value).cpu().contiguous() for key, value in tensors.items()}
-        waiting = self._folder / f"{name}.new"
-        save_file(whole, waiting, told)
-        waiting.replace(self._folder / name)
+        with replacing(self._folder / name, force=True) as output:
+            output.write(save(whole, told))

@@ -17,7 +17,7 @@ from rkf.torch import ClusteredWeight
 # has left to mend falls with 1 / K. Divergence gone at K = 16, one factor a matrix, after 8 steps: 30 %, at half of the
 # rate 24 %; at K = 32 after 16 steps 20 %, at twice the rate 17 %. Factors of rows were only tried at half of it.
 _RATE, _RATE_ROWS = 0.128, 0.064
-# A gap may shrink to this share of what it was, a factor too: the order is safe, and so is f32.
+# A gap may shrink to this share of what it was, a factor too.
 _FLOOR = 1 / 16
 
 
@@ -55,9 +55,13 @@ class LiveValues:
     def restore_order(self) -> None:
         """Widen the gaps that have become too small, and raise the factors that have."""
         centroids, gaps = self.weight.centroids, self.weight.centroids.diff(dim=1)
-        if (gaps < self._least_gaps).any():
+        if (gaps <= self._least_gaps).any():
             rising = torch.maximum(gaps, self._least_gaps).cumsum(dim=1)
             centroids[:, 1:] = centroids[:, :1] + rising
+            # A table with few distinct values is filled by the next numbers: once it rises, their gaps round to none.
+            for i in range(1, centroids.shape[1]):
+                above = centroids[:, i - 1].nextafter(centroids.new_tensor(torch.inf))
+                torch.maximum(centroids[:, i], above, out=centroids[:, i])
         if self.weight.a is not None:
             self.weight.a.copy_(torch.maximum(self.weight.a, self._least_factors))
 

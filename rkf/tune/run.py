@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 
 from rkf.atomic import refuse_existing
 from rkf.calibration import prompts
-from rkf.canonical import encode
 from rkf.config import ModelConfig
 from rkf.container import Container, open_file
 from rkf.errors import UsageError
+from rkf.fingerprint import fingerprint
 from rkf.format import CHAT_TEMPLATE, TOKENIZER
 from rkf.runtime.tokenizer import Tokenizer
 from rkf.runtime.torch_model import Decoder
@@ -61,8 +60,8 @@ def tune(
     with open_file(model) as container, open_file(reference) as source:
         config = _fitting(container, source)
         words = None if data == "self" else _tokenizer(source, config).encode(_read(Path(data)))
-        lesson_hash = _hash([source.dense_id, seed, words or "self"])
-        checkpoint = Checkpoint(out, lesson_hash, _hash([lesson_hash, container.ranks_id, rows]), resume)
+        lesson_hash = fingerprint([source], [seed, words or "self"])
+        checkpoint = Checkpoint(out, lesson_hash, fingerprint([container], [lesson_hash, rows]), resume)
         lesson = _lesson(source, config, checkpoint, words, on, seed, progress)
         decoder = Decoder(container, config).to(on).requires_grad_(False)
         live = {name: LiveValues(weight, container.counts(name), rows) for name, weight in decoder.clustered().items()}
@@ -90,16 +89,14 @@ def tune(
     return report
 
 
-def _hash(parts: list[Any]) -> str:
-    return blake3(encode(parts)).hexdigest()
-
-
 def _fitting(container: Container, source: Container) -> ModelConfig:
     """The configuration of both, which have to be the same model."""
     if container.config is None or source.config is None:
         raise UsageError(f"{container.path}, {source.path}: expected two whole models")
     if not any(entry.kind == "clustered" for entry in container.tensors.values()):
         raise UsageError(f"{container.path}: no tensor is clustered: there is nothing to tune")
+    if any(entry.kind == "clustered" for entry in source.tensors.values()):
+        raise UsageError(f"{source.path}: has clustered tensors: expected `rkf convert SRC OUT --recipe dense`")
     if container.config != source.config or container.blob(TOKENIZER) != source.blob(TOKENIZER):
         raise UsageError(f"{source.path}: another model than {container.path}: expected the one it was converted from")
     return container.config

@@ -2,11 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 import rkf
+from rkf.cluster.matrix import cluster
 from rkf.cluster.recipe import Rule
-from rkf.errors import UsageError
+from rkf.errors import CorruptError, OutputError, UsageError
+from rkf.fold import fold
+from rkf.matrix import DenseTensor, MatrixValues
+from rkf.torch import ClusteredWeight
 from rkf.tune import run, tune
+from rkf.tune.live import LiveValues
+from rkf.values import write_values
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 
@@ -104,9 +111,76 @@ def test_what_does_not_fit_is_refused(tmp_path, files):
         tune(model, stranger, out, data=text)
     with pytest.raises(UsageError, match="nothing to tune"):
         tune(dense, dense, out, data=text)
+    with pytest.raises(UsageError, match="has clustered tensors"):
+        tune(model, model, out, data=text)
     text.write_text("short")
     with pytest.raises(UsageError, match="expected at least 96 to learn on"):
         tune(model, dense, out, data=text)
     out.touch()
     with pytest.raises(UsageError, match="exists already"):
         tune(model, dense, out, data=text)
+
+
+@pytest.mark.parametrize("values", [(-0.5, 0.1), (-0.5, 0.0)], ids=["numbers", "subnormals"])
+def test_a_table_with_few_distinct_values_ascends_however_it_rises(values):
+    weights = np.resize(np.array(values, np.float32), (4, 32))
+    matrix, _ = cluster(DenseTensor("f32", weights), Rule(k=8), "w")
+    live = LiveValues(ClusteredWeight(matrix), matrix.counts, rows=False)
+    with torch.no_grad():
+        for last in (1.0, 1.5):  # the second real one rises past those that fill the table
+            live.weight.centroids[:, 1] = last
+            live.restore_order()
+            assert (np.diff(live.to_matrix(matrix.values).centroids) > 0).all()
+
+
+def interrupted(model, dense, out, text):
+    """Leave a checkpoint of one step."""
+
+    def interrupt(what, done, total):
+        if what.startswith("tune"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, dense, out, data=text, minutes=5.0, progress=interrupt)
+
+
+def test_goes_on_from_the_same_values_alone(tmp_path, files):
+    dense, text = files
+    model, out = clustered(tmp_path), tmp_path / "tuned.rkv"
+    interrupted(model, dense, out, text)
+    with rkf.open(model) as container:
+        doubled = {
+            name: MatrixValues(old.centroids * np.float32(2), old.affine, old.exceptions, old.exceptions_dtype)
+            for name, old in ((name, container.values(name)) for name in clustered_names(container))
+        }
+        write_values(tmp_path / "doubled.rkv", container, doubled)
+    fold(model, tmp_path / "doubled.rkv", tmp_path / "other.rkf")  # the same ranks and dense tensors
+    with pytest.raises(UsageError, match="other inputs or options"):
+        tune(tmp_path / "other.rkf", dense, out, data=text, resume=True)
+
+
+def clustered_names(container):
+    return [name for name, entry in container.tensors.items() if entry.kind == "clustered"]
+
+
+@pytest.mark.parametrize("name", ["lesson.safetensors", "state.safetensors"])
+def test_a_damaged_checkpoint_is_refused_and_begun_anew(tmp_path, files, name):
+    dense, text = files
+    model, out = clustered(tmp_path), tmp_path / "tuned.rkv"
+    interrupted(model, dense, out, text)
+    folder = tmp_path / "tuned.rkv.tuning"
+    stored = folder / name
+    stored.write_bytes(stored.read_bytes()[:-1])
+    (folder / f".{name}.partial").write_bytes(b"of a killed writer")
+    (folder / "notes").write_text("a user's")
+    with pytest.raises(CorruptError, match=f"{name}: damaged .*leave --resume out"):
+        tune(model, dense, out, data=text, resume=True)
+    tune(model, dense, out, data=text, minutes=0.001)
+    assert [path.name for path in folder.iterdir()] == ["notes"]
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path, files):
+    dense, text = files
+    (tmp_path / "tuned.rkv.tuning").touch()  # a file where the folder would be
+    with pytest.raises(OutputError, match=r"tuned\.rkv\.tuning.*cannot be written"):
+        tune(clustered(tmp_path), dense, tmp_path / "tuned.rkv", data=text)
