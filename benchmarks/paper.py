@@ -25,7 +25,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.paper_tuning import recovered, tuning
 from rkf.commands.default_model import NAME
-from rkf.commands.measure import read
 from rkf.converters.pull import pull
 from rkf.study import STUDIES
 from rkf.study.charts import Chart, Row, having, lines, only, svg, table
@@ -34,6 +33,7 @@ from rkf.study.records import read as read_results
 from rkf.study.sweep import COLLAPSE_K
 from rkf.study.sweep import charts as sweep_charts
 from rkf.study.sweep import worst as worst_trial
+from rkf.text import read_text
 
 ROOT = Path(__file__).parents[1]
 PAGE, DATA = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper"
@@ -73,7 +73,8 @@ def study(text: Path, threads: int) -> None:
         with _kept(name):
             _rkf([*(str(text) if word == "TEXT" else word for word in command.split()), "--threads", str(threads)])
     with _kept("tune"):
-        tuning(WORK / "tune", read(text), threads, convert=lambda out, how: _rkf(["convert", NAME, str(out), *how]))
+        words = read_text(text)
+        tuning(WORK / "tune", words, threads, convert=lambda out, how: _rkf(["convert", NAME, str(out), *how]))
 
 
 @contextmanager

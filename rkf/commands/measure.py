@@ -12,6 +12,7 @@ import click
 
 from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
 from rkf.commands.output import print_json, progress_bar, reporter, size
+from rkf.text import read_text
 
 if TYPE_CHECKING:
     from rkf.eval.reference import Window
@@ -41,7 +42,7 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, *
     from rkf.eval.perplexity import perplexity
     from rkf.runtime.model import load
 
-    words = read(text)
+    words = read_text(text)
     with load(model, **options) as ready, progress_bar("eval ppl", "window") as bar:
         result = perplexity(ready, words, ctx=ctx, windows=windows, progress=reporter(bar))
     if as_json:
@@ -116,7 +117,7 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
     from rkf.eval.choices import parse
     from rkf.runtime.model import load
 
-    questions = parse(read(file), file.name)[:items]
+    questions = parse(read_text(file), file.name)[:items]
     with load(model, exact=exact, values=values) as ready, progress_bar("eval choices", "item") as bar:
         result = run(ready, questions, progress=reporter(bar))
     if as_json:
@@ -150,7 +151,7 @@ def _reference(
         kept: list[Window] = []
 
         def keeping() -> Iterator[Window]:
-            for number, window in enumerate(windows_of(dense, read(text), ctx=ctx, windows=windows)):
+            for number, window in enumerate(windows_of(dense, read_text(text), ctx=ctx, windows=windows)):
                 if save:
                     kept.append(sampled(window, number))
                 yield window
@@ -172,16 +173,6 @@ def _as_rkf(path: Path) -> Iterator[Path]:
         dense = Path(folder) / "dense.rkf"
         convert(path, dense, recipe="dense")
         yield dense
-
-
-def read(text: Path) -> str:
-    """The text of a file; UsageError unless it is UTF-8."""
-    from rkf.errors import UsageError
-
-    try:
-        return text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{text}: expected UTF-8 text: {error}") from error
 
 
 @click.command()

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from rkf.commands.convert import calibration
-from rkf.commands.measure import read
 from rkf.commands.output import print_json, printable, progress_bar
 from rkf.errors import UsageError
+from rkf.text import read_text
 
 NAMES = ("sweep", "scramble", "preserve", "drift", "interpolate")
 
@@ -48,7 +48,7 @@ def study(name: str, model: str, out: Path, text: Path, layers: str | None, as_j
             bar.total = total
             bar.update(done - bar.n)
 
-        common = {"text": read(text), "layers": numbers(layers, "layers"), "progress": show, **options}
+        common = {"text": read_text(text), "layers": numbers(layers, "layers"), "progress": show, **options}
         rows = _sweep(model, out, **common) if name == "sweep" else _change(name, model, out, **common)
     if as_json:
         print_json(rows)

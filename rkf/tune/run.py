@@ -19,6 +19,7 @@ from rkf.fingerprint import fingerprint
 from rkf.format import CHAT_TEMPLATE, TOKENIZER
 from rkf.runtime.tokenizer import Tokenizer
 from rkf.runtime.torch_model import Decoder
+from rkf.text import read_text
 from rkf.tune import text
 from rkf.tune.checkpoint import Checkpoint
 from rkf.tune.live import LiveValues
@@ -59,7 +60,7 @@ def tune(
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with open_file(model) as container, open_file(reference) as source:
         config = _fitting(container, source)
-        words = None if data == "self" else _tokenizer(source, config).encode(_read(Path(data)))
+        words = None if data == "self" else _tokenizer(source, config).encode(read_text(Path(data)))
         lesson_hash = fingerprint([source], [seed, words or "self"])
         checkpoint = Checkpoint(out, lesson_hash, fingerprint([container], [lesson_hash, rows]), resume)
         lesson = _lesson(source, config, checkpoint, words, on, seed, progress)
@@ -107,15 +108,6 @@ def _tokenizer(source: Container, config: ModelConfig) -> Tokenizer:
     if tokenizer_json is None:
         raise UsageError(f"{source.path}: has no tokenizer: there is no text to learn on")
     return Tokenizer(tokenizer_json, config, None if template is None else template.decode(errors="replace"))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _lesson(

@@ -113,9 +113,12 @@ def test_what_does_not_fit_is_refused(tmp_path, files):
         tune(dense, dense, out, data=text)
     with pytest.raises(UsageError, match="has clustered tensors"):
         tune(model, model, out, data=text)
-    text.write_text("short")
-    with pytest.raises(UsageError, match="expected at least 96 to learn on"):
-        tune(model, dense, out, data=text)
+    for problem, content in (("expected UTF-8 text", b"\xff"), ("expected at least 96 to learn on", b"short")):
+        text.write_bytes(content)
+        with pytest.raises(UsageError, match=problem):
+            tune(model, dense, out, data=text)
+    with pytest.raises(UsageError, match="absent: cannot be read: No such file"):
+        tune(model, dense, out, data=tmp_path / "absent")
     out.touch()
     with pytest.raises(UsageError, match="exists already"):
         tune(model, dense, out, data=text)
