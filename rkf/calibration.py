@@ -172,7 +172,7 @@ def _loaded(data: bytes, path: Path, source: Checkpoint) -> Calibration:
     if tokens.ndim != 2 or not tokens.size or tokens.dtype != np.uint32:
         raise UsageError(f"{path}: damaged: expected u32 sequences of tokens, got {tokens.dtype} {tokens.shape}")
     matrices = {name for name, spec in source.tensors.items() if len(spec.shape) > 1}
-    if tokens.max() >= source.config.vocab_size or set(names) != matrices or len(names) != len(losses):
+    if tokens.max() >= source.config.vocab_size or set(names) not in (set(), matrices) or len(names) != len(losses):
         raise UsageError(f"{path}: kept for another model than {source.config.architecture}")
     return Calibration(source, tokens, path.name, dict(zip(names, losses, strict=True)))
 
