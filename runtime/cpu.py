@@ -96,7 +96,7 @@ class CpuBackend:
         `f32[n, vocab]`.
         """
         ids = np.ascontiguousarray(tokens, np.int64)
-        if len({id(cache) for cache in caches}) != len(ids):
+        if not len(ids) == len(caches) == len({id(cache) for cache in caches}):
             raise UsageError(f"batch: expected a cache of its own for each of {len(ids)} tokens, got {len(caches)}")
         logits = np.empty((len(ids), self.config.vocab_size), np.float32)
         with self._lock:

@@ -11,10 +11,11 @@ import llvmlite.binding as llvm
 
 from rkf.errors import UsageError
 
-# What each level's kernels use; LLVM reports a feature only if the operating system saves its registers too.
+# What each level's kernels use; those of avx2 are compiled for x86-64-v3 as a whole. LLVM reports a feature only if the
+# operating system saves its registers too.
 LEVELS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "bmi2", "fma", "f16c"},
-    "avx2": {"avx2", "fma", "f16c"},
+    "avx2": {"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"},
     "neon": {"neon", "dotprod"},
     "portable": set(),
 }

@@ -58,6 +58,10 @@ class Limits:
     eos_ids: Sequence[int]
     stop: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise UsageError(f"max_tokens: expected 0 or more, got {self.max_tokens}")
+
 
 @dataclass(slots=True)
 class Generation:
@@ -74,9 +78,10 @@ class Generation:
     def __post_init__(self) -> None:
         if not self.ids:
             raise UsageError("the prompt is empty: there is nothing to continue")
-        if len(self.ids) > self.context_length:
+        if len(self.ids) + (self.limits.max_tokens != 0) > self.context_length:
             raise ContextLengthError(
-                f"the prompt has {len(self.ids)} tokens, the model's context {self.context_length}: shorten it"
+                f"the prompt has {len(self.ids)} tokens, the model's context {self.context_length}: shorten it, so that"
+                " there is room for an answer"
             )
         self.stats.prompt_tokens = len(self.ids)
 

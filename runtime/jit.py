@@ -8,12 +8,13 @@ only costs time.
 
 from __future__ import annotations
 
+import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import get_ident
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -68,9 +69,12 @@ def _cached(path: Path) -> bytes | None:
 def _keep(path: Path, code: bytes) -> None:
     """Store an object. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(blake3(code).digest() + code)
-    Path(file.name).replace(path)
+    waiting = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}")
+    try:
+        waiting.write_bytes(blake3(code).digest() + code)
+        waiting.replace(path)
+    finally:
+        waiting.unlink(missing_ok=True)
 
 
 @cache

@@ -58,8 +58,8 @@ LAYER = np.dtype(
     align=True,
 )
 
-# What does not change between calls. Buffers hold `tile` tokens; strides are bytes from one token to the next.
-#   x: the residual stream; qkv: queries, keys, values; mixed: what attention gives; gate_up: both, gate first
+# What does not change between calls. Buffers hold TILE tokens; strides are bytes from one token to the next.
+#   x: the residual stream; qkv: queries, keys, values; gate_up: both, gate first
 #   norm_input, mixed_input, feed_input: ACTIVATIONs of all tokens (hidden, heads * head_dim, intermediate columns)
 #   head_bytes: one head's region in a page of the cache; partials: of one token, [pages, heads]
 #   slots: where threads agree (kernels/sync.py)
@@ -74,7 +74,6 @@ PLAN = np.dtype(
             "kv_heads",
             "head_dim",
             "padded_head_dim",
-            "intermediate",
             "window",
             "embedding",
             "final_norm",
@@ -128,7 +127,7 @@ COUNT_BITS = 20
 CLAIM_SLOTS = 4
 SLOT_BYTES = 64
 SPINS = 2000  # of about 50 ns each, before a waiting thread lets others run
-PHASES_PER_LAYER = 9
+PHASES_PER_LAYER = 10  # of a pass of several tokens (kernels/step.py); one token has fewer
 PATIENCE = 6000  # looks at the next call, past SPINS each with a yield, before an idle worker parks: some milliseconds
 
 # The number of the call that runs, alone on its cache line, WRITING while `batch` is; CLOSED ends the workers.

@@ -183,8 +183,9 @@ def _backend(
         return CpuBackend(container, threads=threads, exact=exact, cache_format=kv_cache, bits=bits)
     if device not in TORCH_DEVICES:
         raise UsageError(f"device: expected cpu, {' or '.join(TORCH_DEVICES)}, got {device!r}")
-    if kv_cache is not None or bits is not None:
-        raise UsageError(f"device {device}: kv_cache and bits are for the cpu alone: leave them out")
+    if exact or kv_cache is not None or bits is not None:
+        raise UsageError(f"device {device}: exact, kv_cache and bits are for the cpu alone: leave them out")
+    import rkf.torch  # noqa: F401 - says in one line that torch is missing
     from rkf.runtime.torch_backend import TorchBackend
 
     return TorchBackend(container, TORCH_DEVICES[device], threads=threads)

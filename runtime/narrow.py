@@ -42,7 +42,9 @@ def mapped(folder: Path) -> Iterator[Callable[[F32], Narrow]]:
 
     Raises OutputError where the file can't be written.
     """
-    with reporting(folder), TemporaryFile(dir=folder, buffering=0) as file:
+    with reporting(folder):
+        opened = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - what is done with it is no failure to write
+    with opened as file:
 
         def keep(weights: F32) -> Narrow:
             bits, start = from_f32(weights, "bf16"), file.tell()

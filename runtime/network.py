@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rkf.config import ModelConfig
 from rkf.container import Container
-from rkf.errors import StructureError
+from rkf.errors import StructureError, UnsupportedError
 from rkf.matrix import DenseTensor
 from rkf.prefix import within
 from rkf.runtime import jit
@@ -47,7 +47,7 @@ _JOBS_PER_THREAD = 4  # of one phase: enough that a late thread finds its share 
 
 
 class Network:
-    """The plan of a model on some threads; `plan` and `threads` are addresses for the step kernel."""
+    """The plan of a model on some threads; `plan_array` and `thread_arrays` are what the step kernel reads."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Network:
         self._bits = bits
         self._memory = Memory()
         self._prepared: dict[str, Prepared] = {}
-        if config.layers * PHASES_PER_LAYER + 4 > 1 << PHASE_BITS:
+        if config.layers * PHASES_PER_LAYER + 3 > 1 << PHASE_BITS:
             raise StructureError(f"{container.path}: {config.layers} layers are more than this runtime can count")
         self._prepare(level)
         self.plan_array = np.zeros(1, PLAN)
@@ -160,7 +160,7 @@ class Network:
         config, plan, memory = self.config, self.plan_array[0], self._memory
         layers = np.array([self._layer(i) for i in range(config.layers)], LAYER)
         plan["layers"], plan["layer_count"] = memory.hold(layers), config.layers
-        plan["hidden"], plan["intermediate"] = config.hidden_size, config.intermediate_size
+        plan["hidden"] = config.hidden_size
         plan["heads"], plan["kv_heads"], plan["head_dim"] = config.heads, config.kv_heads, config.head_dim
         plan["padded_head_dim"] = padded_head_dim(config)
         plan["head_bytes"] = head_bytes(config, self._cache_format)
@@ -180,7 +180,11 @@ class Network:
             plan[name] = memory.zeros(int(plan[f"{name}_stride"]) * TILE)
         plan["partial_bytes"] = self._partial_bytes
         pages = -(-config.context_length // PAGE)
-        plan["partials"] = memory.zeros(pages * config.heads * self._partial_bytes)
+        try:
+            plan["partials"] = memory.zeros(pages * config.heads * self._partial_bytes)
+        except MemoryError:
+            problem = f"a context of {config.context_length} tokens takes more memory than there is"
+            raise UnsupportedError(f"{self._container.path}: {problem}") from None
         plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
         for name, columns in self._inputs():
             plan[name] = self._activation(columns, TILE)

@@ -181,6 +181,7 @@ def _exceptions(
     if fast is None:
         return
     a, b = _factors_of(matrix, rows)
+    fast = np.pad(fast, ((0, 0), (0, (1 << matrix.bits) - matrix.k)))  # a damaged rank may lie past the centroids
     there = a * fast[rows // matrix.rows_per_table, _ranks_at(matrix, rows, columns)] + b
     m["exception_delta"] = memory.hold((values - there).astype(np.float32))
 

@@ -81,11 +81,13 @@ class Pool:
         """One call of the step kernel on all threads; returns when the last phase is done."""
         self._count += 1
         call, workers, count = self._published
-        if count:
-            self._publish(call, self._count, workers, count)
-            if self._wake.any():
-                self._wake_parked()
-        self._step(*self._passed, self._count << PHASE_BITS)
+        try:
+            if count:
+                self._publish(call, self._count, workers, count)
+                if self._wake.any():
+                    self._wake_parked()
+        finally:  # Ctrl-C must not leave the workers alone with a call whose arrays go when it is unwound
+            self._step(*self._passed, self._count << PHASE_BITS)
 
     def _wake_parked(self) -> None:
         for index in np.flatnonzero(self._wake):

@@ -182,9 +182,9 @@ class _Block(nn.Module):
         )
         self.q, self.k, self.v, self.o = (part.linear(f"{name}self_attn.{p}_proj") for p in "qkvo")
         self.gate, self.up, self.down = (part.linear(f"{name}mlp.{p}_proj") for p in ("gate", "up", "down"))
-        normed = part.has(f"{name}self_attn.q_norm.weight")
         self.q_norm, self.k_norm = (
-            part.norm(f"{name}self_attn.{p}_norm", config) if normed else nn.Identity() for p in "qk"
+            part.norm(norm, config) if part.has(f"{norm}.weight") else nn.Identity()
+            for norm in (f"{name}self_attn.{p}_norm" for p in "qk")
         )
 
     def forward(

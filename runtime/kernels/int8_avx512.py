@@ -174,7 +174,7 @@ def _store_token(total, m, x, token, y, row, last, digit):
 
 def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
     """y[token, row] for many tokens: 32 rows are decoded to bytes once, then multiplied with four tokens at a time.
-    Up to 8 tokens go without: a few products are less work than to turn panels (few_avx512.py).
+    Up to 32 tokens go without: a few products are less work than to turn panels (few_avx512.py).
 
     Scratch holds the rows, then two panels of [columns / 4, 16 rows, 4 columns], so that lanes are rows.
     """

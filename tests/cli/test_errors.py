@@ -54,6 +54,18 @@ def test_corrupt_is_3_and_only_info_reads_no_more_than_the_directory(model, tmp_
     refused(rkf("info", tmp_path / "short.rkf"), 3)
 
 
+def test_what_needs_torch_says_so(model, tmp_path):
+    without = "import sys; sys.modules['torch'] = None; from rkf.cli import main; main()"
+    for arguments in (
+        ["run", model, "--prompt", "hi", "--device", "cpu-torch"],
+        ["tune", model, tmp_path / "out.rkv", "--reference", model],
+    ):
+        command = [sys.executable, "-c", without, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        refused(done, 2)
+        assert "pip install 'rkf-llm[torch]'" in done.stderr
+
+
 def test_usage_is_2(model, tmp_path):
     refused(rkf("info", tmp_path / "missing.rkf"), 2)
     for arguments in (

@@ -1,15 +1,18 @@
 """The CPU backend against a plain numpy forward pass: dense and clustered files, token by token and in tiles."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import rkf
 from rkf.cluster.recipe import Rule
-from rkf.errors import BindingError, ContextLengthError, UsageError
-from rkf.matrix import ClusteredMatrix
+from rkf.errors import BindingError, ContextLengthError, StructureError, UsageError
+from rkf.matrix import Alias, ClusteredMatrix
 from rkf.prefix import within
 from rkf.runtime.cpu import CpuBackend
 from rkf.values import write_values
+from rkf.writer import Writer
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.numpy_backend import NumpyBackend
@@ -18,6 +21,7 @@ CONFIG = tiny.config()
 IDS = np.random.Generator(np.random.Philox(key=3)).integers(0, 400, 150)
 PARTS = np.split(IDS, [1, 2, 20, 130, 131])
 RULE = Rule(k=16, grid=True, affine="row", exceptions=0.002)
+DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
 def logits(backend, parts):
@@ -137,9 +141,34 @@ def test_several_sequences_in_one_pass_give_the_bits_of_each_alone(tmp_path, cac
 def test_a_batch_needs_a_cache_for_each_token(tmp_path):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
         backend = CpuBackend(container)
-        cache = backend.new_cache(16)
-        with pytest.raises(UsageError):
-            backend.forward_batch(IDS[:2], [cache, cache])
+        a, b = backend.new_cache(16), backend.new_cache(16)
+        for caches in ([a, a], [a], [a, a, b]):
+            with pytest.raises(UsageError):
+                backend.forward_batch(IDS[:2], caches)
+
+
+def test_a_rank_past_the_centroids_under_an_exception_is_some_value(tmp_path):
+    """Wrong, as `rkf verify` says, but unsafe to nobody."""
+    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), Rule(k=9, exceptions=0.002))) as found:
+        matrix = found.load(DOWN)
+        assert isinstance(matrix, ClusteredMatrix)
+        planes = tuple(np.full_like(plane, 255) for plane in matrix.planes)
+        with Writer(tmp_path / "bad.rkf", metadata=found.metadata, provenance={}) as writer:
+            for name, entry in found.tensors.items():
+                bad = replace(matrix, planes=planes) if name == DOWN else None
+                writer.add(name, bad or (Alias(entry.target) if entry.target else found.load(name)))
+            writer.blob("tokenizer.json", found.blob("tokenizer.json"))
+    with rkf.open(tmp_path / "bad.rkf") as container:
+        for exact in (False, True):
+            assert np.isfinite(logits(CpuBackend(container, exact=exact), PARTS)).all()
+
+
+def test_as_many_layers_as_phases_can_be_counted(tmp_path):
+    """A pass of several tokens counts ten phases a layer; past 2048 the next call would take its own for done."""
+    config = tiny.config(layers=205)
+    path = write_model(tmp_path / "m.rkf", config, tiny.weights(config))
+    with rkf.open(path) as container, pytest.raises(StructureError, match="205 layers are more"):
+        CpuBackend(container)
 
 
 def test_an_int8_cache_is_close(tmp_path):

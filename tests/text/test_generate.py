@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rkf.errors import UsageError
+from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.generate import Generation, Limits, Session, StopStrings
 from rkf.runtime.sampling import Sampling
 from rkf.runtime.tokenizer import Tokenizer
@@ -124,10 +124,11 @@ def test_it_ends_at_the_context(backend):
     run = generation(Session(backend), prompt, max_tokens=None)
     "".join(run)
     assert (len(run.ids), run.stats.finish) == (CONFIG.context_length, "length")
-    full = generation(Session(backend), run.ids)
-    assert "".join(full) == ""
-    with pytest.raises(UsageError, match="257 tokens, the model's context 256"):
-        generation(Session(backend), [*run.ids, 5])
+    assert "".join(generation(Session(backend), run.ids, max_tokens=0)) == ""
+    with pytest.raises(ContextLengthError, match="256 tokens, the model's context 256"):
+        generation(Session(backend), run.ids)
+    with pytest.raises(UsageError, match="max_tokens"):
+        generation(Session(backend), max_tokens=-1)
 
 
 def test_nothing_to_continue_is_refused(backend):
