@@ -12,6 +12,7 @@ writes.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ import numpy as np
 
 from benchmarks import nf4
 from benchmarks.report import ratios, table
+from rkf.atomic import replacing
 from rkf.calibration import Calibrate, save
 from rkf.cluster.budget import coarse
 from rkf.commands.output import byte_count
@@ -79,6 +81,10 @@ class Bench:
     def __init__(self, source: Path, work: Path, python: Path) -> None:
         self.source, self.work, self.python = source, work, python
         work.mkdir(exist_ok=True)
+        label, fingerprint = work / "source", open_source(source).fingerprint
+        if label.exists() and label.read_text(encoding="utf-8") != fingerprint:
+            raise SystemExit(f"{work}: has the figures of another source: choose another folder")
+        label.write_text(fingerprint, encoding="utf-8")
 
     def row(self, contestant: Contestant, text: Path, windows: int) -> dict[str, Any]:
         """A line of the table, kept as `MODEL@TEXT-WINDOWS.json`."""
@@ -87,7 +93,8 @@ class Bench:
             size = contestant.make()
             figures = contestant.score(self._windows(text, windows))
             row = {"name": contestant.name, "bytes": size, **figures}
-            kept.write_text(json.dumps(row), encoding="utf-8")
+            with replacing(kept) as output:
+                output.write(json.dumps(row).encode())
             print(f"{contestant.name}: KLD {figures['kld']:.5f}", flush=True)
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
@@ -109,7 +116,9 @@ class Bench:
 
             def make(path: Path = path, kind: str = kind) -> int:
                 if not path.exists():
-                    self._peer("quantize", self._f16(), path, kind, self._importance())
+                    made = path.with_suffix(".partial")
+                    self._peer("quantize", self._f16(), made, kind, self._importance())
+                    made.replace(path)
                 return path.stat().st_size
 
             yield Contestant(kind, make, lambda windows, path=path: self._peer_divergence(path, windows))
@@ -156,7 +165,10 @@ class Bench:
             found = {}
             for moments in Calibrate(self._calibration())(open_source(self.source)).moments():
                 found |= {to_gguf(name): np.diagonal(each).astype(np.float32) for name, each in moments.items()}
-            np.savez(path, **found)
+            packed = io.BytesIO()
+            np.savez(packed, **found)
+            with replacing(path) as output:
+                output.write(packed.getbuffer())
         return path
 
     def _peer(self, *arguments: object) -> None:
