@@ -114,7 +114,7 @@ def test_text_keeps_its_prompts_and_does_not_depend_on_threads(monkeypatch):
     prompts = [[1], [5, 6, 7], *[[1]] * 9, list(range(30))]
     texts = []
     for threads in (1, 3):
-        monkeypatch.setattr(calibration, "threads", lambda threads=threads: threads)
+        monkeypatch.setattr(calibration, "workers", lambda threads=threads: threads)
         texts.append(calibration.write_text(CONFIG, WEIGHTS.get, prompts, ctx=12, seed=3))
     np.testing.assert_array_equal(*texts)
     assert texts[0][1, :3].tolist() == [5, 6, 7]

@@ -40,7 +40,7 @@ def test_losses_do_not_depend_on_threads(monkeypatch):
     weights = tiny.weights(config)
     found = []
     for threads in (1, 3):
-        monkeypatch.setattr(calibration, "threads", lambda threads=threads: threads)
-        monkeypatch.setattr(sensitivity, "threads", lambda threads=threads: threads)
+        monkeypatch.setattr(calibration, "workers", lambda threads=threads: threads)
+        monkeypatch.setattr(sensitivity, "workers", lambda threads=threads: threads)
         found.append(sensitivity.losses(config, weights.get, coarse, TOKENS))
     assert found[0] == found[1]
