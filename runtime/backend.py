@@ -1,4 +1,4 @@
-"""What the generation loop, the evaluators and a server ask of an engine. Knows no device."""
+"""What the generation loop and the evaluators ask of an engine. Knows no device."""
 
 from __future__ import annotations
 

@@ -61,6 +61,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 0:
             raise UsageError(f"max_tokens: expected 0 or more, got {self.max_tokens}")
+        if "" in self.stop:
+            raise UsageError("a stop string is empty: it would stop everything")
 
 
 @dataclass(slots=True)
@@ -126,8 +128,6 @@ class StopStrings:
     """Cuts a stream of text at the first stop string, holding back what may yet become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if "" in stops:
-            raise UsageError("a stop string is empty: it would stop everything")
         self._stops, self._held, self.found = tuple(stops), "", False
 
     def push(self, text: str) -> str:

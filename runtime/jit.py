@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import get_ident
+from threading import Lock, get_ident
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -132,12 +132,14 @@ def _linker() -> Any:
 
 
 _linked: dict[tuple[str, str], Any] = {}
+_linking = Lock()  # models are loaded in several threads at once, and all of them link here
 
 
 def _link(name: str, level: str, code: bytes) -> int:
     """The address of an object's kernel; it stays linked for the life of the process."""
     key = (name, level)
-    if key not in _linked:
-        builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(_SYMBOL).add_current_process()
-        _linked[key] = builder.link(_linker(), f"{level}_{name}")
+    with _linking:
+        if key not in _linked:
+            builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(_SYMBOL).add_current_process()
+            _linked[key] = builder.link(_linker(), f"{level}_{name}")
     return _linked[key][_SYMBOL]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rkf.config import ModelConfig
 from rkf.container import Container
-from rkf.errors import StructureError, UnsupportedError
+from rkf.errors import UnsupportedError
 from rkf.matrix import DenseTensor
 from rkf.prefix import within
 from rkf.runtime import jit
@@ -66,7 +66,7 @@ class Network:
         self._memory = Memory()
         self._prepared: dict[str, Prepared] = {}
         if config.layers * PHASES_PER_LAYER + 3 > 1 << PHASE_BITS:
-            raise StructureError(f"{container.path}: {config.layers} layers are more than this runtime can count")
+            raise UnsupportedError(f"{container.path}: {config.layers} layers are more than this runtime can count")
         self._prepare(level)
         self.plan_array = np.zeros(1, PLAN)
         self.thread_arrays = np.zeros(threads, THREAD)

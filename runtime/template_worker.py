@@ -61,8 +61,13 @@ def _limit(memory_bytes, cpu_seconds):
         import resource
     except ImportError:  # no such limits on Windows; the parent's clock remains
         return
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    wanted = {resource.RLIMIT_CPU: cpu_seconds}
+    if sys.platform != "darwin":  # which refuses to bound addresses
+        wanted[resource.RLIMIT_AS] = memory_bytes
+    for which, most in wanted.items():
+        hard = resource.getrlimit(which)[1]
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(which, (least, hard))
 
 
 def main():
@@ -80,6 +85,7 @@ def main():
         LookupError,
         MemoryError,
         RuntimeError,
+        SyntaxError,
         TypeError,
         ValueError,
     ) as e:

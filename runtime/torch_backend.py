@@ -11,6 +11,7 @@ from rkf.config import ModelConfig
 from rkf.container import Container
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.backend import F32, I64
+from rkf.runtime.threads import chosen
 from rkf.runtime.torch_graph import Graph, Step, captured
 from rkf.runtime.torch_model import Decoder, TorchCache
 
@@ -27,7 +28,7 @@ class TorchBackend:
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device cuda: torch finds no GPU here: use cpu or cpu-torch")
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(chosen(threads))
         self._device = torch.device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self._decoder = Decoder(container, self.config, dtype).to(self._device).requires_grad_(False)

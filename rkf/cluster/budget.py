@@ -37,6 +37,7 @@ _EMBEDDING_LOSS = 10
 _PER_DOUBLING = 3.6
 _TABLE_BYTES = 12  # of a centroid and its count
 LEAST_BITS, MOST_BITS = 2.0, 6.5  # of entropy, in an archive
+_REACH = 1.2  # bits of a rank above its entropy, at least: only what lies past 4.7 deviations may be clipped
 _HALVINGS = 50
 KS = (8, 16, 32, 64, 128, 255)
 MEASURED = Rule(k=32, grid=True, affine="tensor", exceptions=0.001)
@@ -105,14 +106,14 @@ def archive(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], 
     where a weight costs more. K is what the steps need.
     """
     weights = np.array([prod(shape) for shape in shapes.values()], np.float64)
-    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(_PER_DOUBLING)
+    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(4)  # even steps: a bit halves them
     low, high = bits - wanted.max(), bits - wanted.min() + MOST_BITS
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         given = np.clip(wanted + middle, LEAST_BITS, MOST_BITS)
         low, high = (low, middle) if (given * weights).sum() > bits * weights.sum() else (middle, high)
     rules = [
-        f'\n[[rule]]\nbits = {each:.2f}\nk = {min(1 << ceil(each + 1), 128)}\ntensors = ["{name}"]\n'
+        f'\n[[rule]]\nbits = {each:.2f}\nk = {min(1 << ceil(each + _REACH), 255)}\ntensors = ["{name}"]\n'
         for name, each in zip(shapes, np.clip(wanted + low, LEAST_BITS, MOST_BITS), strict=True)
     ]
     return Recipe.parse(_HEADER + "".join(rules), "archive")

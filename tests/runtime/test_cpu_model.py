@@ -7,7 +7,7 @@ import pytest
 
 import rkf
 from rkf.cluster.recipe import Rule
-from rkf.errors import BindingError, ContextLengthError, StructureError, UsageError
+from rkf.errors import BindingError, ContextLengthError, UnsupportedError, UsageError
 from rkf.matrix import Alias, ClusteredMatrix
 from rkf.prefix import within
 from rkf.runtime.cpu import CpuBackend
@@ -167,7 +167,7 @@ def test_as_many_layers_as_phases_can_be_counted(tmp_path):
     """A pass of several tokens counts ten phases a layer; past 2048 the next call would take its own for done."""
     config = tiny.config(layers=205)
     path = write_model(tmp_path / "m.rkf", config, tiny.weights(config))
-    with rkf.open(path) as container, pytest.raises(StructureError, match="205 layers are more"):
+    with rkf.open(path) as container, pytest.raises(UnsupportedError, match="205 layers are more"):
         CpuBackend(container)
 
 

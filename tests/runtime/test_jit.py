@@ -31,6 +31,15 @@ def objects(cache):
     return sorted(path for path in cache.rglob("*") if path.is_file())
 
 
+def test_threads_link_at_once(tmp_path):
+    load = "from concurrent.futures import ThreadPoolExecutor; from rkf.runtime import cpu_features, jit; import sys\n"
+    load += "sys.setswitchinterval(1e-5)\nlink = lambda _: jit.addresses(sys.argv[1:], cpu_features.level())\n"
+    load += "with ThreadPoolExecutor(8) as pool: assert len({tuple(x.items()) for x in pool.map(link, range(8))}) == 1"
+    assert ended(start(tmp_path)) == (0, COMPILING)
+    environment = os.environ | {"RKF_CACHE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", load, *NAMES], env=environment, check=True)
+
+
 def test_processes_that_start_at_once_fill_an_empty_cache(tmp_path):
     processes = [start(tmp_path) for _ in range(3)]
     assert [ended(process) for process in processes] == [(0, COMPILING)] * 3

@@ -129,6 +129,8 @@ def test_it_ends_at_the_context(backend):
         generation(Session(backend), run.ids)
     with pytest.raises(UsageError, match="max_tokens"):
         generation(Session(backend), max_tokens=-1)
+    with pytest.raises(UsageError, match="stop string is empty"):
+        generation(Session(backend), stop=("end", ""))
 
 
 def test_nothing_to_continue_is_refused(backend):
@@ -182,5 +184,3 @@ def test_stop_strings_hold_back_no_more_than_they_must():
     assert stop.push("ually") == "\nUsually"
     assert stop.push("\n") == ""
     assert stop.finish() == "\n"
-    with pytest.raises(UsageError, match="empty"):
-        StopStrings([""])

@@ -1,5 +1,7 @@
 """Chat templates: equal to transformers', in a sandbox, within limits."""
 
+import subprocess
+import sys
 from datetime import datetime
 
 import pytest
@@ -105,6 +107,12 @@ BOMBS = {
 }
 
 
+def test_limits_that_are_lower_already_stay():
+    render = "from rkf.runtime import template; print(template.render('{{ 1 + 1 }}', [], special_tokens={}))"
+    command = f'ulimit -t {template.CPU_SECONDS - 1}; exec "{sys.executable}" -c "{render}"'
+    assert subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout == "2\n"
+
+
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
 def test_bombs_end_in_a_message(source, monkeypatch):
     monkeypatch.setattr(template, "CPU_SECONDS", 1)
@@ -119,7 +127,14 @@ def test_the_clock_ends_what_takes_no_processor_time(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "source", ["{% if %}", "{{ 1 / 0 }}", "{{ messages[0].role.nothing.more }}", "{% include 'x' %}"]
+    "source",
+    [
+        "{% if %}",
+        "{{ 1 / 0 }}",
+        "{{ messages[0].role.nothing.more }}",
+        "{% include 'x' %}",
+        "{% for i in '' %}" * 25 + "{% endfor %}" * 25,
+    ],
 )
 def test_a_broken_template_is_one_line(source):
     with pytest.raises(UnsupportedError) as caught:
