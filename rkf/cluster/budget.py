@@ -106,7 +106,7 @@ def archive(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], 
     where a weight costs more. K is what the steps need.
     """
     weights = np.array([prod(shape) for shape in shapes.values()], np.float64)
-    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(4)  # even steps: a bit halves them
+    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(4)  # a bit more quarters the squared error
     low, high = bits - wanted.max(), bits - wanted.min() + MOST_BITS
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
