@@ -67,7 +67,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Generation:
-    """An iterator over pieces of text, generated as they are taken. ids: the prompt and what was generated so far."""
+    """Pieces of text, generated as they are taken, to be iterated once. ids: the prompt and what was generated."""
 
     session: Session
     ids: list[int]
