@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from rkf import __version__, codec
-from rkf.atomic import refuse_existing, refuse_same_file
+from rkf.atomic import refuse_existing
 from rkf.cluster import budget
 from rkf.cluster.compensate import DAMPING, Objective
 from rkf.cluster.matrix import cluster
@@ -31,7 +31,7 @@ from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.names import HEAD
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
-from rkf.converters.source import Source, open_source
+from rkf.converters.source import Source, open_source, refuse_source
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError, naming
 from rkf.format import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
@@ -103,8 +103,7 @@ def convert(
     if dry_run:
         return _Job(source, expected, out, announced).rehearse()
     refuse_existing(out, force)
-    for name in source.files:
-        refuse_same_file(out, src / name if src.is_dir() else src)
+    refuse_source(out, src, source)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source, out.parent) if calibrate else None
@@ -112,6 +111,16 @@ def convert(
         chosen = plan(calibration.losses(budget.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or codec.workers(), force, resume, report, calibration)
+
+
+@contextmanager
+def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads; an error, or Ctrl-C, waits for what has begun and not for what waits its turn."""
+    with ThreadPoolExecutor(workers, name) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _ahead(items: Iterator[_T]) -> Iterator[_T]:
@@ -168,47 +177,41 @@ class _Job:
         budget = max(_IN_FLIGHT, *(spec.weights for spec in specs.values()))
         waiting: deque[tuple[str, int, Future[_Result]]] = deque()
         in_flight = 0
-        with ThreadPoolExecutor(workers, "rkf-convert") as pool:
-            try:
-                for number, name in enumerate(self.names):
-                    weights = specs[name].weights if name in specs else 0
-                    while waiting and in_flight + weights > budget:
-                        done, freed, future = waiting.popleft()
-                        yield done, future.result()
-                        in_flight -= freed
-                    in_flight += weights
-                    waiting.append((name, weights, pool.submit(self._make, number, name)))
-                while waiting:
-                    done, _, future = waiting.popleft()
+        with _pool(workers, "rkf-convert") as pool:
+            for number, name in enumerate(self.names):
+                weights = specs[name].weights if name in specs else 0
+                while waiting and in_flight + weights > budget:
+                    done, freed, future = waiting.popleft()
                     yield done, future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+                    in_flight -= freed
+                in_flight += weights
+                waiting.append((name, weights, pool.submit(self._make, number, name)))
+            while waiting:
+                done, _, future = waiting.popleft()
+                yield done, future.result()
 
     def _suit(self, calibration: Calibration, workers: int, report: Progress) -> set[str]:
         """Cluster what the calibration has moments of into the work folder, layer by layer; the names."""
         numbers = {name: number for number, name in enumerate(self.names)}
         suited: set[str] = set()
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers, "rkf-suit") as pool:
-            try:
-                for moments in _ahead(calibration.moments()):
-                    named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
-                    objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
-                    jobs = {
-                        name: pool.submit(
-                            self._make,
-                            numbers[name],
-                            name,
-                            objectives[id(each)].result(),
-                            calibration.frequent if name == self.head else None,
-                        )
-                        for name, each in named.items()
-                    }
-                    for name, job in jobs.items():
-                        stats = job.result()[1]
-                        suited.add(name)
-                        report(Step(name, *self._progress(suited), stats.get("relative_error")))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with threadpool_limits(1, "blas"), _pool(workers, "rkf-suit") as pool:
+            for moments in _ahead(calibration.moments()):
+                named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
+                objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
+                jobs = {
+                    name: pool.submit(
+                        self._make,
+                        numbers[name],
+                        name,
+                        objectives[id(each)].result(),
+                        calibration.frequent if name == self.head else None,
+                    )
+                    for name, each in named.items()
+                }
+                for name, job in jobs.items():
+                    stats = job.result()[1]
+                    suited.add(name)
+                    report(Step(name, *self._progress(suited), stats.get("relative_error")))
         return suited
 
     def _make(

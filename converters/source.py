@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
+from rkf.atomic import refuse_same_file
 from rkf.config import ModelConfig
 from rkf.errors import SourceError, UsageError
 from rkf.format import DTYPE_BYTES
@@ -66,6 +67,12 @@ class Source(Protocol):
     def read(self, name: str) -> DenseTensor:
         """One tensor, output-major, q/k rows in Hugging Face rope order. May be called from several threads."""
         ...
+
+
+def refuse_source(out: Path, path: Path, source: Source) -> None:
+    """Raise OutputError if `out` is a file that the checkpoint at `path` is read from."""
+    for name in source.files:
+        refuse_same_file(out, path / name if path.is_dir() else path)
 
 
 def open_source(path: str | Path) -> Source:

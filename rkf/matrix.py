@@ -46,6 +46,14 @@ def from_f32(values: F32, dtype: str) -> NDArray[Any]:
         return values.astype(_NUMPY[dtype])
 
 
+def ascending(values: NDArray[np.floating]) -> F32:
+    """Values that ascend, as f32 that ascend strictly: where two meet, the later one is the next number."""
+    rounded = values.astype(np.float32)
+    for i in range(1, len(rounded)):
+        rounded[i] = max(rounded[i], np.nextafter(rounded[i - 1], np.float32(np.inf)))
+    return rounded
+
+
 @dataclass(frozen=True, slots=True)
 class DenseTensor:
     """Values as they came. data: storage dtype of `dtype`, in the tensor's shape."""

@@ -67,7 +67,7 @@ def _limit(memory_bytes, cpu_seconds):
     for which, most in wanted.items():
         hard = resource.getrlimit(which)[1]
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(which, (least, hard))
+        resource.setrlimit(which, (least, least))
 
 
 def main():

@@ -8,7 +8,6 @@ finish them.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 import weakref
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rkf.codec import workers
 from rkf.errors import UsageError
 from rkf.runtime.layout import CALL, CLOSED, PHASE_BITS, THREAD, WORKER
 
@@ -25,9 +25,8 @@ ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
 def available() -> int:
     """Threads that this process may keep busy: its affinity, cut to the control group's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(Path("/sys/fs/cgroup"))
-    return allowed if quota is None else max(min(allowed, int(quota)), 1)
+    return workers() if quota is None else max(min(workers(), int(quota)), 1)
 
 
 def _quota(root: Path) -> float | None:

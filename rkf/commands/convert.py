@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.atomic import refuse_existing, refuse_same_file, reporting
+from rkf.atomic import refuse_existing, reporting
 from rkf.commands.default_model import NAME
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
 from rkf.commands.tune import showing, summary
@@ -99,14 +99,14 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     """
     from rkf.converters.pipeline import convert as run
     from rkf.converters.pull import locate
+    from rkf.converters.source import open_source, refuse_source
     from rkf.fold import fold
     from rkf.tune import tune as learn
 
     resume, force = options["resume"], options.pop("force")
     refuse_existing(out, force)
     source = locate(src)
-    for path in (source, *source.glob("*")):
-        refuse_same_file(out, path)
+    refuse_source(out, source, open_source(source))
     folder = out.with_name(f"{out.name}.tuned")
     with reporting(folder):
         folder.mkdir(exist_ok=True)

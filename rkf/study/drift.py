@@ -13,10 +13,10 @@ import numpy as np
 
 from rkf.config import ModelConfig
 from rkf.container import open_file
-from rkf.matrix import F32, ClusteredMatrix, MatrixValues
+from rkf.matrix import F32, ClusteredMatrix, MatrixValues, ascending
 from rkf.study import trace
 from rkf.study.charts import Chart, Row, only
-from rkf.study.moments import ascending, centring, matching
+from rkf.study.moments import centring, matching
 from rkf.study.preserve import uniform
 from rkf.study.subject import Subject, Trial, generator
 

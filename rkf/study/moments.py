@@ -56,11 +56,3 @@ def compared(values: F64, centroids: F64, counts: U64) -> tuple[float, float]:
     if min(variance, new_variance) <= 0:
         return 0.0, 1.0
     return error / variance, covariance / float(np.sqrt(variance * new_variance))
-
-
-def ascending(values: F64) -> F32:
-    """Values that ascend, as f32 that ascend strictly: where two meet, the later one is the next number."""
-    rounded = values.astype(np.float32)
-    for i in range(1, len(rounded)):
-        rounded[i] = max(rounded[i], np.nextafter(rounded[i - 1], np.float32(np.inf)))
-    return rounded

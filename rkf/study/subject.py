@@ -15,10 +15,10 @@ from rkf.container import Container
 from rkf.errors import UsageError
 from rkf.eval.divergence import divergence
 from rkf.eval.reference import Window
-from rkf.matrix import MatrixValues
+from rkf.matrix import MatrixValues, ascending
 from rkf.runtime.model import load
 from rkf.study.charts import Row
-from rkf.study.moments import Change, ascending, compared
+from rkf.study.moments import Change, compared
 from rkf.values import write_values
 
 _IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\..*?([^.]+)\.weight")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rkf.matrix import Affine, MatrixValues
+from rkf.matrix import Affine, MatrixValues, ascending
 from rkf.torch import ClusteredWeight
 
 # Adam's step times K, as a share of the matrix's deviation (centroids, b) or of the factor itself (a): what clustering
@@ -59,9 +59,8 @@ class LiveValues:
             rising = torch.maximum(gaps, self._least_gaps).cumsum(dim=1)
             centroids[:, 1:] = centroids[:, :1] + rising
             # A table with few distinct values is filled by the next numbers: once it rises, their gaps round to none.
-            for i in range(1, centroids.shape[1]):
-                above = centroids[:, i - 1].nextafter(centroids.new_tensor(torch.inf))
-                torch.maximum(centroids[:, i], above, out=centroids[:, i])
+            strict = np.stack([ascending(table) for table in centroids.cpu().numpy()])
+            centroids.copy_(torch.from_numpy(strict))
         if self.weight.a is not None:
             self.weight.a.copy_(torch.maximum(self.weight.a, self._least_factors))
 

@@ -94,6 +94,16 @@ def test_the_source_is_not_overwritten(source):
     assert not weights.with_name("model.safetensors.tuned").exists()
 
 
+def test_an_earlier_output_among_the_sources_files_is_no_source(source, monkeypatch):
+    monkeypatch.setattr(run, "SEQUENCES", 6)
+    out = source / "model.rkf"
+    out.write_bytes(b"of an earlier conversion")
+    done = CliRunner().invoke(cli, arguments(source, out, "--calibrate", "none", "--tune", "0.02", "--force"))
+    assert done.exit_code == 0, done.output
+    with rkf.open(out) as tuned:
+        assert "tuned" in tuned.provenance
+
+
 def test_a_killed_conversion_goes_on_with_what_it_has_learned(tmp_path, source):
     out = tmp_path / "out.rkf"
     command = [sys.executable, "-m", "rkf", *arguments(source, out, "--calibrate", "none", "--tune")]
