@@ -17,8 +17,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from rkf.container import Container
-from rkf.matrix import ClusteredMatrix
+from rkf.file.container import Container
+from rkf.format.matrix import ClusteredMatrix
 from rkf.runtime import cpu_features
 from rkf.runtime.kernels.build import emit, machine
 from rkf.runtime.kernels.inline import inline
@@ -26,7 +26,7 @@ from rkf.runtime.kernels.memory import load, prefetch, store
 from rkf.runtime.kernels.ranks import AHEAD_BYTES
 from rkf.runtime.kernels.simd import splat
 from rkf.runtime.kernels.vectors import I32x16
-from rkf.runtime.layout import SLOT_BYTES
+from rkf.runtime.structs import SLOT_BYTES
 
 Bytes = NDArray[np.uint8]
 SYMBOL = "load_only"

@@ -23,11 +23,11 @@ import numpy as np
 
 import rkf
 from benchmarks.ceiling import Loader, planes
-from rkf.container import open_file
+from rkf.file.container import open_file
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.kv_cache import FORMATS
-from rkf.runtime.layout import PARTS
 from rkf.runtime.model import Model
+from rkf.runtime.structs import PARTS
 
 PEER = Path(__file__).with_name("peer_speed.py")
 CONTEXT = 2560  # room for the longest case: 128 tokens after 2,048

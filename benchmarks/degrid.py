@@ -19,9 +19,9 @@ from gguf.constants import GGMLQuantizationType as Type
 from rkf.converters.export import export_hf
 from rkf.converters.gguf import GgufSource
 from rkf.converters.gguf_header import GgufTensor
-from rkf.format import CHAT_TEMPLATE, TOKENIZER
-from rkf.matrix import Alias, DenseTensor, from_f32
-from rkf.writer import Writer
+from rkf.file.writer import Writer
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
+from rkf.format.matrix import Alias, DenseTensor, from_f32
 
 # Types whose blocks begin with their step, an f16.
 _STEP_FIRST = {Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0}

@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 
 from benchmarks.ceiling import Loader
-from rkf.matrix import ClusteredMatrix
+from rkf.format.matrix import ClusteredMatrix
 from rkf.runtime import cpu_features
 from rkf.runtime.kernels import int8_avx512, products
 from rkf.runtime.kernels.build import emit, machine
@@ -27,7 +27,7 @@ from rkf.runtime.kernels.memory import load, load_first, prefetch, store_first, 
 from rkf.runtime.kernels.simd import bitcast, permute_bytes, splat, to_float
 from rkf.runtime.kernels.vectors import F32x8, I8x64, I16x32, I32x8
 from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import ACTIVATION, BLOCK, MATRIX, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import ACTIVATION, BLOCK, MATRIX, PACKED_BLOCK_BYTES
 from tests.runtime.matrices import product, random_matrix, whole_activations
 
 ARGUMENTS = 8

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from rkf.converters.source import Source
-from rkf.format import CHAT_TEMPLATE, TOKENIZER
-from rkf.matrix import F32, Alias, DenseTensor, from_f32
-from rkf.writer import Writer
+from rkf.file.writer import Writer
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
+from rkf.format.matrix import F32, Alias, DenseTensor, from_f32
 
 _NEGATIVE = (-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105003)
 _POSITIVE = (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0)

@@ -33,7 +33,7 @@ from rkf.study.records import read as read_results
 from rkf.study.sweep import COLLAPSE_K
 from rkf.study.sweep import charts as sweep_charts
 from rkf.study.sweep import worst as worst_trial
-from rkf.text import read_text
+from rkf.text.reading import read_text
 
 ROOT = Path(__file__).parents[1]
 PAGE, DATA = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper"

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rkf.container import open_file
-from rkf.fingerprint import fingerprint
+from rkf.file.container import open_file
+from rkf.file.fingerprint import fingerprint
 from rkf.study.charts import Row, only
 from rkf.study.records import Records
-from rkf.study.run import do, predictions
+from rkf.study.running import do, predictions
 from rkf.study.subject import Probe, Trial
 
 WINDOWS, CTX = 64, 512

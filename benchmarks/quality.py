@@ -24,9 +24,8 @@ import numpy as np
 
 from benchmarks import nf4
 from benchmarks.report import ratios, table
-from rkf.atomic import replacing
-from rkf.calibration import Calibrate, save
-from rkf.cluster.budget import coarse
+from rkf.calibrate.calibration import Calibrate, save
+from rkf.cluster.allocation import coarse
 from rkf.commands.output import byte_count
 from rkf.converters.export import export_gguf
 from rkf.converters.names import to_gguf
@@ -36,6 +35,7 @@ from rkf.eval import reference
 from rkf.eval.distributions import log_softmax
 from rkf.eval.divergence import divergence, sampled, score, summary, windows_of
 from rkf.eval.reference import Window
+from rkf.file.atomic import replacing
 from rkf.runtime.model import load
 
 PEER = Path(__file__).with_name("peer_gguf.py")

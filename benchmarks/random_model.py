@@ -16,14 +16,14 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from rkf import bitpack
 from rkf.cluster.recipe import Recipe, Rule
-from rkf.config import ModelConfig
 from rkf.converters.architectures import GGUF_KEYS
 from rkf.converters.names import to_gguf
-from rkf.format import index_bits
-from rkf.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor
-from rkf.writer import Writer
+from rkf.file.writer import Writer
+from rkf.format import bitpack
+from rkf.format.constants import index_bits
+from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor
+from rkf.model.config import ModelConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BLOCK_ROWS = 32

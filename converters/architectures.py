@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rkf.config import ModelConfig, RopeScaling
 from rkf.converters.names import HEAD
 from rkf.errors import CorruptError, SourceError, UnsupportedError
-from rkf.fields import REMEDY
+from rkf.format.fields import REMEDY
+from rkf.model.config import ModelConfig, RopeScaling
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
-from rkf.cluster import budget
+from rkf.cluster import allocation
 from rkf.cluster.recipe import Recipe
 from rkf.converters.ledger import Ledger
 from rkf.converters.source import Source
 from rkf.errors import UsageError
-from rkf.format import index_bits, plane_bits, row_bytes
+from rkf.format.constants import index_bits, plane_bits, row_bytes
 
 _CODING = 1.01  # what zstd takes of the entropy of ranks
 
@@ -31,18 +31,18 @@ def fitting(
     limit = size if size is not None else int((bpw or 0) * weights / 8)
 
     def taken(chosen: list[str]) -> int:
-        ledger = rehearse(budget.recipe(list(shapes), chosen))
+        ledger = rehearse(allocation.recipe(list(shapes), chosen))
         return ledger.file_bytes if size is not None else ledger.clustered_bytes
 
     least = taken([])
     if limit < least:
         expected = f"{least} bytes" if size is not None else f"{8 * least / weights:.4f} bits per weight"
         raise UsageError(f"{source.label}: a budget of {size or bpw} is too small: expected at least {expected}")
-    losses = losses or budget.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
-    chosen = budget.within(budget.doublings(shapes, losses), limit - least)
+    losses = losses or allocation.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
+    chosen = allocation.within(allocation.doublings(shapes, losses), limit - least)
     while taken(chosen) > limit:  # by the padding of sections, or a longer list of names
         chosen.pop()
-    return budget.recipe(list(shapes), chosen)
+    return allocation.recipe(list(shapes), chosen)
 
 
 def archive(
@@ -54,8 +54,8 @@ def archive(
 ) -> Recipe:
     """The same for a file that `rkf pack` packs: the limits are of what is stored then, which is known to 1 %."""
     shapes, weights = _matrices(source)
-    losses = losses or budget.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
-    trial = budget.archive(shapes, losses, budget.LEAST_BITS)
+    losses = losses or allocation.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
+    trial = allocation.archive(shapes, losses, allocation.LEAST_BITS)
     ledger = rehearse(trial)
     planes = sum(
         row_bytes(shape[-1], width) * prod(shape[:-1])
@@ -65,11 +65,11 @@ def archive(
     limit = size if size is not None else (bpw or 0) * weights / 8
     beside = (ledger.file_bytes if size is not None else ledger.clustered_bytes) - planes
     bits = 8 * (limit - beside) / weights / _CODING
-    if bits < budget.LEAST_BITS:
+    if bits < allocation.LEAST_BITS:
         raise UsageError(
-            f"{source.label}: a budget of {size or bpw} is too small for {budget.LEAST_BITS} bits a weight"
+            f"{source.label}: a budget of {size or bpw} is too small for {allocation.LEAST_BITS} bits a weight"
         )
-    return budget.archive(shapes, losses, min(bits, budget.MOST_BITS))
+    return allocation.archive(shapes, losses, min(bits, allocation.MOST_BITS))
 
 
 def _matrices(source: Source) -> tuple[dict[str, tuple[int, ...]], int]:

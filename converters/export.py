@@ -18,15 +18,15 @@ from typing import Any
 import gguf
 import numpy as np
 
-from rkf.atomic import refuse_same_file, replacing, reporting
-from rkf.config import ModelConfig
-from rkf.container import Container, open_file
 from rkf.converters.architectures import GGUF_KEYS, HF_KEYS, llama3_divisors
 from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, gguf_rows, permuted_heads, to_gguf
 from rkf.converters.tokenizer_export import gguf_fields, token_text
 from rkf.errors import UnsupportedError, UsageError, naming
-from rkf.format import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER
-from rkf.matrix import F32, from_f32
+from rkf.file.atomic import refuse_same_file, replacing, reporting
+from rkf.file.container import Container, open_file
+from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER
+from rkf.format.matrix import F32, from_f32
+from rkf.model.config import ModelConfig
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",

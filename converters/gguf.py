@@ -1,6 +1,6 @@
 """A GGUF file as a Source: dequantised, renamed, q/k rows in Hugging Face's rope order.
 
-Knows which types become which dense dtype; the header's layout is gguf_header.py's, the tokenizer tokenizer.py's.
+Knows which types become which dense dtype; the header's layout is gguf_header.py's, the tokenizer gguf_tokenizer.py's.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from gguf import quants
 from gguf.constants import GGMLQuantizationType as Type
 
-from rkf.config import ModelConfig
-from rkf.converters import tokenizer
+from rkf.converters import gguf_tokenizer
 from rkf.converters.architectures import check_tensors, family, gguf_config
-from rkf.converters.files import files_fingerprint, hash_file
 from rkf.converters.gguf_header import GgufTensor, read_header
+from rkf.converters.input_files import files_fingerprint, hash_file
 from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, from_gguf, permuted_heads, rope_rows
 from rkf.converters.source import TensorSpec
 from rkf.errors import SourceError, UnsupportedError
-from rkf.matrix import DenseTensor, storage_dtype
+from rkf.format.matrix import DenseTensor, storage_dtype
+from rkf.model.config import ModelConfig
 
 # Types that are stored as they came.
 _PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}
@@ -91,7 +91,7 @@ class GgufSource:
         check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
         if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.config.vocab_size:
             raise SourceError(f"{self.label}: {count} tokens, expected at most one a row of {EMBEDDING}")
-        self.tokenizer_json = tokenizer.from_gguf(fields, self.label)
+        self.tokenizer_json = gguf_tokenizer.from_gguf(fields, self.label)
         self.chat_template: str | None = fields.get("tokenizer.chat_template")
 
     @cached_property
@@ -149,7 +149,7 @@ def _spec(tensor: GgufTensor, label: str) -> TensorSpec:
 def _tokens(fields: dict[str, Any], label: str) -> dict[str, Any]:
     """The part of ModelConfig that the tokenizer's fields decide."""
     generation = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
-    return tokenizer.special_ids(fields, label) | {
+    return gguf_tokenizer.special_ids(fields, label) | {
         "generation": {key: float(str(np.float32(value))) for key, value in generation.items() if value is not None}
     }
 

@@ -18,7 +18,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
-from rkf.converters.files import read_values
+from rkf.converters.input_files import read_values
 from rkf.errors import NotRkfError, SourceError
 
 MAGIC = b"GGUF"

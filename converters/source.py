@@ -8,11 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
-from rkf.atomic import refuse_same_file
-from rkf.config import ModelConfig
 from rkf.errors import SourceError, UsageError
-from rkf.format import DTYPE_BYTES
-from rkf.matrix import DenseTensor
+from rkf.file.atomic import refuse_same_file
+from rkf.format.constants import DTYPE_BYTES
+from rkf.format.matrix import DenseTensor
+from rkf.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

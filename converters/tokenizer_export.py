@@ -1,4 +1,4 @@
-"""tokenizer.json -> the tokenizer fields of a GGUF. The inverse of tokenizer.py, for the same two kinds."""
+"""tokenizer.json -> the tokenizer fields of a GGUF. The inverse of gguf_tokenizer.py, for the same two kinds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import gguf
 from gguf.constants import TokenType
 
-from rkf.config import ModelConfig
 from rkf.converters.pretokenizers import name_of
 from rkf.errors import UnsupportedError
+from rkf.model.config import ModelConfig
 
 
 def token_text(tokenizer_json: bytes) -> dict[int, str]:

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rkf.atomic import OutputFile, reporting
-from rkf.container import open_file
 from rkf.errors import CorruptError, NotRkfError, UsageError
-from rkf.matrix import ClusteredMatrix
-from rkf.writer import Writer
+from rkf.file.atomic import OutputFile, reporting
+from rkf.file.container import open_file
+from rkf.file.writer import Writer
+from rkf.format.matrix import ClusteredMatrix
 
 JOB, PARTS = "job.json", "[0-9]" * 6 + ".rkf"
 

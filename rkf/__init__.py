@@ -15,14 +15,14 @@ if (_root / "pyproject.toml").is_file() and (_root / "runtime" / "__init__.py").
     __path__.append(str(_root))
 
 if TYPE_CHECKING:
-    from rkf.container import open_file as open
     from rkf.converters.pipeline import convert as convert
+    from rkf.file.container import open_file as open
     from rkf.runtime.model import load as load
 
 __all__ = ["__version__", "convert", "load", "open"]
 
 _LAZY = {
-    "open": ("rkf.container", "open_file"),
+    "open": ("rkf.file.container", "open_file"),
     "convert": ("rkf.converters.pipeline", "convert"),
     "load": ("rkf.runtime.model", "load"),
 }

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rkf.config import ModelConfig
-from rkf.container import Container
 from rkf.errors import BindingError, ContextLengthError, UsageError
-from rkf.format import MAX_K, index_bits
+from rkf.file.container import Container
+from rkf.format.constants import MAX_K, index_bits
+from rkf.model.config import ModelConfig
+from rkf.model.rope import RopeTable
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64
 from rkf.runtime.kv_cache import FORMATS, KvCache
-from rkf.runtime.layout import BATCH, BLOCK_TOKENS, PAGE, PARTS
-from rkf.runtime.network import TILE, Network
-from rkf.runtime.rope import RopeTable
+from rkf.runtime.plan import TILE, Network
+from rkf.runtime.structs import BATCH, BLOCK_TOKENS, PAGE, PARTS
 from rkf.runtime.threads import Pool, chosen
 
 MAX_BITS = index_bits(MAX_K)
@@ -26,7 +26,7 @@ class CpuBackend:
     """A model ready to run. exact: f32 arithmetic on the decoded weights, the reference for the fast path.
 
     cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, else f16. bits: read no more rank planes of a matrix
-    than hold so many bits a weight (rkf/prefix.py).
+    than hold so many bits a weight (rkf/file/prefix.py).
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class CpuBackend:
         return logits
 
     def watch(self) -> I64:
-        """Where the calling thread's time goes from now on: i64[1 + len(PARTS)], which layout.py explains, in ticks of
+        """Where the calling thread's time goes from now on: i64[1 + len(PARTS)], which structs.py explains, in ticks of
         a constant rate; whoever reads may set all but the first to zero.
         """
         clock = np.zeros(1 + len(PARTS), np.int64)

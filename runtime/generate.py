@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.sampling import Sampling, sample
-from rkf.runtime.tokenizer import TextStream
+from rkf.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
     from rkf.runtime.backend import Backend

@@ -45,7 +45,7 @@ def _folder(level: str) -> Path:
     """Where objects for this code, this CPU and these compilers lie."""
     here = Path(__file__).parent
     digest = blake3()
-    for source in [here / "layout.py", *sorted((here / "kernels").glob("*.py"))]:
+    for source in [here / "structs.py", *sorted((here / "kernels").glob("*.py"))]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     target = (level, llvm.get_host_cpu_name(), llvm.get_process_triple(), *sorted(cpu_features.host_features()))
     digest.update(repr((target, version("numba"), version("llvmlite"))).encode())

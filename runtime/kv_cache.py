@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.config import ModelConfig
 from rkf.errors import UsageError
-from rkf.runtime.layout import PAGE, WIDE
+from rkf.model.config import ModelConfig
+from rkf.runtime.structs import PAGE, WIDE
 
 FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes of a number
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.config import ModelConfig
-from rkf.container import Container, open_file
 from rkf.errors import UsageError
-from rkf.format import CHAT_TEMPLATE, TOKENIZER
+from rkf.file.container import Container, open_file
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
+from rkf.model.config import ModelConfig
 from rkf.runtime.generate import Generation, Limits, Session
 from rkf.runtime.sampling import Sampling
-from rkf.runtime.template import Message
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text.template import Message
+from rkf.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rkf.runtime.backend import Backend

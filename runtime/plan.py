@@ -1,205 +1,243 @@
-"""A container's matrices as the structs that kernels read, each with the kernel that suits it: all decided once, at
-load.
+"""A model's tensors as the PLAN that a forward pass walks: matrices, jobs, norms, and buffers allocated once.
 
-The precision ladder: centroids on the integer grid -127..127 are exact as one byte; others become two bytes (16 bits);
-a matrix that no fast kernel takes (factors by group, dense tensors, exact mode) goes through f32.
+Which tensors exist decides what is done (biases, q/k norms, a head of its own); no architecture is named.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.format import plane_bits
-from rkf.matrix import ClusteredMatrix, DenseTensor, Exceptions, to_f32
-from rkf.runtime.layout import MATRIX
+from rkf.errors import UnsupportedError
+from rkf.file.container import Container
+from rkf.file.prefix import within
+from rkf.format.matrix import DenseTensor
+from rkf.model.config import ModelConfig
+from rkf.runtime import jit
+from rkf.runtime.kv_cache import head_bytes, padded_head_dim
+from rkf.runtime.matrices import Memory, Prepared, clustered, dense
+from rkf.runtime.structs import (
+    ACTIVATION,
+    BLOCK,
+    BLOCK_TOKENS,
+    CLAIM_SLOTS,
+    JOB,
+    LANES,
+    LAYER,
+    PACKED_BLOCK_BYTES,
+    PAGE,
+    PARTIAL_HEADER,
+    PHASE_BITS,
+    PHASES_PER_LAYER,
+    PLAN,
+    SLOT_BYTES,
+    THREAD,
+    TILE_ROWS,
+)
 
-F32 = NDArray[np.float32]
-GRID = 127
-_TWO_BYTES = GRID * 256  # the largest centroid in 16 bits
-_OVERREAD = 16  # kernels load row factors up to 16 at a time
-
-
-@dataclass
-class Kernels:
-    """Names of the kernels that a matrix needs."""
-
-    one: str
-    many: str
-    row: str
-
-
-class Memory:
-    """Arrays that structs point to, kept alive with them."""
-
-    def __init__(self) -> None:
-        self._held: list[NDArray] = []
-
-    def hold(self, array: NDArray) -> int:
-        """The address of an array that from now on lives as long as this."""
-        array = np.ascontiguousarray(array)
-        self._held.append(array)
-        return array.ctypes.data
-
-    def zeros(self, size: int) -> int:
-        """So many bytes of zeros, aligned to cache lines."""
-        raw = np.zeros(size + 64, np.uint8)
-        return self.hold(raw) + -raw.ctypes.data % 64
-
-
-@dataclass
-class Prepared:
-    """A matrix struct (without kernel addresses) and the kernels it wants."""
-
-    struct: NDArray = field(default_factory=lambda: np.zeros(1, MATRIX))
-    kernels: Kernels = field(default_factory=lambda: Kernels("", "", ""))
+EMBEDDING, HEAD = (
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+)  # the head is an alias of the embedding where they are tied
+TILE = 256  # tokens of one pass
+_JOB_ROWS = 32  # a job's rows are a multiple of this
+_JOBS_PER_THREAD = 4  # of one phase: enough that a late thread finds its share taken by the others
 
 
-def dense(tensor: DenseTensor, memory: Memory) -> Prepared:
-    """A dense matrix, multiplied in f32."""
-    prepared = Prepared(kernels=Kernels("f32", "f32", f"row:{tensor.dtype}"))
-    m = prepared.struct[0]
-    m["rows"], m["columns"] = np.prod(tensor.shape[:-1]), tensor.shape[-1]
-    m["dense"] = memory.hold(tensor.data)
-    return prepared
+class Network:
+    """The plan of a model on some threads; `plan_array` and `thread_arrays` are what the step kernel reads."""
+
+    def __init__(
+        self,
+        container: Container,
+        config: ModelConfig,
+        *,
+        level: str,
+        threads: int,
+        exact: bool,
+        cache_format: str,
+        bits: int | None,
+    ) -> None:
+        self.config = config
+        self._container, self._exact, self._threads, self._cache_format = container, exact, threads, cache_format
+        self._bits = bits
+        self._memory = Memory()
+        self._prepared: dict[str, Prepared] = {}
+        if config.layers * PHASES_PER_LAYER + 3 > 1 << PHASE_BITS:
+            raise UnsupportedError(f"{container.path}: {config.layers} layers are more than this runtime can count")
+        self._prepare(level)
+        self.plan_array = np.zeros(1, PLAN)
+        self.thread_arrays = np.zeros(threads, THREAD)
+        self._fill_plan()
+        self._fill_threads()
+
+    def watch(self, clock: NDArray[np.int64]) -> None:
+        """Let the first thread count its time there, as long as this lives."""
+        self.thread_arrays[0]["clock"] = self._memory.hold(clock)
+
+    # --- matrices
+
+    def _prepare(self, level: str) -> None:
+        """Every matrix of the model, and the kernels that they need."""
+        names = [EMBEDDING, self._head]
+        for layer in range(self.config.layers):
+            names += [f"model.layers.{layer}.{part}.weight" for part in _LAYER_MATRICES]
+        fast = None if self._exact else level
+        for name, tensor in self._container.load_many(dict.fromkeys(names)):
+            if isinstance(tensor, DenseTensor):
+                self._prepared[name] = dense(tensor, self._memory)
+            else:
+                kept = tensor if self._bits is None else within(tensor, self._bits)
+                self._prepared[name] = clustered(kept, self._memory, fast)
+            bias = name.removesuffix("weight") + "bias"
+            if bias in self._container.tensors:
+                self._prepared[name].struct["bias"] = self._vector(bias)
+        wanted = {
+            kernel
+            for item in self._prepared.values()
+            for kernel in (item.kernels.one, item.kernels.many, item.kernels.row)
+        }
+        addresses = jit.addresses(sorted(wanted), level)
+        for item in self._prepared.values():
+            m = item.struct[0]
+            m["multiply_one"], m["multiply_many"] = addresses[item.kernels.one], addresses[item.kernels.many]
+            m["decode_row"] = addresses[item.kernels.row]
+
+    @property
+    def _head(self) -> str:
+        return self._container.tensors[HEAD].target or HEAD
+
+    def _matrix(self, name: str) -> NDArray:
+        return self._prepared[name].struct
+
+    def _vector(self, name: str) -> int:
+        """A dense vector as f32, padded with zeros to whole blocks; 0 if the model has none of that name."""
+        if name not in self._container.tensors:
+            return 0
+        values = self._container.decode(name).reshape(-1)
+        return self._memory.hold(np.pad(values, (0, -len(values) % BLOCK)))
+
+    # --- phases
+
+    def _phase(self, pairs: Sequence[tuple[str, str | None, int]]) -> tuple[int, int]:
+        """Jobs of matrices (name, partner, offset of the output in bytes), cut by rows."""
+        total = sum(int(self._matrix(name)["rows"][0]) for name, _, _ in pairs)
+        jobs_wanted = 1 if self._threads == 1 else _JOBS_PER_THREAD * self._threads
+        step = max(-(-total // jobs_wanted // _JOB_ROWS) * _JOB_ROWS, _JOB_ROWS)
+        jobs = []
+        for name, partner, output in pairs:
+            rows = int(self._matrix(name)["rows"][0])
+            partner_address = self._matrix(partner).ctypes.data if partner else 0
+            for low in range(0, rows, step):
+                jobs.append((self._matrix(name).ctypes.data, partner_address, low, min(low + step, rows), output))
+        return self._memory.hold(np.array(jobs, JOB)), len(jobs)
+
+    def _layer(self, index: int) -> tuple:
+        config, name = self.config, f"model.layers.{index}."
+        query, kv = config.heads * config.head_dim * 4, config.kv_heads * config.head_dim * 4
+        attention, feed = name + "self_attn.", name + "mlp."
+        projections = [
+            (f"{attention}{part}_proj.weight", None, at) for part, at in zip("qkv", (0, query, query + kv), strict=True)
+        ]
+        up_at = _padded(config.intermediate_size, LANES) * 4
+        return (
+            index,
+            self._vector(name + "input_layernorm.weight"),
+            self._vector(name + "post_attention_layernorm.weight"),
+            self._vector(attention + "q_norm.weight"),
+            self._vector(attention + "k_norm.weight"),
+            self._phase(projections),
+            self._phase([(attention + "o_proj.weight", None, 0)]),
+            self._phase([(feed + "gate_proj.weight", feed + "up_proj.weight", up_at)]),
+            self._phase([(feed + "down_proj.weight", None, 0)]),
+        )
+
+    # --- buffers
+
+    def _fill_plan(self) -> None:
+        config, plan, memory = self.config, self.plan_array[0], self._memory
+        layers = np.array([self._layer(i) for i in range(config.layers)], LAYER)
+        plan["layers"], plan["layer_count"] = memory.hold(layers), config.layers
+        plan["hidden"] = config.hidden_size
+        plan["heads"], plan["kv_heads"], plan["head_dim"] = config.heads, config.kv_heads, config.head_dim
+        plan["padded_head_dim"] = padded_head_dim(config)
+        plan["head_bytes"] = head_bytes(config, self._cache_format)
+        plan["window"] = config.sliding_window or 0
+        plan["epsilon"], plan["query_scale"] = config.norm_epsilon, config.head_dim**-0.5
+        plan["embedding"] = self._matrix(EMBEDDING).ctypes.data
+        plan["final_norm"] = self._vector("model.norm.weight")
+        plan["head"] = self._phase([(self._head, None, 0)])
+        projected = (config.heads + 2 * config.kv_heads) * config.head_dim
+        for name, columns in (
+            ("x", config.hidden_size),
+            ("qkv", projected),
+            ("gate_up", 2 * _padded(config.intermediate_size, LANES)),
+            ("delta", config.hidden_size),
+        ):
+            plan[f"{name}_stride"] = _apart(_padded(columns, BLOCK) * 4)
+            plan[name] = memory.zeros(int(plan[f"{name}_stride"]) * TILE)
+        plan["partial_bytes"] = self._partial_bytes
+        pages = -(-config.context_length // PAGE)
+        try:
+            plan["partials"] = memory.zeros(pages * config.heads * self._partial_bytes)
+        except MemoryError:
+            problem = f"a context of {config.context_length} tokens takes more memory than there is"
+            raise UnsupportedError(f"{self._container.path}: {problem}") from None
+        plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
+        for name, columns in self._inputs():
+            plan[name] = self._activation(columns, TILE)
+
+    def _fill_threads(self) -> None:
+        memory = self._memory
+        widest = max(int(item.struct["columns"][0]) for item in self._prepared.values())
+        scratch = 2 * TILE_ROWS * _padded(widest, BLOCK)  # rows of bytes and the same in panels, or 8 rows of f32
+        for thread in self.thread_arrays:
+            for name, columns in self._inputs():
+                thread[name] = self._activation(columns, 1)
+            # SwiGLU's output is everyone's; each thread packs it for itself.
+            thread["feed_input"]["values"] = self.plan_array[0]["feed_input"]["values"]
+            thread["scratch"] = memory.zeros(scratch)
+            queries = BLOCK_TOKENS * self.config.heads // self.config.kv_heads
+            thread["scores"] = memory.zeros(queries * PAGE * 4)
+            thread["totals"], thread["parts"] = (memory.zeros(queries * self._partial_bytes) for _ in range(2))
+
+    def _inputs(self) -> list[tuple[str, int]]:
+        """The activations that products read, and their columns."""
+        config = self.config
+        return [
+            ("norm_input", config.hidden_size),
+            ("mixed_input", config.heads * config.head_dim),
+            ("feed_input", config.intermediate_size),
+        ]
+
+    def _activation(self, columns: int, tokens: int) -> NDArray:
+        a, memory = np.zeros((), ACTIVATION), self._memory
+        padded = _padded(columns, BLOCK)
+        a["columns"] = columns
+        a["values_stride"], a["packed_stride"] = _apart(padded * 4), _apart(padded // BLOCK * PACKED_BLOCK_BYTES)
+        a["values"] = memory.zeros(int(a["values_stride"]) * tokens)
+        a["packed"] = memory.zeros(int(a["packed_stride"]) * tokens)
+        a["scale"], a["total"] = memory.zeros(4 * tokens), memory.zeros(4 * tokens)
+        return a
+
+    @property
+    def _partial_bytes(self) -> int:
+        return PARTIAL_HEADER + padded_head_dim(self.config) * 4
 
 
-def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Prepared:
-    """A clustered matrix: its exact decode in any case, and the fast product of a level of CPU if asked for and
-    possible.
+_LAYER_MATRICES = [f"self_attn.{part}_proj" for part in "qkvo"] + [
+    f"mlp.{part}_proj" for part in ("gate", "up", "down")
+]
+
+
+def _apart(size: int) -> int:
+    """Bytes from one token to the next: a line more than the rows take. Tokens whole pages apart would compete for the
+    same places in the caches (docs/log.md says what little is measured of it).
     """
-    prepared = Prepared(kernels=Kernels("f32", "f32", "row:clustered"))
-    m = prepared.struct[0]
-    m["rows"], m["columns"], m["rows_per_table"] = matrix.rows, matrix.columns, matrix.rows_per_table
-    for i, (plane, width) in enumerate(zip(matrix.planes, plane_bits(matrix.bits), strict=True)):
-        m[f"plane{i}"], m[f"stride{i}"], m[f"width{i}"] = memory.hold(plane), plane.shape[1], width
-    _exact_values(matrix, m, memory)
-    unit = None
-    if level is not None and (matrix.affine is None or matrix.affine.granularity != "group"):
-        unit = _fast_values(matrix, prepared, memory, level)
-    if matrix.exceptions is not None:
-        _exceptions(matrix, matrix.exceptions, m, memory, unit)
-    return prepared
+    return size + 64
 
 
-def _exact_values(matrix: ClusteredMatrix, m: NDArray, memory: Memory) -> None:
-    padded = np.zeros((len(matrix.centroids), 1 << matrix.bits), np.float32)
-    padded[:, : matrix.k] = matrix.centroids
-    m["centroids"], m["centroid_bytes"] = memory.hold(padded), padded.strides[0]
-    m["group"] = matrix.columns
-    if matrix.affine is None:
-        return
-    if matrix.affine.granularity == "group":
-        m["group"] = matrix.affine.group
-    for name in ("a", "b"):
-        factor = getattr(matrix.affine, name)
-        if factor is not None:
-            values = factor.astype(np.float32)
-            m[name] = memory.hold(values)
-            m[f"{name}_row"] = 0 if matrix.affine.granularity == "tensor" else values.nbytes // matrix.rows
-
-
-def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory, level: str) -> NDArray[np.float64]:
-    """Lookup tables, row factors and kernel names; returns what the fast path takes each rank for, `[tables, k]`,
-    before factors.
-    """
-    m = prepared.struct[0]
-    digits, units = _digits(matrix.centroids)
-    signed = level == "neon"  # its dot product takes signed bytes, the others' an unsigned one
-    width, m["offset"] = str(matrix.bits), 0 if signed else -128
-    if matrix.bits >= 7 and digits.shape[:2] == (1, 1) and (np.diff(digits) == 1).all():
-        # Ranks are the values, but for an offset: no lookup. Signed, 8 bits come as rank - 128.
-        width, m["offset"] = f"{width}i", digits[0, 0, 0] + (128 if signed and matrix.bits == 8 else 0)
-    prepared.kernels.one, prepared.kernels.many = f"one:{width}", f"many:{width}"
-    tables = _tables(digits, matrix.bits, level)
-    m["table"], m["table_bytes"], m["digits"] = memory.hold(tables), tables.shape[-1], digits.shape[1]
-    _row_factors(matrix, m, memory, units)
-    weights = 256.0 ** np.arange(digits.shape[1])[::-1]
-    return np.tensordot(weights, digits.astype(np.float64), (0, 1)) * units[:, None]
-
-
-def _digits(centroids: F32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Centroids as whole numbers of base 256, most significant first, `[tables, digits, k]`, and a unit a table."""
-    values = centroids.astype(np.float64)
-    if (values == np.rint(values)).all() and np.abs(values).max() <= GRID:
-        return values.astype(np.int64)[:, None, :], np.ones(len(values))
-    units = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float32).tiny) / _TWO_BYTES
-    whole = np.rint(values / units[:, None]).astype(np.int64)
-    high = (whole + 128) >> 8
-    return np.stack([high, whole - 256 * high], axis=1), units
-
-
-def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint8]:
-    """Lookup bytes (digit + 128, but for neon) as a level's kernels read them, `u8[tables, digits, bytes]`."""
-    values = np.full((*digits.shape[:2], 1 << bits), 128, np.uint8)
-    values[..., : digits.shape[-1]] = digits + 128
-    if level == "portable":
-        return values
-    if level == "neon":  # whole registers of 16, of the values themselves
-        return np.tile(values ^ 128, max(16 >> bits, 1))
-    if level == "avx512":  # registers of 64; odd widths: the values of even ranks, then those of odd ranks
-        if bits == 8:
-            return values
-        parts = [values] if bits % 2 == 0 else [values[..., 0::2], values[..., 1::2]]
-        return np.concatenate([np.tile(part, 64 // part.shape[-1]) for part in parts], axis=-1)
-    # avx2: registers of twice 16, one for each setting of the bits below the first plane
-    below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
-    parts = [values[..., low::below] for low in range(below)]
-    return np.concatenate([np.tile(part, 32 // part.shape[-1]) for part in parts], axis=-1)
-
-
-def _row_factors(matrix: ClusteredMatrix, m: NDArray, memory: Memory, units: NDArray[np.float64]) -> None:
-    """scale = a * unit and shift = b, by row or one for all."""
-    a = np.ones(1, np.float32) if matrix.affine is None or matrix.affine.a is None else matrix.affine.a
-    scale = a.reshape(-1).astype(np.float64)
-    scale = scale * (units if len(units) == 1 else np.repeat(units, matrix.rows_per_table)[: matrix.rows])
-    m["scale"], m["scale_step"] = _factor(scale, memory)
-    if matrix.affine is not None and matrix.affine.b is not None:
-        m["shift"], m["shift_step"] = _factor(matrix.affine.b.reshape(-1), memory)
-
-
-def _factor(values: NDArray, memory: Memory) -> tuple[int, int]:
-    """Address and bytes from row to row; a single value is repeated and stepped over by zero."""
-    if len(values) == 1:
-        return memory.hold(np.repeat(values, _OVERREAD).astype(np.float32)), 0
-    return memory.hold(np.pad(values, (0, _OVERREAD)).astype(np.float32)), 4
-
-
-def _exceptions(
-    matrix: ClusteredMatrix, exceptions: Exceptions, m: NDArray, memory: Memory, fast: NDArray[np.float64] | None
-) -> None:
-    """Exceptions by row: what each weight is, and what a fast product must still add."""
-    positions = exceptions.positions.astype(np.int64)
-    rows, columns = np.divmod(positions, matrix.columns)
-    values = to_f32(exceptions.values, exceptions.dtype)
-    m["exception_start"] = memory.hold(np.searchsorted(rows, np.arange(matrix.rows + 1)))
-    m["exception_row"] = memory.hold(rows.astype(np.int32))
-    m["exception_column"] = memory.hold(columns.astype(np.int32))
-    m["exception_value"] = memory.hold(values)
-    if fast is None:
-        return
-    a, b = _factors_of(matrix, rows)
-    fast = np.pad(fast, ((0, 0), (0, (1 << matrix.bits) - matrix.k)))  # a damaged rank may lie past the centroids
-    there = a * fast[rows // matrix.rows_per_table, _ranks_at(matrix, rows, columns)] + b
-    m["exception_delta"] = memory.hold((values - there).astype(np.float32))
-
-
-def _factors_of(matrix: ClusteredMatrix, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-    """a and b of some rows (tensor or row granularity), f64."""
-    factors = []
-    for name, missing in (("a", 1.0), ("b", 0.0)):
-        factor = None if matrix.affine is None else getattr(matrix.affine, name)
-        flat = np.full(1, missing) if factor is None else factor.reshape(-1).astype(np.float64)
-        factors.append(flat[rows if len(flat) > 1 else np.zeros_like(rows)])
-    return factors[0], factors[1]
-
-
-def _ranks_at(matrix: ClusteredMatrix, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ranks of single weights, read from the planes."""
-    ranks = np.zeros(len(rows), np.int64)
-    for plane, width in zip(matrix.planes, plane_bits(matrix.bits), strict=True):
-        bit = columns * width
-        ranks = (ranks << width) | ((plane[rows, bit >> 3] >> (bit & 7)) & ((1 << width) - 1))
-    return ranks
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

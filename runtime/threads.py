@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.codec import workers
 from rkf.errors import UsageError
-from rkf.runtime.layout import CALL, CLOSED, PHASE_BITS, THREAD, WORKER
+from rkf.format.codec import workers
+from rkf.runtime.structs import CALL, CLOSED, PHASE_BITS, THREAD, WORKER
 
 ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 

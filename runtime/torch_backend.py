@@ -7,12 +7,12 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from rkf.config import ModelConfig
-from rkf.container import Container
 from rkf.errors import ContextLengthError, UsageError
+from rkf.file.container import Container
+from rkf.model.config import ModelConfig
 from rkf.runtime.backend import F32, I64
 from rkf.runtime.threads import chosen
-from rkf.runtime.torch_graph import Graph, Step, captured
+from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured
 from rkf.runtime.torch_model import Decoder, TorchCache
 
 _TILE = 512  # tokens of one pass: bounds the memory that a long prompt takes
@@ -32,7 +32,7 @@ class TorchBackend:
         self._device = torch.device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self._decoder = Decoder(container, self.config, dtype).to(self._device).requires_grad_(False)
-        self._graph: Graph | None = None
+        self._graph: TokenGraph | None = None
         self._graphs = device == "cuda" and find_spec("triton") is not None
         if self._graphs:
             from rkf.torch.fused import fuse  # needs Triton
@@ -61,11 +61,11 @@ class TorchBackend:
                 found.append(self._logits(hidden))
         return np.concatenate(found) if found else self._logits(hidden[-1:])
 
-    def _captured(self, token: int, cache: TorchCache) -> Graph | None:
+    def _captured(self, token: int, cache: TorchCache) -> TokenGraph | None:
         """The graph of the next token: a new one when the cache is another, or has moved to grow."""
         cache.reserve(cache.length + 1)
         if self._graph is None or self._graph.step.store is not cache.store:
-            step = Step(self._decoder, cache)
+            step = TokenStep(self._decoder, cache)
             step.place(token, cache.length)
             self._graph = None  # its memory can be used again
             self._graph = captured(step)

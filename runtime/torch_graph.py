@@ -1,7 +1,7 @@
 """One token of decoding as a CUDA graph: one launch where the decoder makes hundreds. Knows no text.
 
-The replay is compared with the decoder once, when it is captured. `Step` is tested on processors; `Graph` has not run
-on a GPU yet.
+The replay is compared with the decoder once, when it is captured. `TokenStep` is tested on processors; `TokenGraph` has
+not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StandingCache:
         """The owner sets the position."""
 
 
-class Step:
+class TokenStep:
     """One token through a decoder, from buffers that stay where they are to `logits: [1, vocab]`."""
 
     def __init__(self, decoder: Decoder, cache: TorchCache) -> None:
@@ -54,10 +54,10 @@ class Step:
         return logits
 
 
-class Graph:
-    """A Step, captured. Whatever `place` was told last is computed by `replay`."""
+class TokenGraph:
+    """A TokenStep, captured. Whatever `place` was told last is computed by `replay`."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: TokenStep) -> None:
         self.step = step
         # A computation writes the cache at its own position alone, so that doing it again changes nothing.
         side = torch.cuda.Stream()
@@ -80,10 +80,10 @@ class Graph:
         return bool(off <= _CLOSE * self._expected.abs().max())
 
 
-def captured(step: Step) -> Graph | None:
+def captured(step: TokenStep) -> TokenGraph | None:
     """The graph of a step, or None, with a warning, where it cannot be captured or gives something else."""
     try:
-        graph = Graph(step)
+        graph = TokenGraph(step)
     except RuntimeError as error:  # what torch raises for every failure of CUDA
         reason = str(error).partition("\n")[0]
     else:

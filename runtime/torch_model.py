@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rkf.config import ModelConfig
-from rkf.container import Container
 from rkf.errors import UsageError
-from rkf.matrix import ClusteredMatrix
-from rkf.runtime.rope import frequencies
+from rkf.file.container import Container
+from rkf.format.matrix import ClusteredMatrix
+from rkf.model.config import ModelConfig
+from rkf.model.rope import frequencies
 from rkf.torch import ClusteredEmbedding, ClusteredLinear, ClusteredWeight
-from rkf.torch.load import dense
+from rkf.torch.loading import dense
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 

@@ -15,9 +15,19 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from rkf import bitpack
-from rkf.format import index_bits, plane_bits
-from rkf.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, MatrixValues, Tensor, from_f32, to_f32
+from rkf.format import bitpack
+from rkf.format.constants import index_bits, plane_bits
+from rkf.format.matrix import (
+    Affine,
+    Alias,
+    ClusteredMatrix,
+    DenseTensor,
+    Exceptions,
+    MatrixValues,
+    Tensor,
+    from_f32,
+    to_f32,
+)
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]

@@ -14,7 +14,7 @@ import numpy as np
 from golden import Golden, clustered, dense
 from numpy.typing import NDArray
 
-from rkf.matrix import Alias
+from rkf.format.matrix import Alias
 
 F64 = NDArray[np.float64]
 

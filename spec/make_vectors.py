@@ -20,14 +20,14 @@ from blake3 import blake3
 from golden import Described, Golden, assemble, clustered, coarser, dense, other_values, uniform
 
 import rkf
-from rkf import canonical, codec
-from rkf.archive import pack
-from rkf.atomic import replacing
-from rkf.matrix import Affine, Alias, ClusteredMatrix, MatrixValues
-from rkf.sections import SectionWriter
-from rkf.superblock import Superblock, parse_superblock
-from rkf.values import write_values
-from rkf.writer import Writer
+from rkf.file.archive import pack
+from rkf.file.atomic import replacing
+from rkf.file.sections import SectionWriter
+from rkf.file.values import write_values
+from rkf.file.writer import Writer
+from rkf.format import canonical, codec
+from rkf.format.matrix import Affine, Alias, ClusteredMatrix, MatrixValues
+from rkf.format.superblock import Superblock, parse_superblock
 
 VECTORS = Path(__file__).parent / "vectors"
 

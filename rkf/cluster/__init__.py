@@ -1,6 +1,6 @@
 """Weights to ranks plus values: exact 1-D k-means, exceptions, affine factors, recipes. Knows no model file."""
 
-from rkf.cluster.matrix import cluster
+from rkf.cluster.clustering import cluster
 from rkf.cluster.recipe import Recipe, Rule
 
 __all__ = ["Recipe", "Rule", "cluster"]

@@ -12,8 +12,8 @@ from numba import njit
 
 from rkf.cluster.assign import U8
 from rkf.cluster.recipe import Rule
-from rkf.format import DTYPE_BYTES
-from rkf.matrix import F32, Affine
+from rkf.format.constants import DTYPE_BYTES
+from rkf.format.matrix import F32, Affine
 
 # A row of zeros would have the factor 0, which the format has not: it takes the least one that its dtype holds, and f32
 # stops short of where a division overflows.

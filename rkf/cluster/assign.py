@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rkf.matrix import F32
+from rkf.format.matrix import F32
 
 U8 = NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rkf.cluster.assign import U8, middles
 from rkf.cluster.compensate import Mask, Objective, compensated, descended
-from rkf.matrix import F32
+from rkf.format.matrix import F32
 
 _PASSES = 2  # of descent; the third takes another 0.5 % off the output error
 

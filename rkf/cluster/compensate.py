@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rkf.cluster.assign import middles
-from rkf.matrix import F32
+from rkf.format.matrix import F32
 
 Mask = NDArray[np.bool_]
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ

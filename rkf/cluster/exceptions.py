@@ -11,8 +11,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rkf.format import position_bytes
-from rkf.matrix import F32, Exceptions, from_f32
+from rkf.format.constants import position_bytes
+from rkf.format.matrix import F32, Exceptions, from_f32
 
 _MAGNITUDE = np.uint32(0x7FFF_FFFF)
 _BUCKET_BITS = 17  # of the magnitude: 512 buckets an octave find the least of the largest but for a few

@@ -7,8 +7,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rkf.cluster.assign import U8
-from rkf.footprint import coded_bits
-from rkf.matrix import F32
+from rkf.file.footprint import coded_bits
+from rkf.format.matrix import F32
 
 
 def counts(indices: U8, k: int) -> NDArray[np.uint64]:

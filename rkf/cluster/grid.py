@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rkf.cluster import kmeans
 from rkf.cluster.histogram import F64, Histogram
-from rkf.matrix import F32
+from rkf.format.matrix import F32
 
 LIMIT = 127
 POINTS = 2 * LIMIT + 1

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rkf.matrix import F32
+from rkf.format.matrix import F32
 
 F64 = NDArray[np.float64]
 

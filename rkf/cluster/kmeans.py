@@ -12,7 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rkf.cluster.histogram import F64, Histogram
-from rkf.matrix import F32
+from rkf.format.matrix import F32
 
 
 def centroids(histogram: Histogram, k: int) -> F32:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from rkf.errors import UsageError
-from rkf.format import GROUP_SIZES, MAX_EXCEPTION_SHARE, MAX_K, MIN_K
+from rkf.format.constants import GROUP_SIZES, MAX_EXCEPTION_SHARE, MAX_K, MIN_K
 
 _SHIPPED = files("rkf.cluster") / "recipes"
 _GRID_MAX_K = 255

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.atomic import refuse_existing, reporting
 from rkf.commands.default_model import NAME
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
-from rkf.commands.tune import showing, summary
+from rkf.commands.tune_command import showing, summary
 from rkf.errors import UsageError
+from rkf.file.atomic import refuse_existing, reporting
 
 if TYPE_CHECKING:
-    from rkf.calibration import Calibrate
+    from rkf.calibrate.calibration import Calibrate
     from rkf.converters.ledger import Ledger
 
 FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
@@ -100,7 +100,7 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     from rkf.converters.pipeline import convert as run
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source, refuse_source
-    from rkf.fold import fold
+    from rkf.file.fold import fold
     from rkf.tune import tune as learn
 
     resume, force = options["resume"], options.pop("force")
@@ -141,7 +141,7 @@ def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Cal
     """What `--calibrate` means. progress: of the text that a model writes."""
     if choice == "none":
         return None
-    from rkf.calibration import Calibrate
+    from rkf.calibrate.calibration import Calibrate
 
     if choice == "self":
         return Calibrate(progress=progress)
@@ -160,8 +160,8 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
-    from rkf.calibration import Calibrate, save
-    from rkf.cluster.budget import coarse
+    from rkf.calibrate.calibration import Calibrate, save
+    from rkf.cluster.allocation import coarse
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source
 

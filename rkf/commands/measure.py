@@ -12,7 +12,7 @@ import click
 
 from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
 from rkf.commands.output import print_json, progress_bar, reporter, size
-from rkf.text import read_text
+from rkf.text.reading import read_text
 
 if TYPE_CHECKING:
     from rkf.eval.reference import Window
@@ -132,10 +132,10 @@ def _reference(
     reference: Path, text: Path | None, ctx: int, windows: int | None, save: Path | None, force: bool
 ) -> Iterator[Iterable[Window]]:
     """The windows of a .kld file, or of a model over a text, which are saved once all have been used."""
-    from rkf.atomic import refuse_existing
     from rkf.errors import UsageError
     from rkf.eval import reference as stored
     from rkf.eval.divergence import sampled, windows_of
+    from rkf.file.atomic import refuse_existing
     from rkf.runtime.model import load
 
     if reference.suffix == ".kld":

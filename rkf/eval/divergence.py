@@ -13,7 +13,7 @@ from rkf.errors import UsageError
 from rkf.eval.distributions import F32, F64, Sampled, Whole, log_softmax
 from rkf.eval.perplexity import Progress, cut, scored_logits
 from rkf.eval.reference import Window
-from rkf.matrix import from_f32, to_f32
+from rkf.format.matrix import from_f32, to_f32
 
 if TYPE_CHECKING:
     from rkf.runtime.model import Model

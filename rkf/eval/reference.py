@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.atomic import replacing
 from rkf.errors import CorruptError
 from rkf.eval.distributions import DRAWS, F32, TOP, Distribution, Sampled
+from rkf.file.atomic import replacing
 
 
 @dataclass(frozen=True, slots=True)

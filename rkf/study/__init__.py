@@ -9,7 +9,7 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError("this needs matplotlib, which is not installed: pip install 'rkf-llm[study]'") from error
 
-from rkf.study.run import STUDIES, study
+from rkf.study.running import STUDIES, study
 from rkf.study.sweep import sweep
 
 __all__ = ["STUDIES", "study", "sweep"]

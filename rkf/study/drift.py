@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from rkf.config import ModelConfig
-from rkf.container import open_file
-from rkf.matrix import F32, ClusteredMatrix, MatrixValues, ascending
+from rkf.file.container import open_file
+from rkf.format.matrix import F32, ClusteredMatrix, MatrixValues, ascending
+from rkf.model.config import ModelConfig
 from rkf.study import trace
+from rkf.study.changes import centring, matching
 from rkf.study.charts import Chart, Row, only
-from rkf.study.moments import centring, matching
 from rkf.study.preserve import uniform
 from rkf.study.subject import Subject, Trial, generator
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rkf.study.changes import F64, U64, Change, matching
 from rkf.study.charts import Chart, Row
-from rkf.study.moments import F64, U64, Change, matching
 from rkf.study.preserve import gaussian, ranks
 from rkf.study.scramble import permuting, reverse, swap, whole
 from rkf.study.subject import Subject, Trial

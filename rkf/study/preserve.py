@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rkf.study.changes import F64, U64, Change, matching, moments
 from rkf.study.charts import Chart, Row, having, only
-from rkf.study.moments import F64, U64, Change, matching, moments
 from rkf.study.subject import Subject, Trial
 
 ABOUT = """Each matrix keeps its ranks; what they stand for is drawn anew, in ascending order (uniform between the

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rkf.atomic import replacing
 from rkf.errors import CorruptError, UsageError
+from rkf.file.atomic import replacing
 from rkf.study.charts import Row
 from rkf.study.subject import Trial
 

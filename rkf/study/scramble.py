@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rkf.study.changes import F64, U64, Change, matching
 from rkf.study.charts import Chart, Row, having, only
-from rkf.study.moments import F64, U64, Change, matching
 from rkf.study.subject import Subject, Trial
 
 I64 = NDArray[np.int64]

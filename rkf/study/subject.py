@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from rkf.container import Container
 from rkf.errors import UsageError
 from rkf.eval.divergence import divergence
 from rkf.eval.reference import Window
-from rkf.matrix import MatrixValues, ascending
+from rkf.file.container import Container
+from rkf.file.values import write_values
+from rkf.format.matrix import MatrixValues, ascending
 from rkf.runtime.model import load
+from rkf.study.changes import Change, compared
 from rkf.study.charts import Row
-from rkf.study.moments import Change, compared
-from rkf.values import write_values
 
 _IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\..*?([^.]+)\.weight")
 _SPREAD = 8  # layers at most

@@ -12,16 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 from blake3 import blake3
 
-from rkf.canonical import encode
-from rkf.container import Container, open_file
-from rkf.footprint import footprint
-from rkf.matrix import Alias
+from rkf.file.container import Container, open_file
+from rkf.file.footprint import footprint
+from rkf.file.writer import Writer
+from rkf.format.canonical import encode
+from rkf.format.matrix import Alias
 from rkf.study import report
 from rkf.study.charts import Chart, Row, having, only
 from rkf.study.records import Records
-from rkf.study.run import Progress, do, predictions
+from rkf.study.running import Progress, do, predictions
 from rkf.study.subject import Probe, Trial, chosen_layers, clustered_in_layers
-from rkf.writer import Writer
 
 ABOUT = """Every matrix of the layers has K shared values; the embedding stays dense. plain: the optimal k-means of each
 matrix; exceptions: with the largest 0.1 % of every matrix kept exact; calibrated: the same, with ranks chosen for the

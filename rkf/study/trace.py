@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf.config import ModelConfig
-from rkf.container import Container
-from rkf.matrix import F32
-from rkf.runtime.batch import SHARED_INPUTS, Layer
-from rkf.runtime.calibration import EMBEDDING
+from rkf.calibrate.layers import SHARED_INPUTS, Layer
+from rkf.calibrate.passes import EMBEDDING
+from rkf.file.container import Container
+from rkf.format.matrix import F32
+from rkf.model.config import ModelConfig
 
 Seen = Callable[[str, F32], None]
 """Is told the input of each matrix: its name, f32[tokens, cols]."""

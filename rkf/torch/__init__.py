@@ -13,8 +13,8 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError("this needs torch, which is not installed: pip install 'rkf-llm[torch]'") from error
 
-from rkf.torch.layers import ClusteredEmbedding, ClusteredLinear
-from rkf.torch.load import load_into
+from rkf.torch.clustered_layers import ClusteredEmbedding, ClusteredLinear
+from rkf.torch.loading import load_into
 from rkf.torch.weight import ClusteredWeight
 
 __all__ = ["ClusteredEmbedding", "ClusteredLinear", "ClusteredWeight", "load_into"]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rkf.format import plane_bits
-from rkf.torch import kernels
-from rkf.torch.layers import ClusteredLinear
+from rkf.format.constants import plane_bits
+from rkf.torch import triton_kernels
+from rkf.torch.clustered_layers import ClusteredLinear
 from rkf.torch.weight import affine
 
 _LANE = 8  # columns
@@ -81,7 +81,7 @@ class FusedLinear(nn.Module):
 
     def _matvec(self, x: Tensor, y: Tensor) -> None:
         grid = (-(-self.out_features // _MATVEC["BLOCK_R"]),)
-        kernels.matvec[grid](
+        triton_kernels.matvec[grid](
             x, y, *self._pointers(), self.out_features, self.in_features, *self._sizes(), **self._forms(), **_MATVEC
         )
 
@@ -89,7 +89,7 @@ class FusedLinear(nn.Module):
         lanes = nn.functional.pad(x, (0, self._lanes * _LANE - self.in_features)).view(len(x), self._lanes, _LANE)
         block = next((size for size in _TOKENS if size >= len(x)), _TOKENS[-1])
         grid = (-(-self.out_features // _MATMUL["BLOCK_R"]), -(-len(x) // block))
-        kernels.matmul[grid](
+        triton_kernels.matmul[grid](
             lanes.permute(2, 0, 1).contiguous(), y, *self._pointers(), len(x), self.out_features, *self._sizes(),
             **self._forms(), BLOCK_T=block, **_MATMUL,
         )  # fmt: skip

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rkf.format import plane_bits
-from rkf.matrix import ClusteredMatrix, to_f32
+from rkf.format.constants import plane_bits
+from rkf.format.matrix import ClusteredMatrix, to_f32
 
 Values = tuple[Tensor, Tensor | None, Tensor | None]  # centroids, a, b
 
@@ -137,7 +137,7 @@ def affine(x: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
 
 
 def unpack(planes: list[Tensor], bits: int, columns: int) -> Tensor:
-    """Join planes `u8[rows, row_bytes]` into indices `u8[rows, columns]`, as rkf.bitpack.unpack does."""
+    """Join planes `u8[rows, row_bytes]` into indices `u8[rows, columns]`, as rkf.format.bitpack.unpack does."""
     indices: Tensor | None = None
     below = bits
     for plane, width in zip(planes, plane_bits(bits), strict=True):

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rkf.atomic import partial, replacing, reporting
 from rkf.errors import CorruptError, UsageError
+from rkf.file.atomic import partial, replacing, reporting
 from rkf.tune.loop import Learner
 
 _LESSON, _STATE = "lesson.safetensors", "state.safetensors"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rkf.matrix import Affine, MatrixValues, ascending
+from rkf.format.matrix import Affine, MatrixValues, ascending
 from rkf.torch import ClusteredWeight
 
 # Adam's step times K, as a share of the matrix's deviation (centroids, b) or of the factor itself (a): what clustering

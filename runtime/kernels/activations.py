@@ -28,7 +28,7 @@ from rkf.runtime.kernels.simd import (
     truncate,
 )
 from rkf.runtime.kernels.vectors import F32x16, I8x16, I16x16, I32x16
-from rkf.runtime.layout import ACTIVATION_LIMIT, ACTIVATION_SUM_LIMIT, BLOCK, LANES, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import ACTIVATION_LIMIT, ACTIVATION_SUM_LIMIT, BLOCK, LANES, PACKED_BLOCK_BYTES
 
 _STEP = LANES * 4
 # Adding and subtracting 1.5 * 2^23 rounds an f32 to the nearest even integer, which then lies in the low bits.
@@ -125,7 +125,7 @@ STORES = {
 
 
 def packer(level: str) -> Callable[..., Any]:
-    """pack(activation, token): from f32 values to integers, with a scale and their sum (layout.py has the limits).
+    """pack(activation, token): from f32 values to integers, with a scale and their sum (structs.py has the limits).
 
     One scale a token: int16 activations leave no need for scales by block, and sums stay integers to the end.
     """

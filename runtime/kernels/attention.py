@@ -17,7 +17,7 @@ from rkf.runtime.kernels.inline import inline, larger, piece, smaller
 from rkf.runtime.kernels.memory import load, store
 from rkf.runtime.kernels.simd import first_lane, fma, lane_maximum, lane_sum, lanes_below, maximum, select, splat
 from rkf.runtime.kernels.vectors import MASK16, F32x16
-from rkf.runtime.layout import LANES, PAGE, PARTIAL_HEADER, WIDE
+from rkf.runtime.structs import LANES, PAGE, PARTIAL_HEADER, WIDE
 
 _LOWEST = -1e30
 

@@ -19,7 +19,7 @@ from rkf.runtime.kernels.inline import inline, larger
 from rkf.runtime.kernels.memory import load, prefetch, store
 from rkf.runtime.kernels.simd import sign_extend, to_float
 from rkf.runtime.kernels.vectors import F32x16, I8x16, I32x16
-from rkf.runtime.layout import LANES, PAGE, WIDE
+from rkf.runtime.structs import LANES, PAGE, WIDE
 
 _AHEAD_BYTES = 8192
 

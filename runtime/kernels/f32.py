@@ -17,7 +17,7 @@ from rkf.runtime.kernels.memory import call3, load, store
 from rkf.runtime.kernels.simd import fma, lane_sum, splat
 from rkf.runtime.kernels.vectors import F32x16
 from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import ACTIVATION, LANES, MATRIX
+from rkf.runtime.structs import ACTIVATION, LANES, MATRIX
 
 ROWS = 8
 

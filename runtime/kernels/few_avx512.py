@@ -18,7 +18,7 @@ from rkf.runtime.kernels.inline import inline, piece, smaller
 from rkf.runtime.kernels.memory import load, prefetch, store
 from rkf.runtime.kernels.simd import dot_bytes, even_lanes, join, odd_lanes, part, splat
 from rkf.runtime.kernels.vectors import I8x32, I8x64, I32x8, I32x16
-from rkf.runtime.layout import BLOCK, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import BLOCK, PACKED_BLOCK_BYTES
 
 ROWS = 16
 _SLAB_BLOCKS = 12  # 24 kB of bytes, 6 kB of two tokens' activations

@@ -17,7 +17,7 @@ from rkf.runtime.kernels.memory import load, load_first, store_first
 from rkf.runtime.kernels.simd import bitcast, dot_bytes, permute_bytes, select, splat, to_float, transpose_words
 from rkf.runtime.kernels.vectors import F32x16, I8x64, I16x32, I32x16
 from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
+from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 
 _FEW = 32  # tokens
 

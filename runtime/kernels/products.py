@@ -1,7 +1,7 @@
 """The shape of a fast product, whatever the CPU: eight rows in flight, whole-number sums, factors at the end.
 
 A level of CPU gives `weights` (a block of a row as two registers of bytes, value + 128 or the rank itself) and `Sums`:
-how such registers are multiplied with packed activations and added up. Sums are exact in int32 (layout.py), so all
+how such registers are multiplied with packed activations and added up. Sums are exact in int32 (structs.py), so all
 levels give the same bits.
 """
 
@@ -18,7 +18,7 @@ from rkf.runtime.kernels.memory import load, load_first, store, store_first, sto
 from rkf.runtime.kernels.simd import lane_sums, splat, to_float
 from rkf.runtime.kernels.vectors import F32x8, F32x16, I8x64, I32x8, Vector
 from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES
 
 
 class Sums(NamedTuple):

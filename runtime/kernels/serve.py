@@ -12,7 +12,7 @@ from numba import types
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import add_shared, call4, exchange_shared, give_way, load, load_shared, pause, store
 from rkf.runtime.kernels.views import view
-from rkf.runtime.layout import BATCH, CALL, CLOSED, PATIENCE, PHASE_BITS, SPINS, WORKER, WRITING
+from rkf.runtime.structs import BATCH, CALL, CLOSED, PATIENCE, PHASE_BITS, SPINS, WORKER, WRITING
 
 _CALL_BATCH = CALL.fields["batch"][1]
 _BATCH = WORKER.fields["batch"][1]

@@ -19,7 +19,7 @@ from rkf.runtime.kernels.memory import call3, call8, load, store, ticks
 from rkf.runtime.kernels.simd import splat
 from rkf.runtime.kernels.vectors import F32x16
 from rkf.runtime.kernels.views import address_of, view
-from rkf.runtime.layout import BATCH, JOB, LANES, LAYER, MATRIX, PAGE, PARTS, PLAN, THREAD
+from rkf.runtime.structs import BATCH, JOB, LANES, LAYER, MATRIX, PAGE, PARTS, PLAN, THREAD
 
 _JOB_BYTES, _LAYER_BYTES = JOB.itemsize, LAYER.itemsize
 _OUTSIDE, _EMBEDDING, _NORMS, _QKV, _ROPE, _ATTENTION, _OUTPUT, _GATE_UP, _DOWN, _HEAD, _WAITING = range(len(PARTS))

@@ -11,7 +11,7 @@ from numba import types
 
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import exchange_shared, give_way, load_shared, pause
-from rkf.runtime.layout import CLAIM_SLOTS, COUNT_BITS, SLOT_BYTES, SPINS
+from rkf.runtime.structs import CLAIM_SLOTS, COUNT_BITS, SLOT_BYTES, SPINS
 
 _COUNT = (1 << COUNT_BITS) - 1
 

@@ -5,7 +5,7 @@ import pytest
 
 from rkf.cluster import Rule, cluster
 from rkf.cluster.compensate import Objective, compensated, descended
-from rkf.matrix import DenseTensor
+from rkf.format.matrix import DenseTensor
 
 CENTROIDS = np.array([-1.5, -0.5, 0.25, 1.0], np.float32)
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from rkf.cluster import Rule, cluster
 from rkf.cluster.kmeans import fill
-from rkf.matrix import ClusteredMatrix, DenseTensor
+from rkf.format.matrix import ClusteredMatrix, DenseTensor
 
 RULES = st.builds(
     Rule,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rkf.cluster import Rule, cluster, exceptions
-from rkf.matrix import DenseTensor, from_f32
+from rkf.format.matrix import DenseTensor, from_f32
 
 
 @settings(deadline=None)  # the first call compiles

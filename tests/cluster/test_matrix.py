@@ -7,7 +7,7 @@ import pytest
 
 from rkf.cluster import Rule, cluster
 from rkf.errors import SourceError
-from rkf.matrix import ClusteredMatrix, DenseTensor, from_f32
+from rkf.format.matrix import ClusteredMatrix, DenseTensor, from_f32
 
 RULES = {
     "plain": Rule(k=16),

@@ -8,40 +8,40 @@ import pytest
 from click.testing import CliRunner
 
 import rkf
-from rkf.archive import pack
 from rkf.cli import cli
-from rkf.cluster import budget
+from rkf.cluster import allocation
 from rkf.commands.output import byte_count
 from rkf.converters.pipeline import convert
 from rkf.errors import UsageError
+from rkf.file.archive import pack
 
 SHAPES = {f"model.layers.{n}.{kind}.weight": (64, 64) for n in range(6) for kind in ("self_attn.v_proj", "mlp.up_proj")}
 SHAPES["model.embed_tokens.weight"] = (512, 64)
 
 
 def test_every_matrix_moves_through_every_k() -> None:
-    steps = [name for name, _ in budget.doublings(SHAPES, budget.expected_losses(SHAPES, 6, tied=True))]
-    assert all(steps.count(name) == len(budget.KS) - 1 for name in SHAPES)
-    recipe = budget.recipe(list(SHAPES), steps)
-    assert {recipe.rule(name, shape).k for name, shape in SHAPES.items()} == {budget.KS[-1]}
-    assert budget.recipe(list(SHAPES), []).rule("model.embed_tokens.weight", (512, 64)).k == budget.KS[0]
+    steps = [name for name, _ in allocation.doublings(SHAPES, allocation.expected_losses(SHAPES, 6, tied=True))]
+    assert all(steps.count(name) == len(allocation.KS) - 1 for name in SHAPES)
+    recipe = allocation.recipe(list(SHAPES), steps)
+    assert {recipe.rule(name, shape).k for name, shape in SHAPES.items()} == {allocation.KS[-1]}
+    assert allocation.recipe(list(SHAPES), []).rule("model.embed_tokens.weight", (512, 64)).k == allocation.KS[0]
 
 
 def test_the_sensitive_come_first() -> None:
-    losses = budget.expected_losses(SHAPES, 6, tied=True)
-    steps = [name for name, _ in budget.doublings(SHAPES, losses)]
+    losses = allocation.expected_losses(SHAPES, 6, tied=True)
+    steps = [name for name, _ in allocation.doublings(SHAPES, losses)]
     first = {name: steps.index(name) for name in SHAPES}
     assert first["model.layers.3.self_attn.v_proj.weight"] < first["model.layers.3.mlp.up_proj.weight"]
     assert first["model.layers.5.mlp.up_proj.weight"] < first["model.layers.1.mlp.up_proj.weight"]
-    untied = [name for name, _ in budget.doublings(SHAPES, budget.expected_losses(SHAPES, 6, tied=False))]
+    untied = [name for name, _ in allocation.doublings(SHAPES, allocation.expected_losses(SHAPES, 6, tied=False))]
     assert untied.index("model.embed_tokens.weight") > first["model.embed_tokens.weight"]
     losses["model.layers.2.mlp.up_proj.weight"] *= 1e6
-    measured = [name for name, _ in budget.doublings(SHAPES, losses)]
-    assert measured[: len(budget.KS) - 1] == ["model.layers.2.mlp.up_proj.weight"] * (len(budget.KS) - 1)
+    measured = [name for name, _ in allocation.doublings(SHAPES, losses)]
+    assert measured[: len(allocation.KS) - 1] == ["model.layers.2.mlp.up_proj.weight"] * (len(allocation.KS) - 1)
 
 
 def test_what_does_not_fit_makes_room_for_what_does() -> None:
-    assert budget.within([("a", 5), ("b", 9), ("b", 1), ("c", 4), ("a", 2)], 10) == ["a", "c"]
+    assert allocation.within([("a", 5), ("b", 9), ("b", 1), ("c", 4), ("a", 2)], 10) == ["a", "c"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 import rkf
-from rkf import codec
-from rkf.calibration import Calibrate, prompts, save
+from rkf.calibrate.calibration import Calibrate, prompts, save
 from rkf.cli import cli
-from rkf.cluster import budget
+from rkf.cluster import allocation
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import UsageError
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.format import codec
+from rkf.text.tokenizer import Tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 40
 
@@ -29,9 +29,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _shorten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rkf.calibration.CTX", 24)
-    monkeypatch.setattr("rkf.calibration.WRITTEN_CTX", 24)
-    monkeypatch.setattr("rkf.calibration._LOST", 4)
+    monkeypatch.setattr("rkf.calibrate.calibration.CTX", 24)
+    monkeypatch.setattr("rkf.calibrate.calibration.WRITTEN_CTX", 24)
+    monkeypatch.setattr("rkf.calibrate.calibration._LOST", 4)
 
 
 @pytest.mark.usefixtures("short")
@@ -88,7 +88,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(hf_folder: Callable[...
 def test_a_budget_is_spent_by_what_was_measured(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = hf_folder("llama")
     whole = convert(folder, tmp_path / "out.rkf", k=32, dry_run=True).file_bytes
-    losses = Calibrate()(open_source(folder)).losses(budget.coarse)
+    losses = Calibrate()(open_source(folder)).losses(allocation.coarse)
     ledger = convert(folder, tmp_path / "out.rkf", size=whole, calibrate=Calibrate())
     chosen = {row.name: (int(row.stored_as[2:]), row.weights) for row in ledger.rows if row.stored_as.startswith("K=")}
     assert losses.keys() == chosen.keys()
@@ -131,9 +131,9 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     folder = hf_folder("llama")
     source = open_source(folder)
     made = Calibrate()(source)
-    save(tmp_path / "tokens", made.tokens, losses := made.losses(budget.coarse))
+    save(tmp_path / "tokens", made.tokens, losses := made.losses(allocation.coarse))
     kept = Calibrate(tmp_path / "tokens")(source)
-    assert kept.losses(budget.coarse) == losses
+    assert kept.losses(allocation.coarse) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
     begun = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))

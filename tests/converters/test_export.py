@@ -13,8 +13,6 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
-from rkf.atomic import replacing
-from rkf.container import open_file
 from rkf.converters import export
 from rkf.converters.architectures import llama3_divisors
 from rkf.converters.export import export_gguf, export_hf
@@ -22,6 +20,8 @@ from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import OutputError, UnsupportedError, UsageError
+from rkf.file.atomic import replacing
+from rkf.file.container import open_file
 from tests.format.test_atomic import Faults
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -14,13 +14,13 @@ import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
-from rkf.config import ModelConfig, RopeScaling
 from rkf.converters.architectures import llama3_divisors, llama3_scaling
 from rkf.converters.gguf_header import read_header
 from rkf.converters.names import gguf_rows, rope_rows
 from rkf.converters.source import open_source
 from rkf.errors import NotRkfError, RkfError, SourceError, UnsupportedError
-from rkf.matrix import to_f32
+from rkf.format.matrix import to_f32
+from rkf.model.config import ModelConfig, RopeScaling
 
 from .conftest import gguf_permute, random_model
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-from rkf.config import RopeScaling
 from rkf.converters.source import open_source
 from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
+from rkf.model.config import RopeScaling
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

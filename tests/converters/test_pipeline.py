@@ -15,16 +15,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rkf import __version__
-from rkf.atomic import replacing
-from rkf.cluster.matrix import cluster
+from rkf.cluster.clustering import cluster
 from rkf.cluster.recipe import Recipe
-from rkf.container import open_file
 from rkf.converters.pipeline import convert
 from rkf.converters.progress import Step
 from rkf.converters.source import open_source
 from rkf.converters.work import WorkFolder
 from rkf.errors import OutputError, RkfError, SourceError, UnsupportedError, UsageError
-from rkf.matrix import ClusteredMatrix
+from rkf.file.atomic import replacing
+from rkf.file.container import open_file
+from rkf.format.matrix import ClusteredMatrix
 
 ROOT = Path(__file__).resolve().parents[2]
 DOWN = "model.layers.0.mlp.down_proj.weight"

@@ -15,14 +15,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rkf.config import ModelConfig
 from rkf.converters.gguf_header import read_header
+from rkf.converters.gguf_tokenizer import from_gguf, special_ids
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, name_of
 from rkf.converters.pull import pull
 from rkf.converters.source import open_source
-from rkf.converters.tokenizer import from_gguf, special_ids
 from rkf.converters.tokenizer_export import gguf_fields
 from rkf.errors import RkfError, SourceError, UnsupportedError
+from rkf.model.config import ModelConfig
 
 from .conftest import CORPUS, SPECIALS
 

@@ -12,7 +12,7 @@ from rkf.cli import cli
 from rkf.errors import UsageError
 from rkf.eval.choices import Item, _scores, choices, parse
 from rkf.runtime.model import Model
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 

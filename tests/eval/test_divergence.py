@@ -16,7 +16,7 @@ from rkf.eval.distributions import DRAWS, TOP, Sampled, Whole, log_softmax
 from rkf.eval.divergence import described, divergence, sampled, windows_of
 from rkf.eval.perplexity import scored_logits
 from rkf.runtime.model import Model
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 

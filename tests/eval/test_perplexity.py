@@ -8,7 +8,7 @@ import rkf
 from rkf.errors import UsageError
 from rkf.eval.perplexity import negative_log_likelihood, perplexity
 from rkf.runtime.model import Model
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 

@@ -12,10 +12,9 @@ import zstandard
 from blake3 import blake3
 from hypothesis import strategies as st
 
-from rkf import bitpack, canonical
-from rkf.config import ModelConfig
-from rkf.directory import dense_id, ranks_id
-from rkf.format import (
+from rkf.file.writer import Writer
+from rkf.format import bitpack, canonical
+from rkf.format.constants import (
     ALIGNMENT,
     GROUP_SIZES,
     SUPERBLOCK,
@@ -24,8 +23,9 @@ from rkf.format import (
     index_bits,
     position_bytes,
 )
-from rkf.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor, from_f32, storage_dtype
-from rkf.writer import Writer
+from rkf.format.directory import dense_id, ranks_id
+from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor, from_f32, storage_dtype
+from rkf.model.config import ModelConfig
 
 CONFIG = ModelConfig(
     architecture="llama",

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import rkf
-from rkf import codec
-from rkf.archive import pack, unpack
 from rkf.errors import IntegrityError, UsageError
-from rkf.format import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES
-from rkf.matrix import ClusteredMatrix
-from rkf.verify import verify
-from rkf.writer import Writer
+from rkf.file.archive import pack, unpack
+from rkf.file.verify import verify
+from rkf.file.writer import Writer
+from rkf.format import codec
+from rkf.format.constants import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES
+from rkf.format.matrix import ClusteredMatrix
 from tests.format import build
 
 
@@ -23,7 +23,7 @@ def skewed(path: Path, rows: int, columns: int) -> Path:
     rng = np.random.default_rng(0)
     indices = np.clip(rng.normal(7.5, 2.5, (rows, columns)), 0, 15).astype(np.uint8)
     counts = np.bincount(indices.ravel(), minlength=16).astype(np.uint64)[None]
-    planes = rkf.bitpack.pack(indices, 4)
+    planes = rkf.format.bitpack.pack(indices, 4)
     centroids = np.arange(16, dtype=np.float32)[None]
     with Writer(path, metadata={}, provenance={"by": "test"}) as writer:
         writer.add("w", ClusteredMatrix((rows, columns), planes, counts, centroids, rows, "bf16"))

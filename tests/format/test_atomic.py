@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 import rkf
-from rkf.archive import pack
-from rkf.atomic import refuse_same_file, replacing
-from rkf.edit import edit
 from rkf.errors import OutputError, RkfError, UsageError
+from rkf.file.archive import pack
+from rkf.file.atomic import refuse_same_file, replacing
+from rkf.file.edit import edit
 from tests.format import build
 
 CALLS = ("write", "fsync", "replace", "truncate", "lseek", "copy_file_range", "pread")

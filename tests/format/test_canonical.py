@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rkf import canonical
 from rkf.errors import StructureError, UsageError
-from rkf.format import MAX_CONTAINERS, MAX_DEPTH, MAX_DIRECTORY_BYTES
+from rkf.format import canonical
+from rkf.format.constants import MAX_CONTAINERS, MAX_DEPTH, MAX_DIRECTORY_BYTES
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: x != 0 or str(x) == "0.0")
 SCALARS = st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | FLOATS | st.text() | st.binary()

@@ -14,12 +14,12 @@ import pytest
 import zstandard
 
 import rkf
-from rkf.archive import pack
-from rkf.container import Container
 from rkf.errors import IntegrityError, RkfError, StructureError, UsageError
-from rkf.format import ALIGNMENT, KIND_MODEL
-from rkf.matrix import ClusteredMatrix, DenseTensor
-from rkf.writer import Writer
+from rkf.file.archive import pack
+from rkf.file.container import Container
+from rkf.file.writer import Writer
+from rkf.format.constants import ALIGNMENT, KIND_MODEL
+from rkf.format.matrix import ClusteredMatrix, DenseTensor
 from tests.format import build
 
 

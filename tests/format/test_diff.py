@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import rkf
-from rkf.archive import pack
-from rkf.diff import diff
 from rkf.errors import UsageError
-from rkf.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions
-from rkf.values import write_values
-from rkf.writer import Writer
+from rkf.file.archive import pack
+from rkf.file.diff import diff
+from rkf.file.values import write_values
+from rkf.file.writer import Writer
+from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions
 from tests.format import build
 
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def test_moved_indices_are_counted(tmp_path: Path) -> None:
     indices = MATRIX.indices()
     indices[0, 0] ^= 1
     indices[5, 39] = (int(indices[5, 39]) + 8) % 16
-    moved = changed(tmp_path, replace(MATRIX, planes=rkf.bitpack.pack(indices, 4)))
+    moved = changed(tmp_path, replace(MATRIX, planes=rkf.format.bitpack.pack(indices, 4)))
     assert (moved["indices_moved"], moved["indices_share"], moved["largest_move"]) == (2, 2 / 240, 8)
     assert moved["centroids_drifted"] == 0
     assert 0 < moved["relative_rms"] < 1

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import rkf
-from rkf import canonical
-from rkf.directory import parse_directory
 from rkf.errors import RkfError, StructureError, UnsupportedError
-from rkf.extents import Claims, Section
-from rkf.format import MAX_BLOB_BYTES, MAX_WEIGHTS, SUPERBLOCK
-from rkf.matrix import DenseTensor
-from rkf.superblock import parse_superblock
-from rkf.values import write_values
-from rkf.writer import Writer
+from rkf.file.values import write_values
+from rkf.file.writer import Writer
+from rkf.format import canonical
+from rkf.format.constants import MAX_BLOB_BYTES, MAX_WEIGHTS, SUPERBLOCK
+from rkf.format.directory import parse_directory
+from rkf.format.extents import Claims, Section
+from rkf.format.matrix import DenseTensor
+from rkf.format.superblock import parse_superblock
 from tests.format import build
 
 Change = Callable[[dict[str, Any]], Any]
@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     with Writer(path, metadata={"note": 1}, provenance={}) as writer:
         affine = build.affine(rng, 8, 40, "group 32", a="f16", b="f32")
         writer.add("a", build.clustered(rng, (8, 40), 16, affine=affine, exceptions=3), {"error": 1})
-        writer.add("b", rkf.matrix.Alias("a"))
+        writer.add("b", rkf.format.matrix.Alias("a"))
         writer.add("c", DenseTensor("f16", np.ones(5, "<f2")))
         writer.add("d", build.clustered(rng, (3, 4, 7), 5, rows_per_table=5))
         writer.blob("tokenizer.json", b"{}")

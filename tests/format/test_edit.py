@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import rkf
-from rkf.edit import edit
 from rkf.errors import OutputError, StructureError, UsageError
-from rkf.values import write_values
-from rkf.writer import Writer
+from rkf.file.edit import edit
+from rkf.file.values import write_values
+from rkf.file.writer import Writer
 from tests.format import build
 
 
@@ -106,14 +106,14 @@ def test_without_copy_file_range_the_bytes_are_the_same(path: Path, monkeypatch:
 
 def test_a_file_replaced_meanwhile_is_refused(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = build.write_model(tmp_path / "other.rkf", seed=1)
-    opened = rkf.edit.open_file
+    opened = rkf.file.edit.open_file
 
     def replaced(name: Path) -> Any:
         container = opened(name)
         os.replace(other, path)  # noqa: PTH105
         return container
 
-    monkeypatch.setattr(rkf.edit, "open_file", replaced)
+    monkeypatch.setattr(rkf.file.edit, "open_file", replaced)
     with pytest.raises(OutputError, match="replaced by another process"):
         edit(path)
     with rkf.open(path) as container:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import rkf
-from rkf.archive import pack
 from rkf.errors import UsageError
-from rkf.footprint import coded_bits, footprint
-from rkf.matrix import ClusteredMatrix, DenseTensor
-from rkf.values import write_values
-from rkf.writer import Writer
+from rkf.file.archive import pack
+from rkf.file.footprint import coded_bits, footprint
+from rkf.file.values import write_values
+from rkf.file.writer import Writer
+from rkf.format.matrix import ClusteredMatrix, DenseTensor
 from tests.format import build
 
 
@@ -42,7 +42,7 @@ def test_every_byte_is_counted_once(path: Path) -> None:
     widths = {4: "ranks_4bit", 2: "ranks_2bit", 1: "ranks_1bit"}
     planes: Counter[str] = Counter()
     for matrix in matrices:
-        for plane, width in zip(matrix.planes, rkf.format.plane_bits(matrix.bits), strict=True):
+        for plane, width in zip(matrix.planes, rkf.format.constants.plane_bits(matrix.bits), strict=True):
             planes[widths[width]] += plane.nbytes
     assert {key: sections[key] for key in widths.values()} == planes
     json.dumps(ledger)
@@ -50,7 +50,7 @@ def test_every_byte_is_counted_once(path: Path) -> None:
 
 def test_bits_per_weight(path: Path) -> None:
     ledger = footprint(path)
-    tensors = [tensor for _, tensor in build.model_tensors() if not isinstance(tensor, rkf.matrix.Alias)]
+    tensors = [tensor for _, tensor in build.model_tensors() if not isinstance(tensor, rkf.format.matrix.Alias)]
     clustered = sum(math.prod(t.shape) for t in tensors if isinstance(t, ClusteredMatrix))
     weights = sum(math.prod(t.shape) for t in tensors)
     assert (ledger["weights"], ledger["clustered_weights"]) == (weights, clustered)
@@ -77,7 +77,7 @@ def test_an_estimate_beside_the_real_archive(tmp_path: Path) -> None:
     indices = np.clip(rng.normal(7.5, 2.5, (512, 512)), 0, 15).astype(np.uint8)
     counts = np.bincount(indices.ravel(), minlength=16).astype(np.uint64)[None]
     matrix = ClusteredMatrix(
-        (512, 512), rkf.bitpack.pack(indices, 4), counts, np.arange(16, dtype=np.float32)[None], 512, "bf16"
+        (512, 512), rkf.format.bitpack.pack(indices, 4), counts, np.arange(16, dtype=np.float32)[None], 512, "bf16"
     )
     with Writer(tmp_path / "m.rkf", metadata={}, provenance={}) as writer:
         writer.add("w", matrix)

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from rkf import bitpack
-from rkf.format import index_bits, plane_bits
-from rkf.matrix import Affine, ClusteredMatrix, Exceptions
-from rkf.prefix import coarser, within
+from rkf.file.prefix import coarser, within
+from rkf.format import bitpack
+from rkf.format.constants import index_bits, plane_bits
+from rkf.format.matrix import Affine, ClusteredMatrix, Exceptions
 
 
 def matrix(k, tables=2):

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rkf
-from rkf.archive import pack, unpack
-from rkf.matrix import ClusteredMatrix, DenseTensor, to_f32
-from rkf.writer import Writer
+from rkf.file.archive import pack, unpack
+from rkf.file.writer import Writer
+from rkf.format.matrix import ClusteredMatrix, DenseTensor, to_f32
 from tests.format import build
 
 NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rkf.errors import NotRkfError, RkfError, StructureError, UnsupportedError
-from rkf.format import KIND_PART, MAGIC, MAX_DIRECTORY_BYTES, SUPERBLOCK, SUPERBLOCK_BYTES
-from rkf.superblock import parse_superblock
+from rkf.format.constants import KIND_PART, MAGIC, MAX_DIRECTORY_BYTES, SUPERBLOCK, SUPERBLOCK_BYTES
+from rkf.format.superblock import parse_superblock
 from tests.format import build
 
 FIELDS = ("magic", "major", "minor", "kind", "required", "optional", "offset", "length", "bytes", "hash", "reserved")

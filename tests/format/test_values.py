@@ -10,10 +10,10 @@ import pytest
 
 import rkf
 from rkf.errors import BindingError, IntegrityError, OutputError, UsageError
-from rkf.format import KIND_VALUES
-from rkf.matrix import Affine, ClusteredMatrix, DenseTensor, MatrixValues
-from rkf.values import write_values
-from rkf.writer import Writer
+from rkf.file.values import write_values
+from rkf.file.writer import Writer
+from rkf.format.constants import KIND_VALUES
+from rkf.format.matrix import Affine, ClusteredMatrix, DenseTensor, MatrixValues
 from tests.format import build
 
 NAME = "model.layers.0.mlp.up_proj.weight"

@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 import rkf
-from rkf import verify as verify_module
-from rkf.archive import pack
 from rkf.cli import cli
 from rkf.errors import SemanticsError, UsageError
-from rkf.matrix import Affine, ClusteredMatrix, DenseTensor, Exceptions
-from rkf.values import write_values
-from rkf.verify import verify
-from rkf.writer import Writer
+from rkf.file import verify as verify_module
+from rkf.file.archive import pack
+from rkf.file.values import write_values
+from rkf.file.verify import verify
+from rkf.file.writer import Writer
+from rkf.format.matrix import Affine, ClusteredMatrix, DenseTensor, Exceptions
 from tests.format import build
 
 
@@ -60,7 +60,7 @@ def test_blocks_of_rows_see_every_weight(monkeypatch: pytest.MonkeyPatch, block:
 def with_index(tensor: ClusteredMatrix, row: int, column: int, index: int) -> ClusteredMatrix:
     indices = tensor.indices()
     indices[row, column] = index
-    return replace(tensor, planes=rkf.bitpack.pack(indices, tensor.bits))
+    return replace(tensor, planes=rkf.format.bitpack.pack(indices, tensor.bits))
 
 
 def with_counts(tensor: ClusteredMatrix, table: int, rank: int, change: int) -> ClusteredMatrix:
@@ -114,7 +114,7 @@ def test_exceptions_may_hide_an_overflow(tmp_path: Path) -> None:
     indices[0, 9] = 1
     hidden = replace(
         tensor,
-        planes=rkf.bitpack.pack(indices, 1),
+        planes=rkf.format.bitpack.pack(indices, 1),
         counts=np.array([[63, 1]], np.uint64),
         centroids=np.array([[0, 3e38]], np.float32),
         affine=Affine("tensor", None, np.array([2], np.float32)),

@@ -12,8 +12,8 @@ import pytest
 
 import rkf
 from rkf.errors import StructureError, UsageError
-from rkf.matrix import Affine, Alias, DenseTensor, Exceptions
-from rkf.writer import Writer
+from rkf.file.writer import Writer
+from rkf.format.matrix import Affine, Alias, DenseTensor, Exceptions
 from tests.format import build
 
 MATRIX = build.clustered(np.random.default_rng(0), (6, 40), 16, rows_per_table=3, exceptions=4, dtype="f32")

@@ -16,7 +16,7 @@ import atheris
 
 with atheris.instrument_imports(include=["rkf"]):
     from rkf.errors import RkfError
-    from rkf.verify import verify
+    from rkf.file.verify import verify
 
 from tests.hostile.mutations import damaged
 from tests.spec.document import VECTORS

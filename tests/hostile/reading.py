@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rkf
-from rkf.container import Container
 from rkf.errors import (
     BindingError,
     IntegrityError,
@@ -18,6 +17,7 @@ from rkf.errors import (
     StructureError,
     UnsupportedError,
 )
+from rkf.file.container import Container
 from tests.hostile import strict
 
 Weights = dict[str, NDArray[np.float32]]

@@ -16,11 +16,11 @@ import pytest
 from blake3 import blake3
 
 import rkf
-from rkf.archive import pack
 from rkf.errors import IntegrityError
-from rkf.format import ZSTD_CHUNK_BYTES
-from rkf.matrix import ClusteredMatrix
-from rkf.writer import Writer
+from rkf.file.archive import pack
+from rkf.file.writer import Writer
+from rkf.format.constants import ZSTD_CHUNK_BYTES
+from rkf.format.matrix import ClusteredMatrix
 from tests.hostile import strict
 from tests.hostile.forge import mutate
 from tests.hostile.test_refusals import CASES, LEVELS

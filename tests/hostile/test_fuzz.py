@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rkf.errors import SemanticsError
-from rkf.verify import verify
+from rkf.file.verify import verify
 from tests.hostile.mutations import damaged
 from tests.hostile.reading import Weights, outcome, reference_outcome
 from tests.spec.document import VECTORS

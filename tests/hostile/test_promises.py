@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rkf.errors import UnsupportedError
-from rkf.verify import verify
+from rkf.file.verify import verify
 from tests.format.build import write_model
 from tests.hostile.forge import mutate
 from tests.hostile.reading import read_all

@@ -11,7 +11,7 @@ import pytest
 
 import rkf
 from rkf.errors import BindingError, IntegrityError, NotRkfError, StructureError
-from rkf.verify import verify
+from rkf.file.verify import verify
 from tests.hostile import strict
 from tests.hostile.cases import DIRECTORIES, NOT_RKF, SECTIONS, SUPERBLOCKS, Case
 from tests.hostile.file_cases import BINDINGS, MODELS, VALUES, ZSTD

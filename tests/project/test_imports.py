@@ -1,35 +1,36 @@
-"""Imports point one way (docs/architecture.md), and only the CLI reaches everything."""
+"""Imports point one way (docs/architecture.md), only the CLI reaches everything, and no name is taken twice."""
 
 import ast
+from collections import Counter
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = {"rkf": ROOT / "rkf", "rkf.runtime": ROOT / "runtime", "rkf.converters": ROOT / "converters"}
+FOLDERS = {"rkf": ROOT / "rkf", "rkf.runtime": ROOT / "runtime", "rkf.converters": ROOT / "converters"}
 
-# Layer -> the layers it may import. MEMBERS: the layer of a module and of all below it; any other is "container".
+# Room -> the rooms it may import beside itself. Only the commands reach everything.
+FILE = {"base", "model", "format", "file"}
 MAY = {
-    "base": {"base"},
-    "matrix": {"base", "matrix"},
-    "container": {"base", "matrix", "container"},
-    "cluster": {"base", "matrix", "container", "cluster"},
-    "converters": {"base", "matrix", "container", "cluster", "converters"},
-    "torch": {"base", "matrix", "container", "torch"},
-    "runtime": {"base", "matrix", "container", "torch", "runtime"},
-    "eval": {"base", "matrix", "container", "torch", "runtime", "eval"},
+    "base": set(),
+    "model": {"base"},
+    "format": {"base", "model"},
+    "file": {"base", "model", "format"},
+    "text": FILE,
+    "cluster": FILE,
+    "converters": FILE | {"text", "cluster"},
+    "calibrate": FILE | {"text"},
+    "torch": FILE,
+    "runtime": FILE | {"text", "torch"},
+    "eval": FILE | {"text", "runtime"},
+    "tune": FILE | {"text", "calibrate", "torch", "runtime"},
+    "study": FILE | {"text", "calibrate", "runtime", "eval"},
 }
-MEMBERS = {
-    **dict.fromkeys(("rkf._version", "rkf.errors", "rkf.format", "rkf.cache", "rkf.fields"), "base"),
-    **dict.fromkeys(("rkf.matrix", "rkf.bitpack", "rkf.config"), "matrix"),
-    "rkf.cluster": "cluster",
-    "rkf.converters": "converters",
-    "rkf.runtime": "runtime",
-    "rkf.torch": "torch",
-    **dict.fromkeys(("rkf.calibration", "rkf.eval", "rkf.study", "rkf.tune"), "eval"),
-    **dict.fromkeys(("rkf.cli", "rkf.__main__", "rkf.commands"), "cli"),
-}
+# Two modules of format lie below it: a model's configuration is read with them, and a directory holds one.
+BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache", "rkf.format", "rkf.format.constants", "rkf.format.fields"}
+COMMANDS = {"rkf.cli", "rkf.__main__"}
 HEAVY = {"numba", "torch", "llvmlite", "transformers", "matplotlib", "safetensors", "gguf", "huggingface_hub", "tqdm"}
 
 
@@ -37,18 +38,16 @@ HEAVY = {"numba", "torch", "llvmlite", "transformers", "matplotlib", "safetensor
 def modules():
     """Name -> file of every module."""
     found = {}
-    for room, folder in ROOMS.items():
+    for package, folder in FOLDERS.items():
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
-            found[".".join([room, *(part for part in parts if part != "__init__")])] = path
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
     return found
 
 
-def layer(module):
-    if module == "rkf":
-        return "base"
-    found = [name for name in MEMBERS if f"{module}.".startswith(f"{name}.")]
-    return MEMBERS[max(found, key=len)] if found else "container"
+def room(module):
+    """rkf.format.matrix -> format"""
+    return "base" if module in BASE else "commands" if module in COMMANDS else module.split(".")[1]
 
 
 def imports(module):
@@ -74,11 +73,29 @@ def inside(tree, chosen):
 
 @pytest.mark.parametrize("module", modules())
 def test_imports_point_one_way(module):
-    own = layer(module)
-    reached = {name for name, _ in imports(module) if name.partition(".")[0] == "rkf"}
-    assert own == "cli" or not {name for name in reached if layer(name) not in MAY[own]}
+    own = room(module)
+    reached = {room(name) for name, _ in imports(module) if name.partition(".")[0] == "rkf"}
+    assert own == "commands" or not reached - MAY[own] - {own}
 
 
-@pytest.mark.parametrize("module", [n for n in modules() if layer(n) in ("base", "matrix", "container", "cli")])
+def test_the_ways_are_no_circle():
+    TopologicalSorter(MAY).prepare()
+
+
+@pytest.mark.parametrize("module", [n for n in modules() if room(n) in ("base", "model", "format", "file", "commands")])
 def test_what_info_needs_imports_nothing_heavy(module):
     assert not {name.partition(".")[0] for name, at_import in imports(module) if at_import} & HEAVY
+
+
+def test_no_two_modules_share_a_name():
+    assert not repeated(path.stem for path in modules().values() if path.stem != "__init__")
+
+
+def test_no_two_public_classes_share_a_name():
+    trees = [ast.parse(path.read_text("utf-8")) for path in modules().values()]
+    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert not repeated(name for name in classes if not name.startswith("_"))
+
+
+def repeated(names):
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,8 +1,8 @@
 """Small model files for tests: dense, or clustered by a rule."""
 
-from rkf.cluster.matrix import cluster
-from rkf.matrix import Alias, DenseTensor, from_f32
-from rkf.writer import Writer
+from rkf.cluster.clustering import cluster
+from rkf.file.writer import Writer
+from rkf.format.matrix import Alias, DenseTensor, from_f32
 from tests.runtime import tiny
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

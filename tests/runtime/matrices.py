@@ -4,12 +4,12 @@ import ctypes
 
 import numpy as np
 
-from rkf import bitpack
-from rkf.format import index_bits
-from rkf.matrix import Affine, ClusteredMatrix, Exceptions
+from rkf.format import bitpack
+from rkf.format.constants import index_bits
+from rkf.format.matrix import Affine, ClusteredMatrix, Exceptions
 from rkf.runtime import jit
-from rkf.runtime.layout import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES
-from rkf.runtime.plan import Memory, clustered
+from rkf.runtime.matrices import Memory, clustered
+from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES
 
 PRODUCT = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)
 ROW = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
@@ -54,7 +54,7 @@ def whole_activations(tokens, columns, seed=1):
 
 
 def packed(whole, level):
-    """The packed form of integers, `u8[tokens, bytes]` (layout.py), written anew in numpy."""
+    """The packed form of integers, `u8[tokens, bytes]` (structs.py), written anew in numpy."""
     tokens, columns = whole.shape
     blocks = np.pad(whole, ((0, 0), (0, -columns % BLOCK))).reshape(tokens, -1, BLOCK)
     even, odd = blocks[..., ::2], blocks[..., 1::2]

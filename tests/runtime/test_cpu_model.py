@@ -8,11 +8,11 @@ import pytest
 import rkf
 from rkf.cluster.recipe import Rule
 from rkf.errors import BindingError, ContextLengthError, UnsupportedError, UsageError
-from rkf.matrix import Alias, ClusteredMatrix
-from rkf.prefix import within
+from rkf.file.prefix import within
+from rkf.file.values import write_values
+from rkf.file.writer import Writer
+from rkf.format.matrix import Alias, ClusteredMatrix
 from rkf.runtime.cpu import CpuBackend
-from rkf.values import write_values
-from rkf.writer import Writer
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.numpy_backend import NumpyBackend

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from rkf.config import RopeScaling
+from rkf.model.config import RopeScaling
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 

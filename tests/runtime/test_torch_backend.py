@@ -9,7 +9,7 @@ from rkf.cluster.recipe import Rule
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.torch_backend import TorchBackend
-from rkf.runtime.torch_graph import Step
+from rkf.runtime.torch_graph import TokenStep
 from rkf.runtime.torch_model import Decoder, TorchCache
 from tests.runtime import tiny
 from tests.runtime.files import write_model
@@ -83,7 +83,7 @@ def test_steps_of_standing_buffers_equal_the_decoder(tmp_path, window):
         expected = decoder.head(decoder(torch.from_numpy(IDS)[None])[0])
         cache = TorchCache(config, 1, 256, decoder.norm.weight)
         decoder(torch.from_numpy(IDS[:100])[None], cache)
-        step = Step(decoder, cache)
+        step = TokenStep(decoder, cache)
         for position in range(100, 150):
             step.place(int(IDS[position]), position)
             for _ in range(2):  # as a capture does: again makes no difference

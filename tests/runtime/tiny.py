@@ -4,9 +4,9 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from rkf.config import ModelConfig
-from rkf.matrix import Alias, DenseTensor
-from rkf.writer import Writer
+from rkf.file.writer import Writer
+from rkf.format.matrix import Alias, DenseTensor
+from rkf.model.config import ModelConfig
 
 CORPUS = [
     "The capital of France is Paris, and the river that runs through it is the Seine.",

@@ -1,4 +1,4 @@
-"""The specification says what rkf/format.py and rkf/config.py say; its example is the vector."""
+"""The specification says what rkf/format/constants.py and rkf/model/config.py say; its example is the vector."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 import struct
 from dataclasses import fields
 
-from rkf import format as rkf_format
-from rkf.config import ARCHITECTURES, ModelConfig, RopeScaling
-from rkf.extents import SECTION_KINDS
+from rkf.format import constants as rkf_format
+from rkf.format.extents import SECTION_KINDS
+from rkf.model.config import ARCHITECTURES, ModelConfig, RopeScaling
 from tests.spec.document import SPEC, VECTORS, code, hexdump, table
 
 SPEC_TYPES = {"u16": "H", "u32": "I", "u64": "Q", "u8[8]": "8s", "u8[32]": "32s"}

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 import rkf
-from rkf.format import plane_bits
-from rkf.matrix import ClusteredMatrix
-from rkf.prefix import coarser
+from rkf.file.prefix import coarser
+from rkf.format.constants import plane_bits
+from rkf.format.matrix import ClusteredMatrix
 from tests.spec import reference
 from tests.spec.document import SPEC, VECTORS
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rkf.matrix import ascending
+from rkf.format.matrix import ascending
+from rkf.study.changes import compared, matched, moments
 from rkf.study.interpolate import path
-from rkf.study.moments import compared, matched, moments
 from rkf.study.preserve import DRAWS, MAPS
 from rkf.study.scramble import PARTIAL, blocks, permuting, reverse, swap, whole, within
 from rkf.study.subject import generator

@@ -9,8 +9,8 @@ import pytest
 import rkf
 from rkf.eval import reference
 from rkf.study import trace
+from rkf.study.changes import moments
 from rkf.study.drift import _clear, ordered, steps, survivors
-from rkf.study.moments import moments
 from rkf.study.subject import clustered_in_layers
 from tests.study.conftest import CONFIG
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.generate import Generation, Limits, Session, StopStrings
 from rkf.runtime.sampling import Sampling
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 

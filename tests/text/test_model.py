@@ -6,7 +6,7 @@ import pytest
 import rkf
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.model import Model
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 

@@ -8,8 +8,8 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from rkf.errors import UnsupportedError, UsageError
-from rkf.runtime import template
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text import template
+from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 
 MESSAGES = [
@@ -108,7 +108,7 @@ BOMBS = {
 
 
 def test_limits_that_are_lower_already_stay():
-    render = "from rkf.runtime import template; print(template.render('{{ 1 + 1 }}', [], special_tokens={}))"
+    render = "from rkf.text import template; print(template.render('{{ 1 + 1 }}', [], special_tokens={}))"
     command = f'ulimit -t {template.CPU_SECONDS - 1}; exec "{sys.executable}" -c "{render}"'
     assert subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout == "2\n"
 

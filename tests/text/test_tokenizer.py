@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rkf.errors import StructureError, UsageError
-from rkf.runtime.tokenizer import Tokenizer
+from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 
 BYTE_LEVEL = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), tiny.config())

@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton", reason="Triton is published for Linux alo
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from rkf.torch import fused, kernels  # noqa: E402
+from rkf.torch import fused, triton_kernels  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def test_products_of_the_kernels():
 @pytest.mark.parametrize("name,blocks", [("matvec", fused._MATVEC), ("matmul", {"BLOCK_T": 16, **fused._MATMUL})])
 def test_kernels_compile_for_a_gpu(name, blocks):
     """The interpreter takes more than the compiler does. No GPU is needed to compile for one."""
-    kernel = getattr(kernels, name)
+    kernel = getattr(triton_kernels, name)
     fixed = {"W0": 4, "W1": 1, "W2": 0, "HAS_A": True, "HAS_B": True, "HAS_BIAS": True, **blocks}
     floats, words = dict.fromkeys(("tables", "a", "b", "deltas"), "*fp32"), {"plane0": "*i32", "plane1": "*u8"}
     kinds = {"x": "*bf16", "y": "*bf16", "bias": "*bf16", "starts": "*i32", "columns_of": "*i32", "plane2": "*fp32"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rkf.torch import ClusteredEmbedding, ClusteredLinear, layers
+from rkf.torch import ClusteredEmbedding, ClusteredLinear, clustered_layers
 from tests.runtime.matrices import random_matrix
 
 FORMS = [
@@ -17,7 +17,7 @@ FORMS = [
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(layers, "_TILE_WEIGHTS", 128)  # so that a small matrix has several
+    monkeypatch.setattr(clustered_layers, "_TILE_WEIGHTS", 128)  # so that a small matrix has several
 
 
 def whole(weight):

@@ -7,9 +7,9 @@ import torch
 import rkf
 from rkf.cluster.recipe import Rule
 from rkf.errors import UsageError
-from rkf.matrix import MatrixValues
+from rkf.file.values import write_values
+from rkf.format.matrix import MatrixValues
 from rkf.torch import ClusteredEmbedding, ClusteredLinear, load_into
-from rkf.values import write_values
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.test_numpy_backend import reference

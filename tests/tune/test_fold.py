@@ -13,11 +13,11 @@ import rkf
 from rkf.cli import cli
 from rkf.cluster.recipe import Rule
 from rkf.errors import OutputError
-from rkf.fold import fold
-from rkf.matrix import Affine, MatrixValues
-from rkf.tune import run
-from rkf.values import write_values
-from rkf.verify import verify
+from rkf.file.fold import fold
+from rkf.file.values import write_values
+from rkf.file.verify import verify
+from rkf.format.matrix import Affine, MatrixValues
+from rkf.tune import tuning
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.test_numpy_backend import reference
@@ -63,7 +63,7 @@ def arguments(source, out, *more):
 
 
 def test_convert_and_tune_in_one_go(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(run, "SEQUENCES", 6)
+    monkeypatch.setattr(tuning, "SEQUENCES", 6)
     out = tmp_path / "out.rkf"
     own = tmp_path / "out.rkf.tuned" / "notes"  # a user's
     own.parent.mkdir()
@@ -95,7 +95,7 @@ def test_the_source_is_not_overwritten(source):
 
 
 def test_an_earlier_output_among_the_sources_files_is_no_source(source, monkeypatch):
-    monkeypatch.setattr(run, "SEQUENCES", 6)
+    monkeypatch.setattr(tuning, "SEQUENCES", 6)
     out = source / "model.rkf"
     out.write_bytes(b"of an earlier conversion")
     done = CliRunner().invoke(cli, arguments(source, out, "--calibrate", "none", "--tune", "0.02", "--force"))

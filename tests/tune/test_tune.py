@@ -5,15 +5,15 @@ import pytest
 import torch
 
 import rkf
-from rkf.cluster.matrix import cluster
+from rkf.cluster.clustering import cluster
 from rkf.cluster.recipe import Rule
 from rkf.errors import CorruptError, OutputError, UsageError
-from rkf.fold import fold
-from rkf.matrix import DenseTensor, MatrixValues
+from rkf.file.fold import fold
+from rkf.file.values import write_values
+from rkf.format.matrix import DenseTensor, MatrixValues
 from rkf.torch import ClusteredWeight
-from rkf.tune import run, tune
+from rkf.tune import tune, tuning
 from rkf.tune.live import LiveValues
-from rkf.values import write_values
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 
@@ -73,7 +73,7 @@ def test_a_factor_a_row(tmp_path, files):
 
 
 def test_text_sampled_from_the_reference(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(run, "SEQUENCES", 6)
+    monkeypatch.setattr(tuning, "SEQUENCES", 6)
     dense, _ = files
     report = tune(clustered(tmp_path), dense, tmp_path / "tuned.rkv", minutes=0.02)
     assert report["kld"] < report["kld_before"]

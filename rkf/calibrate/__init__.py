@@ -1,0 +1,1 @@
+"""Whose text a conversion is suited to, and what a model in numpy says of it."""

@@ -1,0 +1,187 @@
+"""Calibration of a checkpoint: whose text, and how its tokens are kept. Joins the tokenizer and the runtime's passes.
+
+By default the source model writes the text itself: no corpus is needed, and any language or domain it knows is there.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any, Protocol
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from rkf.calibrate import narrow, passes, sensitivity
+from rkf.errors import UsageError
+from rkf.file.atomic import replacing
+from rkf.format.matrix import F32, DenseTensor
+from rkf.model.config import ModelConfig
+from rkf.text.tokenizer import Tokenizer
+
+U32 = NDArray[np.uint32]
+
+# Of a text from a file, and of what is written.
+SEQUENCES, CTX = 32, 512
+WRITTEN, WRITTEN_CTX = 128, 128
+# Every other text loses its first tokens, for as many at its end: it begins in the midst, as a user's may. The first
+# token takes massive activations, and it should not always be BOS.
+_LOST = WRITTEN_CTX // 4
+_MAGIC = b"PK"  # of npz
+# Half of the texts begin with BOS alone, a quarter as an answer in a chat, a quarter with one of these.
+_QUESTIONS = (
+    "Who was the most important scientist of the last century, and why?",
+    "Write a short story about a lighthouse.",
+    "Explain how a bicycle stays upright.",
+    "Write a Python function that merges two sorted lists.",
+    "What happened in Europe in 1848?",
+    "Summarise the rules of football.",
+    "How do I cook rice?",
+    "Translate 'good morning' into five languages.",
+)
+_BEGINNINGS = ("The", "In 19", "It was", "= ", "# ", "def ", "According to", "1. ")
+
+
+class CalibrationSource(Protocol):
+    """What calibration needs of a source (`rkf.converters.source.Source`)."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+    @property
+    def tokenizer_json(self) -> bytes: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    def read(self, name: str) -> DenseTensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or the name of a file; measured: kept losses."""
+
+    source: CalibrationSource
+    tokens: U32
+    origin: str
+    measured: Mapping[str, float] | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return _provenance(self.origin, self.tokens.shape, blake3(self.tokens.astype("<u4").tobytes()).hexdigest())
+
+    def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
+        return passes.moments(self.source.config, _reader(self.source), self.tokens)
+
+    def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
+        """Kept ones, else what `coarse` costs (`rkf.calibrate.sensitivity`)."""
+        return self.measured or sensitivity.losses(self.source.config, _reader(self.source), coarse, self.tokens)
+
+    @property
+    def frequent(self) -> NDArray[np.int64]:
+        """All tokens of the vocabulary, the most frequent of the text first."""
+        counts = np.bincount(self.tokens.reshape(-1), minlength=self.source.config.vocab_size)
+        return np.argsort(-counts, kind="stable")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrate:
+    """Makes a Calibration: with text that the model writes, from a text file, or from one kept by `save`."""
+
+    text: Path | None = None
+    progress: Callable[[int, int], None] | None = None  # of the writing: (tokens done, tokens in all) of a sequence
+
+    @property
+    def announced(self) -> dict[str, Any]:
+        """The provenance to come, but for the hash."""
+        if self.text is None:
+            return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64)
+        return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64)
+
+    def __call__(self, source: CalibrationSource, folder: Path | None = None) -> Calibration:
+        """folder: for a temporary file of the source's size in 16 bits; the system's own by default.
+
+        Raises UsageError for a text that is not UTF-8 or shorter than one sequence, OutputError for no space left.
+        """
+        if self.text is None:
+            return Calibration(source, self_written(source, folder, self.progress), "self")
+        data = self.text.read_bytes()
+        if data.startswith(_MAGIC):
+            return _loaded(data, self.text, source)
+        return Calibration(source, _cut(data, self.text, source), self.text.name)
+
+
+def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = False) -> None:
+    """Keep a calibration: a zip of arrays (numpy's npz, no pickles), `tokens`, and by matrix `names` and `losses`."""
+    packed = io.BytesIO()
+    np.savez(packed, tokens=tokens, names=np.array(sorted(losses), np.str_), losses=[losses[n] for n in sorted(losses)])
+    with replacing(path, force) as output:
+        output.write(packed.getbuffer())
+
+
+def self_written(
+    source: CalibrationSource, folder: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> U32:
+    """WRITTEN texts of the model's own, u32[WRITTEN, WRITTEN_CTX]: the same for the same weights."""
+    ctx = min(WRITTEN_CTX + _LOST, source.config.context_length)
+    beginnings = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))
+    begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # each is cut once and once not
+    with narrow.mapped(folder or Path(gettempdir())) as keep:
+        text = passes.write_text(source.config, _reader(source), begun, ctx=ctx, keep=keep, progress=progress)
+    text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
+    return text[:, : ctx - _LOST]
+
+
+def prompts(config: ModelConfig, tokenizer: Tokenizer) -> list[list[int]]:
+    """How each text begins."""
+    start = [] if config.bos_id is None else [config.bos_id]
+    start = start or list(config.eos_ids[:1]) or [0]
+    plain = [start + tokenizer.encode(text, bos=False) for text in _BEGINNINGS]
+    chats = plain
+    if tokenizer.template is not None:
+        rendered = [tokenizer.render([{"role": "user", "content": question}]) for question in _QUESTIONS]
+        chats = [tokenizer.encode(text, bos=False) for text in rendered]
+    return [start] * (len(chats) + len(plain)) + chats + plain
+
+
+def _cut(data: bytes, path: Path, source: CalibrationSource) -> U32:
+    """The first SEQUENCES sequences of a text's tokens, spread over all of it."""
+    try:
+        ids = Tokenizer(source.tokenizer_json, source.config).encode(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected UTF-8 text, or tokens that `rkf calibrate` kept: {error}") from error
+    ctx = min(CTX, source.config.context_length)
+    available = len(ids) // ctx
+    if not available:
+        raise UsageError(f"{path}: {len(ids)} tokens; expected {ctx} at least, and {SEQUENCES * ctx} to do well")
+    chosen = np.unique(np.linspace(0, available - 1, SEQUENCES).astype(int))
+    return np.array([ids[i * ctx : (i + 1) * ctx] for i in chosen], np.uint32)
+
+
+def _loaded(data: bytes, path: Path, source: CalibrationSource) -> Calibration:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not a calibration that `rkf calibrate` kept: {error}") from error
+    if tokens.ndim != 2 or not tokens.size or tokens.dtype != np.uint32:
+        raise UsageError(f"{path}: damaged: expected u32 sequences of tokens, got {tokens.dtype} {tokens.shape}")
+    matrices = {name for name, spec in source.tensors.items() if len(spec.shape) > 1}
+    if tokens.max() >= source.config.vocab_size or set(names) not in (set(), matrices) or len(names) != len(losses):
+        raise UsageError(f"{path}: kept for another model than {source.config.architecture}")
+    return Calibration(source, tokens, path.name, dict(zip(names, losses, strict=True)))
+
+
+def _reader(source: CalibrationSource) -> passes.Read:
+    def read(name: str) -> F32 | None:
+        return source.read(name).decode() if name in source.tensors else None
+
+    return read
+
+
+def _provenance(origin: str, shape: tuple[int, ...], digest: str) -> dict[str, Any]:
+    return {"ctx": shape[1], "origin": origin, "sequences": shape[0], "tokens_blake3": digest}

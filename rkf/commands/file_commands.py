@@ -1,0 +1,134 @@
+"""`rkf info`, `footprint`, `verify`, `diff`, `pack`, `unpack`: what is in a file. Nothing here needs numba."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rkf.commands.options import VALUES
+from rkf.commands.output import print_json, print_map, print_table, printable, progress_bar, reporter, size
+
+MODEL = click.argument("model", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
+
+
+@click.command()
+@MODEL
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@JSON
+def info(model: Path, tensors: bool, as_json: bool) -> None:
+    """Say what a file holds. Reads its directory alone: `rkf verify` checks the rest."""
+    from rkf.file.container import open_file
+    from rkf.file.describe import describe
+
+    with open_file(model, check="structure") as container:
+        description = describe(container, tensors=tensors)
+    if as_json:
+        print_json(description)
+        return
+    listed = description.pop("tensors", [])
+    print_map(description | {"file_bytes": f"{description['file_bytes']} ({size(description['file_bytes'])})"})
+    if listed:
+        click.echo()
+        print_table([("tensor", "kind", "shape", "dtype", "k", "exceptions"), *map(_row, listed)])
+
+
+def _row(tensor: dict[str, Any]) -> tuple[object, ...]:
+    shape = " x ".join(map(str, tensor["shape"]))
+    note = f"alias of {tensor['target']}" if "target" in tensor else tensor["kind"]
+    return tensor["name"], note, shape, tensor["dtype"], tensor.get("k", ""), tensor.get("exceptions", "")
+
+
+@click.command()
+@MODEL
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@JSON
+def footprint(model: Path, source: Path | None, as_json: bool) -> None:
+    """Account for every byte of a file. SOURCE, what it was made from, gives the ratio."""
+    from rkf.file.footprint import footprint as measure
+
+    ledger = measure(model, source)
+    if as_json:
+        print_json(ledger)
+        return
+    sections, widths = ledger.pop("sections"), ledger.pop("widths")
+    print_map(ledger)
+    click.echo()
+    print_table(
+        [("bytes of", "", "share"), *((key, n, f"{n / ledger['file_bytes']:.2%}") for key, n in sections.items())]
+    )
+    if widths:
+        click.echo()
+        print_table([tuple(widths[0]), *(tuple(row.values()) for row in widths)])
+
+
+@click.command()
+@MODEL
+@VALUES
+def verify(model: Path, values: Path | None) -> None:
+    """Check a file wholly.
+
+    Structure, every hash, every index and weight. Exit code 3: corrupt, 4: unsupported, 5: not an rkf file.
+    """
+    from rkf.file.verify import verify as check
+
+    with progress_bar("verify", "tensor") as bar:
+        report = check(model, values=values, progress=lambda name: bar.update())
+    click.echo(
+        f"{printable(model)}: whole and sound: {report.tensors} tensors, {report.clustered} of them clustered, "
+        f"{report.weights} weights in {size(report.file_bytes)}"
+    )
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@JSON
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Say what differs between two files.
+
+    Tensors, indices that moved, centroids that drifted, metadata.
+    """
+    from rkf.file.diff import diff as compare
+
+    difference = compare(a, b)
+    if as_json:
+        print_json(difference)
+    else:
+        print_map(difference)
+
+
+@click.command()
+@MODEL
+@click.argument("out", type=click.Path(path_type=Path))
+@FORCE
+def pack(model: Path, out: Path, force: bool) -> None:
+    """Compress a file for storing, losslessly.
+
+    The same model with its planes stored in zstd; it runs too, but is decoded into memory then.
+    """
+    from rkf.file.archive import pack as archive
+
+    with progress_bar("pack", "B") as bar:
+        archive(model, out, force=force, progress=reporter(bar))
+    _sizes(model, out)
+
+
+@click.command()
+@MODEL
+@click.argument("out", type=click.Path(path_type=Path))
+@FORCE
+def unpack(model: Path, out: Path, force: bool) -> None:
+    """Undo `rkf pack`, byte for byte."""
+    from rkf.file.archive import unpack as restore
+
+    with progress_bar("unpack", "B") as bar:
+        restore(model, out, force=force, progress=reporter(bar))
+    _sizes(model, out)
+
+
+def _sizes(source: Path, out: Path) -> None:
+    click.echo(f"{printable(out)}: {size(out.stat().st_size)}, from {size(source.stat().st_size)}", err=True)

@@ -1,0 +1,110 @@
+"""`rkf study`: what a model becomes when its centroids are changed on purpose."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rkf.commands.convert import calibration
+from rkf.commands.output import print_json, printable, progress_bar
+from rkf.errors import UsageError
+from rkf.text.reading import read_text
+
+NAMES = ("sweep", "scramble", "preserve", "drift", "interpolate")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(NAMES))
+@click.argument("model")
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
+)
+@click.option("--reference", type=click.Path(path_type=Path), help="Whose predictions count. Default: MODEL's own.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Repeats of a random change.")
+@click.option("--layers", metavar="0,4-7", help="Change these layers only. Default: all.")
+@click.option("--windows", type=click.IntRange(1), default=8, show_default=True, help="Windows of the text.")
+@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
+@click.option("--k", "ks", metavar="4,8,16", help="Of a sweep. Default: powers of two from 4 to 256.")
+@click.option("--calibrate", metavar="self|FILE", help="Of a sweep: also convert with calibration on this text.")
+@click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
+@click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON.")
+def study(name: str, model: str, out: Path, text: Path, layers: str | None, as_json: bool, **options: Any) -> None:
+    """Change centroids on purpose and measure what becomes of the model.
+
+    NAME: scramble (values under other ranks), preserve (other values, ranks in order), drift (layer after layer),
+    interpolate (the straight path to changed values); MODEL is an rkf file. Or sweep (every K, and which matrix
+    collapses); MODEL is a checkpoint. OUT: a folder for results.json, results.csv, report.md, report.html, figures, and
+    the values file of every trial, for `rkf run MODEL --values`. A study that was interrupted goes on from what OUT
+    holds; more seeds extend it. Needs matplotlib.
+    """
+    with progress_bar(name, "trial") as bar:
+
+        def show(trial: str, done: int, total: int) -> None:
+            bar.set_postfix_str(trial)
+            bar.total = total
+            bar.update(done - bar.n)
+
+        common = {"text": read_text(text), "layers": numbers(layers, "layers"), "progress": show, **options}
+        rows = _sweep(model, out, **common) if name == "sweep" else _change(name, model, out, **common)
+    if as_json:
+        print_json(rows)
+    else:
+        click.echo(f"{printable(out / 'report.html')}: {len(rows)} trials", err=True)
+
+
+def _change(name: str, model: str, out: Path, ks: str | None, calibrate: str | None, **options: Any) -> list[Any]:
+    from rkf.study import study as run
+
+    if ks or calibrate:
+        raise UsageError(f"study {name}: --k and --calibrate are options of a sweep")
+    return run(name, model, out, **options)
+
+
+def _sweep(
+    src: str, out: Path, ks: str | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
+) -> list[Any]:
+    from rkf.calibrate.calibration import Calibrate, save
+    from rkf.converters.input_files import hash_file
+    from rkf.converters.pipeline import convert
+    from rkf.converters.pull import locate
+    from rkf.converters.source import open_source
+    from rkf.study import sweep
+
+    if reference:
+        raise UsageError("study sweep: its reference is the checkpoint: leave --reference out")
+    chosen = calibration(calibrate or "none", None)
+    text = None if chosen is None else "self" if chosen.text is None else hash_file(chosen.text)
+    source = open_source(locate(src))
+
+    def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
+        tokens = out.with_name("calibration.tok")
+        if calibrated and chosen and not tokens.exists():  # one text for every K, written once
+            save(tokens, chosen(source).tokens, {})
+        convert(src, out, recipe=recipe, k=k, calibrate=Calibrate(tokens) if calibrated else None)
+
+    return sweep(
+        out,
+        convert=converted,
+        source=source.label,
+        fingerprint=source.fingerprint,
+        calibration=text,
+        ks=numbers(ks, "k"),
+        **options,
+    )
+
+
+def numbers(text: str | None, what: str) -> list[int] | None:
+    """Numbers and ranges of them, "0,4-7"; UsageError for anything else."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise UsageError(f"{what}: expected numbers and ranges such as 0,4-7, got {text!r}")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return found

@@ -1,0 +1,1 @@
+"""Whole files: read, written, verified, compared, packed."""

@@ -1,0 +1,91 @@
+"""The archive form: the same file compressed section by section, losslessly. `unpack(pack(f)) == f`, byte for byte.
+
+Ranks are named by decoded hashes, so packing changes no identity. Knows sections, not tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import islice
+
+from rkf.errors import UsageError
+from rkf.file.atomic import refuse_same_file, replacing
+from rkf.file.container import Container, open_file
+from rkf.file.sections import SectionWriter
+from rkf.format import codec
+from rkf.format.constants import CODEC_RAW
+
+Progress = Callable[[int, int], None]  # bytes of the input that are done, bytes in all
+
+
+def pack(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write `source` with the sections that zstd makes smaller stored so; everything else stays as it is.
+
+    Raises UsageError if the file is packed already or the target exists, OutputError if it cannot be written.
+    """
+    refuse_same_file(target, source)
+    with open_file(source) as container, replacing(target, force) as out:
+        if any(section.codec != CODEC_RAW for section in container.sections):
+            raise UsageError(f"{source}: expected a file in run form, got one that is packed already")
+        writer = SectionWriter(out)
+        jobs = (
+            (chunk, section.kind)
+            for number, section in enumerate(container.sections)
+            for chunk in codec.chunks(container.stored(number))
+        )
+        frames = codec.in_order(_compressed, jobs)
+        for number, section in enumerate(container.sections):
+            packed = list(islice(frames, codec.chunk_count(section.length)))
+            if codec.saves(sum(map(len, packed)), section.length):
+                writer.add_zstd(section.kind, packed, section.length, section.hash, section.name)
+            else:
+                writer.add(section.kind, [container.stored(number)], section.name)
+            _report(progress, container, number)
+        _seal(container, writer)
+
+
+def unpack(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write `source` with every section raw: the file that `pack` was given.
+
+    Raises UsageError if the target exists, IntegrityError for a damaged section, OutputError if it cannot be written.
+    """
+    refuse_same_file(target, source)
+    with open_file(source) as container, replacing(target, force) as out:
+        writer = SectionWriter(out)
+        for number, data in enumerate(codec.in_order(container.section, range(len(container.sections)))):
+            section = container.sections[number]
+            writer.add(section.kind, [data], section.name)
+            _report(progress, container, number)
+        _seal(container, writer)
+
+
+def _compressed(job: tuple[memoryview, str]) -> bytes:
+    chunk, kind = job
+    return codec.compress_chunk(chunk, codec.LEVEL_OF_RANKS if kind == "plane" else codec.LEVEL_OF_TEXT)
+
+
+def _report(progress: Progress | None, container: Container, number: int) -> None:
+    if progress is not None:
+        section = container.sections[number]
+        progress(section.offset + section.length, container.file_bytes)
+
+
+def _seal(container: Container, writer: SectionWriter) -> None:
+    """Write the directory of `container` with the new sections; what else its maps hold stays."""
+    raw, superblock = container.directory.raw, container.superblock
+    for section, old in zip(writer.sections, raw["sections"], strict=True):
+        section.update({key: value for key, value in old.items() if key.startswith("x-")})
+    writer.finish(raw, superblock.kind, superblock.minor, superblock.optional)

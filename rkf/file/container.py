@@ -1,0 +1,297 @@
+"""Reading a container: map the file, check it once, hand out views. Knows no model beyond its directory.
+
+*Structure* is checked at every open; *integrity* (hashes, padding, the small arrays) too, unless the caller asks for
+structure only; *semantics* are `rkf.file.verify`'s. Views of raw sections are the mapped file itself: nothing is
+copied.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
+from rkf.format import codec, integrity
+from rkf.format.constants import (
+    CODEC_RAW,
+    KIND_MODEL,
+    KIND_VALUES,
+    SUPERBLOCK_BYTES,
+    index_bits,
+    plane_bits,
+    position_bytes,
+    row_bytes,
+)
+from rkf.format.directory import Directory, parse_directory
+from rkf.format.extents import Section
+from rkf.format.fields import REMEDY
+from rkf.format.matrix import F32, Affine, ClusteredMatrix, DenseTensor, Exceptions, MatrixValues, storage_dtype
+from rkf.format.superblock import Superblock, parse_superblock
+from rkf.format.tensors import TensorEntry
+from rkf.format.values_layout import Clusters
+from rkf.model.config import ModelConfig
+
+Check = Literal["integrity", "structure"]
+
+
+def open_file(
+    path: str | os.PathLike[str], *, check: Check = "integrity", values: str | os.PathLike[str] | None = None
+) -> Container:
+    """Open an rkf file for reading.
+
+    path: a model file, or a values file to inspect. check: "integrity" (the default) reads and hashes every byte;
+    "structure" reads the superblock and the directory alone. values: a values file whose centroids, affine factors and
+    exception values take the place of the model's own.
+
+    Raises NotRkfError, UnsupportedError, StructureError, IntegrityError, BindingError (values made for another model),
+    UsageError (no such file).
+    """
+    if check not in ("integrity", "structure"):
+        raise UsageError(f"{path}: check: expected 'integrity' or 'structure', got {check!r}")
+    container = Container(Path(path), check)
+    if values is not None:
+        container.apply_values(Container(Path(values), check))
+    return container
+
+
+class Container:
+    """An open file. Tensors are views of the map: they stay valid after `close`, and the map lives until they go.
+
+    metadata, provenance: maps as they are in the file; config: the model that metadata["model"] describes, if any;
+    tensors, sections: what the directory says of each; order: "ascending", or "none" for unordered values.
+    """
+
+    def __init__(self, path: Path, check: Check) -> None:
+        self.path = path
+        self._check = check
+        with naming(path):
+            self._map, self.superblock = _map(path)
+            self.directory: Directory = parse_directory(self._map[self.superblock.directory_offset :], self.superblock)
+            self._view: memoryview | None = memoryview(self._map)
+            self._values = self  # where centroids, affine factors and exception values come from
+            self.kind: int = self.superblock.kind
+            self.file_bytes: int = self.superblock.file_bytes
+            self.metadata: Mapping[str, Any] = self.directory.metadata
+            self.provenance: Mapping[str, Any] = self.directory.provenance
+            self.config: ModelConfig | None = self.directory.config
+            self.tensors: Mapping[str, TensorEntry] = MappingProxyType(dict(self.directory.tensors))
+            self.sections: tuple[Section, ...] = self.directory.sections
+            self.ranks_id: bytes = self.directory.ranks_id
+            self.dense_id: bytes = self.directory.dense_id
+            self.order: str = self.directory.order
+            if check == "integrity":
+                self._check_integrity()
+
+    def load(self, name: str) -> DenseTensor | ClusteredMatrix:
+        """A tensor, by views of the map where its sections are raw; an alias is followed. Safe in several threads.
+
+        Raises UsageError for an unknown name, IntegrityError for a packed section that does not decode to its hash.
+        """
+        if self.kind != KIND_MODEL:
+            raise UsageError(f"{self.path}: a values file has no ranks: open the model with values={self.path.name!r}")
+        entry = self._entry(name)
+        with naming(self.path):
+            if entry.clusters is not None:
+                return self._matrix(entry, entry.clusters)
+            data = self._array(entry.sections[0], storage_dtype(entry.source_dtype), entry.shape)
+            return DenseTensor(entry.source_dtype, data)
+
+    def load_many(self, names: Iterable[str]) -> Iterator[tuple[str, DenseTensor | ClusteredMatrix]]:
+        """Tensors one after another, with their names; packed ones are decoded ahead, on all cores."""
+        names = tuple(names)
+        return zip(names, codec.in_order(self.load, names), strict=True)
+
+    def decode(self, name: str) -> F32:
+        """The weights of a tensor, `f32[shape]`."""
+        return self.load(name).decode()
+
+    def values(self, name: str) -> MatrixValues:
+        """The centroids, affine factors and exception values of a clustered tensor, as views."""
+        with naming(self._values.path):
+            return self._values._own_values(self._entry(name).name)
+
+    def counts(self, name: str) -> NDArray[np.uint64]:
+        """How often each rank of a clustered tensor occurs, `u64[tables, k]`."""
+        entry = self._entry(name)
+        if entry.kind != "clustered" or entry.clusters is None:
+            raise UsageError(f"{self.path}: tensor {name!r}: expected a clustered tensor, got kind {entry.kind!r}")
+        number = entry.sections[len(plane_bits(index_bits(entry.clusters.k)))]
+        return self._array(number, np.dtype("<u8"), (entry.clusters.tables, entry.clusters.k))
+
+    def blob(self, name: str) -> bytes | None:
+        """The bytes of "tokenizer.json", "chat_template.jinja", …; None where the file has none."""
+        number = self.directory.blobs.get(name)
+        return None if number is None else self.section(number).tobytes()
+
+    def section(self, number: int) -> NDArray[np.uint8]:
+        """What a section holds, decoded: `u8[decoded_length]`."""
+        section, stored = self.sections[number], self.stored(number)
+        if section.codec == CODEC_RAW:
+            return np.frombuffer(stored, np.uint8)
+        with naming(self.path):
+            where = section.label(number)
+            decoded = codec.decompress(stored, section.chunks, section.decoded_length, where)
+            if self._check == "integrity":
+                integrity.check_hash(decoded, section.hash, where)
+            return decoded
+
+    def stored(self, number: int) -> memoryview:
+        """A section as it lies in the file."""
+        if self._view is None:
+            raise UsageError(f"{self.path}: the container is closed: open it again")
+        section = self.sections[number]
+        return self._view[section.offset : section.offset + section.length]
+
+    def apply_values(self, values: Container) -> None:
+        """Take the values of a values file from now on; BindingError if it was made for another model."""
+        if self.kind != KIND_MODEL or values.kind != KIND_VALUES:
+            raise UsageError(f"{values.path}: expected a values file to apply to a model, got kind {values.kind}")
+        _check_binding(self, values)
+        self._values = values
+        self.order = values.order
+        entries = {name: replace(self.tensors[name], clusters=entry.clusters) for name, entry in values.tensors.items()}
+        self.tensors = MappingProxyType({**self.tensors, **entries})
+
+    def close(self) -> None:
+        """Let go of the map. Views that are still in use keep it alive; nothing new can be loaded."""
+        if self._values is not self:
+            self._values.close()
+        self._view = None
+        self.__dict__.pop("_value_bytes", None)
+        with suppress(BufferError):
+            self._map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _entry(self, name: str) -> TensorEntry:
+        """The entry of a stored tensor: aliases are followed."""
+        entry = self.tensors.get(name)
+        if entry is None:
+            raise UsageError(f"{self.path}: no tensor {name!r}: `rkf info --tensors` lists them")
+        return entry if entry.target is None else self.tensors[entry.target]
+
+    def _array(self, number: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        return self.section(number).view(dtype).reshape(shape)
+
+    def _matrix(self, entry: TensorEntry, clusters: Clusters) -> ClusteredMatrix:
+        widths = plane_bits(index_bits(clusters.k))
+        planes = tuple(
+            self._array(number, np.dtype(np.uint8), (clusters.rows, row_bytes(clusters.columns, width)))
+            for number, width in zip(entry.sections, widths, strict=False)  # counts and positions follow the planes
+        )
+        values = self._values._own_values(entry.name)
+        positions, exceptions = self._positions(entry, clusters), None
+        if positions is not None and values.exceptions is not None and values.exceptions_dtype is not None:
+            exceptions = Exceptions(positions, values.exceptions, values.exceptions_dtype)
+        return ClusteredMatrix(
+            shape=clusters.shape,
+            planes=planes,
+            counts=self.counts(entry.name),
+            centroids=values.centroids,
+            rows_per_table=clusters.rows_per_table,
+            source_dtype=entry.source_dtype,
+            affine=values.affine,
+            exceptions=exceptions,
+        )
+
+    def _positions(self, entry: TensorEntry, clusters: Clusters) -> NDArray[Any] | None:
+        """The positions of exceptions, checked; None where there are none, or none here (a values file)."""
+        if not clusters.exceptions or entry.kind != "clustered":
+            return None
+        dtype = np.dtype(f"<u{position_bytes(entry.weights)}")
+        positions = self._array(entry.sections[-1], dtype, (clusters.exceptions,))
+        problem = integrity.positions_problem(positions, entry.weights)
+        if problem is not None:
+            raise IntegrityError(f"tensor {entry.name!r}, {problem}; {REMEDY}")
+        return positions
+
+    @cached_property
+    def _value_bytes(self) -> NDArray[np.uint8]:
+        number = self.directory.values_section
+        return np.empty(0, np.uint8) if number is None else self.section(number)
+
+    def _own_values(self, name: str) -> MatrixValues:
+        """Views of the values that this file itself has for a tensor, checked."""
+        clusters = self.directory.tensors[name].clusters
+        if clusters is None:
+            raise UsageError(f"{self.path}: tensor {name!r} is dense: it has no centroids")
+        spec = clusters.values
+        arrays = {
+            key: self._value_bytes[field.offset : field.offset + field.length]
+            .view(storage_dtype(field.dtype))
+            .reshape(field.shape)
+            for key, field in self.directory.values_fields[name].items()
+        }
+        affine = None
+        if spec.granularity is not None:
+            affine = Affine(spec.granularity, spec.group, arrays.get("a"), arrays.get("b"))
+        values = MatrixValues(arrays["centroids"], affine, arrays.get("exceptions"), spec.exceptions)
+        problem = integrity.values_problem(values, self.directory.order == "ascending")
+        if problem is not None:
+            raise IntegrityError(f"tensor {name!r}, {problem}; {REMEDY}")
+        return values
+
+    def _check_integrity(self) -> None:
+        """Every byte outside the directory, and what the small arrays must hold."""
+        for number, section in enumerate(self.sections):
+            integrity.check_hash(self.stored(number), section.stored_hash, section.label(number))
+        extents = [(0, SUPERBLOCK_BYTES), *((s.offset, s.offset + s.length) for s in self.sections)]
+        integrity.check_padding(memoryview(self._map), extents, self.superblock.directory_offset, "file")
+        fields = (field for placed in self.directory.values_fields.values() for field in placed.values())
+        extents = [(field.offset, field.offset + field.length) for field in fields]
+        integrity.check_padding(self._value_bytes.data, extents, len(self._value_bytes), "values section")
+        for entry in self.directory.tensors.values():
+            if entry.clusters is not None:
+                self._own_values(entry.name)
+                self._positions(entry, entry.clusters)
+
+
+def _map(path: Path) -> tuple[mmap.mmap, Superblock]:
+    """Map a file that has a sound superblock and the length that it states."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError("expected a regular file, got a folder, pipe or device")
+        with path.open("rb", buffering=0) as file:
+            file_bytes = os.fstat(file.fileno()).st_size
+            superblock = parse_superblock(file.read(SUPERBLOCK_BYTES))
+            if file_bytes != superblock.file_bytes:
+                problem = "truncated" if file_bytes < superblock.file_bytes else "bytes after the end"
+                raise StructureError(f"expected {superblock.file_bytes} bytes, got {file_bytes} ({problem}); {REMEDY}")
+            return mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), superblock
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_binding(model: Container, values: Container) -> None:
+    for what, expected, got in (
+        ("ranks", model.ranks_id, values.ranks_id),
+        ("dense tensors", model.dense_id, values.dense_id),
+    ):
+        if expected != got:
+            raise BindingError(
+                f"{values.path}: made for {what} {got.hex()[:16]}…, but {model.path} has {expected.hex()[:16]}…; "
+                "use the values file that was made for this model"
+            )
+    clustered = {name: entry.clusters for name, entry in model.tensors.items() if entry.kind == "clustered"}
+    for name in sorted(clustered.keys() | values.tensors.keys()):
+        ours, theirs = clustered.get(name), values.tensors[name].clusters if name in values.tensors else None
+        if ours is None or theirs is None or replace(ours, values=theirs.values) != theirs:
+            raise BindingError(
+                f"{values.path}: tensor {name!r}: expected the values of the same tensor in {model.path}, got "
+                f"{'none' if theirs is None else 'another shape, k or tables'}; write the values file again"
+            )

@@ -1,0 +1,49 @@
+"""What `rkf info` says of an open container, as plain data. Reads the directory alone, renders no template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rkf.file.container import Container
+from rkf.format.constants import KIND_VALUES, MAJOR, index_bits
+from rkf.format.tensors import TensorEntry
+
+
+def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
+    """A container's identity, model, provenance and sizes; with `tensors`, one map for each of those too."""
+    entries = container.tensors.values()
+    stored = [entry for entry in entries if entry.kind != "alias"]
+    description: dict[str, Any] = {
+        "path": str(container.path),
+        "kind": "values" if container.kind == KIND_VALUES else "model",
+        "version": f"{MAJOR}.{container.superblock.minor}",
+        "file_bytes": container.file_bytes,
+        "weights": sum(entry.weights for entry in stored),
+        "clustered_weights": sum(entry.weights for entry in stored if entry.kind != "dense"),
+        "tensor_count": len(entries),
+        "order": container.order,
+        "ranks_id": container.ranks_id.hex(),
+        "dense_id": container.dense_id.hex(),
+        "metadata": container.metadata,
+        "provenance": container.provenance,
+        "blobs": {section.name: section.decoded_length for section in container.sections if section.name is not None},
+    }
+    if tensors:
+        description["tensors"] = [_tensor(entry) for entry in entries]
+    return description
+
+
+def _tensor(entry: TensorEntry) -> dict[str, Any]:
+    tensor: dict[str, Any] = {
+        "name": entry.name,
+        "kind": entry.kind,
+        "shape": list(entry.shape),
+        "dtype": entry.source_dtype,
+    }
+    if entry.target is not None:
+        tensor["target"] = entry.target
+    if entry.clusters is not None:
+        clusters = entry.clusters
+        tensor |= {"k": clusters.k, "bits": index_bits(clusters.k), "exceptions": clusters.exceptions}
+        tensor["affine"] = "none" if clusters.values.granularity is None else clusters.values.granularity
+    return tensor | ({"stats": dict(entry.stats)} if entry.stats else {})

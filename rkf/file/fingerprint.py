@@ -1,0 +1,22 @@
+"""What decides a result, as one hash: weights and options. Runs of equal fingerprints may go on from one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from blake3 import blake3
+
+from rkf.file.container import Container
+from rkf.format.canonical import encode
+
+
+def fingerprint(containers: Iterable[Container], options: list[Any]) -> str:
+    """Of weights, however they are packed and named, and of whatever else decides the figures."""
+    weights = [[each.ranks_id, each.dense_id, _values_hash(each)] for each in containers]
+    return blake3(encode([weights, options])).hexdigest()
+
+
+def _values_hash(container: Container) -> bytes:
+    number = container.directory.values_section
+    return b"" if number is None else container.sections[number].hash

@@ -1,0 +1,39 @@
+"""`fold`: a model file with the values of a values file as its own. Knows no training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from rkf.file.atomic import refuse_same_file
+from rkf.file.container import open_file
+from rkf.file.writer import Writer
+from rkf.format.matrix import Alias
+
+
+def fold(
+    model: str | PathLike[str],
+    values: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> None:
+    """Write `out`: the ranks of `model` with `values`. provenance: keys to add to the model's.
+
+    Raises UsageError (values of other ranks, unordered ones, `out` exists or is `model`), OutputError.
+    """
+    with open_file(model, values=values) as container:
+        refuse_same_file(out, container.path)
+        told = {**container.provenance, **(provenance or {})}
+        with Writer(out, metadata=container.metadata, provenance=told, force=force) as writer:
+            for name, entry in container.tensors.items():
+                if entry.target is not None:
+                    writer.add(name, Alias(entry.target))
+                    continue
+                # The error was that of other values; the entropy is the ranks' and stays.
+                stats = {key: value for key, value in entry.stats.items() if key != "relative_error"}
+                writer.add(name, container.load(name), stats)
+            for name in container.directory.blobs:
+                writer.blob(name, container.blob(name) or b"")

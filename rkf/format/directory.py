@@ -1,0 +1,138 @@
+"""The directory: bytes to checked sections and tensors. Pure: knows no open file and reads no section.
+
+Everything that a file declares is compared here before a view of it exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from rkf.errors import StructureError
+from rkf.format import canonical
+from rkf.format.constants import KIND_MODEL, KIND_VALUES, MAX_SECTIONS, MAX_TENSORS, TOKENIZER
+from rkf.format.extents import Claims, Section, parse_sections
+from rkf.format.fields import REMEDY, Fields, refuse
+from rkf.format.superblock import Superblock
+from rkf.format.tensors import TensorEntry, parse_tensors
+from rkf.format.values_layout import Field, layout
+from rkf.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory that has passed every structural check. tensors and blobs are in name order."""
+
+    sections: tuple[Section, ...]
+    tensors: Mapping[str, TensorEntry]
+    blobs: Mapping[str, int]  # name -> section
+    values_section: int | None
+    values_fields: Mapping[str, Mapping[str, Field]]
+    metadata: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    config: ModelConfig | None
+    ranks_id: bytes
+    dense_id: bytes
+    order: str
+    raw: Mapping[str, Any]  # the decoded map itself, for tools that write it again
+
+
+def parse_directory(data: bytes, superblock: Superblock) -> Directory:
+    """The directory in `data`, all of it checked; StructureError names the section or tensor that is wrong."""
+    if len(data) != superblock.directory_length:
+        refuse("directory", f"{superblock.directory_length} bytes", len(data))
+    if blake3(data).digest() != superblock.directory_hash:
+        refuse("directory", "the hash in the superblock", "another one")
+    try:
+        raw = canonical.decode(data)
+    except StructureError as error:
+        raise StructureError(f"directory: {error}; {REMEDY}") from None
+    keys = ("dense_id", "metadata", "provenance", "ranks_id", "sections", "tensors")
+    is_values = superblock.kind == KIND_VALUES
+    top = Fields(raw, "directory", (*keys, "order") if is_values else keys)
+    sections = parse_sections(top.list("sections", MAX_SECTIONS), superblock)
+    claims = Claims(sections)
+    tensors = parse_tensors(top.list("tensors", MAX_TENSORS), claims, "values" if is_values else "model")
+    clustered = [(entry.name, entry.clusters) for entry in tensors.values() if entry.clusters is not None]
+    fields, values_length = layout(clustered)
+    values = claims.take("values", values_length, "the values section") if clustered else None
+    blobs = claims.take_blobs()
+    if is_values and blobs:
+        refuse("directory", "no blobs in a values file", len(blobs))
+    directory = Directory(
+        sections=sections,
+        tensors=tensors,
+        blobs=blobs,
+        values_section=values,
+        values_fields=fields,
+        metadata=top.map("metadata"),
+        provenance=top.map("provenance"),
+        config=_config(top.map("metadata"), superblock.kind),
+        ranks_id=top.digest("ranks_id"),
+        dense_id=top.digest("dense_id"),
+        order=top.choice("order", ("ascending", "none")) if is_values else "ascending",
+        raw=raw,
+    )
+    if superblock.kind == KIND_MODEL:
+        _check_ids(raw)
+        _check_model(directory)
+    return directory
+
+
+def ranks_id(tensors: Iterable[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> bytes:
+    """What names the ranks, however they are stored: decoded hashes of planes, counts and exception positions.
+
+    tensors, sections: maps as they are in a directory, tensors in name order.
+    """
+    rows = []
+    for tensor in tensors:
+        if tensor["kind"] == "clustered":
+            planes = [sections[number]["hash"] for number in tensor["planes"]]
+            counts = sections[tensor["counts"]]["hash"]
+            positions = sections[tensor["exceptions"]["positions"]]["hash"] if "exceptions" in tensor else b""
+            rows.append(
+                [tensor["name"], tensor["shape"], tensor["k"], tensor["rows_per_table"], planes, counts, positions]
+            )
+    return blake3(canonical.encode(rows)).digest()
+
+
+def dense_id(tensors: Iterable[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> bytes:
+    """What names the dense tensors; arguments as for `ranks_id`."""
+    dense = (tensor for tensor in tensors if tensor["kind"] == "dense")
+    rows = [[tensor["name"], tensor["shape"], tensor["dtype"], sections[tensor["data"]]["hash"]] for tensor in dense]
+    return blake3(canonical.encode(rows)).digest()
+
+
+def _config(metadata: Mapping[str, Any], kind: int) -> ModelConfig | None:
+    if kind != KIND_MODEL or "model" not in metadata:
+        return None
+    return ModelConfig.from_metadata(metadata["model"])
+
+
+def _check_ids(raw: Mapping[str, Any]) -> None:
+    for key, computed in (("ranks_id", ranks_id), ("dense_id", dense_id)):
+        expected = computed(raw["tensors"], raw["sections"])
+        if expected != raw[key]:
+            refuse(f"directory, {key}", expected.hex(), raw[key].hex())
+
+
+def _check_model(directory: Directory) -> None:
+    """Compare tensors and blobs to what the model's configuration implies."""
+    if directory.config is None:
+        return
+    known = set()
+    for name, shape, required in directory.config.tensors():
+        entry = directory.tensors.get(name)
+        if entry is None and required:
+            refuse(f"tensor {name!r}", f"shape {list(shape)}, as metadata.model implies", "no such tensor")
+        if entry is not None and entry.shape != shape:
+            refuse(f"tensor {name!r}", f"shape {list(shape)}, as metadata.model implies", f"{list(entry.shape)}")
+        known.add(name)
+    for name in directory.tensors:
+        if name not in known:
+            refuse(f"tensor {name!r}", "only tensors that metadata.model implies", "one that no model of it has")
+    if TOKENIZER not in directory.blobs:
+        refuse(f"blob {TOKENIZER!r}", "a model's tokenizer", "no such section")

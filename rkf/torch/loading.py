@@ -1,0 +1,75 @@
+"""`load_into`: an rkf file into a torch model whose parameters have Hugging Face's names. Knows no architecture."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from rkf.errors import UsageError
+from rkf.file.container import Container, open_file
+from rkf.format.matrix import ClusteredMatrix, DenseTensor
+from rkf.torch.clustered_layers import ClusteredEmbedding, ClusteredLinear
+from rkf.torch.weight import ClusteredWeight
+
+
+def load_into(module: nn.Module, path: str | PathLike[str], *, values: str | PathLike[str] | None = None) -> nn.Module:
+    """Put the tensors of an rkf file into `module`, and return it.
+
+    module: a model whose parameters are named as the file's tensors are, such as a transformers LlamaForCausalLM.
+    Linear and embedding layers whose weights are clustered are replaced by clustered ones; other parameters take the
+    file's values in their own dtype. Tied weights become one. values: a values file to use in place of the file's own.
+
+    Raises UsageError: a tensor has no place or another shape, or a parameter of the model is not in the file.
+    """
+    with open_file(path, values=values) as container:
+        names = {name: entry.target or name for name, entry in container.tensors.items()}
+        _check(module, container, names)
+        made: dict[str, nn.Parameter | ClusteredWeight] = {}
+        for name, stored in names.items():
+            if stored not in made:
+                made[stored] = _torch_form(container.load(stored), module.get_parameter(name))
+            _place(module, name, made[stored])
+    return module
+
+
+def dense(tensor: DenseTensor) -> Tensor:
+    """The values of a dense tensor in their own dtype, copied."""
+    data = torch.from_numpy(tensor.data.copy())
+    return data.view(torch.bfloat16) if tensor.dtype == "bf16" else data
+
+
+def _check(module: nn.Module, container: Container, names: dict[str, str]) -> None:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name in names:
+        if name not in parameters:
+            raise UsageError(f"{container.path}: tensor {name!r}: the module has no parameter of this name")
+        expected, got = tuple(parameters[name].shape), container.tensors[names[name]].shape
+        if expected != got:
+            raise UsageError(f"{container.path}: tensor {name!r}: the module expects shape {expected}, got {got}")
+        owner = module.get_submodule(name.rpartition(".")[0])
+        if container.tensors[names[name]].clusters is not None and not isinstance(owner, nn.Linear | nn.Embedding):
+            kind = type(owner).__name__
+            raise UsageError(f"{container.path}: tensor {name!r}: expected it in a Linear or Embedding, got a {kind}")
+    missing = sorted(parameters.keys() - names.keys())
+    if missing:
+        raise UsageError(f"{container.path}: the module's parameter {missing[0]!r} is not in the file")
+
+
+def _torch_form(tensor: DenseTensor | ClusteredMatrix, old: nn.Parameter) -> nn.Parameter | ClusteredWeight:
+    if isinstance(tensor, ClusteredMatrix):
+        return ClusteredWeight(tensor).to(old.device)
+    return nn.Parameter(dense(tensor).to(old.device, old.dtype))
+
+
+def _place(module: nn.Module, name: str, new: nn.Parameter | ClusteredWeight) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if isinstance(new, nn.Parameter):
+        setattr(owner, leaf, new)
+        return
+    bias = owner.bias if isinstance(owner, nn.Linear) else None
+    layer = ClusteredEmbedding(new) if isinstance(owner, nn.Embedding) else ClusteredLinear(new, bias)
+    above, _, last = path.rpartition(".")
+    setattr(module.get_submodule(above), last, layer)

@@ -1,0 +1,135 @@
+"""`tune`: a model, its reference and some text to a values file. Joins text, loop, checkpoint and file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rkf.calibrate.calibration import prompts
+from rkf.errors import UsageError
+from rkf.file.atomic import refuse_existing
+from rkf.file.container import Container, open_file
+from rkf.file.fingerprint import fingerprint
+from rkf.file.values import write_values
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
+from rkf.model.config import ModelConfig
+from rkf.runtime.torch_model import Decoder
+from rkf.text.reading import read_text
+from rkf.text.tokenizer import Tokenizer
+from rkf.tune import learning_text
+from rkf.tune.checkpoint import Checkpoint
+from rkf.tune.live import LiveValues
+from rkf.tune.loop import Learner, Lesson, hidden_states
+
+SEQUENCES, TOKENS = 64, 512
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+
+
+def tune(
+    model: str | PathLike[str],
+    reference: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    data: str | PathLike[str] = "self",
+    minutes: float = 30.0,
+    rows: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Learn centroids and affine factors of `model` towards what `reference` says, and write them as a values file.
+
+    reference: an rkf file of the same model, dense. data: "self" lets the reference write the text, else a UTF-8 file.
+    minutes: of learning; the text and the reference's pass over it come before. rows: factors a and b for every row,
+    not a for every matrix. device: torch's name of it, by default a GPU if there is one. resume: go on after an
+    interruption. The share of the divergence that is recovered is measured on text held out; the best values found are
+    written, at worst the old ones.
+
+    Returns {"steps", "kld_before", "kld", "recovered", "parameters"}, in nats a token. Raises UsageError: the two
+    models do not fit each other, the text is too short, the output exists.
+    """
+    out = Path(out)
+    refuse_existing(out, force)
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with open_file(model) as container, open_file(reference) as source:
+        config = _fitting(container, source)
+        words = None if data == "self" else _tokenizer(source, config).encode(read_text(Path(data)))
+        lesson_hash = fingerprint([source], [seed, words or "self"])
+        checkpoint = Checkpoint(out, lesson_hash, fingerprint([container], [lesson_hash, rows]), resume)
+        lesson = _lesson(source, config, checkpoint, words, on, seed, progress)
+        decoder = Decoder(container, config).to(on).requires_grad_(False)
+        live = {name: LiveValues(weight, container.counts(name), rows) for name, weight in decoder.clustered().items()}
+        learner = Learner(decoder, live, *lesson.split(max(len(lesson.ids) // 16, 1)))
+        spent = checkpoint.restore(learner)
+        if spent is None:
+            learner.begin()
+            spent = 0.0
+
+        def after_step(learner: Learner, spent: float) -> None:
+            checkpoint.save(learner, spent)
+            progress(f"tune, {learner.recovered:.0%} recovered", int(spent), int(minutes * 60))
+
+        learner.learn(minutes * 60, spent, after_step)
+        report = {
+            "steps": learner.step,
+            "kld_before": learner.before,
+            "kld": learner.best,
+            "recovered": learner.recovered,
+            "parameters": sum(parameter.numel() for parameter in learner.parameters()),
+        }
+        values = {name: item.to_matrix(container.values(name)) for name, item in live.items()}
+        write_values(out, container, values, provenance={"tuned": report}, force=force)
+    checkpoint.remove()
+    return report
+
+
+def _fitting(container: Container, source: Container) -> ModelConfig:
+    """The configuration of both, which have to be the same model."""
+    if container.config is None or source.config is None:
+        raise UsageError(f"{container.path}, {source.path}: expected two whole models")
+    if not any(entry.kind == "clustered" for entry in container.tensors.values()):
+        raise UsageError(f"{container.path}: no tensor is clustered: there is nothing to tune")
+    if any(entry.kind == "clustered" for entry in source.tensors.values()):
+        raise UsageError(f"{source.path}: has clustered tensors: expected `rkf convert SRC OUT --recipe dense`")
+    if container.config != source.config or container.blob(TOKENIZER) != source.blob(TOKENIZER):
+        raise UsageError(f"{source.path}: another model than {container.path}: expected the one it was converted from")
+    return container.config
+
+
+def _tokenizer(source: Container, config: ModelConfig) -> Tokenizer:
+    tokenizer_json, template = source.blob(TOKENIZER), source.blob(CHAT_TEMPLATE)
+    if tokenizer_json is None:
+        raise UsageError(f"{source.path}: has no tokenizer: there is no text to learn on")
+    return Tokenizer(tokenizer_json, config, None if template is None else template.decode(errors="replace"))
+
+
+def _lesson(
+    source: Container,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    words: list[int] | None,
+    device: torch.device,
+    seed: int,
+    progress: Progress,
+) -> Lesson:
+    """Text and what the reference makes of it, from the checkpoint if it is there; only its head is kept."""
+    teacher = Decoder(source, config).to(device).requires_grad_(False)
+    found = checkpoint.lesson()
+    if found is None:
+        tokens = min(TOKENS, config.context_length)
+        if words is None:
+            beginnings = prompts(config, _tokenizer(source, config))
+            found = learning_text.written(teacher, beginnings, SEQUENCES, tokens, seed, partial(progress, "text"))
+        else:
+            ids = learning_text.cut(words, SEQUENCES, tokens).to(device)
+            found = ids, hidden_states(teacher, ids, partial(progress, "reference"))
+        checkpoint.save_lesson(*found)
+    ids, hidden = (part.to(device) for part in found)
+    return Lesson(ids, hidden, teacher.head)
