@@ -23,7 +23,7 @@ from rkf.file.writer import Writer
 from rkf.format import bitpack
 from rkf.format.constants import index_bits
 from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BLOCK_ROWS = 32

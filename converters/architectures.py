@@ -14,7 +14,7 @@ import numpy as np
 from rkf.converters.names import HEAD
 from rkf.errors import CorruptError, SourceError, UnsupportedError
 from rkf.format.fields import REMEDY
-from rkf.model.config import ModelConfig, RopeScaling
+from rkf.model.first_form import ModelConfig, RopeScaling
 
 
 @dataclass(frozen=True, slots=True)

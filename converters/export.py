@@ -26,7 +26,7 @@ from rkf.file.atomic import refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER
 from rkf.format.matrix import F32, from_f32
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",

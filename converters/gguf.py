@@ -22,7 +22,7 @@ from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, from_gguf, 
 from rkf.converters.source import TensorSpec
 from rkf.errors import SourceError, UnsupportedError
 from rkf.format.matrix import DenseTensor, storage_dtype
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 # Types that are stored as they came.
 _PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}

@@ -20,7 +20,7 @@ from rkf.converters.names import EMBEDDING, HEAD, HF_IGNORED
 from rkf.converters.source import TensorSpec
 from rkf.errors import SourceError
 from rkf.format.matrix import DenseTensor, storage_dtype
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}

@@ -12,7 +12,7 @@ from rkf.errors import SourceError, UsageError
 from rkf.file.atomic import refuse_same_file
 from rkf.format.constants import DTYPE_BYTES
 from rkf.format.matrix import DenseTensor
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

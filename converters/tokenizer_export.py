@@ -11,7 +11,7 @@ from gguf.constants import TokenType
 
 from rkf.converters.pretokenizers import name_of
 from rkf.errors import UnsupportedError
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 
 def token_text(tokenizer_json: bytes) -> dict[int, str]:

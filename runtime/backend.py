@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

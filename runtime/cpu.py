@@ -10,7 +10,7 @@ import numpy as np
 from rkf.errors import BindingError, ContextLengthError, UsageError
 from rkf.file.container import Container
 from rkf.format.constants import MAX_K, index_bits
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.model.rope import RopeTable
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import UsageError
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.runtime.structs import PAGE, WIDE
 
 FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes of a number

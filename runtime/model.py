@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rkf.errors import UsageError
 from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.runtime.generate import Generation, Limits, Session
 from rkf.runtime.sampling import Sampling
 from rkf.text.template import Message

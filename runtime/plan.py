@@ -14,7 +14,7 @@ from rkf.errors import UnsupportedError
 from rkf.file.container import Container
 from rkf.file.prefix import within
 from rkf.format.matrix import DenseTensor
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.runtime import jit
 from rkf.runtime.kv_cache import head_bytes, padded_head_dim
 from rkf.runtime.matrices import Memory, Prepared, clustered, dense

@@ -9,7 +9,7 @@ import torch
 
 from rkf.errors import ContextLengthError, UsageError
 from rkf.file.container import Container
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.runtime.backend import F32, I64
 from rkf.runtime.threads import chosen
 from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured

@@ -14,7 +14,7 @@ from torch.nn import functional
 from rkf.errors import UsageError
 from rkf.file.container import Container
 from rkf.format.matrix import ClusteredMatrix
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.model.rope import frequencies
 from rkf.torch import ClusteredEmbedding, ClusteredLinear, ClusteredWeight
 from rkf.torch.loading import dense

@@ -21,7 +21,7 @@ from rkf.calibrate import narrow, passes, sensitivity
 from rkf.errors import UsageError
 from rkf.file.atomic import replacing
 from rkf.format.matrix import F32, DenseTensor
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.text.tokenizer import Tokenizer
 
 U32 = NDArray[np.uint32]

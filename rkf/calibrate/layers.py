@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rkf.calibrate.narrow import Narrow, product
 from rkf.format.matrix import from_f32, to_f32
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.model.rope import frequencies
 
 F32 = NDArray[np.float32]

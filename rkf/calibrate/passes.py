@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from rkf.calibrate.layers import SHARED_INPUTS, KeyValues, Layer, rms_norm
 from rkf.calibrate.narrow import Narrow, product
 from rkf.format.codec import workers
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from rkf.calibrate.layers import Layer, rms_norm
 from rkf.calibrate.passes import EMBEDDING, F32, F64, HEAD, NORM, U32, Read, layer_weights, required, tapped
 from rkf.format.codec import workers
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 Coarse = Callable[[F32, "F64 | None"], F32]
 """Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""

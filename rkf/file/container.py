@@ -40,7 +40,9 @@ from rkf.format.matrix import F32, Affine, ClusteredMatrix, DenseTensor, Excepti
 from rkf.format.superblock import Superblock, parse_superblock
 from rkf.format.tensors import TensorEntry
 from rkf.format.values_layout import Clusters
-from rkf.model.config import ModelConfig
+from rkf.model.expected import read_model
+from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 
 Check = Literal["integrity", "structure"]
 
@@ -68,7 +70,7 @@ def open_file(
 class Container:
     """An open file. Tensors are views of the map: they stay valid after `close`, and the map lives until they go.
 
-    metadata, provenance: maps as they are in the file; config: the model that metadata["model"] describes, if any;
+    metadata, provenance: maps as they are in the file; model: what metadata["model"] says, if anything;
     tensors, sections: what the directory says of each; order: "ascending", or "none" for unordered values.
     """
 
@@ -84,7 +86,8 @@ class Container:
             self.file_bytes: int = self.superblock.file_bytes
             self.metadata: Mapping[str, Any] = self.directory.metadata
             self.provenance: Mapping[str, Any] = self.directory.provenance
-            self.config: ModelConfig | None = self.directory.config
+            self.model: ModelMetadata | None = read_model(self.directory, self.superblock)
+            self.config = _config(self.metadata, self.model)
             self.tensors: Mapping[str, TensorEntry] = MappingProxyType(dict(self.directory.tensors))
             self.sections: tuple[Section, ...] = self.directory.sections
             self.ranks_id: bytes = self.directory.ranks_id
@@ -259,6 +262,11 @@ class Container:
             if entry.clusters is not None:
                 self._own_values(entry.name)
                 self._positions(entry, entry.clusters)
+
+
+def _config(metadata: Mapping[str, Any], model: ModelMetadata | None) -> ModelConfig | None:
+    first_form = model is not None and "program" not in metadata["model"]
+    return ModelConfig.from_metadata(metadata["model"]) if first_form else None
 
 
 def _map(path: Path) -> tuple[mmap.mmap, Superblock]:

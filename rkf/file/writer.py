@@ -40,7 +40,7 @@ class Writer:
     """A model file in the making: `with Writer(path, metadata=…, provenance=…) as w: w.add(…); w.blob(…)`.
 
     Leaving the `with` commits (superblock last, rename); an exception leaves no file. metadata["model"] is
-    `ModelConfig.to_metadata()`: with it, the tensors must be the ones that the configuration implies.
+    `ModelMetadata.to_metadata()`: with it, the tensors must be the ones that its program reads.
 
     Raises UsageError (the file exists, wrong order, arrays that do not fit together), OutputError (the disk),
     StructureError (what was added is not a valid file).

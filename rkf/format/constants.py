@@ -25,10 +25,13 @@ HASH_BYTES = 32
 # Required-feature bits. A reader that does not know a set bit refuses the file and names the bit.
 FEATURE_PARTS = 1 << 0  # the model lies in several files (reserved in 1.0)
 FEATURE_DENSE_OVERRIDES = 1 << 1  # a values file replaces dense tensors too (reserved in 1.0)
-KNOWN_REQUIRED = 0
+FEATURE_PROGRAM = 1 << 2  # metadata.model carries a program (spec/program.md)
+KNOWN_REQUIRED = FEATURE_PROGRAM
 
 # Blobs; other names begin with "x-".
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
+# In files with FEATURE_PROGRAM also the checkpoint's own files, verbatim: exporters give them back.
+VERBATIM = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
 
 # Section codecs.
 CODEC_RAW, CODEC_ZSTD = "raw", "zstd"

@@ -13,13 +13,21 @@ from blake3 import blake3
 
 from rkf.errors import StructureError
 from rkf.format import canonical
-from rkf.format.constants import KIND_MODEL, KIND_VALUES, MAX_SECTIONS, MAX_TENSORS, TOKENIZER
+from rkf.format.constants import (
+    CHAT_TEMPLATE,
+    FEATURE_PROGRAM,
+    KIND_MODEL,
+    KIND_VALUES,
+    MAX_SECTIONS,
+    MAX_TENSORS,
+    TOKENIZER,
+    VERBATIM,
+)
 from rkf.format.extents import Claims, Section, parse_sections
 from rkf.format.fields import REMEDY, Fields, refuse
 from rkf.format.superblock import Superblock
 from rkf.format.tensors import TensorEntry, parse_tensors
 from rkf.format.values_layout import Field, layout
-from rkf.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,6 @@ class Directory:
     values_fields: Mapping[str, Mapping[str, Field]]
     metadata: Mapping[str, Any]
     provenance: Mapping[str, Any]
-    config: ModelConfig | None
     ranks_id: bytes
     dense_id: bytes
     order: str
@@ -59,7 +66,8 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
     clustered = [(entry.name, entry.clusters) for entry in tensors.values() if entry.clusters is not None]
     fields, values_length = layout(clustered)
     values = claims.take("values", values_length, "the values section") if clustered else None
-    blobs = claims.take_blobs()
+    names = (CHAT_TEMPLATE, TOKENIZER, *(VERBATIM if superblock.required & FEATURE_PROGRAM else ()))
+    blobs = claims.take_blobs(names)
     if is_values and blobs:
         refuse("directory", "no blobs in a values file", len(blobs))
     directory = Directory(
@@ -70,7 +78,6 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
         values_fields=fields,
         metadata=top.map("metadata"),
         provenance=top.map("provenance"),
-        config=_config(top.map("metadata"), superblock.kind),
         ranks_id=top.digest("ranks_id"),
         dense_id=top.digest("dense_id"),
         order=top.choice("order", ("ascending", "none")) if is_values else "ascending",
@@ -78,7 +85,6 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
     )
     if superblock.kind == KIND_MODEL:
         _check_ids(raw)
-        _check_model(directory)
     return directory
 
 
@@ -106,33 +112,8 @@ def dense_id(tensors: Iterable[Mapping[str, Any]], sections: Sequence[Mapping[st
     return blake3(canonical.encode(rows)).digest()
 
 
-def _config(metadata: Mapping[str, Any], kind: int) -> ModelConfig | None:
-    if kind != KIND_MODEL or "model" not in metadata:
-        return None
-    return ModelConfig.from_metadata(metadata["model"])
-
-
 def _check_ids(raw: Mapping[str, Any]) -> None:
     for key, computed in (("ranks_id", ranks_id), ("dense_id", dense_id)):
         expected = computed(raw["tensors"], raw["sections"])
         if expected != raw[key]:
             refuse(f"directory, {key}", expected.hex(), raw[key].hex())
-
-
-def _check_model(directory: Directory) -> None:
-    """Compare tensors and blobs to what the model's configuration implies."""
-    if directory.config is None:
-        return
-    known = set()
-    for name, shape, required in directory.config.tensors():
-        entry = directory.tensors.get(name)
-        if entry is None and required:
-            refuse(f"tensor {name!r}", f"shape {list(shape)}, as metadata.model implies", "no such tensor")
-        if entry is not None and entry.shape != shape:
-            refuse(f"tensor {name!r}", f"shape {list(shape)}, as metadata.model implies", f"{list(entry.shape)}")
-        known.add(name)
-    for name in directory.tensors:
-        if name not in known:
-            refuse(f"tensor {name!r}", "only tensors that metadata.model implies", "one that no model of it has")
-    if TOKENIZER not in directory.blobs:
-        refuse(f"blob {TOKENIZER!r}", "a model's tokenizer", "no such section")

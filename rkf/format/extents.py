@@ -6,19 +6,18 @@ left over. Sizes are exact Python integers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from rkf.format.constants import (
     ALIGNMENT,
-    CHAT_TEMPLATE,
     CODEC_RAW,
     CODEC_ZSTD,
     MAX_BLOB_BYTES,
     MAX_SECTIONS,
     MAX_ZSTD_EXPANSION,
     SUPERBLOCK_BYTES,
-    TOKENIZER,
     ZSTD_CHUNK_BYTES,
     aligned,
 )
@@ -137,16 +136,16 @@ class Claims:
         self.next += 1
         return number
 
-    def take_blobs(self) -> dict[str, int]:
-        """The numbers of all sections that are left, which must be blobs in name order."""
+    def take_blobs(self, names: Collection[str]) -> dict[str, int]:
+        """The numbers of all sections that are left, which must be blobs in name order, of these names or x-…."""
         blobs: dict[str, int] = {}
         previous = ""
         for number in range(self.next, len(self.sections)):
             section = self.sections[number]
             if section.name is None:
                 refuse(f"section {number}", "a tensor that uses it", "none")
-            if section.name not in (CHAT_TEMPLATE, TOKENIZER) and not section.name.startswith("x-"):
-                refuse(f"section {number}, name", f"{CHAT_TEMPLATE}, {TOKENIZER} or x-…", repr(section.name))
+            if section.name not in names and not section.name.startswith("x-"):
+                refuse(f"section {number}, name", f"{', '.join(names)} or x-…", repr(section.name))
             if section.name <= previous:
                 refuse(f"section {number}, name", f"blobs in name order, after {previous!r}", repr(section.name))
             if section.decoded_length > MAX_BLOB_BYTES:

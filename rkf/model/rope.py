@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig, frequencies
 
 _GROWTH = 1024  # positions computed at a time
-
-
-def frequencies(config: ModelConfig) -> NDArray[np.float32]:
-    """Radians a position, `f32[head_dim / 2]`, as transformers' modeling_rope_utils.py computes them."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    plain = (1 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return plain
-    if scaling.type == "linear":
-        return plain / np.float32(scaling.factor)
-    # llama3: long waves are stretched, short ones kept, those between blended by how often they turn in the old
-    # context.
-    given = (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context)
-    low, high, old = cast(tuple[float, float, float], given)  # ModelConfig.from_metadata has seen to it
-    wavelength = 2 * np.pi / plain
-    blend = np.clip((old / wavelength - low) / (high - low), 0, 1)
-    return ((1 - blend) * plain / scaling.factor + blend * plain).astype(np.float32)
 
 
 class RopeTable:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rkf.file.container import open_file
 from rkf.format.matrix import F32, ClusteredMatrix, MatrixValues, ascending
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.study import trace
 from rkf.study.changes import centring, matching
 from rkf.study.charts import Chart, Row, only

@@ -12,7 +12,7 @@ from rkf.calibrate.layers import SHARED_INPUTS, Layer
 from rkf.calibrate.passes import EMBEDDING
 from rkf.file.container import Container
 from rkf.format.matrix import F32
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 Seen = Callable[[str, F32], None]
 """Is told the input of each matrix: its name, f32[tokens, cols]."""

@@ -11,7 +11,7 @@ from datetime import datetime
 import tokenizers
 
 from rkf.errors import StructureError, UsageError
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.text import template as chat_template
 from rkf.text.template import Message
 

@@ -17,7 +17,7 @@ from rkf.file.container import Container, open_file
 from rkf.file.fingerprint import fingerprint
 from rkf.file.values import write_values
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 from rkf.runtime.torch_model import Decoder
 from rkf.text.reading import read_text
 from rkf.text.tokenizer import Tokenizer

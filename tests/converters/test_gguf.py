@@ -20,7 +20,7 @@ from rkf.converters.names import gguf_rows, rope_rows
 from rkf.converters.source import open_source
 from rkf.errors import NotRkfError, RkfError, SourceError, UnsupportedError
 from rkf.format.matrix import to_f32
-from rkf.model.config import ModelConfig, RopeScaling
+from rkf.model.first_form import ModelConfig, RopeScaling
 
 from .conftest import gguf_permute, random_model
 

@@ -14,7 +14,7 @@ import transformers
 
 from rkf.converters.source import open_source
 from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
-from rkf.model.config import RopeScaling
+from rkf.model.first_form import RopeScaling
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

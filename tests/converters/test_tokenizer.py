@@ -22,7 +22,7 @@ from rkf.converters.pull import pull
 from rkf.converters.source import open_source
 from rkf.converters.tokenizer_export import gguf_fields
 from rkf.errors import RkfError, SourceError, UnsupportedError
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 from .conftest import CORPUS, SPECIALS
 

@@ -25,7 +25,7 @@ from rkf.format.constants import (
 )
 from rkf.format.directory import dense_id, ranks_id
 from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor, from_f32, storage_dtype
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 CONFIG = ModelConfig(
     architecture="llama",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rkf.errors import StructureError, UnsupportedError
-from rkf.model.config import ARCHITECTURES, ModelConfig, RopeScaling
+from rkf.model.first_form import ARCHITECTURES, ModelConfig, RopeScaling
 from tests.format.build import CONFIG
 
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)

@@ -19,6 +19,7 @@ from rkf.format.directory import parse_directory
 from rkf.format.extents import Claims, Section
 from rkf.format.matrix import DenseTensor
 from rkf.format.superblock import parse_superblock
+from rkf.model.expected import read_model
 from tests.format import build
 
 Change = Callable[[dict[str, Any]], Any]
@@ -50,7 +51,7 @@ def values(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def parse(data: bytes) -> None:
     superblock = parse_superblock(data)
-    parse_directory(data[superblock.directory_offset :], superblock)
+    read_model(parse_directory(data[superblock.directory_offset :], superblock), superblock)
 
 
 def put(*path: Any) -> Change:
@@ -282,7 +283,7 @@ def test_blobs_have_a_cap() -> None:
     size = MAX_BLOB_BYTES + 1
     section = Section("blob", 128, size, bytes(32), "raw", size, bytes(32), name="tokenizer.json")
     with pytest.raises(StructureError, match=r"blob 'tokenizer\.json': expected at most"):
-        Claims((section,)).take_blobs()
+        Claims((section,)).take_blobs(("tokenizer.json",))
 
 
 def test_a_directory_of_another_length_or_hash_is_refused(data: bytes) -> None:

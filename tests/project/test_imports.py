@@ -15,8 +15,8 @@ FOLDERS = {"rkf": ROOT / "rkf", "rkf.runtime": ROOT / "runtime", "rkf.converters
 FILE = {"base", "model", "format", "file"}
 MAY = {
     "base": set(),
-    "model": {"base"},
-    "format": {"base", "model"},
+    "format": {"base"},
+    "model": {"base", "format"},
     "file": {"base", "model", "format"},
     "text": FILE,
     "cluster": FILE,
@@ -28,8 +28,7 @@ MAY = {
     "tune": FILE | {"text", "calibrate", "torch", "runtime"},
     "study": FILE | {"text", "calibrate", "runtime", "eval"},
 }
-# Two modules of format lie below it: a model's configuration is read with them, and a directory holds one.
-BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache", "rkf.format", "rkf.format.constants", "rkf.format.fields"}
+BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache"}
 COMMANDS = {"rkf.cli", "rkf.__main__"}
 HEAVY = {"numba", "torch", "llvmlite", "transformers", "matplotlib", "safetensors", "gguf", "huggingface_hub", "tqdm"}
 

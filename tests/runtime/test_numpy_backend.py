@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from rkf.model.config import RopeScaling
+from rkf.model.first_form import RopeScaling
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 

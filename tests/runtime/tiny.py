@@ -6,7 +6,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rkf.file.writer import Writer
 from rkf.format.matrix import Alias, DenseTensor
-from rkf.model.config import ModelConfig
+from rkf.model.first_form import ModelConfig
 
 CORPUS = [
     "The capital of France is Paris, and the river that runs through it is the Seine.",

@@ -1,4 +1,4 @@
-"""The specification says what rkf/format/constants.py and rkf/model/config.py say; its example is the vector."""
+"""The specification says what rkf/format/constants.py and rkf/model/first_form.py say; its example is the vector."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from rkf.format import constants as rkf_format
 from rkf.format.extents import SECTION_KINDS
-from rkf.model.config import ARCHITECTURES, ModelConfig, RopeScaling
+from rkf.model.first_form import ARCHITECTURES, ModelConfig, RopeScaling
 from tests.spec.document import SPEC, VECTORS, code, hexdump, table
 
 SPEC_TYPES = {"u16": "H", "u32": "I", "u64": "Q", "u8[8]": "8s", "u8[32]": "32s"}
@@ -56,8 +56,12 @@ def test_limits() -> None:
 
 def test_features() -> None:
     bits = {int(row[0]): row[1] for row in table("rkf-1.md", "required bit", "meaning")}
-    assert {1 << bit for bit in bits} == {rkf_format.FEATURE_PARTS, rkf_format.FEATURE_DENSE_OVERRIDES}
-    assert rkf_format.KNOWN_REQUIRED == 0
+    assert {1 << bit for bit in bits} == {
+        rkf_format.FEATURE_PARTS,
+        rkf_format.FEATURE_DENSE_OVERRIDES,
+        rkf_format.FEATURE_PROGRAM,
+    }
+    assert rkf_format.KNOWN_REQUIRED == rkf_format.FEATURE_PROGRAM
 
 
 def test_planes() -> None:

@@ -1,19 +1,26 @@
-"""A model's dimensions and token ids: what metadata holds, converters write and runtimes read (spec/metadata.md).
+"""The metadata of a 1.0 file (spec/metadata.md), and how it reads as a program.
 
-Architectures differ by numbers and by which tensors exist (biases, q/k norms): converters fold every other quirk away,
-so no runtime branches on `architecture`.
+Such a file has numbers and no program. Its architectures differ by these numbers and by which tensors exist: biases,
+and norms of queries and keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rkf.errors import UnsupportedError
 from rkf.format.fields import Fields, integer, refuse, shown
+from rkf.model.ops import Add, Attention, Embed, Gate, Linear, Logits, Norm, Op, Rope
+from rkf.model.program import MAX_LAYERS, Frequencies, Program, layer_prefix
 
 _I32_MAX = (1 << 31) - 1
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FIRST = "input_layernorm.weight"  # a tensor that every layer has
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -75,6 +82,75 @@ class ModelConfig:
         )
         config._check()
         return config
+
+    def program(self, tensors: Container[str]) -> Program:
+        """The forward pass of spec/metadata.md, section 3. tensors: those of the file, for its biases and norms."""
+        kinds: dict[tuple[Op, ...], int] = {}
+        order = tuple(kinds.setdefault(self._layer(n, tensors), len(kinds)) for n in range(self._counted(tensors)))
+        return Program(
+            stem=(Embed(dst="x", table=EMBEDDING, rows=self.vocab_size, cols=self.hidden_size),),
+            kinds=tuple(kinds),
+            order=order,
+            top=(
+                Norm(src="x", dst="h", weight="model.norm.weight", epsilon=self.norm_epsilon),
+                Logits(src="h", dst="logits", weight=HEAD, rows=self.vocab_size),
+            ),
+            ropes=(Frequencies(tuple(float(each) for each in frequencies(self))),),
+        )
+
+    def _counted(self, tensors: Container[str]) -> int:
+        """The number of layers; a forged one is refused at the first layer that the file has nothing of."""
+        for number in range(self.layers):
+            name = layer_prefix(number) + _FIRST
+            if name not in tensors:
+                refuse(f"tensor {name!r}", f"one for each of {self.layers} layers", "no such tensor")
+        if self.layers > MAX_LAYERS:
+            raise UnsupportedError(f"metadata.model, layers: {self.layers} is more than {MAX_LAYERS}; update rkf")
+        return self.layers
+
+    def _layer(self, number: int, tensors: Container[str]) -> tuple[Op, ...]:
+        prefix = layer_prefix(number)
+
+        def linear(src: str, dst: str, name: str, rows: int) -> Linear:
+            bias = f"{name}.bias"
+            return Linear(
+                src=src, dst=dst, weight=f"{name}.weight", rows=rows, bias=bias if prefix + bias in tensors else None
+            )
+
+        def norm(name: str) -> Norm:
+            return Norm(src="x", dst="h", weight=f"{name}.weight", epsilon=self.norm_epsilon)
+
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        ops: list[Op] = [norm("input_layernorm")]
+        ops += [linear("h", part, f"self_attn.{part}_proj", queries if part == "q" else keys) for part in "qkv"]
+        for part in "qk":
+            weight = f"self_attn.{part}_norm.weight"
+            if prefix + weight in tensors:
+                ops.append(Norm(src=part, dst=part, weight=weight, epsilon=self.norm_epsilon, group=self.head_dim))
+        ops += [Rope(src=part, dst=part, table=0, head_dim=self.head_dim) for part in "qk"]
+        return (
+            *ops,
+            Attention(
+                q="q",
+                k="k",
+                v="v",
+                dst="a",
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+                head_dim=self.head_dim,
+                value_dim=self.head_dim,
+                scale=self.head_dim**-0.5,
+                window=self.sliding_window,
+            ),
+            linear("a", "o", "self_attn.o_proj", self.hidden_size),
+            Add(a="x", b="o", dst="x"),
+            norm("post_attention_layernorm"),
+            linear("h", "gate", "mlp.gate_proj", self.intermediate_size),
+            linear("h", "up", "mlp.up_proj", self.intermediate_size),
+            Gate(a="gate", b="up", dst="m", act="silu"),
+            linear("m", "d", "mlp.down_proj", self.hidden_size),
+            Add(a="x", b="d", dst="x"),
+        )
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...], bool]]:
         """Every tensor that the model may have, lazily: name, shape, and whether it must be there."""
@@ -173,3 +249,21 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return value
+
+
+def frequencies(config: ModelConfig) -> NDArray[np.float32]:
+    """Radians a position, `f32[head_dim / 2]`, as transformers' modeling_rope_utils.py computes them."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    plain = (1 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain
+    if scaling.type == "linear":
+        return plain / np.float32(scaling.factor)
+    # llama3: long waves are stretched, short ones kept, those between blended by how often they turn in the old
+    # context.
+    given = (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context)
+    low, high, old = cast(tuple[float, float, float], given)  # ModelConfig.from_metadata has seen to it
+    wavelength = 2 * np.pi / plain
+    blend = np.clip((old / wavelength - low) / (high - low), 0, 1)
+    return ((1 - blend) * plain / scaling.factor + blend * plain).astype(np.float32)

@@ -1,0 +1,512 @@
+"""The ops of a program: what each reads, writes and computes, and the tensors it names (spec/program.md, section 4).
+
+An op is plain data. `reads` and `dst` are names of values: one vector a token each. `weights` gives the tensors an op
+needs, with their shapes, from the widths of the values it reads; the same call checks that those widths fit. Knows no
+file, no runtime and no family of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
+
+from rkf.format.fields import refuse
+
+ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2")
+SCORES = ("softmax", "sigmoid", "chosen")
+PAIRS = ("halves", "neighbours")
+# What a tensor is to its op. Only the first three are worth clustering; the others are small, and stay dense.
+EMBEDDING, MATRIX, STACK, ROUTER, KERNEL, VECTOR = "embedding", "matrix", "stack", "router", "kernel", "vector"
+
+
+class Weight(NamedTuple):
+    """A tensor that an op reads: its name (inside a layer: relative to the layer), its shape, and its role."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+
+
+class Chosen(NamedTuple):
+    """The type of the value that Route writes: `count` of `experts`, with a weight each."""
+
+    experts: int
+    count: int
+
+
+Width = int | Chosen
+"""The type of a value: a vector of so many numbers, or the experts that Route chose."""
+
+
+# --- how the fields of an op are declared: the kind says how a reader checks the key (rkf/model/program.py)
+
+
+def _key(kind: str, default: Any = MISSING, **rest: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, **rest})
+
+
+def _value(default: Any = MISSING) -> Any:
+    return _key("value", default)
+
+
+def _tensor(default: Any = MISSING) -> Any:
+    return _key("tensor", default)
+
+
+def _size(default: Any = MISSING) -> Any:
+    return _key("size", default)
+
+
+def _number(default: Any = MISSING, above: float | None = None) -> Any:
+    return _key("number", default, above=above)
+
+
+def _flag() -> Any:
+    return _key("flag", False)
+
+
+def _choice(choices: tuple[str, ...], default: Any = MISSING) -> Any:
+    return _key("choice", default, choices=choices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One step of a program. dst: the value it writes."""
+
+    name: ClassVar[str]
+    dst: str = _value()
+
+    def reads(self) -> tuple[str, ...]:
+        """The values that the op reads, in the order of its fields."""
+        return tuple(value for key, value in self._named("value") if key != "dst")
+
+    def tensor_names(self) -> tuple[str, ...]:
+        """The tensors that the op names."""
+        return tuple(value for _, value in self._named("tensor"))
+
+    def _named(self, kind: str) -> Iterator[tuple[str, str]]:
+        """The keys of a kind that are there, with the names they hold."""
+        for key in keys(type(self)):
+            value = getattr(self, key.name)
+            if kind_of(key) == kind and value is not None:
+                yield key.name, value
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        """The tensors that the op reads, given the types of all values at that point."""
+        return iter(())
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        """The type of what it writes. Raises StructureError where the values that it reads do not fit."""
+        raise TypeError(f"{type(self).__name__} has no width")
+
+    def need(self, holds: bool, expected: object, got: object) -> None:
+        """Raise StructureError unless something holds."""
+        if not holds:
+            refuse(f"op {self.name!r} that writes {self.dst!r}", expected, got)
+
+    def vector(self, widths: Mapping[str, Width], value: str) -> int:
+        """The width of a value that has to be a vector."""
+        width = widths[value]
+        if not isinstance(width, int):
+            refuse(f"op {self.name!r} that writes {self.dst!r}", f"a vector in {value!r}", "chosen experts")
+        return width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed(Op):
+    """dst = scale * row of the token. table: f32[rows, cols]."""
+
+    name = "embed"
+    table: str = _tensor()
+    rows: int = _size()
+    cols: int = _size()
+    scale: float = _number(1.0)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        yield Weight(self.table, (self.rows, self.cols), EMBEDDING)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        return self.cols
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm(Op):
+    """Groups of `group` numbers of src (without it: all of them) over their root mean square, times (weight + offset).
+
+    y = x * rsqrt(mean(x^2) + epsilon); with `centred` x is x - mean(x) first (LayerNorm). weight, bias: f32[group], the
+    same for every group.
+    """
+
+    name = "norm"
+    src: str = _value()
+    epsilon: float = _number(above=0)
+    weight: str | None = _tensor(None)
+    bias: str | None = _tensor(None)
+    offset: float = _number(0.0)
+    group: int | None = _size(None)
+    centred: bool = _flag()
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        size = self.group or self.vector(widths, self.src)
+        for name in (self.weight, self.bias):
+            if name is not None:
+                yield Weight(name, (size,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        whole = self.vector(widths, self.src)
+        self.need(whole % (self.group or whole) == 0, f"a group that divides {whole}", self.group)
+        return whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Op):
+    """dst[r] = sum over c of weight[r, c] * src[c], plus bias[r]. weight: f32[rows, width of src]."""
+
+    name = "linear"
+    src: str = _value()
+    weight: str = _tensor()
+    rows: int = _size()
+    bias: str | None = _tensor(None)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        yield Weight(self.weight, (self.rows, self.vector(widths, self.src)), MATRIX)
+        if self.bias is not None:
+            yield Weight(self.bias, (self.rows,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        self.vector(widths, self.src)
+        return self.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope(Op):
+    """Pairs of the first numbers of every head turned by position * frequency. table: a number of the program's ropes.
+
+    A table of n frequencies turns the first 2n numbers of each head: pair i is (i, i + n), or with "neighbours"
+    (2i, 2i + 1). The others stay.
+    """
+
+    name = "rope"
+    src: str = _value()
+    table: int = _key("rope")
+    head_dim: int = _size()
+    pairs: str = _choice(PAIRS, "halves")
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        whole = self.vector(widths, self.src)
+        self.need(whole % self.head_dim == 0, f"a head_dim that divides {whole}", self.head_dim)
+        return whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention(Op):
+    """Causal attention of q over the keys and values of a layer's cache, heads side by side.
+
+    Head n reads key head floor(n * kv_heads / heads). Scores are q·k * scale; with `softcap` c they become
+    c * tanh(score / c). A position sees itself and those before it, with `window` W only the last W. sinks: f32[heads],
+    a score each that joins the softmax and has no value. q is first multiplied by
+    1 + temperature_beta * ln(1 + floor(position / temperature_length)), where these are given.
+
+    k and v go into this layer's cache; without them the cache of the earlier layer `shares` is read.
+    """
+
+    name = "attention"
+    q: str = _value()
+    k: str | None = _value(None)
+    v: str | None = _value(None)
+    heads: int = _size()
+    kv_heads: int = _size()
+    head_dim: int = _size()
+    value_dim: int = _size()
+    scale: float = _number(above=0)
+    window: int | None = _size(None)
+    softcap: float | None = _number(None, above=0)
+    sinks: str | None = _tensor(None)
+    shares: int | None = _key("layer", None)
+    temperature_beta: float | None = _number(None)
+    temperature_length: int | None = _size(None)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        if self.sinks is not None:
+            yield Weight(self.sinks, (self.heads,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        self.need(self.heads % self.kv_heads == 0, f"heads that are a multiple of {self.kv_heads}", self.heads)
+        self.need((self.k is None) == (self.v is None), "both k and v, or neither", "one")
+        self.need((self.k is None) != (self.shares is None), "k and v, or shares", "both or neither")
+        both = (self.temperature_beta is None) == (self.temperature_length is None)
+        self.need(both, "temperature_beta and temperature_length, or neither", "one")
+        for value, expected in (
+            (self.q, self.heads * self.head_dim),
+            (self.k, self.kv_heads * self.head_dim),
+            (self.v, self.kv_heads * self.value_dim),
+        ):
+            if value is not None:
+                got = self.vector(widths, value)
+                self.need(got == expected, f"{expected} numbers in {value!r}", got)
+        return self.heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate(Op):
+    """dst = act(a) * b, or act(a) without b. Where one of them is a single number, it multiplies all of the other.
+
+    limit: a is cut to at most limit, b to -limit … limit, first. act "silu" is a * sigmoid(alpha * a). shift is added
+    to b. by_layer: b is `layers` times as wide as a, and layer n reads part n of it.
+    """
+
+    name = "gate"
+    a: str = _value()
+    b: str | None = _value(None)
+    act: str = _choice(ACTIVATIONS)
+    limit: float | None = _number(None, above=0)
+    alpha: float = _number(1.0)
+    shift: float = _number(0.0)
+    by_layer: bool = _flag()
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        a = self.vector(widths, self.a)
+        self.need(not self.by_layer or self.b is not None, "b, as by_layer is true", "none")
+        if self.b is None:
+            return a
+        b = self.vector(widths, self.b)
+        if self.by_layer:
+            return a  # program.py has checked that b is `layers` times as wide
+        self.need(a == b or 1 in (a, b), f"values of one width, or one of a single number: {a} in {self.a!r}", b)
+        return max(a, b)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route(Op):
+    """The `count` of `experts` experts that a token goes to, and their weights. weight: f32[experts, width of src].
+
+    logits = weight src + bias. score: "softmax" over all, "sigmoid" of each, or "chosen": the logits themselves choose,
+    and the weights are the softmax over those chosen. Chosen are the highest score + select (f32[experts]); with groups
+    only experts of the `top_groups` groups whose two best sum highest. Ties go to the lower number. The weights are the
+    scores (without select), with `normalise` divided by max(sum + add, floor); then times scale, and times expert_scale
+    (f32[experts]) of each.
+    """
+
+    name = "route"
+    src: str = _value()
+    weight: str = _tensor()
+    experts: int = _size()
+    count: int = _size()
+    score: str = _choice(SCORES)
+    bias: str | None = _tensor(None)
+    select: str | None = _tensor(None)
+    groups: int | None = _size(None)
+    top_groups: int | None = _size(None)
+    normalise: bool = _flag()
+    add: float = _number(0.0)
+    floor: float = _number(0.0)
+    scale: float = _number(1.0)
+    expert_scale: str | None = _tensor(None)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        yield Weight(self.weight, (self.experts, self.vector(widths, self.src)), ROUTER)
+        for name in (self.bias, self.select, self.expert_scale):
+            if name is not None:
+                yield Weight(name, (self.experts,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        self.vector(widths, self.src)
+        self.need(self.count <= self.experts, f"a count of at most {self.experts}", self.count)
+        self.need((self.groups is None) == (self.top_groups is None), "groups and top_groups, or neither", "one")
+        if self.groups is not None and self.top_groups is not None:
+            self.need(self.experts % self.groups == 0, f"groups that divide {self.experts}", self.groups)
+            self.need(self.top_groups <= self.groups, f"at most {self.groups} top_groups", self.top_groups)
+            room = self.top_groups * (self.experts // self.groups)
+            self.need(self.experts // self.groups >= 2, "groups of at least two experts", self.experts // self.groups)
+            self.need(self.count <= room, f"a count of at most {room}, the experts of top_groups", self.count)
+        return Chosen(self.experts, self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts(Op):
+    """dst = sum over the chosen experts e of w_e * down_e( act(gate_e src) * up_e src ), with biases where given.
+
+    gate, up: f32[experts, inner, width of src]; down: f32[experts, rows, inner]; biases: f32[experts, inner] twice, and
+    f32[experts, rows]. act, limit, alpha and shift as in Gate. scale_input: w_e multiplies src instead of the result.
+    """
+
+    name = "experts"
+    src: str = _value()
+    route: str = _value()
+    gate: str = _tensor()
+    up: str = _tensor()
+    down: str = _tensor()
+    inner: int = _size()
+    rows: int = _size()
+    act: str = _choice(ACTIVATIONS)
+    gate_bias: str | None = _tensor(None)
+    up_bias: str | None = _tensor(None)
+    down_bias: str | None = _tensor(None)
+    limit: float | None = _number(None, above=0)
+    alpha: float = _number(1.0)
+    shift: float = _number(0.0)
+    scale_input: bool = _flag()
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        experts, cols = self._chosen(widths).experts, self.vector(widths, self.src)
+        for name in (self.gate, self.up):
+            yield Weight(name, (experts, self.inner, cols), STACK)
+        yield Weight(self.down, (experts, self.rows, self.inner), STACK)
+        for bias, size in ((self.gate_bias, self.inner), (self.up_bias, self.inner), (self.down_bias, self.rows)):
+            if bias is not None:
+                yield Weight(bias, (experts, size), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        self.vector(widths, self.src)
+        self._chosen(widths)
+        return self.rows
+
+    def _chosen(self, widths: Mapping[str, Width]) -> Chosen:
+        chosen = widths[self.route]
+        if not isinstance(chosen, Chosen):
+            refuse(f"op {self.name!r} that writes {self.dst!r}", f"chosen experts in {self.route!r}", "a vector")
+        return chosen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add(Op):
+    """dst = a + scale * b."""
+
+    name = "add"
+    a: str = _value()
+    b: str = _value()
+    scale: float = _number(1.0)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        a, b = self.vector(widths, self.a), self.vector(widths, self.b)
+        self.need(a == b, f"values of one width: {a} in {self.a!r}", b)
+        return a
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale(Op):
+    """dst = factor * src, times weight (f32[1]) where there is one."""
+
+    name = "scale"
+    src: str = _value()
+    factor: float = _number(1.0)
+    weight: str | None = _tensor(None)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        if self.weight is not None:
+            yield Weight(self.weight, (1,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        return self.vector(widths, self.src)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conv(Op):
+    """dst_t[c] = act( sum over j < taps of weight[c, j] * src_(t - taps + 1 + j)[c] + bias[c] ).
+
+    src is zero before the start. weight: f32[width of src, taps]; bias: f32[width of src]. State of a sequence: src of
+    the last taps - 1 positions.
+    """
+
+    name = "conv"
+    src: str = _value()
+    weight: str = _tensor()
+    taps: int = _size()
+    bias: str | None = _tensor(None)
+    act: str = _choice(ACTIVATIONS, "identity")
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        cols = self.vector(widths, self.src)
+        yield Weight(self.weight, (cols, self.taps), KERNEL)
+        if self.bias is not None:
+            yield Weight(self.bias, (cols,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        return self.vector(widths, self.src)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta(Op):
+    """The gated delta rule: linear attention with a state S of [key_dim, value_dim] a value head, zero at the start.
+
+    src: queries and keys of key_heads heads, then values of value_heads heads. q and k are divided by
+    sqrt(sum of squares + 1e-6), q also by sqrt(key_dim). Value head j reads key head
+    floor(j * key_heads / value_heads). By value head, decay = exp(-exp(a_log) * softplus(a + dt_bias)) and
+    beta = sigmoid(b); then S = decay * S; S = S + k outer (beta * (v - S^T k)); dst = S^T q.
+    a_log, dt_bias: f32[value_heads].
+    """
+
+    name = "delta"
+    src: str = _value()
+    a: str = _value()
+    b: str = _value()
+    a_log: str = _tensor()
+    dt_bias: str = _tensor()
+    key_heads: int = _size()
+    value_heads: int = _size()
+    key_dim: int = _size()
+    value_dim: int = _size()
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        for name in (self.a_log, self.dt_bias):
+            yield Weight(name, (self.value_heads,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        divides = self.value_heads % self.key_heads == 0
+        self.need(divides, f"value_heads that are a multiple of {self.key_heads}", self.value_heads)
+        whole = 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+        for value, expected in ((self.src, whole), (self.a, self.value_heads), (self.b, self.value_heads)):
+            got = self.vector(widths, value)
+            self.need(got == expected, f"{expected} numbers in {value!r}", got)
+        return self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip(Op):
+    """dst = src cut to -limit … limit."""
+
+    name = "clip"
+    src: str = _value()
+    limit: float = _number(above=0)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        return self.vector(widths, self.src)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logits(Op):
+    """dst = scale * weight src, then c * tanh(dst / c) with a softcap c. weight: f32[rows, width of src]."""
+
+    name = "logits"
+    src: str = _value()
+    weight: str = _tensor()
+    rows: int = _size()
+    scale: float = _number(1.0)
+    softcap: float | None = _number(None, above=0)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        yield Weight(self.weight, (self.rows, self.vector(widths, self.src)), MATRIX)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        self.vector(widths, self.src)
+        return self.rows
+
+
+OPS: Mapping[str, type[Op]] = {
+    op.name: op
+    for op in (
+        *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Scale, Conv, Delta, Clip, Logits),
+    )
+}
+
+
+def keys(op: type[Op]) -> tuple[Field[Any], ...]:
+    """The keys of an op's map, in the order of its class."""
+    return fields(op)
+
+
+def kind_of(key: Field[Any]) -> str:
+    """What a key holds: "value", "tensor", "size", "number", "flag", "choice", "rope" or "layer"."""
+    kind: str = key.metadata["kind"]
+    return kind
