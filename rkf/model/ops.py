@@ -28,7 +28,8 @@ class Weight(NamedTuple):
     role: str
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chosen:
     """The type of the value that Route writes: `count` of `experts`, with a weight each."""
 
     experts: int
