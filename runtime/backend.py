@@ -31,8 +31,14 @@ class TokenSequence(Protocol):
     def truncate(self, tokens: int) -> None:
         """Keep the first `tokens` alone, so that another continuation can follow a common beginning.
 
-        Raises UsageError for more than `length`, and for a length that the model cannot go back to: a layer that keeps
-        a state forgets all or nothing, one with a window has given back what lies behind it.
+        Raises UsageError for a length that it cannot go back to.
+        """
+        ...
+
+    def reusable(self, tokens: int) -> int:
+        """The longest beginning of at most `tokens` that `truncate` can go back to.
+
+        A layer that keeps a state forgets all or nothing, one with a window has given back what lies behind it.
         """
         ...
 
