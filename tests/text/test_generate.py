@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rkf.errors import ContextLengthError, UsageError
+from rkf.runtime.backend import Row
 from rkf.runtime.generate import Generation, Limits, Session, StopStrings
 from rkf.runtime.sampling import Sampling
 from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
-from tests.runtime.numpy_backend import NumpyBackend
+from tests.runtime.reference_backend import ReferenceBackend
 
 CONFIG = tiny.config()
 WEIGHTS = tiny.weights(CONFIG)
@@ -18,19 +19,19 @@ TOKENIZER = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), CONFIG)
 PROMPT = TOKENIZER.encode("The capital of France")
 
 
-class Counting(NumpyBackend):
+class Counting(ReferenceBackend):
     """Counts the tokens that are fed."""
 
     fed = 0
 
-    def forward(self, tokens, cache, last_only):
-        self.fed += len(tokens)
-        return super().forward(tokens, cache, last_only)
+    def forward(self, rows, wanted="last"):
+        self.fed += sum(len(row.tokens) for row in rows)
+        return super().forward(rows, wanted)
 
 
 @pytest.fixture
 def backend():
-    return Counting(CONFIG, WEIGHTS)
+    return Counting.of_config(CONFIG, WEIGHTS)
 
 
 def generation(session, prompt=PROMPT, sampling=None, **limits):
@@ -42,8 +43,8 @@ def greedy(prompt, n):
     """Greedy ids without any cache."""
     ids = list(prompt)
     for _ in range(n):
-        backend = NumpyBackend(CONFIG, WEIGHTS)
-        ids.append(int(np.argmax(backend.forward(np.array(ids), backend.new_cache(0), last_only=True)[0])))
+        backend = ReferenceBackend.of_config(CONFIG, WEIGHTS)
+        ids.append(int(np.argmax(backend.forward([Row(backend.new_sequence(len(ids)), np.array(ids))])[0])))
     return ids[len(prompt) :]
 
 
@@ -96,8 +97,8 @@ def test_an_interrupted_step_leaves_a_session_that_can_go_on(backend):
     "".join(generation(session, max_tokens=3))
     whole = backend.forward
 
-    def interrupted(tokens, cache, last_only):
-        whole(tokens, cache, last_only)
+    def interrupted(rows):
+        whole(rows)
         raise KeyboardInterrupt
 
     backend.forward = interrupted
