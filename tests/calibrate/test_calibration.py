@@ -7,6 +7,7 @@ from rkf.calibrate import narrow, passes
 from rkf.calibrate.layers import KeyValues, Layer, rms_norm
 from rkf.errors import OutputError
 from rkf.format.matrix import from_f32, to_f32
+from rkf.runtime.backend import Row
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 
@@ -27,7 +28,7 @@ def logits(config, weights, x):
 
 def oracle(config, weights, tokens):
     backend = NumpyBackend(config, weights)
-    return np.stack([backend.forward(row.astype(np.int64), backend.new_cache(64), False) for row in tokens])
+    return np.stack([backend.forward([Row(backend.new_sequence(64), row.astype(np.int64))], "all") for row in tokens])
 
 
 def with_extras():

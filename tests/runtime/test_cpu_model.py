@@ -16,7 +16,7 @@ from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from tests.runtime import tiny
 from tests.runtime.files import write_model
-from tests.runtime.reference_backend import ReferenceBackend
+from tests.runtime.numpy_backend import NumpyBackend
 
 CONFIG = tiny.config()
 IDS = np.random.Generator(np.random.Philox(key=3)).integers(0, 400, 150)
@@ -42,13 +42,13 @@ def decoded(container):
 def test_dense_files_equal_numpy(tmp_path, dtype):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), dtype=dtype)) as container:
         backend = CpuBackend(container, exact=True)
-        wanted = logits(ReferenceBackend.of_config(CONFIG, decoded(container)), [IDS])
+        wanted = logits(NumpyBackend(CONFIG, decoded(container)), [IDS])
         assert relative(logits(backend, PARTS), wanted) < 1e-4
 
 
 def test_exact_mode_of_a_clustered_file_equals_numpy_on_its_decoded_weights(tmp_path):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
-        wanted = logits(ReferenceBackend.of_config(CONFIG, decoded(container)), [IDS])
+        wanted = logits(NumpyBackend(CONFIG, decoded(container)), [IDS])
         assert relative(logits(CpuBackend(container, exact=True), PARTS), wanted) < 1e-4
 
 
@@ -73,7 +73,7 @@ def test_fewer_bits_are_the_coarser_matrices(tmp_path, bits):
             name: within(matrix, bits).decode() if isinstance(matrix, ClusteredMatrix) else container.decode(name)
             for name, matrix in matrices.items()
         }
-        wanted = logits(ReferenceBackend.of_config(CONFIG, weights), [IDS])
+        wanted = logits(NumpyBackend(CONFIG, weights), [IDS])
         assert relative(logits(CpuBackend(container, exact=True, bits=bits), PARTS), wanted) < 1e-4
         assert relative(logits(CpuBackend(container, bits=bits), PARTS), wanted) < 5e-3
         with pytest.raises(UsageError):

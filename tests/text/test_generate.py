@@ -11,7 +11,7 @@ from rkf.runtime.generate import Generation, Limits, Session, StopStrings
 from rkf.runtime.sampling import Sampling
 from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
-from tests.runtime.reference_backend import ReferenceBackend
+from tests.runtime.numpy_backend import NumpyBackend
 
 CONFIG = tiny.config()
 WEIGHTS = tiny.weights(CONFIG)
@@ -19,7 +19,7 @@ TOKENIZER = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), CONFIG)
 PROMPT = TOKENIZER.encode("The capital of France")
 
 
-class Counting(ReferenceBackend):
+class Counting(NumpyBackend):
     """Counts the tokens that are fed."""
 
     fed = 0
@@ -31,7 +31,7 @@ class Counting(ReferenceBackend):
 
 @pytest.fixture
 def backend():
-    return Counting.of_config(CONFIG, WEIGHTS)
+    return Counting(CONFIG, WEIGHTS)
 
 
 def generation(session, prompt=PROMPT, sampling=None, **limits):
@@ -43,7 +43,7 @@ def greedy(prompt, n):
     """Greedy ids without any cache."""
     ids = list(prompt)
     for _ in range(n):
-        backend = ReferenceBackend.of_config(CONFIG, WEIGHTS)
+        backend = NumpyBackend(CONFIG, WEIGHTS)
         ids.append(int(np.argmax(backend.forward([Row(backend.new_sequence(len(ids)), np.array(ids))])[0])))
     return ids[len(prompt) :]
 
