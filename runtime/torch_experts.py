@@ -18,7 +18,6 @@ from rkf.runtime.torch_gate import gated
 from rkf.runtime.torch_pass import TorchPass
 from rkf.runtime.torch_tensors import TorchTensors
 
-
 _SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "softmax": partial(torch.softmax, dim=-1),
     "sigmoid": torch.sigmoid,
