@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rkf.model.program import Frequencies
+from rkf.model.frequencies import Frequencies
 from rkf.runtime.torch_past import Past
 
 

@@ -98,11 +98,17 @@ class TorchCache:
         """Forget all but the first `tokens`. Recurrent states only go back to the start."""
         if not 0 <= tokens <= self.length:
             raise UsageError(f"cache: cannot keep {tokens} of {self.length} tokens")
-        if self._states and tokens not in (0, self.length):
+        if self.reusable(tokens) != tokens:
             raise UsageError(f"cache: a recurrent state of {self.length} tokens cannot go back to {tokens}, only to 0")
         if not tokens:
             self._states.clear()
         self.length = tokens
+
+    def reusable(self, tokens: int) -> int:
+        """The longest beginning of at most `tokens` that `truncate` can go back to."""
+        if self._states and tokens < self.length:
+            return 0
+        return min(tokens, self.length)
 
     def span(self, tokens: int) -> tuple[Tensor, int]:
         end = self.length + tokens
