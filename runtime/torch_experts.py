@@ -25,7 +25,7 @@ _SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Routed(NamedTuple):
+class ExpertChoice(NamedTuple):
     """Where tokens go. experts: i64[sequences, tokens, count]; weights: f32 of the same shape."""
 
     experts: Tensor
@@ -41,7 +41,7 @@ class TorchRoute(nn.Module):
         self.weight, self.bias = tensors.vector(op.weight), tensors.optional(op.bias)
         self.select, self.expert_scale = tensors.optional(op.select), tensors.optional(op.expert_scale)
 
-    def forward(self, run: TorchPass, src: Tensor) -> Routed:
+    def forward(self, run: TorchPass, src: Tensor) -> ExpertChoice:
         op = self._op
         logits = functional.linear(src.float(), self.weight, self.bias)
         scores = _SCORES[op.score](logits)
@@ -55,7 +55,7 @@ class TorchRoute(nn.Module):
         if op.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + op.add).clamp(min=op.floor)
         weights = weights * op.scale
-        return Routed(experts, weights if self.expert_scale is None else weights * self.expert_scale[experts])
+        return ExpertChoice(experts, weights if self.expert_scale is None else weights * self.expert_scale[experts])
 
 
 class TorchExperts(nn.Module):
@@ -69,7 +69,7 @@ class TorchExperts(nn.Module):
             tensors.optional(name, tensors.dtype) for name in (op.gate_bias, op.up_bias, op.down_bias)
         )
 
-    def forward(self, run: TorchPass, src: Tensor, route: Routed) -> Tensor:
+    def forward(self, run: TorchPass, src: Tensor, route: ExpertChoice) -> Tensor:
         x, weights = src.flatten(0, 1), route.weights.flatten()
         chosen = route.experts.flatten()  # place = token * count + number of the choice
         order = chosen.argsort(stable=True)

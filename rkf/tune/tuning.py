@@ -98,7 +98,7 @@ def _fitting(container: Container, source: Container) -> ModelMetadata:
         raise UsageError(f"{container.path}: no tensor is clustered: there is nothing to tune")
     if any(entry.kind == "clustered" for entry in source.tensors.values()):
         raise UsageError(f"{source.path}: has clustered tensors: expected `rkf convert SRC OUT --recipe dense`")
-    if container.model != source.model or container.blob(TOKENIZER) != source.blob(TOKENIZER):
+    if not container.model.computes_as(source.model) or container.blob(TOKENIZER) != source.blob(TOKENIZER):
         raise UsageError(f"{source.path}: another model than {container.path}: expected the one it was converted from")
     return container.model
 
