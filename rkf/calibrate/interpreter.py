@@ -40,6 +40,10 @@ class Seen(NamedTuple):
     expert: int | None = None
     rows: I64 | None = None
 
+    @property
+    def tokens(self) -> int:
+        return len(self.x) if self.rows is None else len(self.rows)
+
     def inputs(self) -> F32:
         """f32[tokens, cols]"""
         return self.x if self.rows is None else self.x[self.rows]
@@ -91,14 +95,16 @@ def _stacked(parts: Sequence[KeyValues]) -> KeyValues:
 class Stretch:
     """The stem, one layer, or the top up to the input of the logits.
 
-    names: the tensors it needs, by their full names. matrices: those that read one value, by the first name of each
-    group. positions: how many tokens a sequence may come to have, by which long rope tables are chosen.
+    names: the tensors it needs, by their full names: those of all ops but the logits. matrices: those that read one
+    value, by the first name of each group. positions: how many tokens a sequence may come to have, by which long rope
+    tables are chosen.
     """
 
     def __init__(self, program: Program, ops: Sequence[Op], keeps: set[str], positions: int, layer: int = -1) -> None:
         self.ops, self.layer, self.layers = tuple(ops), layer, program.layers
         self.prefix = layer_prefix(layer) if layer >= 0 else ""
-        self.names = tuple(dict.fromkeys(self.prefix + name for op in ops for name in op.tensor_names()))
+        needing = [op for op in ops if not isinstance(op, model_ops.Logits)]
+        self.names = tuple(dict.fromkeys(self.prefix + name for op in needing for name in op.tensor_names()))
         self.matrices = {
             self.prefix + first: tuple(self.prefix + name for name in group)
             for first, group in shared_inputs(ops).items()

@@ -104,7 +104,7 @@ def test_a_mixture_beside_a_shared_expert():
     assert shared_inputs(layer) == {
         "g": ("g", "u"),
         "d": ("d",),
-        "sg.weight": ("sg.weight", "su.weight", "w.weight"),
+        "sg.weight": ("sg.weight", "su.weight"),
         "s.weight": ("s.weight",),
     }
 
