@@ -1,7 +1,8 @@
-"""One tensor and its rule to a ClusteredMatrix and its figures: the order of the steps. Each step is a neighbour's.
+"""One tensor and its rule to a ClusteredMatrix and its statistics. Runs the steps in order; each step has its own
+module.
 
-The kernels run without the GIL: several tensors, or experts of a stack, can be clustered in threads, and the bytes do
-not depend on how many.
+The kernels release the GIL. Several tensors, or experts of a stack, can be clustered in several threads; the bytes do
+not depend on their number.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from rkf.format import bitpack
 from rkf.format.constants import index_bits
 from rkf.format.matrix import F32, ClusteredMatrix, DenseTensor, to_f32
 
-# Factors and centroids are fitted in turn; a third round gains less than 0.1 % of the squared error.
+# Factors and centroids are fitted in turn; a third round lowers the squared error by less than 0.1 %.
 _ROUNDS = 2
-_ROWS = 4096  # suited to an objective at a time, which takes 30 bytes a weight
+_ROWS = 4096  # rows assigned to an objective at a time; that takes 30 bytes a weight
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What one list of centroids makes of its rows.
+    """One list of centroids and its rows clustered with it.
 
     centroids: f32[k]; indices: u8[rows, cols]; scale: f32[rows, groups], all 1 where there is no factor.
     squared_error: over the rows, without the weights that stay exact.
@@ -87,20 +88,20 @@ def cluster(
     exact_rows: NDArray[np.int64] | None = None,
     each: Callable[..., Iterable[_Matrix]] = map,
 ) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
-    """Cluster one tensor by its rule; returns it with figures about the loss.
+    """Cluster one tensor by its rule; returns it with statistics of the loss.
 
-    With an `objective` the indices serve the layer's outputs on a calibration text (`rkf.cluster.calibrated`);
-    centroids, factors and exact weights are those of clustering without data. Factors by group keep the nearest
-    centroids. The rows `exact_rows` stay exact, whatever the rule says.
+    With an `objective`, the indices minimise the error of the layer's outputs on a calibration text
+    (`rkf.cluster.calibrated`); centroids, factors and exact weights are those of clustering without data. With factors
+    by group, weights keep their nearest centroids. The rows `exact_rows` stay exact under any rule.
 
-    The matrices of a stack, [experts, rows, cols], are clustered one by one, each with one table whatever the rule
-    says, a share of exact weights and an objective of its own: only those in work are held in f32. each: maps over
-    them; the `map` of a pool of threads works on several at a time.
+    The matrices of a stack, [experts, rows, cols], are clustered one by one. Each has one table under any rule, its own
+    share of exact weights and its own objective; only those in work are held in f32. each: maps over them; the `map` of
+    a pool of threads works on several at a time.
 
-    A tensor of one dimension, of one value, or whose rule says dense comes back as it is, with no figures. A matrix
-    whose every table has at most k distinct values is lossless, whatever else the rule says. Figures: `relative_error`
-    (squared error / squared weights) and `entropy_bits` (of an index). Raises SourceError for NaN or infinite weights,
-    dense or not.
+    A tensor of one dimension, a tensor of one value, and a tensor that the rule calls dense are returned unchanged,
+    without statistics. A matrix whose every table has at most k distinct values is stored losslessly under any rule.
+    Statistics: `relative_error` (squared error / squared weights) and `entropy_bits` (per index). Raises SourceError
+    for NaN or infinite weights, dense or not.
     """
     matrices = _Matrices(tensor)
     if not all(map(histogram.is_finite, matrices)):
@@ -138,7 +139,7 @@ def _clustered(
     kept.reshape(-1)[positions] = np.nan
     blocks = zip(_blocks(weights, rows_per_table), _blocks(kept, rows_per_table), strict=True)
     tables = [_fit(block, kept_block, rule, k, dtype) for block, kept_block in blocks]
-    del kept  # the largest matrix need not be there twice
+    del kept  # memory should not hold the largest matrix twice
     if objective is not None and rule.affine != "group":
         tables = _suited(weights, positions, tables, objective)
     return _packed(weights, tables, positions)
@@ -155,7 +156,7 @@ def _is_one_value(matrices: _Matrices) -> bool:
 
 
 def _lossless(blocks: list[F32], k: int) -> list[_Table]:
-    """A table of its distinct values for each block of rows, or nothing where one has more than k."""
+    """A table of its distinct values for each block of rows; empty if one has more than k."""
     tables = []
     for weights in blocks:
         values = histogram.few_distinct(weights, k)
@@ -166,7 +167,7 @@ def _lossless(blocks: list[F32], k: int) -> list[_Table]:
 
 
 def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
-    """Centroids, factors and indices of one table's rows; `kept` is `weights` with NaN where one stays exact."""
+    """Centroids, factors and indices of one table's rows; `kept` is `weights` with NaN in place of exact weights."""
     group = rule.group or weights.shape[1]
     if rule.affine in ("none", "tensor"):
         found = histogram.of_weights(kept, _no_scale(kept), group)
@@ -182,7 +183,7 @@ def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
 
 
 def _suited(weights: F32, positions: NDArray[np.int64], tables: list[_Table], objective: Objective) -> list[_Table]:
-    """The tables with indices that suit the objective. positions: of the weights that stay exact."""
+    """The tables with indices chosen for the objective. positions: those of the exact weights."""
     made, first = [], 0
     for table in tables:
         indices, error = np.empty_like(table.indices), 0.0

@@ -1,4 +1,4 @@
-"""The residual stream layer by layer, in f32: how large it is and how its order compares with another model's."""
+"""The residual stream layer by layer, in f32: its scale and its rank correlation with another model's."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from threadpoolctl import threadpool_limits
 
 from rkf.calibrate import interpreter
 from rkf.calibrate.interpreter import Flow, Stretch
+from rkf.errors import UsageError
 from rkf.file.container import Container
 from rkf.format.matrix import F32
-from rkf.model.program import Program
 
 Seen = Callable[[str, F32], None]
-"""Is told the input of each matrix: its name, f32[tokens, cols]. Experts, which see a few tokens each, are left out."""
+"""Receives the input of each matrix: its name, f32[tokens, cols]. Experts, which see few tokens each, are left out."""
 
 
 def residual_stream(
-    container: Container, program: Program, ids: NDArray[np.int64], *, threads: int | None, seen: Seen | None = None
+    container: Container, ids: NDArray[np.int64], *, threads: int | None, seen: Seen | None = None
 ) -> list[F32]:
-    """f32[tokens, hidden] after each layer, for one sequence. One layer's weights are held at a time."""
-    states = []
+    """f32[tokens, hidden] after each layer, for one sequence. Holds the weights of one layer at a time."""
+    if container.model is None:
+        raise UsageError(f"{container.path}: no model: expected a whole one, as `rkf convert` writes it")
+    program, states = container.model.program, []
     stream = program.top[0].reads()[0]
     tap = None if seen is None else _named(seen)
     with threadpool_limits(threads, "blas"):
@@ -40,7 +42,7 @@ def _weights(container: Container, stretch: Stretch) -> dict[str, F32]:
 
 
 def _named(told: Seen) -> interpreter.Tap:
-    """A tap that tells of every matrix by its name."""
+    """A tap that reports every matrix by its full name."""
 
     def tap(seen: interpreter.Seen) -> None:
         if seen.expert is None:
@@ -51,8 +53,8 @@ def _named(told: Seen) -> interpreter.Tap:
 
 
 def compared(states: list[F32], unchanged: list[F32]) -> dict[str, list[float]]:
-    """By layer, on average over the tokens: "scale", the ratio of root mean squares (geometric mean); "spearman", the
-    rank correlation of a token's features.
+    """For each layer, averaged over the tokens: "scale", the ratio of root mean squares (geometric mean); "spearman",
+    the rank correlation of a token's features.
     """
     pairs = list(zip(states, unchanged, strict=True))
     return {
@@ -62,7 +64,7 @@ def compared(states: list[F32], unchanged: list[F32]) -> dict[str, list[float]]:
 
 
 def spearman(x: F32, y: F32) -> NDArray[np.float64]:
-    """Spearman's rank correlation of each row: f64[rows]. Equal numbers are ranked as they stand."""
+    """Spearman's rank correlation of each row: f64[rows]. Equal numbers are ranked in order of appearance."""
     deviations = [np.argsort(np.argsort(values, axis=1), axis=1) - (values.shape[1] - 1) / 2 for values in (x, y)]
     a, b = deviations
     correlation: NDArray[np.float64] = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
@@ -70,6 +72,6 @@ def spearman(x: F32, y: F32) -> NDArray[np.float64]:
 
 
 def _rms(x: F32) -> NDArray[np.float64]:
-    """Of each row: f64[rows]."""
+    """The root mean square of each row: f64[rows]."""
     root: NDArray[np.float64] = np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1))
     return root
