@@ -23,6 +23,7 @@ from rkf.converters.source import TensorSpec
 from rkf.errors import SourceError, UnsupportedError
 from rkf.format.matrix import DenseTensor, storage_dtype
 from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 
 # Types that are stored as they came.
 _PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}
@@ -89,6 +90,7 @@ class GgufSource:
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         self.tensors = {name: _spec(self._stored[name], self.label) for name in sorted(self._stored)}
         check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
+        self.model = ModelMetadata.of_first_form(self.config.to_metadata(), self.tensors)
         if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.config.vocab_size:
             raise SourceError(f"{self.label}: {count} tokens, expected at most one a row of {EMBEDDING}")
         self.tokenizer_json = gguf_tokenizer.from_gguf(fields, self.label)

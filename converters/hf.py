@@ -21,6 +21,7 @@ from rkf.converters.source import TensorSpec
 from rkf.errors import SourceError
 from rkf.format.matrix import DenseTensor, storage_dtype
 from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
@@ -55,6 +56,7 @@ class HfSource:
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         self.tensors = dict(sorted(specs.items()))
         check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
+        self.model = ModelMetadata.of_first_form(self.config.to_metadata(), self.tensors)
 
     @cached_property
     def files(self) -> dict[str, str]:

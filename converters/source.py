@@ -13,6 +13,7 @@ from rkf.file.atomic import refuse_same_file
 from rkf.format.constants import DTYPE_BYTES
 from rkf.format.matrix import DenseTensor
 from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Source(Protocol):
     def label(self) -> str: ...
     @property
     def config(self) -> ModelConfig: ...
+    @property
+    def model(self) -> ModelMetadata: ...
     @property
     def tensors(self) -> Mapping[str, TensorSpec]: ...
     @property

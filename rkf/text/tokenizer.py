@@ -12,6 +12,7 @@ import tokenizers
 
 from rkf.errors import StructureError, UsageError
 from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
 from rkf.text.template import Message
 
@@ -22,7 +23,7 @@ _CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
 class Tokenizer:
     """The tokenizer.json, chat template and special token ids of one model."""
 
-    def __init__(self, tokenizer_json: bytes, config: ModelConfig, template: str | None = None) -> None:
+    def __init__(self, tokenizer_json: bytes, config: ModelConfig | ModelMetadata, template: str | None = None) -> None:
         """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json.decode())
