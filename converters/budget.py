@@ -38,7 +38,7 @@ def fitting(
     if limit < least:
         expected = f"{least} bytes" if size is not None else f"{8 * least / weights:.4f} bits per weight"
         raise UsageError(f"{source.label}: a budget of {size or bpw} is too small: expected at least {expected}")
-    losses = losses or allocation.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
+    losses = losses or allocation.expected_losses(shapes, source.model.layers, tied=bool(source.aliases))
     chosen = allocation.within(allocation.doublings(shapes, losses), limit - least)
     while taken(chosen) > limit:  # by the padding of sections, or a longer list of names
         chosen.pop()
@@ -54,7 +54,7 @@ def archive(
 ) -> Recipe:
     """The same for a file that `rkf pack` packs: the limits are of what is stored then, which is known to 1 %."""
     shapes, weights = _matrices(source)
-    losses = losses or allocation.expected_losses(shapes, source.config.layers, tied=bool(source.aliases))
+    losses = losses or allocation.expected_losses(shapes, source.model.layers, tied=bool(source.aliases))
     trial = allocation.archive(shapes, losses, allocation.LEAST_BITS)
     ledger = rehearse(trial)
     planes = sum(

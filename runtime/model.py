@@ -193,6 +193,6 @@ def _backend(
 
 def _tokenizer(container: Container) -> Tokenizer:
     tokenizer_json, template = container.blob(TOKENIZER), container.blob(CHAT_TEMPLATE)
-    if container.config is None or tokenizer_json is None:
+    if container.model is None or tokenizer_json is None:
         raise UsageError(f"{container.path}: expected a whole model with its tokenizer, got a file without one")
-    return Tokenizer(tokenizer_json, container.config, None if template is None else template.decode(errors="replace"))
+    return Tokenizer(tokenizer_json, container.model, None if template is None else template.decode(errors="replace"))
