@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from rkf.file.atomic import OutputFile
 from rkf.format import canonical
-from rkf.format.constants import CODEC_RAW, CODEC_ZSTD, FEATURE_PROGRAM, MINOR, SUPERBLOCK_BYTES, aligned
+from rkf.format.constants import CODEC_RAW, CODEC_ZSTD, FEATURE_PROGRAM, KIND_MODEL, MINOR, SUPERBLOCK_BYTES, aligned
 from rkf.format.directory import parse_directory
 from rkf.format.superblock import Superblock
 from rkf.model.expected import read_model
@@ -63,7 +63,9 @@ class SectionWriter:
         data = canonical.encode({**directory, "sections": self.sections})
         offset = self._out.position
         end = offset + len(data)
-        required = FEATURE_PROGRAM if "program" in (directory["metadata"].get("model") or ()) else 0
+        model = directory["metadata"].get("model")
+        carries = kind == KIND_MODEL and isinstance(model, dict) and "program" in model
+        required = FEATURE_PROGRAM if carries else 0
         superblock = Superblock(kind, offset, len(data), end, blake3(data).digest(), minor, required, optional)
         read_model(parse_directory(data, superblock), superblock)
         self._out.write(data)

@@ -57,8 +57,8 @@ def verify(
                 _check_tensor(tensor, f"tensor {name!r}")
                 if progress is not None:
                     progress(name)
-            if container.config is not None:
-                _check_tokenizer(container.blob(TOKENIZER) or b"", container.config.vocab_size)
+            if container.model is not None:
+                _check_tokenizer(container.blob(TOKENIZER) or b"", container.model.vocab_size)
         clustered = sum(entry.kind == "clustered" for entry in stored.values())
         weights = sum(entry.weights for entry in stored.values())
         return Report(container.path, container.file_bytes, len(stored), clustered, weights)
@@ -143,19 +143,49 @@ def _rows(matrix: ClusteredMatrix, start: int, stop: int) -> ClusteredMatrix:
 
 
 def _check_tokenizer(data: bytes, vocab_size: int) -> None:
-    """tokenizer.json must be JSON, and its token ids integers below the vocabulary's size."""
+    """tokenizer.json must be JSON in UTF-8 (spec/metadata.md, section 5), its token ids integers below vocab_size."""
     where = f"blob {TOKENIZER!r}"
     try:
-        ids = _token_ids(json.loads(data))
+        ids = _token_ids(_json(data))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SemanticsError(f"{where}: expected a tokenizer in JSON, got {error!r}; {REMEDY}") from None
+        problem = f"{type(error).__name__}: {error}"  # the repr of a UnicodeError holds the whole text
+        raise SemanticsError(f"{where}: expected a tokenizer in JSON, got {problem}; {REMEDY}") from None
     wrong = [token for token in ids if type(token) is not int or not 0 <= token < vocab_size]
     if wrong:
         raise SemanticsError(f"{where}: expected token ids from 0 to {vocab_size - 1}, got {shown(wrong[0])}; {REMEDY}")
 
 
-def _token_ids(tokenizer: dict[str, Any]) -> list[int]:
+def _json(data: bytes) -> Any:
+    """JSON as RFC 8259 has it: UTF-8 without a mark, no NaN, no name twice in an object, no half of a surrogate pair.
+
+    Raises ValueError. Python alone takes all of these, and other readers do not.
+    """
+
+    def refuse_constant(name: str) -> None:
+        raise ValueError(f"{name}, which is no JSON")
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"{shown(name)} twice in an object")
+            found[name] = value
+        return found
+
+    value = json.loads(
+        data.decode(),
+        parse_constant=refuse_constant,
+        parse_int=lambda digits: -0.0 if digits == "-0" else int(digits),
+        object_pairs_hook=each_once,
+    )
+    json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    return value
+
+
+def _token_ids(tokenizer: dict[str, Any]) -> list[Any]:
     """Ids of the vocabulary (a map token -> id, or a list whose index is the id) and of added tokens."""
-    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary, added = tokenizer["model"]["vocab"], tokenizer.get("added_tokens", [])
+    if not isinstance(vocabulary, (dict, list)) or not isinstance(added, list):
+        raise TypeError("a vocabulary or added tokens of another type")
     ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
-    return ids + [token["id"] for token in tokenizer.get("added_tokens") or ()]
+    return ids + [token["id"] for token in added]

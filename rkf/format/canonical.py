@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgpack
 
 from rkf.errors import StructureError, UsageError
-from rkf.format.constants import MAX_CONTAINERS, MAX_DEPTH, MAX_DIRECTORY_BYTES
+from rkf.format.constants import MAX_CONTAINERS, MAX_DEPTH, MAX_DIRECTORY_BYTES, MAX_VALUES
 
 _LISTS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 _MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
@@ -61,6 +61,7 @@ class _Reader:
         self._unpacker = msgpack.Unpacker(max_buffer_size=len(data))
         self._unpacker.feed(data)
         self._containers = 0
+        self._values = 0
 
     def tell(self) -> int:
         return self._unpacker.tell()
@@ -71,6 +72,9 @@ class _Reader:
         if first in _LISTS or first in _MAPS:
             self._enter(depth)
             return self._read_list(depth) if first in _LISTS else self._read_map(depth)
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise StructureError(f"expected at most {MAX_VALUES} values, got more at byte {start}")
         if first in _REFUSED:
             raise StructureError(f"expected a canonical value at byte {start}, got {_REFUSED[first]}")
         value = self._unpacker.unpack()
@@ -97,6 +101,7 @@ class _Reader:
         previous = None
         for _ in range(count):
             key = self.read(depth + 1)
+            self._values -= 1  # a key is none
             if not isinstance(key, str):
                 raise StructureError(f"expected strings as keys, got {type(key).__name__} before byte {self.tell()}")
             if previous is not None and key <= previous:

@@ -47,9 +47,10 @@ DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 MAX_DIRECTORY_BYTES = 64 << 20
 MAX_DEPTH = 8
 MAX_CONTAINERS = 1 << 19  # maps and lists of a directory: 40,000 clustered tensors
+# All else in a directory but keys. Tensors and sections have some 6 a map; without a limit, 60 MB of one-byte integers
+# cost a plain decoder 7 GB.
+MAX_VALUES = 1 << 22
 MAX_DIMENSIONS = 4
-MAX_TENSORS = 1 << 20
-MAX_SECTIONS = 1 << 22
 MAX_NAME_BYTES = 255
 MAX_WEIGHTS = 1 << 48
 MIN_K, MAX_K = 2, 256

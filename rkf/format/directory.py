@@ -18,8 +18,7 @@ from rkf.format.constants import (
     FEATURE_PROGRAM,
     KIND_MODEL,
     KIND_VALUES,
-    MAX_SECTIONS,
-    MAX_TENSORS,
+    MAX_CONTAINERS,
     TOKENIZER,
     VERBATIM,
 )
@@ -60,9 +59,9 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
     keys = ("dense_id", "metadata", "provenance", "ranks_id", "sections", "tensors")
     is_values = superblock.kind == KIND_VALUES
     top = Fields(raw, "directory", (*keys, "order") if is_values else keys)
-    sections = parse_sections(top.list("sections", MAX_SECTIONS), superblock)
+    sections = parse_sections(top.list("sections", MAX_CONTAINERS), superblock)
     claims = Claims(sections)
-    tensors = parse_tensors(top.list("tensors", MAX_TENSORS), claims, "values" if is_values else "model")
+    tensors = parse_tensors(top.list("tensors", MAX_CONTAINERS), claims, "values" if is_values else "model")
     clustered = [(entry.name, entry.clusters) for entry in tensors.values() if entry.clusters is not None]
     fields, values_length = layout(clustered)
     values = claims.take("values", values_length, "the values section") if clustered else None

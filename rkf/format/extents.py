@@ -15,7 +15,7 @@ from rkf.format.constants import (
     CODEC_RAW,
     CODEC_ZSTD,
     MAX_BLOB_BYTES,
-    MAX_SECTIONS,
+    MAX_VALUES,
     MAX_ZSTD_EXPANSION,
     SUPERBLOCK_BYTES,
     ZSTD_CHUNK_BYTES,
@@ -94,7 +94,7 @@ def _section(item: Any, where: str) -> Section:
         codec=codec,
         decoded_length=fields.integer("decoded_length", 1) if packed else length,
         stored_hash=fields.digest("stored_hash") if packed else digest,
-        chunks=tuple(fields.list("chunks", MAX_SECTIONS)) if packed else (),
+        chunks=tuple(fields.list("chunks", MAX_VALUES)) if packed else (),
         name=fields.text("name") if kind == "blob" else None,
     )
     if packed:

@@ -46,6 +46,13 @@ def integer(value: Any, where: str, low: int = 0, high: int = U64_MAX) -> int:
     return value
 
 
+def number(value: Any, where: str) -> float:
+    """A finite number; a boolean is none."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        refuse(where, "a finite number", shown(value))
+    return float(value)
+
+
 class Fields:
     """One map. Keys that are neither required, optional (None: any) nor `x-…` are refused when it is opened."""
 
@@ -91,11 +98,7 @@ class Fields:
         return value
 
     def number(self, key: str) -> float:
-        """A finite number."""
-        value = self._map[key]
-        if type(value) not in (int, float) or not math.isfinite(value):
-            refuse(self.at(key), "a finite number", shown(value))
-        return float(value)
+        return number(self._map[key], self.at(key))
 
     def flag(self, key: str) -> bool:
         value = self._map[key]
@@ -122,8 +125,9 @@ class Fields:
         return value
 
     def numbers(self, key: str) -> dict[str, float]:
-        """A map of finite numbers."""
+        """A map of finite numbers, without its x-… keys, which may hold anything."""
         inner = self.inner(key, (), None)
-        for name in inner._map:
+        found = {name: value for name, value in inner._map.items() if not name.startswith("x-")}
+        for name in found:
             inner.number(name)
-        return inner._map
+        return found

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from rkf.errors import UnsupportedError
 from rkf.format.fields import Fields, integer, refuse, shown
+from rkf.model.frequencies import Frequencies
+from rkf.model.op_maps import MAX_FREQUENCIES, MAX_LAYERS
 from rkf.model.ops import Add, Attention, Embed, Gate, Linear, Logits, Norm, Op, Rope
-from rkf.model.program import MAX_LAYERS, Frequencies, Program, layer_prefix
+from rkf.model.program import Program, layer_prefix
 
 _I32_MAX = (1 << 31) - 1
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -67,9 +69,10 @@ class ModelConfig:
 
         Raises StructureError naming the key, UnsupportedError for an architecture or rope scaling that is not known.
         """
+        _refuse_unknown_words(metadata)
         fields = Fields(metadata, "metadata.model", _REQUIRED, _OPTIONAL)
         config = cls(
-            architecture=_known(fields, "architecture", ARCHITECTURES),
+            architecture=fields.choice("architecture", ARCHITECTURES),
             **{key: fields.integer(key, 1, _I32_MAX) for key in _SIZES},
             norm_epsilon=fields.number("norm_epsilon"),
             rope_theta=fields.number("rope_theta"),
@@ -95,7 +98,7 @@ class ModelConfig:
                 Norm(src="x", dst="h", weight="model.norm.weight", epsilon=self.norm_epsilon),
                 Logits(src="h", dst="logits", weight=HEAD, rows=self.vocab_size),
             ),
-            ropes=(Frequencies(tuple(float(each) for each in frequencies(self))),),
+            ropes=(self._rope(),),
         )
 
     def _counted(self, tensors: Container[str]) -> int:
@@ -107,6 +110,17 @@ class ModelConfig:
         if self.layers > MAX_LAYERS:
             raise UnsupportedError(f"metadata.model, layers: {self.layers} is more than {MAX_LAYERS}; update rkf")
         return self.layers
+
+    def _rope(self) -> Frequencies:
+        """The one rope of the model; a forged head_dim costs nothing."""
+        most = 2 * MAX_FREQUENCIES
+        if self.head_dim > most:
+            raise UnsupportedError(f"metadata.model, head_dim: {self.head_dim} is more than {most}; update rkf")
+        with np.errstate(all="ignore"):
+            found = frequencies(self)
+        if not np.isfinite(found).all():
+            refuse("metadata.model, rope_theta and rope_scaling", "frequencies that are finite as f32", "others")
+        return Frequencies(tuple(found.tolist()))
 
     def _layer(self, number: int, tensors: Container[str]) -> tuple[Op, ...]:
         prefix = layer_prefix(number)
@@ -214,17 +228,25 @@ _ROPE_SCALINGS = {
 }
 
 
-def _known(fields: Fields, key: str, choices: tuple[str, ...]) -> str:
-    value = fields.raw(key)
-    if isinstance(value, str) and value not in choices:
-        expected = f"one of {', '.join(choices)}"
-        raise UnsupportedError(f"{fields.at(key)}: expected {expected}, got {shown(value)}; update rkf")
-    return fields.choice(key, choices)
+def _refuse_unknown_words(metadata: Any) -> None:
+    """Raise UnsupportedError for an architecture or a rope that this version does not know.
+
+    This comes before anything is called damaged: what a newer writer puts beside them is no damage either.
+    """
+    scaling = metadata.get("rope_scaling") if isinstance(metadata, dict) else None
+    for where, holder, key, choices in (
+        ("metadata.model, architecture", metadata, "architecture", ARCHITECTURES),
+        ("metadata.model, rope_scaling, type", scaling, "type", tuple(_ROPE_SCALINGS)),
+    ):
+        word = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(word, str) and word not in choices:
+            expected = f"one of {', '.join(choices)}"
+            raise UnsupportedError(f"{where}: expected {expected}, got {shown(word)}; update rkf")
 
 
 def _rope_scaling(value: Any) -> RopeScaling:
     where = "metadata.model, rope_scaling"
-    kind = _known(Fields(value, where, ("type",), None), "type", tuple(_ROPE_SCALINGS))
+    kind = Fields(value, where, ("type",), None).choice("type", tuple(_ROPE_SCALINGS))
     fields = Fields(value, where, ("type", *_ROPE_SCALINGS[kind]))
     numbers = {key: fields.number(key) for key in _ROPE_SCALINGS[kind] if key != "original_context"}
     for key, number in numbers.items():

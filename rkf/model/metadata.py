@@ -127,6 +127,8 @@ def _special_tokens(fields: Fields) -> dict[str, SpecialToken]:
     if len(tokens) > MAX_SPECIAL:
         refuse(fields.at("special_tokens"), f"at most {MAX_SPECIAL} of them", len(tokens))
     for name in tokens:
+        if name.startswith("x-"):
+            continue
         token = Fields(tokens[name], fields.at(f"special_tokens, {name!r}"), ("text",), ("id",))
         text = token.raw("text")
         if not isinstance(text, str):

@@ -496,9 +496,7 @@ class Logits(Op):
 
 OPS: Mapping[str, type[Op]] = {
     op.name: op
-    for op in (
-        *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Scale, Conv, Delta, Clip, Logits),
-    )
+    for op in (*(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Scale, Conv, Delta, Clip, Logits),)
 }
 
 

@@ -8,53 +8,24 @@ with it. Names of tensors inside a layer are relative: `model.layers.N.` goes be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rkf.errors import UnsupportedError
-from rkf.format.fields import Fields, integer, refuse, shown
-from rkf.model.ops import (
-    OPS,
-    Attention,
-    Conv,
-    Delta,
-    Embed,
-    Gate,
-    Logits,
-    Op,
-    Rope,
-    Weight,
-    Width,
-    keys,
-    kind_of,
+from rkf.format.fields import Fields, integer, refuse
+from rkf.model.frequencies import Frequencies
+from rkf.model.op_maps import (
+    MAX_LAYERS,
+    MAX_OPS,
+    MAX_ROPES,
+    MAX_SIZE,
+    OpReader,
+    op_map,
+    refuse_unknown_words,
+    rope_from_map,
+    rope_map,
 )
-
-MAX_OPS = 4096  # of the stem, all kinds and the top together
-MAX_LAYERS = 4096
-MAX_ROPES = 256
-MAX_FREQUENCIES = 4096
-_MAX_SIZE = (1 << 31) - 1
-_UPDATE = "update rkf"
-
-
-@dataclass(frozen=True, slots=True)
-class Frequencies:
-    """How rope turns: radians a position of each pair, and the factor of cosines and sines (attention scaling).
-
-    long: the frequencies of a sequence that may grow past `original_context` positions.
-    """
-
-    frequencies: tuple[float, ...]
-    factor: float = 1.0
-    long: tuple[float, ...] | None = None
-    original_context: int | None = None
-
-    def of(self, positions: int) -> tuple[float, ...]:
-        """The frequencies of a sequence that may grow to so many positions."""
-        if self.long is None or self.original_context is None or positions <= self.original_context:
-            return self.frequencies
-        return self.long
+from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Op, Rope, Weight, Width
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +48,7 @@ class Program:
 
     def cache_of(self, number: int) -> Attention | None:
         """The op that writes a layer's keys and values, if it has one."""
-        found = (op for op in self.layer(number) if isinstance(op, Attention) and op.shares is None)
-        return next(found, None)
+        return _cache(self.layer(number))
 
     @property
     def logits(self) -> Logits:
@@ -95,22 +65,27 @@ class Program:
     def weights(self) -> Iterator[Weight]:
         """Every tensor by its full name, in the order of first use, each once.
 
-        Lazily: a forged number of layers ends at the first tensor that is missing.
+        Lazily: a forged number of layers ends at the first tensor that is missing. Widths are found once a kind.
         """
+        found: dict[str, list[Weight]] = {}
+        for where, op, widths in self._walk():
+            found.setdefault(where, []).extend(op.weights(widths))
+        relative = {where: _each_once(weights, where) for where, weights in found.items()}
         seen: dict[str, tuple[int, ...]] = {}
-        for prefix, op, widths in self._walk():
-            for weight in op.weights(widths):
+        places = [("", "stem"), *((layer_prefix(n), f"kind {kind}") for n, kind in enumerate(self.order)), ("", "top")]
+        for prefix, where in places:
+            for weight in relative.get(where, ()):
                 full = weight._replace(name=prefix + weight.name)
                 if full.name not in seen:
                     seen[full.name] = full.shape
                     yield full
                 elif seen[full.name] != full.shape:
-                    refuse(f"program, tensor {full.name!r}", f"one shape, {list(seen[full.name])}", list(full.shape))
+                    _refuse_shapes(full.name, seen[full.name], full.shape)
 
     def widths(self) -> dict[str, Width]:
         """The type of each value; one that has several (by layer) has its widest here."""
         found: dict[str, Width] = {}
-        for _, op, widths in self._walk(each_layer=False):
+        for _, op, widths in self._walk():
             written, before = op.width(widths), found.get(op.dst)
             if not (isinstance(before, int) and isinstance(written, int) and before >= written):
                 found[op.dst] = written
@@ -119,11 +94,11 @@ class Program:
     def to_metadata(self) -> dict[str, Any]:
         """The map of `metadata.model.program`; `from_metadata` is the inverse."""
         return {
-            "kinds": [[_op_map(op) for op in kind] for kind in self.kinds],
+            "kinds": [[op_map(op) for op in kind] for kind in self.kinds],
             "order": list(self.order),
-            "ropes": [_rope_map(rope) for rope in self.ropes],
-            "stem": [_op_map(op) for op in self.stem],
-            "top": [_op_map(op) for op in self.top],
+            "ropes": [rope_map(rope) for rope in self.ropes],
+            "stem": [op_map(op) for op in self.stem],
+            "top": [op_map(op) for op in self.top],
         }
 
     @classmethod
@@ -134,18 +109,18 @@ class Program:
         StructureError for everything else that is wrong.
         """
         where = "program"
-        _refuse_unknown_words(metadata)
+        refuse_unknown_words(metadata)
         top = Fields(metadata, where, ("kinds", "order", "ropes", "stem", "top"))
-        ropes = tuple(_rope(each, f"{where}, rope {n}") for n, each in enumerate(top.list("ropes", MAX_ROPES)))
-        room = _Room(len(ropes))
+        ropes = tuple(rope_from_map(each, f"{where}, rope {n}") for n, each in enumerate(top.list("ropes", MAX_ROPES)))
+        reader = OpReader(len(ropes))
         kinds = top.list("kinds", MAX_OPS)
         program = cls(
-            stem=room.ops(top.raw("stem"), "stem"),
-            kinds=tuple(room.ops(kind, f"kind {n}") for n, kind in enumerate(kinds)),
+            stem=reader.ops(top.raw("stem"), "stem"),
+            kinds=tuple(reader.ops(kind, f"kind {n}") for n, kind in enumerate(kinds)),
             order=tuple(
                 integer(kind, top.at("order"), 0, max(len(kinds) - 1, 0)) for kind in top.list("order", MAX_LAYERS)
             ),
-            top=room.ops(top.raw("top"), "top"),
+            top=reader.ops(top.raw("top"), "top"),
             ropes=ropes,
         )
         program.check()
@@ -155,22 +130,17 @@ class Program:
         """Raise StructureError for a program that cannot be run.
 
         Every value is written before it is read, read after it is written, and of a width that fits; layers share only
-        what earlier ones hold; logits are the end.
+        what earlier ones hold; logits are the end. Each kind is checked once, however many layers are of it.
         """
+        if not self.order:
+            refuse("program, order", "at least one layer", "none")
         if set(self.order) != set(range(len(self.kinds))):
             refuse("program, order", "every kind at least once", f"{len(set(self.order))} of {len(self.kinds)}")
-        for where, ops in (("stem", self.stem), *((f"kind {n}", kind) for n, kind in enumerate(self.kinds))):
-            if any(isinstance(op, Logits) for op in ops):
-                refuse(f"program, {where}", "no logits before the top", "logits")
-        for where, ops in (("stem", self.stem), ("top", self.top)):
-            if any(isinstance(op, (Attention, Conv, Delta)) or (isinstance(op, Gate) and op.by_layer) for op in ops):
-                refuse(f"program, {where}", "no op that belongs to a layer", "one")
-        if not self.top or not isinstance(self.top[-1], Logits):
-            refuse("program, top", "logits as its last op", self.top[-1].name if self.top else "nothing")
-        if sum(isinstance(op, Logits) for op in self.top) > 1:
-            refuse("program, top", "logits once", "twice")
-        for _, op, widths in self._walk(each_layer=False):
-            op.width(widths)
+        for where, ops in self._lists():
+            if not ops:
+                refuse(f"program, {where}", "at least one op", "none")
+            self._check_places(where, ops)
+        for _, op, _ in self._walk():
             if isinstance(op, Embed) and op.rows < self.vocab_size:
                 op.need(False, f"at least {self.vocab_size} rows, one a token of the logits", op.rows)
             if isinstance(op, Rope):
@@ -179,43 +149,55 @@ class Program:
         self._check_uses()
         self._check_caches()
 
-    def _walk(self, each_layer: bool = True) -> Iterator[tuple[str, Op, Mapping[str, Width]]]:
-        """Every op in order with the prefix of its tensors and the types of the values before it; without `each_layer`
-        every kind once.
+    def _lists(self) -> Iterator[tuple[str, tuple[Op, ...]]]:
+        """The lists of ops, each once, with what messages call them."""
+        yield "stem", self.stem
+        for number, kind in enumerate(self.kinds):
+            yield f"kind {number}", kind
+        yield "top", self.top
+
+    def _check_places(self, where: str, ops: tuple[Op, ...]) -> None:
+        """Embed belongs to the stem, what has a layer's number or memory to a layer, logits to the end of the top."""
+        in_layer = where not in ("stem", "top")
+        for number, op in enumerate(ops):
+            if isinstance(op, Embed) and where != "stem":
+                refuse(f"program, {where}", "embed in the stem alone", "one here")
+            if not in_layer and (isinstance(op, (Attention, Conv, Delta)) or (isinstance(op, Gate) and op.by_layer)):
+                refuse(f"program, {where}", "no op that belongs to a layer", f"{op.name!r}")
+            if isinstance(op, Logits) and (where != "top" or number != len(ops) - 1):
+                refuse(f"program, {where}", "logits once, as the last op of the top", "logits here")
+        if where == "top" and not isinstance(ops[-1], Logits):
+            refuse("program, top", "logits as its last op", f"{ops[-1].name!r}")
+
+    def _walk(self) -> Iterator[tuple[str, Op, Mapping[str, Width]]]:
+        """Every op of the stem, of each kind once and of the top, with its list and the types of the values before it.
+
+        Raises StructureError where a value is not there yet, or does not fit.
         """
         held: dict[str, Width] = {}
-        for op in self.stem:
-            _known(op, held, "stem")
-            yield "", op, held
-            held[op.dst] = op.width(held)
-        numbers = range(self.layers) if each_layer else [self.order.index(kind) for kind in range(len(self.kinds))]
-        for number in numbers:
-            inside = dict(held)
-            where = f"kind {self.order[number]}"
-            for op in self.layer(number):
-                _known(op, inside, where)
+        for where, ops in self._lists():
+            inside = held if where == "stem" else dict(held)
+            for op in ops:
+                for value in op.reads():
+                    if value not in inside:
+                        refuse(f"program, {where}, op {op.name!r}", "values that are written before", f"{value!r}")
                 if isinstance(op, Gate) and op.by_layer and op.b is not None:
                     wanted = self.layers * op.vector(inside, op.a)
                     op.need(inside[op.b] == wanted, f"{wanted} numbers in {op.b!r}", inside[op.b])
-                yield layer_prefix(number), op, inside
+                yield where, op, inside
                 written = op.width(inside)
+                if isinstance(written, int):
+                    op.need(written <= MAX_SIZE, f"at most {MAX_SIZE} numbers", written)
                 if held.get(op.dst, written) != written:
                     op.need(False, f"{held[op.dst]} numbers, as the stem writes", written)
                 inside[op.dst] = written
-        inside = dict(held)
-        for op in self.top:
-            _known(op, inside, "top")
-            yield "", op, inside
-            inside[op.dst] = op.width(inside)
 
     def _check_uses(self) -> None:
-        """What is written is read: within its layer, or if it lives through all layers, somewhere."""
-        lasting = {op.dst for op in self.stem}
-        everywhere = {value for ops in (self.stem, *self.kinds, self.top) for op in ops for value in op.reads()}
-        _used(self.stem, "stem", keep=everywhere)
-        for number, kind in enumerate(self.kinds):
-            _used(kind, f"kind {number}", keep=lasting & everywhere)
-        _used(self.top, "top", keep={self.top[-1].dst})
+        """What is written is read: within its list, or if the stem writes it, somewhere."""
+        everywhere = {value for _, ops in self._lists() for op in ops for value in op.reads()}
+        lasting = {op.dst for op in self.stem} & everywhere
+        for where, ops in self._lists():
+            _check_reads(ops, where, lasting if where != "top" else {ops[-1].dst})
 
     def _check_caches(self) -> None:
         """At most one cache and one state of each sort a layer; what is shared is an earlier layer's, of one shape."""
@@ -223,17 +205,46 @@ class Program:
             for sort in (Attention, Conv, Delta):
                 if sum(isinstance(op, sort) and getattr(op, "shares", None) is None for op in kind) > 1:
                     refuse(f"program, kind {number}", f"one {sort.name} that keeps something", "more")
-        for number in range(self.layers):
-            for op in self.layer(number):
+        caches = [_cache(kind) for kind in self.kinds]
+        first: dict[int, int] = {}  # of each kind the first layer: what is earlier than it is earlier than all others
+        for number, kind_number in enumerate(self.order):
+            first.setdefault(kind_number, number)
+        for kind_number, kind in enumerate(self.kinds):
+            for op in kind:
                 if isinstance(op, Attention) and op.shares is not None:
-                    op.need(op.shares < number, f"the cache of a layer before {number}", op.shares)
-                    own = self.cache_of(op.shares)
-                    if own is None:
-                        op.need(False, f"a layer {op.shares} that has a cache", "none")
-                    else:
-                        shape = own.kv_heads, own.head_dim, own.value_dim
-                        got = op.kv_heads, op.head_dim, op.value_dim
-                        op.need(got == shape, f"kv_heads, head_dim, value_dim of layer {op.shares}: {shape}", got)
+                    before = first[kind_number]
+                    op.need(op.shares < before, f"the cache of a layer before {before}", op.shares)
+                    _check_shared(op, op.shares, caches[self.order[op.shares]])
+
+
+def _cache(ops: tuple[Op, ...]) -> Attention | None:
+    """The op among those of a layer that writes keys and values."""
+    return next((op for op in ops if isinstance(op, Attention) and op.shares is None), None)
+
+
+def _check_shared(op: Attention, layer: int, own: Attention | None) -> None:
+    """Refuse to read a cache that is not there, has another shape, or has given back what is asked of it."""
+    if own is None:
+        op.need(False, f"a layer {layer} that has a cache", "none")
+        return
+    shape, got = (own.kv_heads, own.head_dim, own.value_dim), (op.kv_heads, op.head_dim, op.value_dim)
+    op.need(got == shape, f"kv_heads, head_dim, value_dim of layer {layer}: {shape}", got)
+    held = own.window is None or (op.window is not None and op.window <= own.window)
+    op.need(held, f"a window within that of layer {layer}, {own.window}", op.window)
+
+
+def _each_once(weights: Iterable[Weight], where: str) -> list[Weight]:
+    """The tensors without repeats, in the order of first use."""
+    found: dict[str, Weight] = {}
+    for weight in weights:
+        kept = found.setdefault(weight.name, weight)
+        if kept.shape != weight.shape:
+            _refuse_shapes(f"{weight.name} of {where}", kept.shape, weight.shape)
+    return list(found.values())
+
+
+def _refuse_shapes(name: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    refuse(f"program, tensor {name!r}", f"one shape, {list(first)}", list(second))
 
 
 def layer_prefix(number: int) -> str:
@@ -241,132 +252,14 @@ def layer_prefix(number: int) -> str:
     return f"model.layers.{number}."
 
 
-def _known(op: Op, held: Mapping[str, Width], where: str) -> None:
-    for value in op.reads():
-        if value not in held:
-            refuse(f"program, {where}, op {op.name!r}", "values that are written before", f"{value!r}")
-
-
-def _used(ops: Sequence[Op], where: str, keep: set[str]) -> None:
+def _check_reads(ops: Sequence[Op], where: str, keep: set[str]) -> None:
     """Refuse a value that nobody reads before it is written again or, unless it is in `keep`, before the end."""
     waiting: set[str] = set()
     for op in ops:
-        waiting -= set(op.reads())
+        waiting.difference_update(op.reads())
         if op.dst in waiting:
             refuse(f"program, {where}", f"{op.dst!r} to be read before it is written again", "no op that reads it")
         waiting.add(op.dst)
     unread = sorted(waiting - keep)
     if unread:
         refuse(f"program, {where}", f"an op that reads {unread[0]!r}", "none")
-
-
-# --- maps to ops and back
-
-
-class _Room:
-    """Reads lists of ops, all together no more than a program may have."""
-
-    def __init__(self, ropes: int) -> None:
-        self._left, self._ropes = MAX_OPS, ropes
-
-    def ops(self, items: Any, where: str) -> tuple[Op, ...]:
-        where = f"program, {where}"
-        if not isinstance(items, list) or len(items) > self._left:
-            refuse(where, f"a list of ops, at most {MAX_OPS} in the whole program", shown(items))
-        self._left -= len(items)
-        return tuple(self._op(item, f"{where}, op {number}") for number, item in enumerate(items))
-
-    def _op(self, item: Any, where: str) -> Op:
-        kind = OPS[Fields(item, where, ("op",), None).choice("op", tuple(OPS))]
-        required = [key.name for key in keys(kind) if key.default is MISSING]
-        optional = [key.name for key in keys(kind) if key.default is not MISSING]
-        found = Fields(item, where, ("op", *required), optional)
-        return kind(**{key.name: self._read(found, key) for key in keys(kind) if key.name in found})
-
-    def _read(self, found: Fields, key: Any) -> Any:
-        return {
-            "value": lambda: found.text(key.name),
-            "tensor": lambda: found.text(key.name),
-            "size": lambda: found.integer(key.name, 1, _MAX_SIZE),
-            "number": lambda: _number(found, key.name, key.metadata["above"]),
-            "flag": lambda: found.flag(key.name),
-            "choice": lambda: found.choice(key.name, key.metadata["choices"]),
-            "rope": lambda: found.integer(key.name, 0, self._ropes - 1),
-            "layer": lambda: found.integer(key.name, 0, MAX_LAYERS - 1),
-        }[kind_of(key)]()
-
-
-def _number(found: Fields, key: str, above: float | None) -> float:
-    value = found.number(key)
-    if above is not None and value <= above:
-        refuse(found.at(key), f"a number above {above:g}", value)
-    return value
-
-
-def _rope(item: Any, where: str) -> Frequencies:
-    found = Fields(item, where, ("frequencies",), ("factor", "long", "original_context"))
-    frequencies = _frequencies(found, "frequencies")
-    long = _frequencies(found, "long") if "long" in found else None
-    if (long is None) != ("original_context" not in found):
-        refuse(where, "long and original_context, or neither", "one")
-    if long is not None and len(long) != len(frequencies):
-        refuse(found.at("long"), f"{len(frequencies)} frequencies", len(long))
-    return Frequencies(
-        frequencies,
-        _number(found, "factor", 0) if "factor" in found else 1.0,
-        long,
-        found.integer("original_context", 1, _MAX_SIZE) if long is not None else None,
-    )
-
-
-def _frequencies(found: Fields, key: str) -> tuple[float, ...]:
-    items = found.list(key, MAX_FREQUENCIES)
-    if not items:
-        refuse(found.at(key), "at least one frequency", "none")
-    each = (Fields({key: item}, found.where, (key,)) for item in items)
-    numbers = tuple(one.number(key) for one in each)
-    for number in numbers:
-        if number < 0:
-            refuse(found.at(key), "numbers of at least 0", number)
-    return numbers
-
-
-def _op_map(op: Op) -> dict[str, Any]:
-    held = {key.name: getattr(op, key.name) for key in keys(type(op))}
-    defaults = {key.name: key.default for key in keys(type(op)) if key.default is not MISSING}
-    told = {key: value for key, value in held.items() if key not in defaults or value != defaults[key]}
-    return {"op": op.name, **told}
-
-
-def _rope_map(rope: Frequencies) -> dict[str, Any]:
-    found: dict[str, Any] = {"frequencies": list(rope.frequencies)}
-    if rope.factor != 1.0:
-        found["factor"] = rope.factor
-    if rope.long is not None:
-        found |= {"long": list(rope.long), "original_context": rope.original_context}
-    return found
-
-
-def _refuse_unknown_words(metadata: Any) -> None:
-    """Raise UnsupportedError for an op or a choice that this version does not know.
-
-    This comes before anything is called damaged: a newer writer's keys beside it are no damage either.
-    """
-    if not isinstance(metadata, dict):
-        return
-    kinds = metadata.get("kinds")
-    lists = [metadata.get("stem"), metadata.get("top"), *(kinds if isinstance(kinds, list) else ())]
-    for item in (item for ops in lists if isinstance(ops, list) for item in ops if isinstance(item, dict)):
-        name = item.get("op")
-        if not isinstance(name, str):
-            continue
-        if name not in OPS:
-            raise UnsupportedError(f"program: op {shown(name)} is not known to this version; {_UPDATE}")
-        for key in keys(OPS[name]):
-            word = item.get(key.name)
-            if kind_of(key) == "choice" and isinstance(word, str) and word not in key.metadata["choices"]:
-                raise UnsupportedError(
-                    f"program: op {name!r}: {key.name} {shown(word)} is not known to this version; {_UPDATE}"
-                )
-
-
