@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rkf.converters.families.decoder import Decoder
+from rkf.model.frequencies import Frequencies
 from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Linear, Logits, Norm, Op, Rope, Route
-from rkf.model.program import Frequencies, Program
+from rkf.model.program import Program
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 Layer = tuple[Op, ...]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from rkf.converters.families.decoder import Decoder
 from rkf.errors import SourceError, UnsupportedError
-from rkf.model.program import MAX_FREQUENCIES, Frequencies
+from rkf.model.frequencies import Frequencies
+from rkf.model.op_maps import MAX_FREQUENCIES
 
 F32 = NDArray[np.float32]
 # Kinds whose original_max_position_embeddings is max_position_embeddings unless it is given.
