@@ -11,10 +11,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import golden_model
+import golden_programs
 import numpy as np
 from blake3 import blake3
 from golden import Described, Golden, assemble, clustered, coarser, dense, other_values, uniform
@@ -195,6 +197,7 @@ MODELS: dict[str, Callable[[], dict[str, Golden]]] = {
     "smallest.rkf": smallest,
     "tables.rkf": tables,
     "widths.rkf": widths,
+    **{name: partial(golden_programs.tensors, name) for name in golden_programs.PROGRAMS},
 }
 # name -> model, whether centroids ascend, how the values are made
 VALUES: dict[str, tuple[str, bool, Callable[[ClusteredMatrix], Described]]] = {
@@ -209,8 +212,12 @@ BLOBS = {
         "tokenizer.json": b'{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}',
     },
     "model.rkf": golden_model.BLOBS,
+    **dict.fromkeys(golden_programs.PROGRAMS, golden_programs.BLOBS),
 }
-METADATA = {"model.rkf": {"model": golden_model.MODEL}}
+METADATA = {
+    "model.rkf": {"model": golden_model.MODEL},
+    **{name: {"model": golden_programs.metadata(program)} for name, program in golden_programs.PROGRAMS.items()},
+}
 PREFIXES = {"progressive.rkf": (1, 2), "widths.rkf": (1, 2)}  # planes that are also decoded alone
 # Every form that canonical msgpack has, in places that are free.
 FREE = {
@@ -237,8 +244,8 @@ def free_directory(directory: dict[str, Any]) -> None:
     tensor["stats"] = {"error": 0.125, "weights": 66}
 
 
-def make(folder: Path) -> list[dict[str, Any]]:
-    """Write every vector into an empty folder; the entries of the manifest."""
+def make(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Write every vector into an empty folder; the manifest."""
     made = {name: tensors() for name, tensors in MODELS.items()}
     entries = []
     for name, model in made.items():
@@ -255,9 +262,21 @@ def make(folder: Path) -> list[dict[str, Any]]:
     for name, (source, store) in PACKED.items():
         store(folder / source, folder / name)
         entries.append(expect(folder, name, made[source]))
-    logits = golden_model.logits(made["model.rkf"], golden_model.TOKENS).round(12).tolist()
-    (folder / "model.logits.json").write_text(json.dumps({"tokens": golden_model.TOKENS, "logits": logits}) + "\n")
-    return sorted(entries, key=lambda entry: entry["expected"])
+    return {
+        "logits": make_logits(folder, made["model.rkf"]),
+        "vectors": sorted(entries, key=lambda entry: entry["expected"]),
+    }
+
+
+def make_logits(folder: Path, model: Mapping[str, Golden]) -> list[dict[str, Any]]:
+    """Write the logits of every model, each in a file; the entries of the manifest."""
+    tokens = golden_model.TOKENS
+    texts = {"model.logits.json": {"tokens": tokens, "logits": golden_model.logits(model, tokens).round(12).tolist()}}
+    texts |= {name: golden_programs.logits(folder, name) for name in golden_programs.LOGITS}
+    files = {"model.logits.json": "model.rkf"} | {name: file for name, (file, _) in golden_programs.LOGITS.items()}
+    for name, text in texts.items():
+        (folder / name).write_text(json.dumps(text) + "\n")
+    return [{"file": files[name], "logits": name} for name in sorted(files)]
 
 
 def prefix(model: Mapping[str, Golden], planes: int) -> dict[str, Golden]:
@@ -334,7 +353,7 @@ def changed(made: Path, kept: Path) -> list[str]:
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        manifest = {"vectors": make(Path(folder))}
+        manifest = make(Path(folder))
         different = changed(Path(folder), VECTORS)
         if different:
             print(f"refused: {', '.join(different)} would change; vectors are append-only")

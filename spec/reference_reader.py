@@ -39,7 +39,7 @@ def open_directory(data, wanted):
     block = struct.unpack("<8sHHIQQQQQ32sQ32s", data[:128])
     _, major, _, kind, required, _, offset, length, size, directory_hash, reserved, block_hash = block
     need(block_hash == blake3(data[:96]).digest(), "superblock hash")
-    need(major == 1 and required == 0 and kind != 3, f"{major=}, {required=:b}, {kind=}", "unsupported")
+    need(major == 1 and required | 4 == 4 and kind != 3, f"{major=}, {required=:b}, {kind=}", "unsupported")
     need(kind in (1, 2) and reserved == 0, "kind or reserved bytes")
     need(size == len(data) == offset + length and 1 <= length <= 64 << 20 and offset >= 128, "extents")
     need(directory_hash == blake3(data[offset:]).digest(), "directory hash")

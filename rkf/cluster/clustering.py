@@ -1,7 +1,8 @@
-"""One tensor and its rule to a ClusteredMatrix and its figures: the order of the steps. Each step is a neighbour's.
+"""One tensor and its rule to a ClusteredMatrix and its statistics. Runs the steps in order; each step has its own
+module.
 
-All of it runs in the caller's thread, the kernels without the GIL: several tensors can be clustered in threads, and the
-bytes do not depend on how many.
+Everything runs in the caller's thread, and the kernels release the GIL. Several tensors can be clustered in several
+threads; the bytes do not depend on their number.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from rkf.format import bitpack
 from rkf.format.constants import index_bits
 from rkf.format.matrix import F32, ClusteredMatrix, DenseTensor, Exceptions
 
-# Factors and centroids are fitted in turn; a third round gains less than 0.1 % of the squared error.
+# Factors and centroids are fitted in turn; a third round lowers the squared error by less than 0.1 %.
 _ROUNDS = 2
-_ROWS = 4096  # suited to an objective at a time, which takes 30 bytes a weight
+_ROWS = 4096  # rows assigned to an objective at a time; that takes 30 bytes a weight
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What one list of centroids makes of its rows.
+    """One list of centroids and its rows clustered with it.
 
     centroids: f32[k]; indices: u8[rows, cols]; scale: f32[rows, groups], all 1 where there is no factor.
     squared_error: over the rows, without the weights that stay exact.
@@ -47,16 +48,16 @@ def cluster(
     objective: Objective | None = None,
     exact_rows: NDArray[np.int64] | None = None,
 ) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
-    """Cluster one tensor by its rule; returns it with figures about the loss.
+    """Cluster one tensor by its rule; returns it with statistics of the loss.
 
-    With an `objective` the indices serve the layer's outputs on a calibration text (`rkf.cluster.calibrated`);
-    centroids, factors and exact weights are those of clustering without data. Factors by group keep the nearest
-    centroids. The rows `exact_rows` stay exact, whatever the rule says.
+    With an `objective`, the indices minimise the error of the layer's outputs on a calibration text
+    (`rkf.cluster.calibrated`); centroids, factors and exact weights are those of clustering without data. With factors
+    by group, weights keep their nearest centroids. The rows `exact_rows` stay exact under any rule.
 
-    A tensor of one dimension, of one value, or whose rule says dense comes back as it is, with no figures. A matrix
-    whose every table has at most k distinct values is lossless, whatever else the rule says. Figures: `relative_error`
-    (squared error / squared weights) and `entropy_bits` (of an index). Raises SourceError for NaN or infinite weights,
-    dense or not.
+    A tensor of one dimension, a tensor of one value, and a tensor that the rule calls dense are returned unchanged,
+    without statistics. A matrix whose every table has at most k distinct values is stored losslessly under any rule.
+    Statistics: `relative_error` (squared error / squared weights) and `entropy_bits` (per index). Raises SourceError
+    for NaN or infinite weights, dense or not.
     """
     weights = tensor.decode().reshape(-1, tensor.shape[-1])
     if not histogram.is_finite(weights):
@@ -75,7 +76,7 @@ def cluster(
         kept = weights.copy()
         kept.reshape(-1)[positions] = np.nan
         tables = [_fit(weights[block], kept[block], rule, k, tensor.dtype) for block in blocks]
-        del kept  # the largest matrix need not be there twice
+        del kept  # memory should not hold the largest matrix twice
         if objective is not None and rule.affine != "group":
             tables = _suited(weights, positions, tables, objective)
         exact = exceptions.exact(weights, positions, tensor.dtype) if positions.size else None
@@ -84,7 +85,7 @@ def cluster(
 
 
 def _lossless(blocks: list[F32], k: int) -> list[_Table]:
-    """A table of its distinct values for each block of rows, or nothing where one has more than k."""
+    """A table of its distinct values for each block of rows; empty if one has more than k."""
     tables = []
     for weights in blocks:
         values = histogram.few_distinct(weights, k)
@@ -95,7 +96,7 @@ def _lossless(blocks: list[F32], k: int) -> list[_Table]:
 
 
 def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
-    """Centroids, factors and indices of one table's rows; `kept` is `weights` with NaN where one stays exact."""
+    """Centroids, factors and indices of one table's rows; `kept` is `weights` with NaN in place of exact weights."""
     group = rule.group or weights.shape[1]
     if rule.affine in ("none", "tensor"):
         found = histogram.of_weights(kept, _no_scale(kept), group)
@@ -111,7 +112,7 @@ def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
 
 
 def _suited(weights: F32, positions: NDArray[np.int64], tables: list[_Table], objective: Objective) -> list[_Table]:
-    """The tables with indices that suit the objective. positions: of the weights that stay exact."""
+    """The tables with indices chosen for the objective. positions: those of the exact weights."""
     made, first = [], 0
     for table in tables:
         indices, error = np.empty_like(table.indices), 0.0

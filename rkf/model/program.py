@@ -197,7 +197,7 @@ class Program:
         everywhere = {value for _, ops in self._lists() for op in ops for value in op.reads()}
         lasting = {op.dst for op in self.stem} & everywhere
         for where, ops in self._lists():
-            _check_reads(ops, where, lasting if where != "top" else {ops[-1].dst})
+            _check_reads(ops, where, lasting | ({ops[-1].dst} if where == "top" else set()))
 
     def _check_caches(self) -> None:
         """At most one cache and one state of each sort a layer; what is shared is an earlier layer's, of one shape."""

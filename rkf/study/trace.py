@@ -1,4 +1,4 @@
-"""The residual stream layer by layer, in f32: how large it is and how its order compares with another model's."""
+"""The residual stream layer by layer, in f32: its scale and its rank correlation with another model's."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rkf.format.matrix import F32
 from rkf.model.first_form import ModelConfig
 
 Seen = Callable[[str, F32], None]
-"""Is told the input of each matrix: its name, f32[tokens, cols]."""
+"""Receives the input of each matrix: its name, f32[tokens, cols]."""
 
 
 def residual_stream(
     container: Container, config: ModelConfig, ids: NDArray[np.int64], *, threads: int | None, seen: Seen | None = None
 ) -> list[F32]:
-    """f32[tokens, hidden] after each layer, for one sequence. One layer's weights are held at a time."""
+    """f32[tokens, hidden] after each layer, for one sequence. Holds the weights of one layer at a time."""
     states = []
     x = container.decode(EMBEDDING)[ids][None]
     with threadpool_limits(threads, "blas"):
@@ -35,7 +35,7 @@ def residual_stream(
 
 
 def _named(prefix: str, seen: Seen) -> Seen:
-    """A tap of one layer that tells of every matrix by its whole name."""
+    """A tap of one layer that reports every matrix by its full name."""
     shared = {names[0]: names for names in SHARED_INPUTS}
 
     def tap(first: str, values: F32) -> None:
@@ -46,8 +46,8 @@ def _named(prefix: str, seen: Seen) -> Seen:
 
 
 def compared(states: list[F32], unchanged: list[F32]) -> dict[str, list[float]]:
-    """By layer, on average over the tokens: "scale", the ratio of root mean squares (geometric mean); "spearman", the
-    rank correlation of a token's features.
+    """For each layer, averaged over the tokens: "scale", the ratio of root mean squares (geometric mean); "spearman",
+    the rank correlation of a token's features.
     """
     pairs = list(zip(states, unchanged, strict=True))
     return {
@@ -57,7 +57,7 @@ def compared(states: list[F32], unchanged: list[F32]) -> dict[str, list[float]]:
 
 
 def spearman(x: F32, y: F32) -> NDArray[np.float64]:
-    """Spearman's rank correlation of each row: f64[rows]. Equal numbers are ranked as they stand."""
+    """Spearman's rank correlation of each row: f64[rows]. Equal numbers are ranked in order of appearance."""
     deviations = [np.argsort(np.argsort(values, axis=1), axis=1) - (values.shape[1] - 1) / 2 for values in (x, y)]
     a, b = deviations
     correlation: NDArray[np.float64] = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
@@ -65,6 +65,6 @@ def spearman(x: F32, y: F32) -> NDArray[np.float64]:
 
 
 def _rms(x: F32) -> NDArray[np.float64]:
-    """Of each row: f64[rows]."""
+    """The root mean square of each row: f64[rows]."""
     root: NDArray[np.float64] = np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1))
     return root

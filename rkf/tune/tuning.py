@@ -1,4 +1,4 @@
-"""`tune`: a model, its reference and some text to a values file. Joins text, loop, checkpoint and file."""
+"""`tune`: from a model, its reference and a text to a values file. Joins text, loop, checkpoint and file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rkf.tune.live import LiveValues
 from rkf.tune.loop import Learner, Lesson, hidden_states
 
 SEQUENCES, TOKENS = 64, 512
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+Progress = Callable[[str, int, int], None]  # the current task, the amount done, the amount in all
 
 
 def tune(
@@ -44,16 +44,17 @@ def tune(
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Learn centroids and affine factors of `model` towards what `reference` says, and write them as a values file.
+    """Train centroids and affine factors of `model` towards the predictions of `reference`; write them to a values
+    file.
 
-    reference: an rkf file of the same model, dense. data: "self" lets the reference write the text, else a UTF-8 file.
-    minutes: of learning; the text and the reference's pass over it come before. rows: factors a and b for every row,
-    not a for every matrix. device: torch's name of it, by default a GPU if there is one. resume: go on after an
-    interruption. The share of the divergence that is recovered is measured on text held out; the best values found are
-    written, at worst the old ones.
+    reference: an rkf file of the same model, dense. data: "self" for text that the reference generates, otherwise a
+    UTF-8 file. minutes: of training; the text and the reference's pass over it come before. rows: train factors a and b
+    for every row, not one a for every matrix. device: torch's name, by default a GPU if there is one. resume: resume an
+    interrupted run. Held-out text measures the recovered share of the divergence; the best values found are written, at
+    worst the old ones.
 
-    Returns {"steps", "kld_before", "kld", "recovered", "parameters"}, in nats a token. Raises UsageError: the two
-    models do not fit each other, the text is too short, the output exists.
+    Returns {"steps", "kld_before", "kld", "recovered", "parameters"}, in nats per token. Raises UsageError: the two
+    models do not match, the text is too short, the output exists.
     """
     out = Path(out)
     refuse_existing(out, force)
@@ -91,11 +92,11 @@ def tune(
 
 
 def _fitting(container: Container, source: Container) -> ModelConfig:
-    """The configuration of both, which have to be the same model."""
+    """The common configuration of both, which must be the same model."""
     if container.config is None or source.config is None:
         raise UsageError(f"{container.path}, {source.path}: expected two whole models")
     if not any(entry.kind == "clustered" for entry in container.tensors.values()):
-        raise UsageError(f"{container.path}: no tensor is clustered: there is nothing to tune")
+        raise UsageError(f"{container.path}: has no clustered tensor, so there is nothing to tune")
     if any(entry.kind == "clustered" for entry in source.tensors.values()):
         raise UsageError(f"{source.path}: has clustered tensors: expected `rkf convert SRC OUT --recipe dense`")
     if container.config != source.config or container.blob(TOKENIZER) != source.blob(TOKENIZER):
@@ -106,7 +107,7 @@ def _fitting(container: Container, source: Container) -> ModelConfig:
 def _tokenizer(source: Container, config: ModelConfig) -> Tokenizer:
     tokenizer_json, template = source.blob(TOKENIZER), source.blob(CHAT_TEMPLATE)
     if tokenizer_json is None:
-        raise UsageError(f"{source.path}: has no tokenizer: there is no text to learn on")
+        raise UsageError(f"{source.path}: has no tokenizer, so it cannot make a training text")
     return Tokenizer(tokenizer_json, config, None if template is None else template.decode(errors="replace"))
 
 
@@ -119,7 +120,7 @@ def _lesson(
     seed: int,
     progress: Progress,
 ) -> Lesson:
-    """Text and what the reference makes of it, from the checkpoint if it is there; only its head is kept."""
+    """The text and the reference's outputs on it, from the checkpoint if present; keeps only the reference's head."""
     teacher = Decoder(source, config).to(device).requires_grad_(False)
     found = checkpoint.lesson()
     if found is None:

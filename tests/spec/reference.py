@@ -1,4 +1,4 @@
-"""The reference reader, found by its path: it is a script beside the specification, no part of the package."""
+"""The references, found by their path: they are scripts beside the specification, no part of the package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tests.spec.document import SPEC
 
 sys.path.insert(0, str(SPEC))
 
+import reference_program
 import reference_reader
 
 DTYPES = reference_reader.DTYPES
@@ -20,3 +21,5 @@ open_directory = reference_reader.open_directory
 read = reference_reader.read
 read_values = reference_reader.read_values
 value_fields = reference_reader.value_fields
+run_program = reference_program.run_program
+run = reference_program.run

@@ -1,4 +1,6 @@
-"""The specification says what rkf/format/constants.py and rkf/model/first_form.py say; its example is the vector."""
+"""The container's specification says what rkf/format/constants.py and rkf/model/first_form.py say; its example is the
+vector. The program's is tests/spec/test_program_document.py's.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,7 @@ def test_limits() -> None:
         "bytes of the directory": rkf_format.MAX_DIRECTORY_BYTES,
         "depth of the directory": rkf_format.MAX_DEPTH,
         "maps and arrays of the directory": rkf_format.MAX_CONTAINERS,
-        "tensors": rkf_format.MAX_TENSORS,
-        "sections": rkf_format.MAX_SECTIONS,
+        "other values of the directory": rkf_format.MAX_VALUES,
         "bytes of a name": rkf_format.MAX_NAME_BYTES,
         "dimensions": rkf_format.MAX_DIMENSIONS,
         "weights of a tensor": rkf_format.MAX_WEIGHTS,

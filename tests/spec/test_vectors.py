@@ -20,13 +20,18 @@ from rkf.format.matrix import ClusteredMatrix
 from tests.spec import reference
 from tests.spec.document import SPEC, VECTORS
 
-ENTRIES: list[dict[str, Any]] = json.loads((VECTORS / "manifest.json").read_text())["vectors"]
+MANIFEST: dict[str, list[dict[str, Any]]] = json.loads((VECTORS / "manifest.json").read_text())
+ENTRIES = MANIFEST["vectors"]
 WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
 # The vectors that must be there, whatever the manifest says.
 NAMES = """
-affine dense everything exceptions free low-entropy model names other other.1-planes packed progressive
-progressive.1-planes progressive.2-planes regrouped rounding shapes smallest tables tuned unordered widths
-widths.1-planes widths.2-planes zstd
+affine dense everything exceptions free low-entropy model names other other.1-planes packed program-experts
+program-plain program-post-norms program-recurrent program-windows progressive progressive.1-planes
+progressive.2-planes regrouped rounding shapes smallest tables tuned unordered widths widths.1-planes widths.2-planes
+zstd
+"""
+LOGITS = """
+model program-experts program-plain program-post-norms program-recurrent program-windows program-windows.long
 """
 
 
@@ -43,8 +48,10 @@ def same_bits(weights: NDArray[np.float32], expected: NDArray[np.uint32]) -> boo
 
 def test_manifest_is_complete() -> None:
     assert sorted(entry["expected"].removesuffix(".f32") for entry in ENTRIES) == NAMES.split()
-    named = {entry[key] for entry in ENTRIES for key in ("expected", "file", "values") if key in entry}
-    assert named == {path.name for path in VECTORS.iterdir()} - {"README.md", "manifest.json", "model.logits.json"}
+    assert [entry["logits"].removesuffix(".logits.json") for entry in MANIFEST["logits"]] == LOGITS.split()
+    keys = ("expected", "file", "values", "logits")
+    named = {entry[key] for entry in ENTRIES + MANIFEST["logits"] for key in keys if key in entry}
+    assert named == {path.name for path in VECTORS.iterdir()} - {"README.md", "manifest.json"}
     for entry in ENTRIES:
         last = entry["tensors"][-1]
         assert (VECTORS / entry["expected"]).stat().st_size == last["offset"] + 4 * prod(last["shape"])
@@ -93,9 +100,11 @@ def test_logits_of_the_model() -> None:
     assert abs(logits - wanted).max() < 1e-5 * abs(wanted).max()
 
 
-def test_reference_reader_shares_no_code() -> None:
+@pytest.mark.parametrize("script", ("reference_reader.py", "reference_program.py"))
+def test_references_share_no_code(script: str) -> None:
     allowed = {"blake3", "math", "msgpack", "numpy", "pathlib", "struct", "zstandard"}
-    for node in ast.walk(ast.parse((SPEC / "reference_reader.py").read_text())):
+    allowed |= {"reference_reader", "sys"} if script == "reference_program.py" else set()
+    for node in ast.walk(ast.parse((SPEC / script).read_text())):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= allowed
         elif isinstance(node, ast.ImportFrom):
@@ -117,8 +126,11 @@ def test_generator_reproduces_the_vectors(tmp_path: Path) -> None:
     sys.path.insert(0, str(SPEC))
     import make_vectors
 
-    entries = make_vectors.make(tmp_path)
-    assert sorted(entries, key=lambda entry: entry["expected"]) == ENTRIES
+    assert make_vectors.make(tmp_path) == MANIFEST
+    for entry in MANIFEST["logits"]:
+        made, kept = (json.loads((folder / entry["logits"]).read_text()) for folder in (tmp_path, VECTORS))
+        assert made.keys() == kept.keys() and made["tokens"] == kept["tokens"]
+        assert np.allclose(made["logits"], kept["logits"], rtol=0, atol=1e-9)
     assert make_vectors.changed(tmp_path, VECTORS) == []
     (tmp_path / "smallest.rkf").write_bytes(b"other")
     (tmp_path / "dense.f32").unlink()

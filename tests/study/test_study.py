@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(tmp_path, model, study):
 
 
 def test_predictions_of_another_text_are_not_taken(tmp_path, study):
-    """Whether the first trial was interrupted, or the results were removed to begin anew."""
+    """Whether the first trial was interrupted, or the results were removed to start again."""
 
     def stop(trial, done, total):
         raise KeyboardInterrupt

@@ -141,4 +141,4 @@ def test_as_a_command(tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "choose another folder" in done.stderr
     done = subprocess.run([*map(str, command), "--reference", "x"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "leave --reference out" in done.stderr
+    assert done.returncode == 2 and "omit --reference" in done.stderr
