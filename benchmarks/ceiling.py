@@ -1,8 +1,8 @@
-"""What it takes only to load a model's rank planes: the ceiling of decoding, which reads each plane once a token.
+"""The time to only load a model's rank planes: the ceiling of decoding, which reads each plane once per token.
 
-One loop, the same for all models: eight streams a plane, all threads, prefetch as in the kernels, and no arithmetic but
-the one addition that keeps a load from being left out. `check` holds it against numpy: the same sum of the same bytes,
-and the rate of a plain sum over a large array.
+One loop serves all models: eight streams per plane, all threads, prefetch as in the kernels, and no arithmetic except
+one addition that stops the compiler from removing the load. `check` compares it with numpy: the same sum of the same
+bytes, and the rate of a plain sum over a large array.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Loader:
         self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(self._library[SYMBOL])
 
     def seconds(self, arrays: Sequence[Bytes], threads: int, passes: int = 4) -> float:
-        """A pass over all arrays, on all threads, each with its share of every array."""
+        """Seconds for one pass over all arrays, on all threads, each with its share of every array."""
         shares = [[part for array in arrays for part in _shares(array, threads)[t : t + 1]] for t in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(self.total, shares))  # the warm-up
@@ -76,7 +76,7 @@ class Loader:
             return (perf_counter() - began) / passes
 
     def total(self, arrays: Sequence[Bytes], passes: int = 1) -> int:
-        """The sum of all 32-bit words modulo 2^32, times `passes`; of each array the whole multiples of 512 bytes."""
+        """The sum of all 32-bit words modulo 2^32, times `passes`, in the multiples of 512 bytes of each array."""
         spans = np.array([(array.ctypes.data, array.size // 512 * 512) for array in arrays], np.int64)
         out = np.zeros(2 * SLOT_BYTES, np.uint8)
         lanes = out[-out.ctypes.data % SLOT_BYTES :][:SLOT_BYTES].view(np.uint32)
@@ -84,12 +84,12 @@ class Loader:
         return int(lanes.sum(dtype=np.uint64)) % (1 << 32)
 
     def check(self, size: int = 1 << 28) -> tuple[float, float]:
-        """(bytes a second of the loop, of numpy's sum) over one large array, on one thread; their sums must agree."""
+        """(bytes a second of the loop, of numpy's sum) over one large array on one thread; both sums must agree."""
         array = np.random.Generator(np.random.SFC64(0)).integers(0, 256, size, np.uint8)
         words = array.view(np.uint64)
         wanted = int(array.view(np.uint32).sum(dtype=np.uint64)) % (1 << 32)
         if self.total([array]) != wanted:
-            raise SystemExit("the load-only loop did not read what numpy reads")
+            raise SystemExit("the load-only loop and numpy read different bytes")
         began = perf_counter()
         words.sum()
         plain = perf_counter() - began
@@ -102,8 +102,8 @@ def _shares(array: Bytes, threads: int) -> list[Bytes]:
 
 
 def planes(container: Container) -> list[Bytes]:
-    """Every rank plane that a token reads, as flat bytes in place: an alias is the same plane, and the embedding's is
-    read by the head. A matrix that is looked up only, a row a token, is left out.
+    """Every rank plane that a token reads, as flat bytes in place. An alias is the same plane, so a tied embedding
+    counts because the head reads it. A matrix that is only looked up, one row per token, is left out.
     """
     untied = container.tensors["lm_head.weight"].kind != "alias"
     names = [name for name in container.tensors if not (untied and name == "model.embed_tokens.weight")]

@@ -1,8 +1,8 @@
-"""Multiple-choice items out of a plain text, for `rkf eval choices`.
+"""Makes multiple-choice items for `rkf eval choices` from a plain text.
 
     python -m benchmarks.choices TEXT OUT.jsonl [--items 400]
 
-Each item is a stretch of words, and what follows it against three stretches from elsewhere in the same text.
+Each item is a stretch of words with its true continuation and three stretches from elsewhere in the same text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONTEXT, ENDING, ENDINGS = 24, 6, 4  # words, words, choices
 
 
 def items(text: str, count: int) -> Iterator[dict[str, object]]:
-    """The first `count` items of a text, fewer where it is short; the same for the same text."""
+    """The first `count` items of a text, fewer if it is short; deterministic."""
     words = text.split()
     length = CONTEXT + ENDING
     starts = range(0, len(words) - length + 1, length)

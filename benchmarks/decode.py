@@ -1,9 +1,9 @@
 """Speed of rkf against llama.cpp, in turn: `python -m benchmarks.decode A.rkf=A.gguf … --peer PYTHON`.
 
-Shared machines drift, so only ratios count: each round runs the one, then the other, and the median of the rounds'
-ratios is what is reported, with the least and the greatest. Beside them: how near decoding comes to loading the planes
-and doing nothing else (ceiling.py), and what a token's time goes into. The last line is all of it as JSON; `--out` adds
-it to a folder (benchmarks/results/), from which table.py writes what the README shows.
+Speeds drift on a shared machine, so only ratios count. Each round runs one, then the other; the report gives the median
+of the rounds' ratios with the smallest and the largest. It also gives the share of the ceiling, the speed of only
+loading the planes (ceiling.py), and how a token's time is spent. The last line is everything as JSON; `--out` adds it
+to a folder (benchmarks/results/), from which table.py makes the README's table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDS_OF_PARTS = 8
 
 
 class Peer:
-    """llama.cpp in a process of its own, one model loaded."""
+    """llama.cpp in a separate process, with one model loaded."""
 
     def __init__(self, python: str, model: str, threads: int) -> None:
         command = [python, str(PEER), model, str(threads), str(CONTEXT)]
@@ -61,7 +61,7 @@ class Peer:
 
 
 def ours(model: Model, case: str) -> float:
-    """Seconds of one case; what is timed is what `peer_speed.py` times."""
+    """Seconds of one case; `peer_speed.py` times the same work."""
     what, count, *after = case.split()
     forward, cache = model.backend.forward, model.backend.new_cache(CONTEXT)
     before = np.arange(int(after[0]) if after else 0) % 1000 + 1
@@ -78,7 +78,7 @@ def ours(model: Model, case: str) -> float:
 
 
 def compare(a: Callable[[], float], b: Callable[[], float], rounds: int) -> dict[str, float]:
-    """Seconds of a and b in turn after a warm-up of each; ratio: how many times as fast a is."""
+    """Seconds of a and b in turn after a warm-up of each; ratio: how many times faster a is."""
     a(), b()
     pairs = [(a(), b()) for _ in range(rounds)]
     ratios = [y / x for x, y in pairs]
@@ -92,7 +92,7 @@ def compare(a: Callable[[], float], b: Callable[[], float], rounds: int) -> dict
 
 
 def ceiling(path: str, threads: int, loader: Loader, token_s: float) -> dict[str, float]:
-    """Planes that a token reads, their rate, and the share of the token's time that loading them alone would take."""
+    """The planes that a token reads, their rate, and the time to only load them as a share of the token's time."""
     with open_file(path) as container:
         arrays = planes(container)
         least = min(loader.seconds(arrays, threads) for _ in range(ROUNDS_OF_PARTS))
@@ -101,7 +101,7 @@ def ceiling(path: str, threads: int, loader: Loader, token_s: float) -> dict[str
 
 
 def parts(backend: CpuBackend, context: int) -> dict[str, float]:
-    """Microseconds of one token after `context` others by part (layout.PARTS), the median of some."""
+    """Microseconds of each part (layout.PARTS) of one token after `context` others; the median of several."""
     clock, cache = backend.watch(), backend.new_cache(CONTEXT)
     if context:
         backend.forward(np.arange(context) % 1000 + 1, cache, last_only=True)
@@ -118,12 +118,12 @@ def parts(backend: CpuBackend, context: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", nargs="+", metavar="MODEL.rkf=MODEL.gguf")
-    parser.add_argument("--peer", required=True, help="a python that has llama-cpp-python")
+    parser.add_argument("--peer", required=True, help="a Python that has llama-cpp-python")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--kv-cache", choices=FORMATS, help="numbers of rkf's cache of keys and values")
-    parser.add_argument("--out", type=Path, help="a folder: each pair's figures go to a JSON file there")
+    parser.add_argument("--kv-cache", choices=FORMATS, help="number format of rkf's key/value cache")
+    parser.add_argument("--out", type=Path, help="a folder for a JSON file of each pair's results")
     options = parser.parse_args()
     loader = Loader()
     loop, plain = loader.check()
@@ -143,7 +143,7 @@ def main() -> None:
 def compared(
     path: str, gguf: str, threads: int, options: argparse.Namespace, loader: Loader
 ) -> Iterator[dict[str, Any]]:
-    """All cases of a pair of files on so many threads."""
+    """All cases of a pair of files with this number of threads."""
     peer = Peer(options.peer, gguf, threads)
     with rkf.load(path, threads=threads, kv_cache=options.kv_cache) as model:
         for case in options.cases:
@@ -167,7 +167,7 @@ def compared(
 
 
 def cpu_name() -> str:
-    """The processor's name, as Linux knows it."""
+    """The processor's name, as reported by Linux."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 

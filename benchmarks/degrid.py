@@ -1,8 +1,8 @@
 """A fair source for comparisons, made from a GGUF of 4 or 8 bits: `python -m benchmarks.degrid SRC.gguf OUT`.
 
-Block formats find their own grid again in weights that come from one, and so look better than they are. To every
-block-quantised weight this adds uniform noise of one grid cell: a draw from what the original may have been. OUT is a
-folder in Hugging Face's layout, bf16; the seed and numpy fix its bytes.
+Weights from a block format lie on its grid. The same format then finds that grid again and looks better than it is. So
+this adds uniform noise of one grid cell to every block-quantised weight: a draw from the possible originals. OUT is a
+folder in Hugging Face's layout, bf16; the seed and numpy determine its bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rkf.file.writer import Writer
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.format.matrix import Alias, DenseTensor, from_f32
 
-# Types whose blocks begin with their step, an f16.
+# Types whose blocks start with their step, an f16.
 _STEP_FIRST = {Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0}
 
 
 class Degridded(GgufSource):
-    """A GGUF file whose block-quantised weights have left their grid."""
+    """A GGUF file whose block-quantised weights are moved off their grid."""
 
     def _values(self, tensor: GgufTensor, order: np.ndarray | None = None) -> DenseTensor:
         values = super()._values(tensor, order)
@@ -47,7 +47,7 @@ def _random(name: str) -> np.random.Generator:
 
 
 def degrid(src: Path, out: Path) -> None:
-    """Write the folder `out`. Raises what reading the source and writing the folder raise."""
+    """Write the folder `out`. Raises the errors of reading the source and of writing the folder."""
     source = Degridded(src)
     with TemporaryDirectory(dir=out.parent) as folder:
         dense = Path(folder) / "dense.rkf"
@@ -64,5 +64,5 @@ def degrid(src: Path, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("src", type=Path, help="the GGUF file")
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("out", type=Path, help="the folder to create")
     degrid(**vars(parser.parse_args()))

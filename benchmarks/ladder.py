@@ -1,8 +1,9 @@
-"""The products of one token and of eight with a 4-bit matrix, and the variants that lost to them:
+"""The products of one token and of eight with a 4-bit matrix, and slower variants of them:
 `python -m benchmarks.ladder`.
 
-Each is first checked against the decoded weights, then timed in turn over one matrix that no cache near the core holds
-(32 MB of ranks, one thread): least and median, beside a loop that only loads (ceiling.py). AVX-512 only.
+Each is first checked against the decoded weights. Then all are timed in turn over one matrix that does not fit the
+caches near the core (32 MB of ranks, one thread): minimum and median, beside a loop that only loads (ceiling.py).
+AVX-512 only.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ROUNDS = 25
 
 
 def weights(ahead: int, locality: int) -> Callable[..., Any]:
-    """Ranks of 4 bits to bytes with a prefetch so many bytes ahead; 0: none."""
+    """4-bit ranks to bytes, with a prefetch this many bytes ahead; 0 for none."""
 
     @inline
     def read(m, table, row, block, columns):
@@ -50,7 +51,7 @@ def weights(ahead: int, locality: int) -> Callable[..., Any]:
 
 
 def neighbours(read: Callable[..., Any]) -> Callable[..., Any]:
-    """Eight rows one below the other at a time."""
+    """Eight neighbouring rows at a time."""
     eight = products.eight_rows(read, int8_avx512.SUMS)
 
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
@@ -112,18 +113,18 @@ def row_by_row(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 ONE_TOKEN = {
-    "the product's own": streams(int8_avx512.WEIGHTS["4"]),
+    "the product in use": streams(int8_avx512.WEIGHTS["4"]),
     "streams, no prefetch": streams(weights(0, 3)),
-    "streams, prefetch to the second level": streams(weights(640, 2)),
+    "streams, prefetch to the second-level cache": streams(weights(640, 2)),
     "streams, prefetch 4 kB ahead": streams(weights(4096, 3)),
     "neighbours, no prefetch": neighbours(weights(0, 3)),
     "neighbours, prefetch of the next eight rows": neighbours(weights(8 * 1024, 3)),
-    "neighbours, prefetch 64 rows on to the second level": neighbours(weights(64 * 1024, 2)),
+    "neighbours, prefetch 64 rows ahead to the second-level cache": neighbours(weights(64 * 1024, 2)),
 }
 
 
 EIGHT_TOKENS = {
-    "the product's own": int8_avx512.multiply_many(int8_avx512.WEIGHTS["4"]),
+    "the product in use": int8_avx512.multiply_many(int8_avx512.WEIGHTS["4"]),
     "one row at a time": row_by_row(int8_avx512.WEIGHTS["4"]),
 }
 
@@ -142,14 +143,14 @@ class Variant:
         self.seconds: list[float] = []
 
     def run(self, name: str, *arguments: int) -> None:
-        """As `product` calls it."""
+        """Call it as `product` does."""
         began = perf_counter()
         self._call(*arguments)
         self.seconds.append(perf_counter() - began)
 
 
 def check(variant: Variant, tokens: int) -> None:
-    """Odd shapes, against the weights that the matrix decodes to."""
+    """Compare with the decoded weights on odd shapes."""
     for rows, columns in ((37, 129), (64, 576), (1, 7)):
         matrix = random_matrix(16, rows, columns, affine="tensor", seed=rows)
         whole, scale = whole_activations(tokens, columns)
@@ -157,7 +158,7 @@ def check(variant: Variant, tokens: int) -> None:
         wanted = (whole * scale[:, None].astype(np.float64)) @ matrix.decode().astype(np.float64).T
         size = np.abs(whole * scale[:, None]) @ np.abs(matrix.decode()).T
         if not np.all(np.abs(found - wanted) <= 4e-6 * size):
-            raise SystemExit("a variant does not compute the product")
+            raise SystemExit("a variant gives a wrong product")
 
 
 def climb(functions: dict[str, Callable[..., Any]], tokens: int, matrix: ClusteredMatrix) -> None:
@@ -181,7 +182,7 @@ def show(name: str, seconds: list[float], matrix: ClusteredMatrix) -> None:
 
 def main() -> None:
     if cpu_features.level() != "avx512":
-        raise SystemExit("the ladder is of AVX-512 kernels, which this CPU lacks")
+        raise SystemExit("the ladder has AVX-512 kernels, which this CPU lacks")
     matrix = random_matrix(16, 32768, 2048, affine="tensor")
     climb(ONE_TOKEN, 1, matrix)
     climb(EIGHT_TOKENS, 8, matrix)

@@ -1,5 +1,5 @@
-"""NF4 with double quantisation (Dettmers et al. 2023, QLoRA), as bitsandbytes stores it: the matrices of the layers in
-blocks of 64, embedding and head in 16 bits. Written as a dense rkf file, so that the same harness scores it.
+"""NF4 with double quantisation (Dettmers et al. 2023, QLoRA), as bitsandbytes stores it: the layers' matrices in blocks
+of 64, embedding and head in 16 bits. Written as a dense rkf file, so that the same benchmark can score it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BITS = 4 + 8 / BLOCK + 32 / (BLOCK * SCALES)
 
 
 def rounded(weights: F32) -> F32:
-    """Weights as NF4 decodes them; their number is a multiple of 64."""
+    """The weights after NF4, decoded; their number is a multiple of 64."""
     blocks = weights.reshape(-1, BLOCK)
     scale = _rounded_scales(np.abs(blocks).max(axis=1))[:, None]
     middles = (LEVELS[1:] + LEVELS[:-1]) / 2
@@ -31,8 +31,8 @@ def rounded(weights: F32) -> F32:
 
 
 def _rounded_scales(scale: F32) -> F32:
-    """Second quantisation: scales less their mean in 8 bits, 256 that share an f32. Linear, where bitsandbytes has a
-    dynamic code of 8 bits: both err by less than 1 % of a step of 4 bits.
+    """Second quantisation: the scales minus their mean, in 8 bits; 256 of them share an f32. This code is linear where
+    bitsandbytes has a dynamic one; both have errors below 1 % of a 4-bit step.
     """
     mean = scale.mean()
     padded = np.pad(scale - mean, (0, -len(scale) % SCALES)).reshape(-1, SCALES)
@@ -42,7 +42,7 @@ def _rounded_scales(scale: F32) -> F32:
 
 
 def write(source: Source, out: Path) -> int:
-    """The dense file `out`; returns the bytes that the model would take in NF4."""
+    """Write the dense file `out`; returns the bytes that the model would take in NF4."""
     size = len(source.tokenizer_json)
     with Writer(out, metadata={"model": source.config.to_metadata()}, provenance={}, force=True) as file:
         for name in sorted([*source.tensors, *source.aliases]):

@@ -1,10 +1,10 @@
 """docs/paper.md: each claim of arXiv 2603.17917's abstract beside our experiment.
 
     python -m benchmarks.paper                 # the page and its figures, from docs/paper/*/results.json
-    python -m benchmarks.paper --text TEXT     # first whatever trials are missing there
+    python -m benchmarks.paper --text TEXT     # first runs the trials that are missing there
 
-It goes on where it was interrupted. To do everything anew, remove docs/paper/*/results.json and build/paper first: some
-hours on two cores. TEXT: the validation text of WikiText-2 with its marks undone (` @-@ ` -> `-`, ` @,@ ` -> `,`,
+An interrupted run resumes. To run everything again, first remove docs/paper/*/results.json and build/paper; this takes
+some hours on two cores. TEXT: the validation text of WikiText-2 with its marks undone (` @-@ ` -> `-`, ` @,@ ` -> `,`,
 ` @.@ ` -> `.`, space before `, . ; : ! ? % ) ]` removed, `<unk>` -> `Unk`).
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def study(text: Path, threads: int) -> None:
-    """Do what is missing, in build/paper; results.json and results.csv come back to docs/paper."""
+    """Run the missing trials in build/paper and copy results.json and results.csv back to docs/paper."""
     WORK.mkdir(parents=True, exist_ok=True)
     pull(NAME)
     if not (WORK / MODEL).exists():
@@ -79,7 +79,7 @@ def study(text: Path, threads: int) -> None:
 
 @contextmanager
 def _kept(name: str) -> Iterator[None]:
-    """A study starts from the results in docs/paper, and its own go there, even if it is interrupted."""
+    """Start a study from its results in docs/paper and copy its results back there, even if it is interrupted."""
     for folder in (WORK / name, DATA / name):
         folder.mkdir(parents=True, exist_ok=True)
     _copy(DATA / name, WORK / name)
@@ -100,14 +100,14 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def page() -> tuple[str, dict[Path, Chart]]:
-    """docs/paper.md, and the figures that it shows, by file."""
+    """docs/paper.md and its figures, by file."""
     figures: dict[Path, Chart] = {}
 
     def figure(name: str, chart: str) -> str:
-        """A figure, and below it what repeats it."""
+        """A figure, with the command that repeats it below."""
         path, drawn = DATA / name / f"{chart}.svg", charts(name)[chart]
         figures[path] = drawn
-        return f"![{drawn.title}]({path.relative_to(PAGE.parent).as_posix()})\n\n{drawn.title}: {command(name)}"
+        return f"![{drawn.title}]({path.relative_to(PAGE.parent).as_posix()})\n\n{drawn.title}:\n{command(name)}"
 
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -136,7 +136,7 @@ def results(name: str) -> tuple[dict[str, Any], list[Row]]:
 
 
 def charts(name: str) -> dict[str, Chart]:
-    """The figures of a study by name; "order" has those that join studies."""
+    """The figures of a study by name; "order" combines several studies."""
     if name == "order":
         drawn = [distance(), layers()]
     elif name == "sweep":
@@ -148,7 +148,7 @@ def charts(name: str) -> dict[str, Chart]:
 
 
 def distance() -> Chart:
-    """Trials that change all layers: how far the weights have moved, and whether in order."""
+    """Trials that change all layers: how far the weights moved, and whether the order is kept."""
     rows = [{**row, "order": "broken"} for row in only(results("scramble")[1], kind=None, layer=None)]
     rows += [{**row, "order": "kept"} for row in only(results("preserve")[1], where="all")]
     near = [row for row in rows if row["error"] < 1]
@@ -169,7 +169,7 @@ def grid(name: str, chart: str) -> str:
 
 
 def value(name: str, y: str = "ppl_ratio", **factors: Any) -> str:
-    """A figure of the trials with these factors: the mean over their seeds and, of several, its standard error."""
+    """The mean of a figure over the trials with these factors; with several seeds, also its standard error."""
     rows = only(results(name)[1], **factors)
     if not rows:
         raise KeyError(f"{name}: no trial with {factors}")
@@ -177,7 +177,7 @@ def value(name: str, y: str = "ppl_ratio", **factors: Any) -> str:
 
 
 def averaged(rows: list[Row], y: str) -> str:
-    """The mean of some trials and, of several, its standard error."""
+    """The mean over some trials; with several, also its standard error."""
     ((point,),) = lines(Chart("", "", [{**row, "all": ""} for row in rows], x="all", y=y)).values()
     return shown(point.mean) + (f" ({point.spread})" if point.trials > 1 else "")
 
@@ -188,12 +188,12 @@ def worst(name: str, **factors: Any) -> str:
 
 
 def about(name: str) -> dict[str, Any]:
-    """What a study was of."""
+    """The description of a study."""
     return results(name)[0]
 
 
 def basis() -> str:
-    """What the figures rest on, in Markdown."""
+    """The extent of each study, in Markdown."""
     lines = ["| study | windows of 512 tokens | trials | seeds |", "|---|---:|---:|---:|"]
     for name in ("sweep", *STUDIES, "tune"):
         known, rows = results(name)
@@ -206,7 +206,7 @@ def tunings() -> str:
     """Models before and after tuning, in Markdown."""
     rows = results("tune")[1]
     lines = [
-        "| model | learned | parameters | steps | minutes | divergence | perplexity | divergence gone | ppl gone |",
+        "| model | tuned | parameters | steps | minutes | divergence | perplexity | KLD recovered | ppl recovered |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for before in only(rows, factors=None):
@@ -214,7 +214,7 @@ def tunings() -> str:
         for row in having(only(rows, model=before["model"]), "factors"):
             spent = f"{row['parameters']:,} | {row['steps']} | {row['minutes']}"
             ppl, kld = recovered(rows, row)
-            learned = f"centroids, factors a {row['factors']}"
+            learned = f"centroids, factors per {row['factors']}"
             lines.append(f"| | {learned} | {spent} | {_figures(row)} | {kld:.1%} | {ppl:.1%} |")
     return "\n".join(lines)
 
@@ -224,7 +224,7 @@ def _figures(row: Row) -> str:
 
 
 def share(model: str, factors: str) -> str:
-    """What a tuning has taken away of the added perplexity, and of the divergence."""
+    """The recovered share of the added perplexity and of the divergence."""
     rows = results("tune")[1]
     (row,) = only(rows, model=model, factors=factors)
     return "{:.0%} ({:.0%})".format(*recovered(rows, row))
@@ -237,7 +237,7 @@ def stream(measure: str, correction: str) -> str:
 
 
 def matrices() -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is known of the matrix that collapses, and of the one among the others whose largest weight loses most."""
+    """The matrix that collapses, and the one among the others whose largest weight loses most."""
     guilty = worst_trial(having(results("sweep")[1], "kind"))
     known = about("sweep")["matrices"]
     (collapsing,) = only(known, layer=guilty["layer"], kind=guilty["kind"])
@@ -246,7 +246,7 @@ def matrices() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def shown(number: float) -> str:
-    """Three digits, powers of ten where they are many."""
+    """Three digits; a power of ten for large numbers."""
     if number < 1e4:
         return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
     digits, exponent = f"{number:.1e}".split("e")
@@ -254,9 +254,9 @@ def shown(number: float) -> str:
 
 
 def command(name: str) -> str:
-    """What a figure can be repeated with, as a user types it."""
+    """The command that repeats a figure, as a user types it."""
     names = ["scramble", "preserve"] if name == "order" else [name]
-    return "; ".join(f"`rkf {COMMANDS[each]}`" for each in names)
+    return ";\n".join(f"`rkf {COMMANDS[each]}`" for each in names)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How much of what clustering loses comes back by tuning: the trials of docs/paper/tune. Knows no page.
+"""How much of the loss from clustering tuning recovers: the trials of docs/paper/tune. Knows no page.
 
-A model is tuned towards the dense checkpoint on text that the checkpoint writes, then measured on another text. An
-interrupted tuning goes on.
+A model is tuned towards the dense checkpoint on text that the checkpoint generates, then measured on another text. An
+interrupted tuning resumes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODELS = {  # name -> options of `rkf convert`
     "K = 32": ["--recipe", "paper-exceptions", "--k", "32", "--calibrate", "none"],
     "K = 16, calibrated": ["--k", "16"],
 }
-# Learned for these minutes on one thread: centroids and a factor for every matrix, or every row.
+# Training time in minutes on one thread, for centroids and a factor for every matrix, or for every row.
 MINUTES = {
     ("K = 16", "row"): 15,
     ("K = 16", "matrix"): 9,
@@ -39,7 +39,7 @@ Convert = Callable[[Path, Sequence[str]], None]
 
 @dataclass(frozen=True)
 class Models:
-    """The folder of files, each made when it is wanted. convert: makes one of the checkpoint, by the given options."""
+    """The folder of model files, each made on first use. convert: makes one from the checkpoint with given options."""
 
     folder: Path
     convert: Convert
@@ -65,7 +65,7 @@ class Models:
 
 
 def tuning(out: Path, text: str, threads: int, *, convert: Convert) -> None:
-    """Do the trials that the folder `out` has not got yet."""
+    """Run the trials that the folder `out` does not have yet."""
     models = Models(out, convert)
     with open_file(models("dense")) as dense:
         about = {"windows": WINDOWS, "ctx": CTX, "fingerprint": fingerprint([dense], [WINDOWS, CTX, text])}
@@ -75,7 +75,7 @@ def tuning(out: Path, text: str, threads: int, *, convert: Convert) -> None:
 
 
 def recovered(rows: list[Row], row: Row) -> tuple[float, float]:
-    """What a tuning has taken away: the share of the perplexity above the dense model's, and of the divergence."""
+    """The recovered share of the perplexity above the dense model's, and of the divergence."""
     (before,) = only(rows, model=row["model"], factors=None)
     return (before["ppl_ratio"] - row["ppl_ratio"]) / (before["ppl_ratio"] - 1), 1 - row["kld"] / before["kld"]
 

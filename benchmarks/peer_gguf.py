@@ -1,7 +1,7 @@
 """llama.cpp's side of the quality table, for a Python that has llama-cpp-python and numpy; imports nothing of rkf.
 
-`quantize F16.gguf OUT.gguf TYPE IMPORTANCE.npz`: importance: GGUF tensor name -> f32[cols].
-`logits MODEL.gguf TOKENS.npy`: f32 logits before every scored token of u32[windows, ctx], raw, to stdout.
+`quantize F16.gguf OUT.gguf TYPE IMPORTANCE.npz` quantises a model; importance: GGUF tensor name -> f32[cols].
+`logits MODEL.gguf TOKENS.npy` writes the raw f32 logits that predict every scored token of u32[windows, ctx] to stdout.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ def quantize(source: str, out: str, type_name: str, importance: str) -> None:
         slot.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     params.imatrix = entries
     if llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)):
-        raise SystemExit(f"{source}: llama.cpp did not quantise it to {type_name}")
+        raise SystemExit(f"{source}: llama.cpp could not quantise it to {type_name}")
 
 
 def logits(model: str, tokens: str) -> None:

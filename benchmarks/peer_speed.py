@@ -1,7 +1,8 @@
 """llama.cpp's side of the speed comparison, for a Python that has llama-cpp-python; imports nothing of rkf.
 
-`MODEL.gguf THREADS CONTEXT` loads a model; then each line `prefill N` or `decode N AFTER` on stdin is answered by the
-seconds it took: N tokens in one batch, or one by one after AFTER tokens of context, the likeliest taken each time.
+`MODEL.gguf THREADS CONTEXT` loads a model. For each line `prefill N` or `decode N AFTER` on stdin it prints the seconds
+for N tokens in one batch, or for N tokens one by one after AFTER tokens of context, always taking the most likely
+token.
 """
 
 import ctypes
@@ -37,7 +38,7 @@ def main(path: str, threads: int, context: int) -> None:
 def _feed(model: llama_cpp.Llama, tokens: list[int]) -> None:
     for low in range(0, len(tokens), 512):
         part = tokens[low : low + 512]
-        ids = (ctypes.c_int32 * len(part))(*part)  # the batch only points to it
+        ids = (ctypes.c_int32 * len(part))(*part)  # the batch holds only a pointer to it
         if llama_cpp.llama_decode(model.ctx, llama_cpp.llama_batch_get_one(ids, len(part))):
             raise SystemExit("llama_decode failed")
     llama_cpp.llama_synchronize(model.ctx)

@@ -1,12 +1,11 @@
-"""KL divergence, perplexity and agreement against file size: rkf, llama.cpp's types and NF4 of one source.
+"""KL divergence, perplexity and agreement against file size, for rkf, llama.cpp's types and NF4 from one source.
 
     python -m benchmarks.degrid SRC.gguf SOURCE
     python -m benchmarks.quality SOURCE WORK --text wiki.txt=64 --text code.txt=24 --peer PYTHON --out quality.json
 
 SOURCE: a Hugging Face folder. The texts are held out: calibration never sees them. WORK: a folder for models and
-figures: what is there already is used again, so an interrupted run goes on. PYTHON: an interpreter that has
-llama-cpp-python. The importance matrix of the peers comes from the same text as our calibration: what the source model
-writes.
+results; existing ones are reused, so an interrupted run resumes. PYTHON: an interpreter that has llama-cpp-python. The
+peers' importance matrix comes from the same text as our calibration, which the source model generates.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One model. make: writes the file if it is not there, and says how many bytes it counts for."""
+    """One model. make: writes the file if it does not exist and returns the bytes that it counts for."""
 
     name: str
     make: Callable[[], int]
@@ -76,18 +75,18 @@ def main() -> None:
 
 
 class Bench:
-    """Models made from one source, in one folder."""
+    """The models made from one source, in one folder."""
 
     def __init__(self, source: Path, work: Path, python: Path) -> None:
         self.source, self.work, self.python = source, work, python
         work.mkdir(exist_ok=True)
         label, fingerprint = work / "source", open_source(source).fingerprint
         if label.exists() and label.read_text(encoding="utf-8") != fingerprint:
-            raise SystemExit(f"{work}: has the figures of another source: choose another folder")
+            raise SystemExit(f"{work}: holds results of another source: choose another folder")
         label.write_text(fingerprint, encoding="utf-8")
 
     def row(self, contestant: Contestant, text: Path, windows: int) -> dict[str, Any]:
-        """A line of the table, kept as `MODEL@TEXT-WINDOWS.json`."""
+        """A line of the table, cached as `MODEL@TEXT-WINDOWS.json`."""
         kept = self.work / f"{contestant.name}@{text.stem}-{windows}.json"
         if not kept.exists():
             size = contestant.make()
@@ -159,7 +158,7 @@ class Bench:
         return path
 
     def _importance(self) -> Path:
-        """The mean squares of every matrix' inputs, as llama.cpp's imatrix has them."""
+        """The mean squares of every matrix's inputs, in the form of llama.cpp's imatrix."""
         path = self.work / "importance.npz"
         if not path.exists():
             found = {}

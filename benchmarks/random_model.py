@@ -1,9 +1,9 @@
-"""Models of random weights in the shapes of known ones, to see how speed goes with size:
+"""Models of random weights in the shapes of known ones, to measure speed by size:
 `python -m benchmarks.random_model 1.2B OUT.rkf [--k 16]` and `… 1.2B OUT.gguf`.
 
-Nothing is clustered: ranks are drawn, by the default recipe's K and share of exceptions. The GGUF is what llama.cpp
-makes of such a model as Q4_0: blocks of Q4_0, a tied embedding as Q6_K (Q8_0 where its rows are no multiple of 256).
-Rows repeat every 32: files are written as fast as the disk takes them, and memory cannot tell.
+Nothing is clustered: ranks are drawn at random, with the default recipe's K and share of exceptions. The GGUF matches
+llama.cpp's Q4_0 of such a model: blocks of Q4_0, a tied embedding as Q6_K (Q8_0 if its rows are not a multiple of 256).
+Rows repeat every 32, so files are written as fast as the disk allows; this does not change the memory traffic.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ SHAPES = {
 
 
 def _weights(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a Llama has, by name; the head is the embedding."""
+    """Every tensor of a Llama, by name; the head is the embedding."""
     return {name: shape for name, shape, always in sorted(config.tensors()) if always and name != HEAD}
 
 
 def write_rkf(config: ModelConfig, path: Path, k: int) -> None:
-    """A clustered model, as `rkf convert` would make it."""
+    """A clustered model in the form that `rkf convert` writes."""
     recipe = Recipe.load("default", k, config.layers)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
     tensors: dict[str, tuple[int, ...] | None] = {**_weights(config), HEAD: None}
@@ -80,7 +80,7 @@ def _tensor(shape: tuple[int, ...], rule: Rule) -> Tensor:
     repeats = rows // BLOCK_ROWS
     exact = np.unique(RANDOM.integers(0, rows * columns, int(rows * columns * rule.exceptions)))
     position = np.uint32 if rows * columns < 1 << 32 else np.uint64
-    scale = np.full(1, columns**-0.5 / 64, np.float16)  # keeps the residual stream's size
+    scale = np.full(1, columns**-0.5 / 64, np.float16)  # keeps the scale of the residual stream
     return ClusteredMatrix(
         shape=shape,
         planes=tuple(np.tile(plane, (repeats, 1)) for plane in bitpack.pack(ranks, index_bits(rule.k))),
@@ -94,7 +94,7 @@ def _tensor(shape: tuple[int, ...], rule: Rule) -> Tensor:
 
 
 def write_gguf(config: ModelConfig, path: Path) -> None:
-    """The same shape for llama.cpp, as its quantiser's Q4_0."""
+    """The same shape for llama.cpp, in the form of its quantiser's Q4_0."""
     writer = gguf.GGUFWriter(path, "llama")
     for ours, theirs in GGUF_KEYS.items():
         writer.add_key_value(f"llama.{theirs}", getattr(config, ours), _gguf_type(getattr(config, ours)))
@@ -126,7 +126,7 @@ def _head_type(columns: int) -> gguf.GGMLQuantizationType:
 
 
 def _blocks(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
-    """Random blocks with the same small scale each; the scale is the last two bytes of a Q6_K block, else the first."""
+    """Random blocks with one small scale: the last two bytes of a Q6_K block, the first two of any other."""
     rows, columns = shape
     weights, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = RANDOM.integers(0, 256, (BLOCK_ROWS, columns // weights, size), np.uint8)

@@ -1,6 +1,6 @@
-"""The quality figures as tables, and where rkf stands against each peer.
+"""The quality results as tables, with rkf compared to each peer.
 
-`python -m benchmarks.report QUALITY.json PLOT.svg` draws them (matplotlib, of the extra `study`).
+`python -m benchmarks.report QUALITY.json PLOT.svg` plots them (with matplotlib, from the extra `study`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COLUMNS = ("MB", "KLD", "±", "ppl ratio", "top-1")
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, by size."""
+    """A Markdown table, sorted by size."""
     head = f"| model | {' | '.join(_COLUMNS)} |\n|---|{'---:|' * len(_COLUMNS)}\n"
     return head + "\n".join(_line(row) for row in sorted(rows, key=lambda row: row["bytes"]))
 
@@ -36,9 +36,9 @@ def _line(row: Row) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> str:
-    """Markdown: our KLD at each peer's size, our size at each peer's KLD, as multiples of the peer's.
+    """Markdown: our KLD at each peer's size and our size at each peer's KLD, as multiples of the peer's.
 
-    Between our files log KLD runs straight over size; outside of them there is no figure.
+    Between our files, log KLD is interpolated linearly over size; outside of them there is no figure.
     """
     ours, peers = _split(rows)
     sizes = np.array([row["bytes"] for row in ours], float)
@@ -53,7 +53,7 @@ def ratios(rows: Sequence[Row]) -> str:
 
 
 def draw(results: dict[str, Any], out: Path) -> None:
-    """KLD over size, a panel for each text."""
+    """Plot KLD over size, with a panel for each text."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
@@ -72,7 +72,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
 
 
 def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Ours by size, and the others."""
+    """Our rows by size, and the others."""
     ours = sorted((row for row in rows if row["name"].startswith("rkf")), key=lambda row: row["bytes"])
     return ours, [row for row in rows if row not in ours]
 

@@ -10,16 +10,16 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
 HEAD = (
-    "| model | against | threads | what | tokens/s | ratio | of the ceiling |",
+    "| model | against | threads | task | tokens/s | ratio | of the ceiling |",
     "|---|---|---:|---|---:|---:|---:|",
 )
 
 
 def table(folder: Path) -> Iterator[str]:
-    """Its lines; files in the order of their names."""
+    """The lines of the table; files in the order of their names."""
     yield from HEAD
     for path in sorted(folder.glob("*.json")):
-        for row in json.loads(path.read_text()).get("results", ()):  # quality.json is another table's
+        for row in json.loads(path.read_text()).get("results", ()):  # quality.json belongs to another table
             yield _line(row)
 
 

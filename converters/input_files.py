@@ -1,4 +1,4 @@
-"""Reading input files: stretches of values, and hashes (which provenance records and a resumed conversion compares)."""
+"""Reads input files: ranges of values, and hashes (recorded in provenance and compared by a resumed conversion)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rkf.errors import SourceError
 
 
 def read_values(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
-    """`dtype[count]` at a byte offset, read and not mapped (a map counts as memory). SourceError if it can't be."""
+    """`dtype[count]` at a byte offset, read, not mapped (a map counts as memory). SourceError if it cannot be read."""
     try:
         values = np.fromfile(path, dtype, count, offset=offset)
     except OSError as error:
-        raise SourceError(f"{path}: can't be read: {error.strerror or error}") from error
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(values) != count:
         raise SourceError(f"{path}: expected {count} values at byte {offset}, got {len(values)}: the file has changed")
     return values
 
 
 def hash_file(path: Path) -> str:
-    """BLAKE3 (hex) of a file, read through a map and over all cores."""
+    """BLAKE3 (hex) of a file, read through a map on all cores."""
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
 def files_fingerprint(files: Mapping[str, str]) -> str:
-    """BLAKE3 (hex) over names and hashes, in name order."""
+    """BLAKE3 (hex) of names and hashes, in name order."""
     return blake3("".join(f"{files[name]} {name}\n" for name in sorted(files)).encode()).hexdigest()

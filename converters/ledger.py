@@ -1,8 +1,8 @@
-"""What a conversion stores, tensor by tensor: measured after it, or predicted before any weight is read.
+"""The sizes of a conversion, tensor by tensor: measured after it, or predicted before any weight is read.
 
-A prediction is a rehearsal: the writer itself is fed blank tensors of the right shapes and its bytes are counted, not
-kept. It is exact unless a matrix turns out to be special (all one value, at most k distinct values, or factors or exact
-weights outside the range of f16), which only its weights can tell.
+A prediction is a dry run: the writer gets blank tensors of the right shapes, and its bytes are counted but not kept.
+The prediction is exact unless a matrix turns out to be special (a single value, at most k distinct values, or factors
+or exact weights outside the range of f16), which only its weights can show.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from rkf.format.matrix import ClusteredMatrix, DenseTensor, Exceptions, Tensor, 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One tensor. stored_as: "K=16", a dense dtype, or "= target". source_bytes, bytes: there and here, unpadded."""
+    """One tensor. stored_as: "K=16", a dense dtype, or "= target". source_bytes, bytes: in the source and in the file,
+    without padding.
+    """
 
     name: str
     stored_as: str
@@ -48,7 +51,7 @@ class Ledger:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the whole file, over all weights."""
+        """Bits of the whole file over all weights."""
         return 8 * self.file_bytes / sum(row.weights for row in self.rows)
 
     @property
@@ -58,7 +61,7 @@ class Ledger:
 
     @property
     def clustered_bits_per_weight(self) -> float:
-        """Of the clustered tensors alone; 0 where there are none."""
+        """Bits of the clustered tensors over their weights; 0 if there are none."""
         return 8 * self.clustered_bytes / max(1, sum(row.weights for row in self._clustered))
 
     @property
@@ -66,7 +69,7 @@ class Ledger:
         return [row for row in self.rows if row.stored_as.startswith("K=")]
 
     def lines(self) -> Iterator[str]:
-        """A table for people, its last line the total."""
+        """A table for people; its last line is the total."""
         width = max(len(row.name) for row in self.rows)
         yield f"{'tensor':{width}} {'as':>8} {'weights':>12} {'source bytes':>14} {'bytes':>14}"
         for row in self.rows:
@@ -79,7 +82,7 @@ class Ledger:
 
 
 def row(name: str, spec: TensorSpec, tensor: Tensor, stats: Mapping[str, float] | None = None) -> Row:
-    """The line of a tensor that is stored."""
+    """The line of a stored tensor."""
     if isinstance(tensor, DenseTensor):
         return Row(name, tensor.dtype, spec.weights, spec.stored_bytes, tensor.data.nbytes)
     if isinstance(tensor, ClusteredMatrix):
@@ -89,9 +92,9 @@ def row(name: str, spec: TensorSpec, tensor: Tensor, stats: Mapping[str, float] 
 
 
 def blank(spec: TensorSpec, rule: Rule, exact_rows: int = 0) -> Tensor:
-    """A tensor of zeros, of exactly the sizes that clustering by this rule gives. Its zero pages take no memory.
+    """A tensor of zeros with exactly the sizes that clustering by this rule gives. Its zero pages take no memory.
 
-    exact_rows: how many rows stay exact, beside the share of the rule.
+    exact_rows: the number of rows that stay exact, beside the rule's share.
     """
     if rule.k is None or len(spec.shape) < 2:
         return DenseTensor(spec.dtype, np.zeros(spec.shape, storage_dtype(spec.dtype)))
@@ -100,7 +103,8 @@ def blank(spec: TensorSpec, rule: Rule, exact_rows: int = 0) -> Tensor:
     rows_per_table = min(rule.rows_per_table or rows, rows)
     tables = -(-rows // rows_per_table)
     groups = -(-columns // (rule.group or columns))
-    exact = int(rule.exceptions * spec.weights) + exact_rows * columns
+    experts = prod(spec.shape[:-2])
+    exact = experts * int(rule.exceptions * (spec.weights // experts)) + exact_rows * columns
     dtype = "f16" if spec.dtype == "f32" else spec.dtype
     positions = np.arange(exact, dtype=f"<u{position_bytes(spec.weights)}")
     return ClusteredMatrix(
@@ -116,7 +120,7 @@ def blank(spec: TensorSpec, rule: Rule, exact_rows: int = 0) -> Tensor:
 
 
 class Rehearsal(Writer):
-    """A Writer that counts its bytes and keeps none. file_bytes: once the `with` is left."""
+    """A Writer that counts its bytes and keeps none. file_bytes: known after the `with`."""
 
     @property
     def file_bytes(self) -> int:
@@ -129,7 +133,7 @@ class Rehearsal(Writer):
 
 
 class _Counter:
-    """What a section writer needs of an output file."""
+    """The part of an output file that a section writer needs."""
 
     position = 0
 

@@ -1,7 +1,7 @@
-"""How a byte-level BPE cuts text into words before it merges: GGUF's `tokenizer.ggml.pre` names, as a table.
+"""How a byte-level BPE splits text into words before it merges: GGUF's `tokenizer.ggml.pre` names, as a table.
 
-The patterns are those of the models' own tokenizer.json; the names, and which of them set BOS or skip merges, are
-llama.cpp's (`llama_vocab::impl::load`, src/llama-vocab.cpp).
+The patterns come from the models' own tokenizer.json. The names, and which of them set BOS or skip merges, come from
+llama.cpp (`llama_vocab::impl::load`, src/llama-vocab.cpp).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from tokenizers import Regex, pre_tokenizers
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """splits: patterns applied in turn, each cutting the pieces of the one before; matches and gaps are both kept.
+    """splits: patterns applied in turn, each to the pieces of the one before; matches and gaps are both kept.
 
-    ignore_merges: a word that is a token as a whole is taken so. add_bos: unless the file says otherwise.
+    ignore_merges: a word that is itself a token is not merged from parts. add_bos: the default if the file sets none.
     """
 
     splits: tuple[str, ...]
@@ -52,10 +52,10 @@ _DIGITS_FIRST = PreTokenizer((_DIGIT, _GPT2))
 _LLAMA3_LIKE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 _QWEN2_LIKE = PreTokenizer((_QWEN2,))
 
-# In order of how well a name says what it is: `name_of` gives the first that fits.
+# Ordered by how specific a name is: `name_of` returns the first that fits.
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama-bpe": _LLAMA3_LIKE,
-    # Qwen's own tokenizer.json composes text first (NFC). A GGUF has no word for that: like llama.cpp, we do not.
+    # Qwen's own tokenizer.json composes text first (NFC). A GGUF has no field for that, so like llama.cpp we do not.
     "qwen2": _QWEN2_LIKE,
     "smollm": _DIGITS_FIRST,
     "gpt-2": _GPT2_LIKE,
@@ -84,13 +84,13 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "phi-2": _GPT2_LIKE,
     "trillion": _GPT2_LIKE,
     "granite-docling": _GPT2_LIKE,
-    # What llama.cpp falls back to when a file names none.
+    # llama.cpp's fallback for a file that names none.
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
 
 
 def name_of(tokenizer: Mapping[str, Any]) -> str | None:
-    """The GGUF name for a byte-level tokenizer.json, or None when it cuts words as none of the table does."""
+    """The GGUF name for a byte-level tokenizer.json, or None if no entry of the table splits words like it."""
     splits = _splits(tokenizer.get("pre_tokenizer") or {})
     if splits is None:
         return None
@@ -101,7 +101,7 @@ def name_of(tokenizer: Mapping[str, Any]) -> str | None:
 
 
 def _splits(step: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The patterns of a pre_tokenizer in tokenizer.json, or None for a kind that the table has no words for."""
+    """The patterns of a pre_tokenizer in tokenizer.json, or None for a kind that the table cannot express."""
     match step:
         case {"type": "Sequence", "pretokenizers": [*steps]}:
             parts = [_splits(each) for each in steps]

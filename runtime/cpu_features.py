@@ -1,4 +1,4 @@
-"""What this CPU can do, asked once through CPUID (by LLVM): which family of kernels to use. Executes no vector
+"""The features of this CPU, read once through CPUID (by LLVM), and the family of kernels to use. Executes no vector
 instruction.
 """
 
@@ -11,8 +11,8 @@ import llvmlite.binding as llvm
 
 from rkf.errors import UsageError
 
-# What each level's kernels use; those of avx2 are compiled for x86-64-v3 as a whole. LLVM reports a feature only if the
-# operating system saves its registers too.
+# The features that each level's kernels use. The whole of avx2 is compiled for x86-64-v3. LLVM reports a feature only
+# if the operating system saves its registers too.
 LEVELS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "bmi2", "fma", "f16c"},
     "avx2": {"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"},
@@ -23,12 +23,12 @@ LEVELS = {
 
 @cache
 def host_features() -> frozenset[str]:
-    """The names of the features that LLVM finds, empty where it cannot tell (then everything is portable)."""
+    """The names of the features that LLVM finds; empty if it cannot tell (then everything is portable)."""
     return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
 
 
 def level() -> str:
-    """The best level of this CPU, or the one that RKF_CPU asks for."""
+    """The best level of this CPU, or the one that RKF_CPU selects."""
     wanted = os.environ.get("RKF_CPU")
     if wanted is None:
         return next(name for name, needs in LEVELS.items() if needs <= host_features())

@@ -1,9 +1,9 @@
-"""Compiled kernels by name: from the user's cache, or compiled now and put there.
+"""Compiled kernels by name: from the user's cache, or compiled now and stored there.
 
-A kernel is compiled by Numba to one relocatable object without references to Python or Numba, so a warm start links it
-with llvmlite alone: no numba import, no type inference. The cache's folder is named by a hash of everything that the
-code depends on, a file appears by rename, so several processes may start at once, and a folder that cannot be written
-only costs time.
+Numba compiles a kernel to one relocatable object without references to Python or Numba. So a warm start links it with
+llvmlite alone: no numba import, no type inference. A hash of everything that the code depends on names the cache's
+folder. Files appear there by rename, so several processes may start at once. If the folder cannot be written, kernels
+are compiled at every start.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _DIGEST_BYTES = 32
 
 
 def addresses(names: Iterable[str], level: str) -> dict[str, int]:
-    """The addresses of kernels (kernels/table.py lists them) for a level of CPU; compiled ones are kept for the next
-    time.
+    """The addresses of kernels (kernels/table.py lists them) for a CPU level; newly compiled ones are kept for the
+    next start.
     """
     folder = _folder(level)
     objects = {name: _cached(_file(folder, name)) for name in dict.fromkeys(names)}
@@ -42,7 +42,7 @@ def addresses(names: Iterable[str], level: str) -> dict[str, int]:
 
 @cache
 def _folder(level: str) -> Path:
-    """Where objects for this code, this CPU and these compilers lie."""
+    """The folder of objects for this code, this CPU and these compilers."""
     here = Path(__file__).parent
     digest = blake3()
     for source in [here / "structs.py", *sorted((here / "kernels").glob("*.py"))]:
@@ -57,7 +57,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _cached(path: Path) -> bytes | None:
-    """A stored object, or None if it is not there or not whole."""
+    """A stored object, or None if it is missing or incomplete."""
     try:
         stored = path.read_bytes()
     except OSError:
@@ -79,8 +79,8 @@ def _keep(path: Path, code: bytes) -> None:
 
 @cache
 def _say_not_kept(folder: Path) -> None:
-    """Once a process: a cache that cannot be written is no error."""
-    print(f"rkf: {folder} cannot be written: every start compiles anew; RKF_CACHE names another place", file=sys.stderr)
+    """Warn once per process: a cache that cannot be written is not an error."""
+    print(f"rkf: {folder} cannot be written, so every start compiles again; set RKF_CACHE", file=sys.stderr)
 
 
 def _compile(names: list[str], level: str, folder: Path) -> Mapping[str, bytes]:
@@ -98,7 +98,7 @@ def _compile(names: list[str], level: str, folder: Path) -> Mapping[str, bytes]:
 
 
 class Warmth(NamedTuple):
-    """What `warm_up` found and did."""
+    """The result of `warm_up`."""
 
     level: str
     kernels: int
@@ -108,9 +108,9 @@ class Warmth(NamedTuple):
 
 
 def warm_up(progress: Callable[[int, int], None] = lambda done, total: None) -> Warmth:
-    """Compile every kernel that this CPU's level has and that is not in the cache yet, so that no later start must.
+    """Compile every kernel of this CPU's level that is not in the cache yet, so that later starts need not.
 
-    progress: called with (done, total) kernels. Raises OSError where the cache cannot be written.
+    progress: called with (done, total) kernels. Raises OSError if the cache cannot be written.
     """
     from rkf.runtime.kernels.build import build
     from rkf.runtime.kernels.table import names
@@ -132,7 +132,7 @@ def _linker() -> Any:
 
 
 _linked: dict[tuple[str, str], Any] = {}
-_linking = Lock()  # models are loaded in several threads at once, and all of them link here
+_linking = Lock()  # several threads may load models at once, and all of them link here
 
 
 def _link(name: str, level: str, code: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Resident memory of this process, and the part of it that is a model file's pages. Measures; frees nothing."""
+"""Resident memory of this process, and the part of it that is pages of a model file. Measures; frees nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
 
 
 def resident(path: str | PathLike[str]) -> dict[str, int]:
-    """{"rss_bytes"}: now on Linux, at its peak elsewhere; on Linux also {"mapped_bytes", "mapped_pss_bytes"}: the pages
-    of the file at `path` among them, and the same with each page divided by the processes that hold it.
+    """{"rss_bytes"}: the current value on Linux, the peak elsewhere. On Linux also {"mapped_bytes",
+    "mapped_pss_bytes"}: the pages of the file at `path` in it, and the same with each page divided by the number of
+    processes that hold it.
     """
     if not (_PROC / "smaps").exists():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -35,5 +36,5 @@ def resident(path: str | PathLike[str]) -> dict[str, int]:
 
 
 def _bytes(value: str) -> int:
-    """`     123 kB`."""
+    """The bytes of a value like `     123 kB`."""
     return int(value.split()[0]) * 1024

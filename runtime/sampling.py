@@ -1,8 +1,8 @@
 """Logits to the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty. Pure functions; no model,
 no state.
 
-Randomness is counter-based: the draw for position p under seed s is the same number whatever was drawn before it, so
-a text is repeated from (seed, position) alone. Only what is asked for is paid for: greedy is one argmax.
+Randomness is counter-based: the draw for position p under seed s does not depend on earlier draws, so (seed, position)
+is enough to repeat a text. Options that are not used cost nothing: greedy is one argmax.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_FIRST_CUT = 64  # candidates sorted first for top-p; nearly always enough, and sorting a whole vocabulary costs 3 ms
+_FIRST_CUT = 64  # candidates sorted first for top-p; nearly always enough, and sorting a whole vocabulary takes 3 ms
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is chosen. temperature 0 is greedy, whatever the cuts say; a cut that is None is not made.
+    """How to choose a token. Temperature 0 is greedy, and the other options then have no effect; None turns one off.
 
-    The order is transformers': repetition penalty (Keskar et al. 2019), temperature, top_k, top_p (Holtzman et al.
-    2020), min_p (Nguyen et al. 2024: at least min_p times the likeliest token's probability).
+    The order is that of transformers: repetition penalty (Keskar et al. 2019), temperature, top_k, top_p (Holtzman et
+    al. 2020), min_p (Nguyen et al. 2024: at least min_p times the most likely token's probability).
     """
 
     temperature: float = 0.0
@@ -57,7 +57,9 @@ def sample(logits: F32, sampling: Sampling, previous: Sequence[int] = ()) -> int
 
 
 def penalised(logits: F32, previous: Sequence[int], penalty: float) -> F32:
-    """A copy of `logits: f32[vocab]`; those of tokens that occurred are over `penalty`, or times it if negative."""
+    """A copy of `logits: f32[vocab]` in which tokens that occurred have theirs divided by `penalty`, or multiplied if
+    negative.
+    """
     seen = np.unique(np.asarray(previous, np.int64))
     scores = logits[seen]
     logits = logits.copy()
@@ -66,7 +68,7 @@ def penalised(logits: F32, previous: Sequence[int], penalty: float) -> F32:
 
 
 def candidates(logits: F32, sampling: Sampling) -> tuple[I64, F64]:
-    """The tokens that may follow and their probabilities, likeliest first wherever a cut had to sort them.
+    """The candidate tokens and their probabilities, most likely first if an option had to sort them.
 
     logits: f32[vocab]; temperature > 0. Returns ids: i64[n], probabilities: f64[n] that sum to 1.
     """
@@ -84,13 +86,13 @@ def candidates(logits: F32, sampling: Sampling) -> tuple[I64, F64]:
 
 
 def choose(probabilities: F64, point: float) -> int:
-    """The index whose share of [0, 1) holds `point` (the inverse of the cumulative distribution)."""
+    """The index whose share of [0, 1) contains `point` (the inverse of the cumulative distribution)."""
     cumulative = np.cumsum(probabilities)
     return int(min(np.searchsorted(cumulative, point * cumulative[-1], side="right"), len(cumulative) - 1))
 
 
 def uniform(seed: int, position: int) -> float:
-    """Draw number `position` of stream `seed`, in [0, 1): Philox (Salmon et al. 2011), one counter a position."""
+    """Draw number `position` of stream `seed`, in [0, 1): Philox (Salmon et al. 2011), one counter per position."""
     return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
 
 
@@ -101,7 +103,7 @@ def _softmax(logits: F32, temperature: float) -> F64:
 
 
 def _largest(values: F32 | F64, n: int) -> I64:
-    """Indices of the n largest values, largest first, ties by index (as a stable sort of all would give)."""
+    """Indices of the n largest values, largest first, ties by index (as in a stable sort of all)."""
     if n < values.shape[0]:
         threshold = np.partition(values, -n)[-n]
         among = np.flatnonzero(values >= threshold)
@@ -112,7 +114,7 @@ def _largest(values: F32 | F64, n: int) -> I64:
 
 
 def _nucleus(probabilities: F64, top_p: float) -> I64:
-    """Indices of the fewest likeliest tokens that together hold at least top_p, likeliest first."""
+    """Indices of the smallest set of most likely tokens that together hold at least top_p, most likely first."""
     n = _FIRST_CUT
     while True:
         order = _largest(probabilities, n)

@@ -1,8 +1,8 @@
 """Worker threads that run the step kernel beside the caller. Knows addresses and calls, nothing of models.
 
-A worker spins briefly between calls, then lets others run, then parks in Python, so that an idle model costs nothing
-and a busy one wakes nobody. No call waits for a worker: phases are claimed (kernels/sync.py), and the caller alone can
-finish them.
+Between calls a worker spins briefly, then yields the core, then parks in Python. So an idle model uses no CPU, and a
+busy one has no thread to wake. No call waits for a worker: threads claim phases (kernels/sync.py), and the caller can
+finish all of them alone.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 
 from rkf.errors import UsageError
 from rkf.format.codec import workers
-from rkf.runtime.structs import CALL, CLOSED, PHASE_BITS, THREAD, WORKER
+from rkf.runtime.structs import CALL, CLOSED, THREAD, WORKER
 
 ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
 
 def available() -> int:
-    """Threads that this process may keep busy: its affinity, cut to the control group's quota."""
+    """The number of threads that this process may keep busy: its affinity, limited by the control group's quota."""
     quota = _quota(Path("/sys/fs/cgroup"))
     return workers() if quota is None else max(min(workers(), int(quota)), 1)
 
 
 def _quota(root: Path) -> float | None:
-    """CPUs granted by the control group (version 2, then 1), None where there is no limit."""
+    """CPUs granted by the control group (version 2, then 1); None if there is no limit."""
     try:
         granted, period = (root / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -43,29 +43,32 @@ def _quota(root: Path) -> float | None:
 
 
 def chosen(threads: int | None) -> int:
-    """How many threads to run: what is asked for, at most what is available; None: all of them."""
+    """The number of threads to run: the requested number, at most those available; None means all of them."""
     if threads is not None and threads < 1:
         raise UsageError(f"threads: expected at least 1, got {threads}")
     return min(threads or available(), available())
 
 
 class Pool:
-    """The caller and threads - 1 workers. `addresses` has the kernels step, serve and publish; `keep` lives as long as
-    a worker may read it.
+    """The caller and threads - 1 workers. `addresses` has the kernels step, serve and publish; phases: the most that a
+    call has; `keep` lives as long as a worker may read it.
     """
 
-    def __init__(self, addresses: dict[str, int], plan: int, batch: int, threads: NDArray[Any], keep: object) -> None:
+    def __init__(
+        self, addresses: dict[str, int], plan: int, batch: int, threads: NDArray[Any], phases: int, keep: object
+    ) -> None:
         self._step, self._publish = ENTRY(addresses["step"]), ENTRY(addresses["publish"])
         self._call = np.zeros(1, CALL)
         self._call["source"] = batch
+        self._phases = phases
         self._workers = np.zeros(len(threads), WORKER)
         self._wake = self._workers["wake"]
-        # Addresses are looked up once: each takes numpy 1.5 us, and a token of a small model 500.
+        # Addresses are looked up once: numpy takes 1.5 us for each, and a token of a small model takes 500.
         self._published = (self._call.ctypes.data, self._workers[1:].ctypes.data, len(threads) - 1)
         self._passed = (plan, batch, threads.ctypes.data)
         self._held = (self._call, self._workers, threads, keep)
         self._locks = [threading.Lock() for _ in threads]
-        self._count = 0
+        self._tag = 1  # of the next call's first phase, which is also the call's number
         serve = ENTRY(addresses["serve"])
         for index in range(1, len(threads)):
             worker = self._workers[index : index + 1]
@@ -78,15 +81,16 @@ class Pool:
 
     def run(self) -> None:
         """One call of the step kernel on all threads; returns when the last phase is done."""
-        self._count += 1
         call, workers, count = self._published
+        tag = self._tag
+        self._tag += self._phases
         try:
             if count:
-                self._publish(call, self._count, workers, count)
+                self._publish(call, tag, workers, count)
                 if self._wake.any():
                     self._wake_parked()
-        finally:  # Ctrl-C must not leave the workers alone with a call whose arrays go when it is unwound
-            self._step(*self._passed, self._count << PHASE_BITS)
+        finally:  # after Ctrl-C, workers must not go on with a call whose arrays are freed when it unwinds
+            self._step(*self._passed, tag)
 
     def _wake_parked(self) -> None:
         for index in np.flatnonzero(self._wake):
@@ -95,7 +99,7 @@ class Pool:
 
 
 def _work(serve: Any, worker: NDArray[Any], lock: threading.Lock, held: tuple[Any, ...]) -> None:
-    """A worker's life: serve until idle, park until woken. `held` keeps alive what the kernels read."""
+    """The loop of a worker: serve until idle, park until woken. `held` keeps alive what the kernels read."""
     call = held[0]
     while call["number"][0] != CLOSED:
         serve(worker.ctypes.data, 0, 0, 0)

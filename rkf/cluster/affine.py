@@ -1,8 +1,8 @@
-"""The factor a > 0 of each row or group of columns, by least squares to fixed ranks. Knows no k-means.
+"""The factor a > 0 of each row or group of columns, by least squares for fixed ranks. Knows no k-means.
 
-The offset b stays out: it costs as much as a second factor, and every kernel an addition, for rows whose mean is all
-but 0. Row factors are a choice, not the default: at K = 16 they lower the squared error by 2 to 18 % and yet double the
-damage of queries, keys and gates, whose large rows matter most (docs/log.md).
+There is no offset b: it would take as many bytes as a second factor and an addition in every kernel, for rows whose
+mean is almost 0. Row factors are optional, not the default: at K = 16 they lower the squared error by 2 to 18 % but
+double the loss in queries, keys and gates, whose large rows matter most (docs/log.md).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rkf.cluster.recipe import Rule
 from rkf.format.constants import DTYPE_BYTES
 from rkf.format.matrix import F32, Affine
 
-# A row of zeros would have the factor 0, which the format has not: it takes the least one that its dtype holds, and f32
-# stops short of where a division overflows.
+# A row of zeros would get a factor of 0, which the format does not allow. It gets the smallest factor of its dtype
+# instead; the f32 minimum is large enough that no division overflows.
 _LEAST = {"f16": np.float32(2.0**-24), "f32": np.float32(2.0**-100)}
 _MOST = {"f16": np.float32(65504), "f32": np.float32(2.0**100)}
 _LEAST_NORMAL_F16 = np.float32(2.0**-14)
@@ -25,7 +25,7 @@ _LEAST_NORMAL_F16 = np.float32(2.0**-14)
 def first_guess(weights: F32, group: int) -> F32:
     """The root mean square of each group of columns, f32[rows, groups] > 0.
 
-    weights: f32[rows, cols]; NaN ones are left out.
+    weights: f32[rows, cols]; NaN weights are left out.
     """
     scale = np.empty((weights.shape[0], -(-weights.shape[1] // group)), np.float32)
     _root_mean_square(weights, group, scale)
@@ -33,22 +33,22 @@ def first_guess(weights: F32, group: int) -> F32:
 
 
 def least_squares(weights: F32, indices: U8, centroids: F32, scale: F32, group: int) -> F32:
-    """The factors of least squared error for given ranks, f32[rows, groups]; `scale` where that is not above 0."""
+    """The factors of least squared error for given ranks, f32[rows, groups]; `scale` where they are not above 0."""
     fitted = scale.copy()
     _least_squares(weights, indices, centroids, group, fitted)
     return fitted
 
 
 def rounded(scale: F32, dtype: str) -> F32:
-    """Factors as they will be stored: in `dtype`, or in f32 where f16 would not do."""
+    """Factors as they will be stored: in `dtype`, or in f32 where f16 is not sufficient."""
     held = _storage(scale, dtype)
     return np.clip(scale, _LEAST[held], _MOST[held]).astype(f"<f{DTYPE_BYTES[held]}").astype(np.float32)
 
 
 def stored(scale: F32, rule: Rule, one_table: bool) -> Affine | None:
-    """The factors `scale: f32[rows, groups]` in the form of the format; None where the rule has none.
+    """The factors `scale: f32[rows, groups]` as the format stores them; None if the rule has none.
 
-    One factor for the tensor is f32. Several tables have one each, which is spread over their rows.
+    One factor for the whole tensor is f32. With several tables, each table's factor is repeated for all its rows.
     """
     if rule.affine == "none":
         return None
@@ -59,9 +59,7 @@ def stored(scale: F32, rule: Rule, one_table: bool) -> Affine | None:
 
 
 def _storage(scale: F32, wanted: str) -> str:
-    """f16 where it is wanted and holds the factors: none above its range, and below it none but those of near-empty
-    rows.
-    """
+    """f16 if it is wanted and holds the factors: none above its range, below it only those of near-empty rows."""
     small = scale.min() < _LEAST_NORMAL_F16 and np.median(scale) < 64 * _LEAST_NORMAL_F16
     return "f16" if wanted == "f16" and scale.max() <= _MOST["f16"] and not small else "f32"
 

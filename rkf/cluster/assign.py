@@ -1,6 +1,6 @@
 """Weights to the index of their nearest centroid. Knows no fitting.
 
-A weight in the middle of two centroids takes the lower one.
+A weight exactly between two centroids takes the lower one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ U8 = NDArray[np.uint8]
 def nearest(weights: F32, centroids: F32, scale: F32, group: int) -> U8:
     """The index of the centroid nearest to weight / scale, `u8[rows, cols]`.
 
-    weights: f32[rows, cols]; centroids: f32[k]; scale: f32[rows, groups] > 0, one for each `group` columns.
+    weights: f32[rows, cols]; centroids: f32[k]; scale: f32[rows, groups] > 0, one for every `group` columns.
     """
     middle = np.append(middles(centroids), np.float32(np.inf))
     indices = np.empty(weights.shape, np.uint8)
@@ -26,7 +26,7 @@ def nearest(weights: F32, centroids: F32, scale: F32, group: int) -> U8:
 
 
 def middles(centroids: F32) -> F32:
-    """The largest f32 that is no nearer to the next centroid: f32[k - 1]."""
+    """The largest f32 that is not nearer to the next centroid: f32[k - 1]."""
     wide = centroids.astype(np.float64)
     middle = (wide[:-1] + wide[1:]) / 2
     rounded = middle.astype(np.float32)
@@ -42,7 +42,7 @@ def _first_index(middle: F32) -> U8:
 
 @njit(cache=True, nogil=True)
 def _nearest(weights, middle, first, scale, group, indices):
-    # The high half of a weight's bits leaves one or two indices to choose from: 65,536 entries, 64 KiB, stay in cache.
+    # The high half of a weight's bits leaves one or two candidate indices: 65,536 entries, 64 KiB, stay in cache.
     for r in range(weights.shape[0]):
         for g in range(scale.shape[1]):
             inverse = np.float32(1) / scale[r, g]

@@ -1,13 +1,15 @@
-"""Error-compensated assignment: each weight takes the centroid that suits what the weights before it left over.
+"""Error-compensated assignment: each weight's centroid also corrects the error of the weights before it.
 
-Minimises, row by row, (w - q) H (w - q)^T, H the second moments of the layer's inputs: the squared error of the layer's
-outputs on the calibration text. Knows no fitting of centroids. Arrays are turned, [cols, rows], so that a kernel's
-inner loop runs over rows, which do not depend on each other.
+Minimises, row by row, (w - q) H (w - q)^T, where H is the second moments of the layer's inputs: the squared error of
+the layer's outputs on the calibration text. Knows no fitting of centroids. Arrays are transposed, [cols, rows], so that
+a kernel's inner loop runs over rows, which are independent of each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numba import njit
@@ -17,14 +19,15 @@ from rkf.cluster.assign import middles
 from rkf.format.matrix import F32
 
 Mask = NDArray[np.bool_]
-DAMPING = 0.01  # of the mean diagonal, as in GPTQ
+DAMPING = 0.01  # share of the mean diagonal, as in GPTQ
+_LEAST_TOKENS = 0.5  # that an expert must have seen for each of its columns TODO
 _BLOCK = 64  # columns between two matrix products; 32 and 128 are slower
-_ROWS = 256  # rows a kernel has in flight: a block of them stays in the second-level cache
+_ROWS = 256  # rows processed together: a block of them stays in the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The damped second moments of a layer's inputs, and what its solvers need of them.
+    """The damped second moments of a layer's inputs, prepared for the solvers.
 
     order: i64[cols], columns by falling second moment. moments: f32[cols, cols], in that order. feedback: f32[cols,
     cols], unit upper triangular, moments = feedback * diag(d) * feedback^T.
@@ -36,24 +39,58 @@ class Objective:
 
     @classmethod
     def of(cls, moments: NDArray[np.floating], damping: float) -> Objective:
-        """moments: [cols, cols]; damping: share of their mean diagonal that is added to the diagonal.
+        """moments: [cols, cols]; damping: the share of their mean diagonal that is added to the diagonal.
 
-        A column that the calibration text never used is then still worth its nearest centroid.
+        With damping, a column that the calibration text never uses still takes its nearest centroid.
         """
         damped = moments.astype(np.float64)
         diagonal = np.einsum("ii->i", damped)
         diagonal += damping * diagonal.mean() or 1.0
         order = np.argsort(-diagonal, kind="stable")
         damped = damped[np.ix_(order, order)]
-        factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper: its product with its transpose is damped
+        factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper: factor @ factor.T is damped
         return cls(order, damped.astype(np.float32), (factor / np.diagonal(factor)).astype(np.float32))
+
+
+class ExpertMoments(Protocol):
+    """The second moments of the inputs of each matrix of a stack."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many tokens each matrix saw."""
+        ...
+
+    def of(self, expert: int) -> NDArray[np.float64]:
+        """E[x^T x] of one that saw some, f64[cols, cols]."""
+        ...
+
+
+Moments = NDArray[np.float64] | ExpertMoments
+"""E[x^T x] of a matrix, f64[cols, cols], or of each matrix of a stack."""
+Objectives = Objective | Callable[[int], Objective | None]
+"""Of a matrix, or of each matrix of a stack by its number: None for one without."""
+
+
+def objectives(moments: Moments) -> Objectives:
+    """What indices should suit. Matrices of a stack have theirs made when asked for."""
+    if isinstance(moments, np.ndarray):
+        return Objective.of(moments, DAMPING)
+    counts = moments.counts
+
+    def of(expert: int) -> Objective | None:
+        if not counts[expert]:
+            return None
+        found = moments.of(expert)
+        return Objective.of(found, DAMPING) if counts[expert] >= _LEAST_TOKENS * len(found) else None
+
+    return of
 
 
 def compensated(weights: F32, objective: Objective, centroids: F32, exact: Mask) -> F32:
     """Quantised weights, f32[cols, rows]: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023).
 
     weights: f32[cols, rows], columns in the objective's order; centroids: f32[k], ascending; exact: bool[cols, rows],
-    the weights that stay as they are.
+    the weights that stay exact.
     """
     columns = weights.shape[0]
     quantised, error = np.empty_like(weights), np.empty_like(weights)
@@ -71,7 +108,7 @@ def compensated(weights: F32, objective: Objective, centroids: F32, exact: Mask)
 def descended(
     weights: F32, quantised: F32, objective: Objective, centroids: F32, exact: Mask, passes: int
 ) -> tuple[F32, F32]:
-    """Coordinate descent from `quantised`: each weight in turn moves to the centroid that is best given all others.
+    """Coordinate descent from `quantised`: each weight in turn moves to the best centroid given all others.
 
     Returns the quantised weights and the gradient H (w - q), both f32[cols, rows].
     """

@@ -1,8 +1,8 @@
-"""Which weights stay exact, chosen without data. Knows no clusters.
+"""Chooses the weights that stay exact, without data. Knows no clusters.
 
-One weight can carry a model: a single matrix of 210, with absmax / std of 30, took a 135M model's perplexity from 20 to
-13,475 when clustered to 16 values. The largest 0.1 % of each matrix, kept as they are, undo that (182,802 -> 29.86 with
-all of them at K = 16). Choosing by magnitude relative to the row or the column does several times the damage.
+One weight can be essential to a model: clustering a single matrix of 210, with absmax / std of 30, to 16 values raised
+a 135M model's perplexity from 20 to 13,475. Keeping the largest 0.1 % of each matrix undoes that (182,802 -> 29.86 with
+all matrices at K = 16). Choosing by magnitude relative to the row or the column does several times the damage.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rkf.format.constants import position_bytes
 from rkf.format.matrix import F32, Exceptions, from_f32
 
 _MAGNITUDE = np.uint32(0x7FFF_FFFF)
-_BUCKET_BITS = 17  # of the magnitude: 512 buckets an octave find the least of the largest but for a few
+_BUCKET_BITS = 17  # of the magnitude: 512 buckets per octave, so all but a few of the largest are found by bucket
 _DROPPED_BITS = np.uint32(31 - _BUCKET_BITS)
 
 
 def largest(weights: F32, share: float, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """The flat positions, ascending, of the floor(share * size) largest finite weights; of equals, the first.
+    """The flat positions, ascending, of the floor(share * size) largest finite weights. Ties go to the first.
 
-    With `rows`, those of all their weights, and of so many of the others.
+    With `rows`: all weights of these rows, and that many of the others.
     """
     whole = np.zeros(0, np.int64)
     if rows is not None:
@@ -32,7 +32,7 @@ def largest(weights: F32, share: float, rows: NDArray[np.int64] | None = None) -
     bits = weights.reshape(-1).view(np.uint32)
     counts = np.zeros(1 << _BUCKET_BITS, np.int64)
     _count_magnitudes(bits, counts)
-    reached = np.cumsum(counts[::-1])[::-1]  # weights in this bucket or above
+    reached = np.cumsum(counts[::-1])[::-1]  # number of weights in this bucket or above
     lowest = int(np.flatnonzero(reached >= n)[-1])
     candidates = _at_least(bits, lowest, int(reached[lowest]))
     candidates = np.setdiff1d(candidates, whole, assume_unique=True)
@@ -41,7 +41,7 @@ def largest(weights: F32, share: float, rows: NDArray[np.int64] | None = None) -
 
 
 def mask(positions: NDArray[np.int64], shape: tuple[int, ...], row: int) -> NDArray[np.bool_]:
-    """Which weights of some rows, the first of them number `row`, are at flat `positions` (ascending): bool[shape]."""
+    """bool[shape]: the weights at flat `positions` (ascending) in a block of rows that starts at row number `row`."""
     found = np.zeros(shape, np.bool_)
     start = row * shape[1]
     first, last = np.searchsorted(positions, [start, start + found.size])
@@ -49,20 +49,20 @@ def mask(positions: NDArray[np.int64], shape: tuple[int, ...], row: int) -> NDAr
     return found
 
 
-def exact(weights: F32, positions: NDArray[np.int64], source_dtype: str) -> Exceptions:
-    """The exceptions at flat `positions: i64[n]`, ascending, in the source's dtype.
+def exact(values: F32, positions: NDArray[np.int64], size: int, source_dtype: str) -> Exceptions:
+    """The exceptions `values: f32[n]` at flat `positions: i64[n]`, ascending, of a tensor of `size` weights, in the
+    source's dtype.
 
-    Those of an f32 source are rounded to f16 (by 2^-11 at most, far less than clustering does) if its range holds
-    them.
+    From an f32 source they are rounded to f16 if its range is sufficient. The error, at most 2^-11, is far below that
+    of clustering.
     """
-    values = weights.reshape(-1)[positions]
     dtype = "f16" if source_dtype == "f32" and fits_f16(values) else source_dtype
-    width = np.dtype(f"<u{position_bytes(weights.size)}")
+    width = np.dtype(f"<u{position_bytes(size)}")
     return Exceptions(positions.astype(width), from_f32(values, dtype), dtype)
 
 
 def fits_f16(values: F32) -> bool:
-    """Whether rounding to f16 costs every value at most 2^-11 of itself, or of the root mean square of all."""
+    """Whether rounding to f16 changes every value by at most 2^-11 of itself, or of the root mean square of all."""
     magnitudes = np.abs(values.astype(np.float64))
     return bool(np.sqrt(np.mean(magnitudes**2)) >= 2.0**-14 and magnitudes.max() <= 65504)
 

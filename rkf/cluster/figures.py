@@ -1,4 +1,4 @@
-"""What clustering did to a matrix, in numbers: counts of the indices, their entropy, the squared error."""
+"""Statistics of a clustered matrix: counts of the indices, their entropy, the squared error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rkf.format.matrix import F32
 
 
 def counts(indices: U8, k: int) -> NDArray[np.uint64]:
-    """How many weights have each index: u64[k]."""
+    """The number of weights with each index: u64[k]."""
     found = np.zeros((4, 256), np.uint64)
     _count(indices.reshape(-1), found)
     return found.sum(axis=0)[:k]
 
 
 def entropy_bits(counts: NDArray[np.uint64]) -> float:
-    """Shannon entropy in bits an index; each table of `counts: u64[tables, k]` is coded for itself."""
+    """Shannon entropy in bits per index; each table of `counts: u64[tables, k]` has its own code."""
     return coded_bits(counts) / float(counts.sum())
 
 
@@ -29,7 +29,7 @@ def squares(weights: F32) -> float:
 
 
 def squared_error(weights: F32, indices: U8, centroids: F32, scale: F32, group: int) -> float:
-    """The sum of squared differences between weights and scale * centroid; NaN weights count nothing.
+    """The sum of squared differences between weights and scale * centroid; NaN weights are left out.
 
     weights: f32[rows, cols]; indices: u8[rows, cols]; centroids: f32[k]; scale: f32[rows, groups].
     """
@@ -38,7 +38,7 @@ def squared_error(weights: F32, indices: U8, centroids: F32, scale: F32, group: 
 
 @njit(cache=True, nogil=True)
 def _count(indices, found):
-    for i in range(indices.size):  # four tables, so that equal neighbours do not wait for each other
+    for i in range(indices.size):  # four tables, so equal neighbours do not wait for each other's increment
         found[i & 3, indices[i]] += np.uint64(1)
 
 

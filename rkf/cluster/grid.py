@@ -1,7 +1,7 @@
-"""Optimal centroids on the integer grid -127..127, with the scale that suits them. Knows no tensor.
+"""Optimal centroids on the integer grid -127..127, with their scale. Knows no tensor.
 
-An int8 kernel multiplies such centroids exactly. Rounding free centroids afterwards adds 1.4 % of squared error at K =
-32, 6 % at 64 and 20 % at 128; choosing among the 255 points, and the scale, by dynamic programming 0.6, 2.5 and 8 %.
+An int8 kernel multiplies such centroids exactly. Rounding free centroids to the grid adds 1.4 % of squared error at
+K = 32, 6 % at 64 and 20 % at 128. Choosing the points and the scale by dynamic programming adds 0.6, 2.5 and 8 %.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from rkf.format.matrix import F32
 
 LIMIT = 127
 POINTS = 2 * LIMIT + 1
-# The outermost free centroid is tried on each of these points. Further in, the grid is coarser for nothing; past 127 it
-# is finer and clips, which pays at K = 128 and above. The odd points would gain less than 0.1 %.
+# The outermost free centroid is tried on each of these points. Smaller values make the grid coarser without gain. Past
+# 127 the grid is finer but clips, which pays at K = 128 and above. The odd points would gain less than 0.1 %.
 _REACHES = range(96, 162, 2)
-_HALVINGS = 60  # of the logarithm of the step
-_LEAST_REACH = 2.0**-110  # smaller weights are as good as zero, and a scale and its inverse must be normal f32
+_HALVINGS = 60  # bisection steps for the logarithm of the step size
+_LEAST_REACH = 2.0**-110  # smaller weights are treated as zero: a scale and its inverse must be normal f32
 
 
 def centroids(histogram: Histogram, k: int) -> tuple[F32, float]:
-    """k integers in -127..127, ascending, `f32[k]`, and the scale that makes centroids of them.
+    """k integers in -127..127, ascending, `f32[k]`, and the scale that turns them into centroids.
 
-    The integers have the least squared error for their scale, and the scale among those that put the outermost free
-    centroid on a grid point. k is at most 255.
+    The integers have the least squared error for their scale. The scale is the best of those that put the outermost
+    free centroid on a grid point. k is at most 255.
     """
     reach = max(float(np.abs(kmeans.centroids(histogram, k)).max()), _LEAST_REACH)
     trials = [(*optimal_points(histogram, reach / outermost, k), reach / outermost) for outermost in _REACHES]
@@ -36,11 +36,11 @@ def centroids(histogram: Histogram, k: int) -> tuple[F32, float]:
 
 
 def even(histogram: Histogram, k: int, bits: float) -> tuple[F32, float]:
-    """k integers in even steps, `f32[k]`, and the step that gives nearest ranks an entropy of `bits`.
+    """k integers in even steps, `f32[k]`, and the step size that gives the nearest ranks an entropy of `bits`.
 
-    Even steps are the best under a constraint of entropy where steps are small (Gish and Pierce 1968): against k-means
-    of the same error they take 0.2 bit less for a Gaussian, and more for longer tails. What lies past the
-    outermost is clipped to it.
+    For small steps, even steps are optimal under a constraint of entropy (Gish and Pierce 1968): compared with k-means
+    at the same error they save 0.2 bit for a Gaussian, and more for longer tails. Values beyond the outermost step are
+    clipped to it.
     """
     points = np.arange(k, dtype=np.float32) - k // 2
     shares = histogram.mass / histogram.mass.sum()
@@ -55,9 +55,9 @@ def even(histogram: Histogram, k: int, bits: float) -> tuple[F32, float]:
 
 
 def optimal_points(histogram: Histogram, scale: float, k: int) -> tuple[float, NDArray[np.int64]]:
-    """The k grid points of least squared error at one scale, numbered 0..254, ascending: i64[k].
+    """The least squared error at one scale, without the constant sum of squares, and the k grid points that reach it.
 
-    Before them that error, less the sum of squares, which no choice changes.
+    Points are numbered 0..254, ascending: i64[k].
     """
     below = np.searchsorted(histogram.values, scale * _MIDDLES, side="right")
     sums = _prefix(histogram.mass * (histogram.values / scale))
@@ -65,7 +65,7 @@ def optimal_points(histogram: Histogram, scale: float, k: int) -> tuple[float, N
     return cost * scale**2, points
 
 
-# Half-integers: every possible middle between two grid points, and one past the end that takes the whole histogram.
+# Half-integers: every possible middle between two grid points, and one past the end that covers the whole histogram.
 _MIDDLES = np.append(np.arange(2 * POINTS - 1) / 2 - LIMIT, np.inf)
 
 
@@ -75,11 +75,11 @@ def _prefix(values: F64) -> F64:
 
 @njit(cache=True, nogil=True)
 def _optimal_points(mass: F64, sums: F64, k: int) -> tuple[float, NDArray[np.int64]]:
-    """The dynamic programme of kmeans.py over grid points: the k of 255 that cost least, ascending, after that cost.
+    """The dynamic programme of kmeans.py over grid points: the least cost, and the k of 255 points that reach it.
 
     mass, sums: f64[510], over the values up to each of `_MIDDLES`, in units of the grid. A point c costs
-    mass * c^2 - 2 * sums * c over the values nearest to it, which end at the middles to its neighbours. Regrouped by
-    middles, that is a sum over pairs of neighbours, which obeys the quadrangle inequality.
+    mass * c^2 - 2 * sums * c over its nearest values, which end at the middles to its neighbours. Grouped by middles,
+    this is a sum over pairs of neighbours that obeys the quadrangle inequality.
     """
     cost = np.full(POINTS, 0.0)
     left = np.zeros((k, POINTS), np.int16)

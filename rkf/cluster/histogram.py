@@ -1,7 +1,8 @@
-"""Weights to a weighted histogram, which is all that 1-D k-means needs. Knows no clusters.
+"""Weights to a weighted histogram, the only input of 1-D k-means. Knows no clusters.
 
-Weights fall into buckets of their 19 highest bits (1,024 an octave and sign) that carry their true mean. Every bf16 and
-f16 value has a bucket of its own, so k-means over them is exact; for f32 it ends less than 0.01 % above the optimum.
+Weights fall into buckets by their 19 highest bits (1,024 buckets per octave and sign); a bucket carries the true mean
+of its weights. Every bf16 and f16 value has a bucket of its own, so k-means over them is exact. For f32 the result is
+less than 0.01 % above the optimum.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ F64 = NDArray[np.float64]
 _BUCKET_BITS = 19
 _DROPPED_BITS = np.uint32(32 - _BUCKET_BITS)
 _SIGN, _ALL, _INFINITE = np.uint32(0x8000_0000), np.uint32(0xFFFF_FFFF), np.uint32(0x7F80_0000)
-# Buckets near zero are finer than any cluster: neighbours merge until they are this share of the standard deviation
-# wide. That bounds the dynamic programme to some 4,000 points; the squared error at K = 64 grows by less than 0.01 %.
+# Buckets near zero are finer than any cluster. Neighbours merge until they are this share of the standard deviation
+# wide. That bounds the dynamic programme to about 4,000 points; the squared error at K = 64 grows by less than 0.01 %.
 _MERGED_WIDTH = 1 / 512
-# Next to a row a thousand times as large, a row's own size says nothing; less would drown in the sums of k-means.
+# Beside a row a thousand times as large, a smaller row has no effect; a smaller scale would drown in k-means' sums.
 _LEAST_SCALE = np.float32(1 / 1024)
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """values: f64[n], strictly ascending, the mean of each bucket; mass: f64[n] > 0, its weights' summed importance."""
+    """values: f64[n], strictly ascending, the mean of each bucket; mass: f64[n] > 0, its weights' total importance."""
 
     values: F64
     mass: F64
 
     def merged(self) -> Histogram:
-        """Neighbours closer than a fraction of the standard deviation taken together, their mean kept."""
+        """Merge neighbours closer than a fraction of the standard deviation; means are preserved."""
         if not self.values.size:
             return self
         mean = np.sum(self.values * self.mass) / self.mass.sum()
@@ -48,10 +49,10 @@ class Histogram:
 
 
 def of_weights(weights: F32, scale: F32, group: int) -> Histogram:
-    """The histogram of weights / scale, each weight counted scale^2 times: what least squares asks of shared centroids.
+    """The histogram of weights / scale, each weight counted scale^2 times: least squares with shared centroids.
 
     weights: f32[rows, cols], NaN where a weight stays exact and does not count; scale: f32[rows, groups] > 0, one for
-    each `group` columns. -0.0 counts as +0.0.
+    every `group` columns. -0.0 counts as +0.0.
     """
     moments = np.zeros((1 << _BUCKET_BITS, 2))
     importance = np.maximum(scale, scale.max() * _LEAST_SCALE).astype(np.float64) ** 2
@@ -62,7 +63,7 @@ def of_weights(weights: F32, scale: F32, group: int) -> Histogram:
 
 
 def few_distinct(weights: F32, most: int) -> F32 | None:
-    """The distinct values of finite weights in ascending order, or None where there are more than `most`."""
+    """The distinct values of finite weights in ascending order, or None if there are more than `most`."""
     found = np.empty(most + 1, np.float32)
     n = _collect_distinct(weights.reshape(-1), found)
     return found[:n] if n <= most else None
@@ -75,7 +76,7 @@ def is_finite(weights: F32) -> bool:
 
 @njit(cache=True, nogil=True)
 def _bucket(value):
-    """The bucket of an f32: its bits, mapped to ascend with the value, less the low ones. -0.0 becomes +0.0."""
+    """The bucket of an f32: its bits, mapped to ascend with the value, without the low bits. -0.0 becomes +0.0."""
     bits = np.float32(value + np.float32(0)).view(np.uint32)
     flipped = bits ^ (_ALL if bits & _SIGN else _SIGN)
     return np.int64(flipped >> _DROPPED_BITS)

@@ -1,7 +1,7 @@
 """Optimal 1-D k-means over a weighted histogram, by dynamic programming. Knows no tensor.
 
-An optimal cluster is an interval of the sorted values, and the cost of an interval obeys the quadrangle inequality, so
-the best left neighbour only moves right: O(k n log n) by divide and conquer (Wu 1991, "Optimal quantization by matrix
+An optimal cluster is an interval of the sorted values. The cost of an interval obeys the quadrangle inequality, so the
+best left end moves only to the right: O(k n log n) by divide and conquer (Wu 1991, "Optimal quantization by matrix
 searching"; Grønlund et al. 2017, "Fast exact k-means in 1D", arXiv 1701.07204). No seed, no empty cluster.
 """
 
@@ -18,13 +18,13 @@ from rkf.format.matrix import F32
 def centroids(histogram: Histogram, k: int) -> F32:
     """The k centroids of least squared error, `f32[k]`, strictly ascending.
 
-    At most k distinct values come out exactly, filled up by `fill`.
+    If there are at most k distinct values, they are kept exactly and `fill` adds the rest.
     """
     values, mass = histogram.values, histogram.mass
     if values.size <= k:
         return fill(values.astype(np.float32), k)
-    # Centred, the prefix sums below lose no digits to a common offset. Not values @ mass: a threaded BLAS adds in an
-    # order of its own, and its second thread spun for a third of a conversion's CPU time.
+    # Values are centred, so the prefix sums below lose no digits to a common offset. Not values @ mass: a threaded BLAS
+    # adds in another order, and its second thread spun for a third of a conversion's CPU time.
     mean = np.sum(values * mass) / mass.sum()
     cuts = _optimal_cuts(mass, (values - mean) * mass, k)
     sums = np.add.reduceat(values * mass, cuts) / np.add.reduceat(mass, cuts)
@@ -33,9 +33,9 @@ def centroids(histogram: Histogram, k: int) -> F32:
 
 
 def fill(values: F32, k: int) -> F32:
-    """Ascending values made k by the next representable ones above the last, or below the first where those overflow.
+    """Ascending values extended to k by the next representable ones above the last, or below the first on overflow.
 
-    No values at all (every weight of a table stays exact) are filled from 0.
+    If there are no values (every weight of a table stays exact), they start at 0.
     """
     filled = list(values) or [np.float32(0)]
     top = np.finfo(np.float32).max
@@ -50,8 +50,7 @@ def fill(values: F32, k: int) -> F32:
 def _optimal_cuts(mass: F64, sums: F64, k: int) -> NDArray[np.int64]:
     """The first index of each of k intervals with the greatest total of (interval sum)^2 / (interval mass): i64[k].
 
-    That is the least squared error: the sum of squares it is taken from is the same for any cuts. mass, sums: f64[n], n
-    > k.
+    This minimises the squared error, because the sum of squares is the same for any cuts. mass, sums: f64[n], n > k.
     """
     n = mass.size
     total = np.zeros(n + 1)
@@ -60,14 +59,14 @@ def _optimal_cuts(mass: F64, sums: F64, k: int) -> NDArray[np.int64]:
         total[i + 1] = total[i] + mass[i]
         weighted[i + 1] = weighted[i] + sums[i]
 
-    gain = np.zeros(n + 1)  # gain[j]: the best of the first j values in as many clusters as layers so far
+    gain = np.zeros(n + 1)  # gain[j]: the best for the first j values in the clusters so far
     for j in range(1, n + 1):
         gain[j] = weighted[j] ** 2 / total[j]
-    left = np.zeros((k, n + 1), np.int32)  # left[layer, j]: where the last of layer + 1 clusters over j values begins
+    left = np.zeros((k, n + 1), np.int32)  # left[layer, j]: start of the last of layer + 1 clusters over j values
     better = np.zeros(n + 1)
     for layer in range(1, k):
         starts = left[layer]
-        first, last = layer + 1, n - (k - 1 - layer)  # every cluster before and after needs a value
+        first, last = layer + 1, n - (k - 1 - layer)  # every cluster before and after needs at least one value
         stride = 1
         while stride <= last - first + 1:
             stride *= 2

@@ -1,4 +1,4 @@
-"""`rkf pull`, `convert`, `calibrate`, `export`: between foreign checkpoints and rkf."""
+"""`rkf pull`, `convert`, `calibrate`, `export`: to and from other checkpoint formats."""
 
 from __future__ import annotations
 
@@ -36,39 +36,35 @@ def pull(name: str) -> None:
 @click.command()
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--k", type=click.IntRange(2, 256), help="Centroids a matrix, for a recipe that leaves it open.")
+@click.option("--k", type=click.IntRange(2, 256), help="Centroids per matrix, for a recipe that does not fix them.")
+@click.option("--size", "size_text", metavar="BYTES", help="Maximum file size (91MB, 1.2GB); sets K for each matrix.")
 @click.option(
-    "--size", "size_text", metavar="BYTES", help="Most bytes of the file (91MB, 1.2GB): K is chosen by matrix."
+    "--bpw", type=click.FloatRange(0, min_open=True), help="Maximum bits per clustered weight, embedding included."
 )
-@click.option(
-    "--bpw", type=click.FloatRange(0, min_open=True), help="Most bits of a clustered weight, embedding included."
-)
-@click.option(
-    "--archive", is_flag=True, help="For `rkf pack`: --size or --bpw is of the packed file, K what that needs."
-)
+@click.option("--archive", is_flag=True, help="Optimise for `rkf pack`: --size and --bpw then limit the packed file.")
 @click.option(
     "--calibrate",
     metavar="self|FILE|none",
     default="self",
     show_default=True,
-    help="Text to suit the weights to: the model's own, a file's (or what `rkf calibrate` kept), or none.",
+    help="Calibration text: the model's own, a file (also one from `rkf calibrate`), or none.",
 )
 @click.option(
-    "--recipe", metavar="FILE|dense", help="How each tensor is stored: a TOML file, or the name of a shipped one."
+    "--recipe", metavar="FILE|dense", help="How to store each tensor: a TOML file, or the name of a built-in recipe."
 )
 @click.option(
     "--tune",
     "minutes",
     type=click.FloatRange(0, min_open=True),
     metavar="MINUTES",
-    help="Then tune the file's values for so long, as `rkf tune` does. Needs torch.",
+    help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Default: one a core. The bytes are the same for any number.")
-@click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
+@click.option("--workers", type=click.IntRange(1), help="Default: one per core. Any number gives the same bytes.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written, but write nothing.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the same conversion after an interruption; given from the start, Ctrl-C leaves what is done.",
+    help="Resume an interrupted conversion. If given from the start, Ctrl-C keeps the finished part.",
 )
 @FORCE
 def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes: float | None, **options: Any) -> None:
@@ -94,8 +90,8 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
 
 
 def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledger:
-    """Convert, tune towards the source, and put the values into the file. What an interruption leaves is in a folder
-    beside `out`, for `--resume`.
+    """Convert, tune towards the source, and build the values into the file. An interruption leaves a folder beside
+    `out`, from which `--resume` goes on.
     """
     from rkf.converters.pipeline import convert as run
     from rkf.converters.pull import locate
@@ -116,7 +112,7 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     with progress_bar("tune", "") as bar:
         report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
     fold(plain, values, out, provenance={"tuned": report}, force=force)
-    for path in (plain, dense, values):  # file by file: a folder of the user's may be called so
+    for path in (plain, dense, values):  # delete single files: the user may own a folder of this name
         path.unlink()
     with suppress(OSError):
         folder.rmdir()
@@ -125,7 +121,7 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
 
 
 def _chosen(ledger: Ledger) -> str:
-    """Kinds of matrices by K, and the bits that they take."""
+    """The kinds of matrix for each K, and the bits per weight."""
     kinds: dict[str, Counter[str]] = {}
     for row in ledger.rows:
         if row.stored_as.startswith("K="):
@@ -138,7 +134,7 @@ def _chosen(ledger: Ledger) -> str:
 
 
 def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Calibrate | None:
-    """What `--calibrate` means. progress: of the text that a model writes."""
+    """The meaning of `--calibrate`. progress: of the text that a model generates."""
     if choice == "none":
         return None
     from rkf.calibrate.calibration import Calibrate
@@ -156,7 +152,9 @@ def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Cal
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the model's own.")
 @FORCE
 def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
-    """Keep a calibration for `rkf convert --calibrate OUT`: tokens of a text, and what each matrix costs on it.
+    """Prepare a calibration for `rkf convert`.
+
+    It holds the tokens of a text and each matrix's loss on them; use it as `rkf convert --calibrate OUT`.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
@@ -174,7 +172,7 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
 
 @click.group()
 def export() -> None:
-    """Write a model in a foreign format."""
+    """Write a model in another format."""
 
 
 @export.command("hf")
@@ -183,7 +181,7 @@ def export() -> None:
 def export_hf(model: Path, out: Path) -> None:
     """Write a folder that transformers loads.
 
-    MODEL: an rkf file. OUT: the folder to make. The weights are rounded to the source's dtype.
+    MODEL: an rkf file. OUT: the folder to create. The weights are rounded to the source's dtype.
     """
     from rkf.converters.export import export_hf as run
 

@@ -1,4 +1,4 @@
-"""The model that `rkf run` takes when none is named: fetched and converted once, then found in the cache."""
+"""The model that `rkf run` uses when none is named: fetched and converted once, then found in the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "smollm2-135m-instruct"
 
 
 def default_model() -> Path:
-    """The converted default model; what has to be done first is said on stderr."""
+    """The converted default model; stderr reports the fetch and the conversion."""
     path = cache_dir() / "models" / f"{NAME}-{__version__}.rkf"
     if not path.exists():
         _make(path)

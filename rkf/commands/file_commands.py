@@ -1,4 +1,4 @@
-"""`rkf info`, `footprint`, `verify`, `diff`, `pack`, `unpack`: what is in a file. Nothing here needs numba."""
+"""`rkf info`, `footprint`, `verify`, `diff`, `pack`, `unpack`: the contents of a file. Nothing here needs numba."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @JSON
 def info(model: Path, tensors: bool, as_json: bool) -> None:
-    """Say what a file holds. Reads its directory alone: `rkf verify` checks the rest."""
+    """Describe a file. Reads only its directory; `rkf verify` checks the rest."""
     from rkf.file.container import open_file
     from rkf.file.describe import describe
 
@@ -47,7 +47,7 @@ def _row(tensor: dict[str, Any]) -> tuple[object, ...]:
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @JSON
 def footprint(model: Path, source: Path | None, as_json: bool) -> None:
-    """Account for every byte of a file. SOURCE, what it was made from, gives the ratio."""
+    """Account for every byte of a file. SOURCE, the checkpoint it was made from, adds the ratio."""
     from rkf.file.footprint import footprint as measure
 
     ledger = measure(model, source)
@@ -69,16 +69,16 @@ def footprint(model: Path, source: Path | None, as_json: bool) -> None:
 @MODEL
 @VALUES
 def verify(model: Path, values: Path | None) -> None:
-    """Check a file wholly.
+    """Check a file completely.
 
-    Structure, every hash, every index and weight. Exit code 3: corrupt, 4: unsupported, 5: not an rkf file.
+    Checks structure, every hash, every index and weight. Exit code 3: corrupt, 4: unsupported, 5: not an rkf file.
     """
     from rkf.file.verify import verify as check
 
     with progress_bar("verify", "tensor") as bar:
         report = check(model, values=values, progress=lambda name: bar.update())
     click.echo(
-        f"{printable(model)}: whole and sound: {report.tensors} tensors, {report.clustered} of them clustered, "
+        f"{printable(model)}: valid: {report.tensors} tensors, {report.clustered} of them clustered, "
         f"{report.weights} weights in {size(report.file_bytes)}"
     )
 
@@ -88,9 +88,9 @@ def verify(model: Path, values: Path | None) -> None:
 @click.argument("b", type=click.Path(path_type=Path))
 @JSON
 def diff(a: Path, b: Path, as_json: bool) -> None:
-    """Say what differs between two files.
+    """Show the differences between two files.
 
-    Tensors, indices that moved, centroids that drifted, metadata.
+    Compares tensors, indices that moved, centroids that drifted, metadata.
     """
     from rkf.file.diff import diff as compare
 
@@ -106,9 +106,9 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @FORCE
 def pack(model: Path, out: Path, force: bool) -> None:
-    """Compress a file for storing, losslessly.
+    """Compress a file losslessly, for storage.
 
-    The same model with its planes stored in zstd; it runs too, but is decoded into memory then.
+    The packed file holds the same model with its planes in zstd. It runs too, but is then decoded into memory.
     """
     from rkf.file.archive import pack as archive
 

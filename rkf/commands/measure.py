@@ -1,4 +1,4 @@
-"""`rkf eval` and `rkf bench`: how good and how fast a model is."""
+"""`rkf eval` and `rkf bench`: the quality and the speed of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("eval")
 def evaluate() -> None:
-    """Measure how good a model is."""
+    """Measure the quality of a model."""
 
 
 @evaluate.command()
@@ -31,14 +31,14 @@ def evaluate() -> None:
 @click.option(
     "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
 )
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
-@click.option("--windows", type=click.IntRange(1), help="Take only the first so many windows.")
+@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
+@click.option("--windows", type=click.IntRange(1), help="Use only this many windows, from the start.")
 @VALUES
 @KV_CACHE
 @BITS
 @JSON
 def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, **options: Any) -> None:
-    """Perplexity on a text, by llama.cpp's protocol."""
+    """Perplexity on a text, measured as llama.cpp does."""
     from rkf.eval.perplexity import perplexity
     from rkf.runtime.model import load
 
@@ -57,14 +57,14 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, *
     "--reference",
     required=True,
     type=click.Path(exists=True, path_type=Path),
-    help="What MODEL was made from: an rkf file, a checkpoint, or a .kld file.",
+    help="The model that MODEL was made from: an rkf file, a checkpoint, or a .kld file.",
 )
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict.")
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
-@click.option("--windows", type=click.IntRange(1), help="Take only the first so many windows.")
+@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
+@click.option("--windows", type=click.IntRange(1), help="Use only this many windows, from the start.")
 @click.option("--save", type=click.Path(path_type=Path), help="Also write the reference's predictions to a .kld file.")
-@click.option("--force", is_flag=True, help="Overwrite what --save names.")
-@click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout, not as `rkf run` does.")
+@click.option("--force", is_flag=True, help="Overwrite the file of --save.")
+@click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
 @KV_CACHE
 @BITS
@@ -80,8 +80,9 @@ def kld(
 ) -> None:
     """Divergence of a model's predictions from its reference's.
 
-    Mean KL divergence in nats a token, agreement on the likeliest token, ratio of perplexities. A checkpoint or rkf
-    file as the reference needs --text; a .kld file holds the text's tokens. The reference is run in f32.
+    Prints mean KL divergence in nats per token, agreement on the most likely token, ratio of perplexities. If the
+    reference is a checkpoint or an rkf file, it needs --text; a .kld file holds the text's tokens. The reference runs
+    in f32.
     """
     from rkf.eval.divergence import divergence
     from rkf.runtime.model import load
@@ -103,15 +104,15 @@ def kld(
 @evaluate.command()
 @MODEL
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--items", type=click.IntRange(1), help="Take only the first so many.")
-@click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout, not as `rkf run` does.")
+@click.option("--items", type=click.IntRange(1), help="Use only this many items, from the start.")
+@click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
 @JSON
 def choices(model: Path, file: Path, items: int | None, exact: bool, values: Path | None, as_json: bool) -> None:
-    """Share of multiple-choice questions answered right.
+    """Share of multiple-choice questions answered correctly.
 
-    FILE: lines of JSON, {"context": "…", "endings": ["…", "…"], "label": 0}. The ending with the highest log-likelihood
-    a byte is the model's choice.
+    FILE: lines of JSON, {"context": "…", "endings": ["…", "…"], "label": 0}. The model chooses the ending with the
+    highest log-likelihood per byte.
     """
     from rkf.eval.choices import choices as run
     from rkf.eval.choices import parse
@@ -131,7 +132,7 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
 def _reference(
     reference: Path, text: Path | None, ctx: int, windows: int | None, save: Path | None, force: bool
 ) -> Iterator[Iterable[Window]]:
-    """The windows of a .kld file, or of a model over a text, which are saved once all have been used."""
+    """The windows of a .kld file, or of a model over a text; the latter are saved once all have been used."""
     from rkf.errors import UsageError
     from rkf.eval import reference as stored
     from rkf.eval.divergence import sampled, windows_of
@@ -140,7 +141,7 @@ def _reference(
 
     if reference.suffix == ".kld":
         if text or save:
-            raise UsageError(f"{reference}: holds its text already: leave --text and --save out")
+            raise UsageError(f"{reference}: already holds its text: omit --text and --save")
         yield stored.read(reference)[:windows]
         return
     if text is None:
@@ -163,7 +164,7 @@ def _reference(
 
 @contextmanager
 def _as_rkf(path: Path) -> Iterator[Path]:
-    """The path of an rkf file; of a foreign checkpoint, of its dense conversion, which is deleted afterwards."""
+    """The path of an rkf file; for another checkpoint, that of its dense conversion, which is deleted afterwards."""
     from rkf.converters.pipeline import convert
 
     if path.is_file() and path.suffix != ".gguf":
@@ -180,12 +181,12 @@ def _as_rkf(path: Path) -> Iterator[Path]:
 @THREADS
 @KV_CACHE
 @BITS
-@click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the prompt that is timed.")
+@click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the timed prompt.")
 @click.option("--decode", type=int, default=128, show_default=True, help="Tokens generated one by one.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Also so many sequences at once.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Also time this many sequences.")
 @JSON
 def bench(model: Path, as_json: bool, **options: Any) -> None:
-    """Speed and memory on this machine."""
+    """Measure speed and memory on this machine."""
     from rkf.runtime.bench import bench as measure
 
     result = measure(model, **options)
@@ -196,5 +197,5 @@ def bench(model: Path, as_json: bool, **options: Any) -> None:
     if "batch_tok_s" in result:
         click.echo(f"{options['batch']} sequences together: decode {result['batch_tok_s']:.1f} tok/s")
     click.echo(f"load {result['load_s']:.2f} s, first token after {result['first_token_s']:.2f} s")
-    shared = f", {size(result['mapped_bytes'])} of it the file's own pages" if "mapped_bytes" in result else ""
+    shared = f", {size(result['mapped_bytes'])} of it pages of the file" if "mapped_bytes" in result else ""
     click.echo(f"{size(result['rss_bytes'])} resident{shared}")

@@ -1,4 +1,4 @@
-"""How verbs print: JSON, sizes, tables, text from files made harmless, progress on stderr."""
+"""How verbs print: JSON, sizes, tables, untrusted text with escapes, progress on stderr."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def print_json(value: Any) -> None:
 
 
 def printable(text: object) -> str:
-    """`text` with whatever could steer a terminal (control, direction and format characters) as escapes."""
+    """`text` with every character that could control a terminal (control, direction and format characters) escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def write_text(text: str) -> None:
-    """Text of a model to stdout at once; on a terminal only line breaks and tabs pass among control characters."""
+    """Write model text to stdout at once. On a terminal, line breaks and tabs are the only control characters left."""
     if sys.stdout.isatty():
         text = "".join(c if c in "\n\t" or ord(c) > 127 else printable(c) for c in text)
     click.echo(text, nl=False)
@@ -52,7 +52,7 @@ def byte_count(text: str) -> int:
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:
-    """Rows of cells in aligned columns: text to the left, numbers to the right."""
+    """Print rows of cells in aligned columns: text to the left, numbers to the right."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row, shown in zip(rows, cells, strict=True):
@@ -64,7 +64,7 @@ def print_table(rows: Sequence[Sequence[object]]) -> None:
 
 
 def print_map(value: Mapping[str, Any], indent: int = 0) -> None:
-    """A map as indented lines of `key  value`, maps within it below their key."""
+    """Print a map as indented lines of `key  value`; a nested map goes below its key."""
     width = max((len(key) for key, item in value.items() if not isinstance(item, Mapping) or not item), default=0)
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
@@ -76,7 +76,7 @@ def print_map(value: Mapping[str, Any], indent: int = 0) -> None:
 
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[tqdm[Any]]:
-    """A bar on stderr that goes away when all is done; nothing where stderr is no terminal."""
+    """A bar on stderr that disappears at the end; nothing if stderr is not a terminal."""
     from tqdm import tqdm
 
     with tqdm(desc=description, unit=unit, unit_scale=True, leave=False, disable=None) as bar:

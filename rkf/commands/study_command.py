@@ -1,4 +1,4 @@
-"""`rkf study`: what a model becomes when its centroids are changed on purpose."""
+"""`rkf study`: experiments that change a model's centroids on purpose."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ NAMES = ("sweep", "scramble", "preserve", "drift", "interpolate")
 @click.option(
     "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
 )
-@click.option("--reference", type=click.Path(path_type=Path), help="Whose predictions count. Default: MODEL's own.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Model to compare predictions with. Default: MODEL.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Repeats of a random change.")
-@click.option("--layers", metavar="0,4-7", help="Change these layers only. Default: all.")
+@click.option("--layers", metavar="0,4-7", help="Change only these layers. Default: all.")
 @click.option("--windows", type=click.IntRange(1), default=8, show_default=True, help="Windows of the text.")
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens a window; its second half is scored.")
-@click.option("--k", "ks", metavar="4,8,16", help="Of a sweep. Default: powers of two from 4 to 256.")
-@click.option("--calibrate", metavar="self|FILE", help="Of a sweep: also convert with calibration on this text.")
-@click.option("--threads", type=click.IntRange(1), help="Default: one a core.")
+@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
+@click.option("--k", "ks", metavar="4,8,16", help="Only for sweep. Default: powers of two from 4 to 256.")
+@click.option("--calibrate", metavar="self|FILE", help="Only for sweep: also convert with calibration on this text.")
+@click.option("--threads", type=click.IntRange(1), help="Default: one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON.")
 def study(name: str, model: str, out: Path, text: Path, layers: str | None, as_json: bool, **options: Any) -> None:
-    """Change centroids on purpose and measure what becomes of the model.
+    """Change centroids on purpose and measure the effect on the model.
 
-    NAME: scramble (values under other ranks), preserve (other values, ranks in order), drift (layer after layer),
-    interpolate (the straight path to changed values); MODEL is an rkf file. Or sweep (every K, and which matrix
-    collapses); MODEL is a checkpoint. OUT: a folder for results.json, results.csv, report.md, report.html, figures, and
-    the values file of every trial, for `rkf run MODEL --values`. A study that was interrupted goes on from what OUT
-    holds; more seeds extend it. Needs matplotlib.
+    NAME is scramble (other values for each rank, order broken), preserve (other values, order kept), drift (more and
+    more layers changed) or interpolate (the straight path to changed values); MODEL is then an rkf file. Or NAME is
+    sweep (every K, and which matrix collapses); MODEL is then a checkpoint. OUT is a folder for results.json,
+    results.csv, report.md, report.html, figures, and the values file of every trial, for `rkf run MODEL --values`. An
+    interrupted study resumes from OUT; a larger --seeds adds trials. Needs matplotlib.
     """
     with progress_bar(name, "trial") as bar:
 
@@ -60,7 +60,7 @@ def _change(name: str, model: str, out: Path, ks: str | None, calibrate: str | N
     from rkf.study import study as run
 
     if ks or calibrate:
-        raise UsageError(f"study {name}: --k and --calibrate are options of a sweep")
+        raise UsageError(f"study {name}: --k and --calibrate are options of sweep only")
     return run(name, model, out, **options)
 
 
@@ -75,14 +75,14 @@ def _sweep(
     from rkf.study import sweep
 
     if reference:
-        raise UsageError("study sweep: its reference is the checkpoint: leave --reference out")
+        raise UsageError("study sweep: its reference is the checkpoint: omit --reference")
     chosen = calibration(calibrate or "none", None)
     text = None if chosen is None else "self" if chosen.text is None else hash_file(chosen.text)
     source = open_source(locate(src))
 
     def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
         tokens = out.with_name("calibration.tok")
-        if calibrated and chosen and not tokens.exists():  # one text for every K, written once
+        if calibrated and chosen and not tokens.exists():  # one text for every K, generated once
             save(tokens, chosen(source).tokens, {})
         convert(src, out, recipe=recipe, k=k, calibrate=Calibrate(tokens) if calibrated else None)
 

@@ -1,4 +1,4 @@
-"""`rkf run` and `rkf chat`: text out of a model."""
+"""`rkf run` and `rkf chat`: generating text with a model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 MODEL = click.argument("model", required=False, type=click.Path(path_type=Path))
 SYSTEM = click.option("--system", metavar="TEXT", help="A system message.")
 MAX_TOKENS = click.option(
-    "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Most tokens of an answer."
+    "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Maximum tokens of an answer."
 )
 TEMPERATURE = click.option(
     "--temperature",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
-    help="0 always takes the likeliest token.",
+    help="0 always takes the most likely token.",
 )
 SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same text.")
 DEVICE = click.option(
@@ -42,12 +42,12 @@ DEVICE = click.option(
 
 @click.command()
 @MODEL
-@click.option("--prompt", required=True, metavar="TEXT", help="What to answer.")
+@click.option("--prompt", required=True, metavar="TEXT", help="The prompt to answer.")
 @SYSTEM
 @MAX_TOKENS
 @TEMPERATURE
 @SEED
-@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @VALUES
 @DEVICE
 @THREADS
@@ -98,7 +98,7 @@ def chat(
     bits: int | None,
     **options: Any,
 ) -> None:
-    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves. Without MODEL: SmolLM2-135M-Instruct."""
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D quits. Without MODEL: SmolLM2-135M-Instruct."""
     _edit_lines()
     with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
         messages = [{"role": "system", "content": system}] if system is not None else []
@@ -129,7 +129,7 @@ def _stats(generation: Generation, load_s: float) -> str:
 
 
 def _edit_lines() -> None:
-    """Line editing and history in `input`, where the platform has them."""
+    """Line editing and history in `input`, where the platform supports them."""
     try:
         import readline  # noqa: F401 - importing it is what turns it on
     except ImportError:
@@ -137,7 +137,7 @@ def _edit_lines() -> None:
 
 
 def _read_line() -> str | None:
-    """The user's next line; None at the end of input. Ctrl-C throws away what was typed."""
+    """The user's next line; None at the end of input. Ctrl-C discards the current line."""
     while True:
         try:
             return input("> " if sys.stdin.isatty() else "")
@@ -148,7 +148,7 @@ def _read_line() -> str | None:
 
 
 def _answer(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> str:
-    """Write the answer as it comes and return it; Ctrl-C keeps what there is."""
+    """Print the answer as it is generated and return it; Ctrl-C keeps the part so far."""
     pieces: list[str] = []
     try:
         for piece in _stream(model, messages, first, options):
@@ -161,7 +161,7 @@ def _answer(model: Model, messages: list[dict[str, str]], first: int, options: d
 
 
 def _stream(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> Generation:
-    """Begin an answer; a conversation that outgrew the context loses its oldest turns, never the system message."""
+    """Start an answer. A conversation longer than the context loses its oldest turns, never the system message."""
     while True:
         try:
             return model.stream(messages, **options)

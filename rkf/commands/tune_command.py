@@ -1,4 +1,4 @@
-"""`rkf tune`: better values for the ranks of a model."""
+"""`rkf tune`: tunes the values of a model for its ranks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rkf.commands.output import print_json, printable, progress_bar
 @click.option(
     "--reference", required=True, type=click.Path(path_type=Path), help="The model before clustering: a dense rkf file."
 )
-@click.option("--data", default="self", show_default=True, metavar="self|FILE", help="Text to learn on, UTF-8.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="To learn.")
-@click.option("--rows", is_flag=True, help="Learn factors a and b for every row, not a for every matrix.")
-@click.option("--resume", is_flag=True, help="Go on with the same tuning after an interruption.")
+@click.option("--data", default="self", show_default=True, metavar="self|FILE", help="Training text, UTF-8.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="To train.")
+@click.option("--rows", is_flag=True, help="Train factors a and b for every row, not one a for every matrix.")
+@click.option("--resume", is_flag=True, help="Resume the same tuning after an interruption.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def tune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Tune centroids and affine factors; ranks stay as they are.
+    """Tune centroids and affine factors; the ranks stay unchanged.
 
-    MODEL: an rkf file. OUT: the values file (.rkv) to write, for `rkf run MODEL --values OUT`. Learns the reference's
-    predictions on text that the reference writes itself (--data self) or on FILE. Needs torch.
+    MODEL: an rkf file. OUT: the values file (.rkv) to write, for `rkf run MODEL --values OUT`. Trains towards the
+    reference's predictions on text that the reference generates itself (--data self) or on FILE. Needs torch.
     """
     from rkf.tune import tune as learn
 
@@ -40,7 +40,7 @@ def tune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
 
 
 def showing(bar: Any) -> Callable[[str, int, int], None]:
-    """Progress of `rkf.tune.tune` on a bar."""
+    """A callback that shows the progress of `rkf.tune.tune` on a bar."""
 
     def show(what: str, done: int, total: int) -> None:
         bar.set_description(what)
@@ -51,7 +51,7 @@ def showing(bar: Any) -> Callable[[str, int, int], None]:
 
 
 def summary(out: Path, report: Mapping[str, Any]) -> str:
-    """What a tuning has reached, in a line."""
+    """The result of a tuning in one line."""
     return (
         f"{printable(out)}: kld {report['kld_before']:.4f} -> {report['kld']:.4f} on held-out text "
         f"({report['recovered']:.0%} recovered) in {report['steps']} steps"

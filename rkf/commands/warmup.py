@@ -1,4 +1,4 @@
-"""`rkf warmup`: compile now what the first run would compile."""
+"""`rkf warmup`: compiles in advance what the first run would compile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rkf.commands.output import progress_bar, reporter
 
 @click.command()
 def warmup() -> None:
-    """Compile all kernels for this CPU, once, so that no later start has to."""
+    """Compile all kernels for this CPU once, so that later starts need not."""
     from rkf.runtime.jit import warm_up
 
     with progress_bar("warmup", "kernel") as bar:

@@ -1,1 +1,1 @@
-"""How good a model is: measures over text. May import the runtime; the runtime never imports this."""
+"""Measures of model quality over text. May import the runtime; the runtime never imports this."""

@@ -1,4 +1,4 @@
-"""Multiple choice: which of some endings a model finds likeliest after a context. Knows no task, only lines of JSON."""
+"""Multiple choice: the ending that a model finds most likely after a context. Knows no task, only lines of JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from rkf.errors import UsageError
 from rkf.eval.perplexity import negative_log_likelihood
+from rkf.runtime.backend import Row
 
 if TYPE_CHECKING:
     from rkf.runtime.model import Model
@@ -21,7 +22,7 @@ Progress = Callable[[int, int], None]  # (items done, items in all)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question. label: which of the endings is right, from 0."""
+    """One question. label: the index of the correct ending, from 0."""
 
     context: str
     endings: tuple[str, ...]
@@ -61,8 +62,8 @@ def choices(model: Model, items: Sequence[Item], *, progress: Progress | None = 
     """{"accuracy", "accuracy_stderr", "chance" (of guessing), "items"}.
 
     An ending's score is its log-likelihood after the context, divided by its bytes in UTF-8 (`acc_norm` of EleutherAI's
-    lm-evaluation-harness); the highest counts as the model's choice, the first of equals. Context and ending are joined
-    as they are and encoded together: a space between them belongs to the ending. Raises ContextLengthError, and
+    lm-evaluation-harness). The highest score is the model's choice; ties go to the first. Context and ending are joined
+    unchanged and encoded together, so a space between them belongs to the ending. Raises ContextLengthError, and
     UsageError for a context with no token to predict an ending from.
     """
     right = []
@@ -81,26 +82,29 @@ def choices(model: Model, items: Sequence[Item], *, progress: Progress | None = 
 
 
 def _scores(model: Model, item: Item) -> list[float]:
-    """Log-likelihood a byte of each ending. What all begin with is fed once."""
+    """Log-likelihood per byte of each ending. The tokens that all endings share are computed once."""
     rows = [model.tokenizer.encode(item.context + ending) for ending in item.endings]
     alone = model.tokenizer.encode(item.context)
-    first = min(_shared(alone, row) for row in rows)  # an ending may change how the context's last token is cut
+    first = min(_shared(alone, row) for row in rows)  # an ending may change how the context's end is tokenised
     first = min(first, *(len(row) - 1 for row in rows))
     if first < 1:
-        raise UsageError(f"{item.context!r}: one token with an ending; expected a longer context, to predict it from")
-    cache = model.backend.new_cache(max(map(len, rows)))
-    before = model.backend.forward(np.array(rows[0][:first], np.int64), cache, last_only=True)
+        raise UsageError(f"{item.context!r}: merges with an ending into one token; expected a longer context")
+    sequence = model.backend.new_sequence(max(map(len, rows)))
+    before = model.backend.forward([Row(sequence, np.array(rows[0][:first], np.int64))])
     scores = []
     for row, ending in zip(rows, item.endings, strict=True):
-        cache.truncate(first)
+        known = sequence.reusable(first)  # less than `first` where a layer cannot go back
+        sequence.truncate(known)
         targets = np.array(row[first:], np.int64)
         logits = before
         if len(targets) > 1:
-            logits = np.concatenate([before, model.backend.forward(targets[:-1], cache, last_only=False)])
+            new = np.array(row[known:-1], np.int64)
+            after = model.backend.forward([Row(sequence, new)], np.arange(first - known, len(new)))
+            logits = np.concatenate([before, after])
         scores.append(-float(negative_log_likelihood(logits, targets).sum()) / len(ending.encode()))
     return scores
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
+    """The number of leading ids that two sequences share."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

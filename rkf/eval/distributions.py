@@ -1,8 +1,8 @@
-"""What a reference model says about each scored token, whole or as a sample of it. Knows no file and no model.
+"""The distribution of a reference model at each scored token, whole or sampled. Knows no file and no model.
 
-A vocabulary of 49,152 in f32 takes 196 kB a token. Most of a divergence lies in the few likeliest tokens, but not all:
-the top 16 and the rest as one lump gave 0.165 where 0.251 was true, the top 128 still 0.212. So the rest is sampled,
-each draw in proportion to its probability, which is right on average (0.257) for 7 draws.
+A vocabulary of 49,152 in f32 takes 196 kB a token. Most of a divergence lies in the few most likely tokens, but not
+all: the top 16 with the rest as one lump gave 0.165 where the true value was 0.251, the top 128 still 0.212. So the
+rest is sampled. Draws in proportion to probability are unbiased; 7 draws gave 0.257.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ I64 = NDArray[np.int64]
 
 TOP = 16
 DRAWS = 7
-_EPSILON = 1e-12  # a tail less than this has no token to draw
+_EPSILON = 1e-12  # no token is drawn from a tail with less mass
 
 
 class Distribution(Protocol):
@@ -27,7 +27,7 @@ class Distribution(Protocol):
 
     @property
     def likeliest(self) -> I64:
-        """The likeliest token at each position, i64[n]."""
+        """The most likely token at each position, i64[n]."""
         ...
 
     def divergence(self, log_q: F32) -> F64:
@@ -35,12 +35,12 @@ class Distribution(Protocol):
         ...
 
     def fits(self, vocab: int) -> bool:
-        """Whether p can be over a vocabulary of this size."""
+        """Whether p can be a distribution over a vocabulary of this size."""
         ...
 
 
 def log_softmax(logits: F32) -> F32:
-    """log softmax of each row of `logits: f32[n, vocab]`; its sum is taken in f64."""
+    """log softmax of each row of `logits: f32[n, vocab]`; the sum is taken in f64."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
     shifted -= np.log(total).astype(np.float32)
@@ -67,9 +67,9 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The TOP likeliest tokens, likeliest first, then DRAWS of the others: ids: u32[n, TOP + DRAWS], log_p: f32[same].
+    """The TOP most likely tokens in falling order, then DRAWS others: ids: u32[n, TOP + DRAWS], log_p: f32[same].
 
-    The draws of a position stand for all that the top leaves: each for an equal share of that mass.
+    The draws of a position represent all tokens outside the top, each an equal share of their mass.
     """
 
     ids: NDArray[np.uint32]
@@ -77,9 +77,9 @@ class Sampled:
 
     @classmethod
     def of(cls, whole: Whole, seed: int) -> Sampled:
-        """Systematic draws from the tail (Madow 1949), the offset of each position from Philox stream `seed`.
+        """Systematic draws from the tail (Madow 1949); each position's offset comes from Philox stream `seed`.
 
-        Raises ValueError where the vocabulary has fewer than TOP + 1 tokens.
+        Raises ValueError if the vocabulary has fewer than TOP + 1 tokens.
         """
         n, vocab = whole.log_p.shape
         if vocab <= TOP:
@@ -104,7 +104,7 @@ class Sampled:
 
 
 def _chosen(log_p: F32, offset: float) -> I64:
-    """Ids of the top and of the draws at one position, i64[TOP + DRAWS]. offset: in [0, 1)."""
+    """The ids of the top and of the draws at one position, i64[TOP + DRAWS]. offset: in [0, 1)."""
     top = np.argpartition(-log_p, TOP)[:TOP]
     top = top[np.lexsort((top, -log_p[top]))]
     mass = np.exp(log_p.astype(np.float64))

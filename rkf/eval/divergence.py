@@ -1,4 +1,4 @@
-"""How far a model's predictions are from a reference's: Kullback-Leibler divergence. Knows no file format."""
+"""The Kullback-Leibler divergence of a model's predictions from a reference's. Knows no file format."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 def windows_of(model: Model, text: str, *, ctx: int = 512, windows: int | None = None) -> Iterator[Window]:
-    """What a reference model says of a text, one window at a time: the windows of `rkf.eval.perplexity`.
+    """A reference model's predictions on a text, one window at a time, with the windows of `rkf.eval.perplexity`.
 
     UsageError: the text is shorter than one window, ctx is out of range.
     """
-    if not 4 <= ctx <= model.config.context_length:
-        raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
+    if not 4 <= ctx <= model.metadata.context_length:
+        raise UsageError(f"ctx: expected 4 to {model.metadata.context_length}, got {ctx}")
     for part in cut(model.tokenizer.encode(text), ctx, windows):
         ids = np.array(part, np.int64)
         yield described(ids, scored_logits(model, part))
 
 
 def described(ids: np.ndarray, logits: F32) -> Window:
-    """A window from a reference's logits. ids: i64[ctx]; logits: f32[scored, vocab]."""
+    """A window, from a reference's logits. ids: i64[ctx]; logits: f32[scored, vocab]."""
     whole = Whole(log_softmax(logits))
     in_16_bits = log_softmax(to_f32(from_f32(logits, "bf16"), "bf16"))
     return Window(ids, whole, _of_targets(whole.log_p, ids), float(whole.divergence(in_16_bits).mean()))
 
 
 def sampled(window: Window, number: int) -> Window:
-    """Window `number` of a text with its distributions cut down to what a `.kld` file stores."""
+    """Window `number` of a text with its distributions reduced to the sample that a `.kld` file stores."""
     if not isinstance(window.distribution, Whole):
         return window
     try:
@@ -53,19 +53,19 @@ def divergence(
 ) -> dict[str, float]:
     """KL(reference || model) in nats over every scored token of a reference's windows.
 
-    {"kld", "kld_stderr", "kld_median", "kld_p99", "kld_max", "top1" (share of positions where both find the same token
-    likeliest), "top1_stderr", "ppl", "ppl_reference", "ppl_ratio", "ppl_ratio_stderr", "noise_floor" (what the
-    reference loses by its own logits in bf16), "tokens"}. total: how many windows, for `progress` alone. UsageError: a
-    window that the model has no context for, or a reference of another vocabulary.
+    {"kld", "kld_stderr", "kld_median", "kld_p99", "kld_max", "top1" (share of positions where both have the same most
+    likely token), "top1_stderr", "ppl", "ppl_reference", "ppl_ratio", "ppl_ratio_stderr", "noise_floor" (divergence
+    from the reference to its own logits in bf16), "tokens"}. total: the number of windows, only for `progress`.
+    UsageError: a window is longer than the model's context, or the reference has another vocabulary.
     """
-    vocab = model.config.vocab_size
+    vocab = model.metadata.vocab_size
     scores = []
     noise = []
     for done, window in enumerate(reference, 1):
-        if len(window.ids) > model.config.context_length:
-            raise UsageError(f"a window of {len(window.ids)} tokens: expected {model.config.context_length} at most")
+        if len(window.ids) > model.metadata.context_length:
+            raise UsageError(f"a window of {len(window.ids)} tokens: expected {model.metadata.context_length} at most")
         if window.ids.max() >= vocab or not window.distribution.fits(vocab):
-            raise UsageError(f"the reference is of another vocabulary than the model's {vocab} tokens: choose another")
+            raise UsageError(f"the reference has another vocabulary than the model's {vocab} tokens: choose another")
         log_q = log_softmax(scored_logits(model, window.ids))
         scores.append(score(window, log_q))
         noise.append(window.noise)
@@ -75,13 +75,13 @@ def divergence(
 
 
 def score(window: Window, log_q: F32) -> F64:
-    """f64[4, scored]: divergence, whether the likeliest token is the same, -log p of the model, of the reference."""
+    """f64[4, scored]: divergence, whether the most likely token agrees, -log p of the model and of the reference."""
     same = window.distribution.likeliest == log_q.argmax(axis=1)
     return np.stack([window.distribution.divergence(log_q), same, -_of_targets(log_q, window.ids), -window.target])
 
 
 def summary(scores: F64, noise_floor: float) -> dict[str, float]:
-    """The figures of `divergence` from scores: f64[4, tokens]."""
+    """The keys of `divergence` from scores: f64[4, tokens]."""
     kld, same, loss, reference = scores
     ratio = exp((loss - reference).mean())
     return {
@@ -106,6 +106,6 @@ def _stderr(values: F64) -> float:
 
 
 def _of_targets(log_p: F32, ids: Sequence[int] | np.ndarray) -> F32:
-    """log_p of the tokens that came, f32[scored]."""
+    """log_p of the actual tokens, f32[scored]."""
     targets = np.asarray(ids, np.int64)[len(ids) // 2 + 1 :]
     return np.take_along_axis(log_p, targets[:, None], axis=1)[:, 0]

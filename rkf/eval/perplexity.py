@@ -1,4 +1,4 @@
-"""Perplexity of a model on a text, by llama.cpp's protocol, so that figures compare with its. Knows no file format."""
+"""Perplexity of a model on a text by llama.cpp's protocol, so that figures are comparable. Knows no file format."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import UsageError
+from rkf.runtime.backend import Row
 
 if TYPE_CHECKING:
     from rkf.runtime.model import Model
@@ -22,13 +23,13 @@ def perplexity(
 ) -> dict[str, float]:
     """exp of the mean negative log-likelihood of the text's tokens: {"ppl", "ppl_stderr", "tokens"}.
 
-    The text's tokens are cut into windows of `ctx` that do not overlap, what is left over at the end is dropped;
-    `windows` takes only the first so many. In each, tokens ctx/2 + 1 .. ctx - 1 are scored, given all before them in
-    the window. BOS takes the place of a window's first token if the model wants one. ppl_stderr: standard error of
-    the mean, times ppl. UsageError: the text is shorter than one window, ctx is out of range.
+    The text's tokens are cut into windows of `ctx` that do not overlap; the incomplete one at the end is dropped.
+    `windows` limits the number of windows. In each, tokens ctx/2 + 1 .. ctx - 1 are scored, given all earlier tokens
+    of the window. BOS replaces a window's first token if the model wants one. ppl_stderr: the standard error of the
+    mean, times ppl. UsageError: the text is shorter than one window, or ctx is out of range.
     """
-    if not 4 <= ctx <= model.config.context_length:
-        raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
+    if not 4 <= ctx <= model.metadata.context_length:
+        raise UsageError(f"ctx: expected 4 to {model.metadata.context_length}, got {ctx}")
     parts = cut(model.tokenizer.encode(text), ctx, windows)
     losses = []
     for done, part in enumerate(parts, 1):
@@ -52,16 +53,13 @@ def window_losses(model: Model, ids: Sequence[int]) -> NDArray[np.float64]:
 
 
 def scored_logits(model: Model, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits before each token of a window that is scored, `f32[ctx - ctx // 2 - 1, vocab]`."""
+    """The logits that predict each scored token of a window, `f32[ctx - ctx // 2 - 1, vocab]`."""
     tokens = np.array(ids, np.int64)
-    if model.config.add_bos and model.config.bos_id is not None:
-        tokens[0] = model.config.bos_id
+    if model.metadata.add_bos and model.metadata.bos_id is not None:
+        tokens[0] = model.metadata.bos_id
     half = len(tokens) // 2
-    cache = model.backend.new_cache(len(tokens))
-    model.backend.forward(
-        tokens[:half], cache, last_only=True
-    )  # the first half only fills the cache: no head to pay for
-    return model.backend.forward(tokens[half:-1], cache, last_only=False)
+    row = Row(model.backend.new_sequence(len(tokens)), tokens[:-1])
+    return model.backend.forward([row], np.arange(half, len(tokens) - 1))  # the first half is context alone
 
 
 def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -74,7 +72,7 @@ def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int
 
 
 def summary(losses: NDArray[np.float64]) -> dict[str, float]:
-    """ppl, its standard error, and how many tokens were scored."""
+    """ppl, its standard error, and the number of scored tokens."""
     ppl = exp(losses.mean())
     stderr = sqrt(losses.var() / (len(losses) - 1)) if len(losses) > 1 else 0.0
     return {"ppl": ppl, "ppl_stderr": stderr * ppl, "tokens": len(losses)}

@@ -1,7 +1,7 @@
-"""A reference as a `.kld` file: the tokens of every window and, at 196 bytes a scored token, what a model says of them.
+"""A reference stored as a `.kld` file: the tokens of every window and its predictions, 196 bytes a scored token.
 
-A zip of arrays (numpy's npz, no pickles): `tokens: u32[windows, ctx]`, `ids` and `log_p` of `distributions.Sampled`
-over all windows, `target: f32[scored]` (log p of the token that came), `noise: f64[windows]`.
+It is a zip of arrays (numpy's npz, no pickles): `tokens: u32[windows, ctx]`, `ids` and `log_p` of
+`distributions.Sampled` over all windows, `target: f32[scored]` (log p of the actual token), `noise: f64[windows]`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rkf.file.atomic import replacing
 class Window:
     """One window of a reference. ids: i64[ctx]; the second half is scored.
 
-    target: f32[scored], log p of the tokens that came; noise: the mean of KL(p || p from its logits in bf16).
+    target: f32[scored], log p of the actual tokens; noise: the mean of KL(p || p from its logits in bf16).
     """
 
     ids: NDArray[np.int64]
@@ -50,12 +50,12 @@ def write(path: Path, windows: list[Window], force: bool = False) -> None:
 
 
 def read(path: Path) -> list[Window]:
-    """The windows of a file. Raises CorruptError for anything but a `.kld` file."""
+    """The windows of a file. Raises CorruptError if it is not a `.kld` file."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return list(_windows(arrays))
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CorruptError(f"{path}: not a reference that `rkf eval kld --save` wrote: {error}") from error
+        raise CorruptError(f"{path}: not a reference written by `rkf eval kld --save`: {error}") from error
 
 
 def _windows(arrays: np.lib.npyio.NpzFile) -> Iterator[Window]:

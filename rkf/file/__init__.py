@@ -1,1 +1,1 @@
-"""Whole files: read, written, verified, compared, packed."""
+"""Whole files: reading, writing, verifying, comparing and packing them."""

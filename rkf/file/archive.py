@@ -1,6 +1,6 @@
-"""The archive form: the same file compressed section by section, losslessly. `unpack(pack(f)) == f`, byte for byte.
+"""The archive form: the same file with each section compressed losslessly. `unpack(pack(f)) == f`, byte for byte.
 
-Ranks are named by decoded hashes, so packing changes no identity. Knows sections, not tensors.
+Hashes that identify ranks are over decoded bytes, so packing changes no identity. Knows sections, not tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rkf.file.sections import SectionWriter
 from rkf.format import codec
 from rkf.format.constants import CODEC_RAW
 
-Progress = Callable[[int, int], None]  # bytes of the input that are done, bytes in all
+Progress = Callable[[int, int], None]  # bytes of the input done, bytes in all
 
 
 def pack(
@@ -26,7 +26,7 @@ def pack(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `source` with the sections that zstd makes smaller stored so; everything else stays as it is.
+    """Write `source` with zstd applied to the sections that it makes smaller; other sections stay raw.
 
     Raises UsageError if the file is packed already or the target exists, OutputError if it cannot be written.
     """
@@ -58,7 +58,7 @@ def unpack(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `source` with every section raw: the file that `pack` was given.
+    """Write `source` with every section raw: this restores the file that was given to `pack`.
 
     Raises UsageError if the target exists, IntegrityError for a damaged section, OutputError if it cannot be written.
     """
@@ -84,7 +84,7 @@ def _report(progress: Progress | None, container: Container, number: int) -> Non
 
 
 def _seal(container: Container, writer: SectionWriter) -> None:
-    """Write the directory of `container` with the new sections; what else its maps hold stays."""
+    """Write the directory of `container` with the new sections; everything else in its maps stays."""
     raw, superblock = container.directory.raw, container.superblock
     for section, old in zip(writer.sections, raw["sections"], strict=True):
         section.update({key: value for key, value in old.items() if key.startswith("x-")})

@@ -1,7 +1,7 @@
-"""Output files that are whole or absent: a sibling temporary file, fsync, rename, fsync of the folder. Knows no format.
+"""Output files, complete or absent: sibling temporary file, fsync, rename, fsync of the folder. Knows no format.
 
-The temporary file is named after the target and locked while it is written: a second writer is refused, and what a
-killed writer left behind is taken over by the next one. Every byte goes through `os.write`, so that tests can fail it.
+The temporary file is named after the target and locked while it is written. A second writer is refused; the next writer
+reuses the file that a killed writer left behind. Every byte goes through `os.write`, so tests can make it fail.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from rkf.errors import OutputError, UsageError
 
-_COPY_BYTES = 1 << 20  # a piece of a plain copy
+_COPY_BYTES = 1 << 20  # bytes copied at a time where the kernel cannot copy
 
 
 class OutputFile:
@@ -36,7 +36,7 @@ class OutputFile:
                 view = view[os.write(self._descriptor, view) :]
 
     def copy(self, source: int, offset: int, length: int) -> None:
-        """Append bytes of an open file, shared with it where the file system can."""
+        """Append bytes of an open file; the file system shares the blocks if it can."""
         end = self.position + length
         with reporting(self._path):
             while self.position < end:
@@ -57,7 +57,7 @@ class OutputFile:
 
 @contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Turn the system's refusals into OutputError."""
+    """Turn errors of the operating system into OutputError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -67,7 +67,7 @@ def reporting(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[OutputFile]:
-    """A file that takes the place of `path` when the `with` ends, and leaves nothing behind when it raises.
+    """A file that replaces `path` when the `with` ends, and leaves nothing behind when it raises.
 
     Raises UsageError if `path` exists and `force` is not given, OutputError if it cannot be written or another process
     is writing it.
@@ -96,7 +96,7 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[Out
 
 
 def partial(target: Path) -> Path:
-    """Where a file is written before it takes its name; a killed writer leaves it."""
+    """The path where a file is written before it is renamed; a killed writer leaves it."""
     return target.with_name(f".{target.name}.partial")
 
 
@@ -107,8 +107,8 @@ def refuse_same_file(output: str | os.PathLike[str], source: str | os.PathLike[s
 
 
 def refuse_existing(output: str | os.PathLike[str], force: bool) -> None:
-    """Raise UsageError if the output exists and may not be overwritten, or is no file: for those who work for minutes
-    before they write, and would else hear of it at the end.
+    """Raise UsageError if the output exists and may not be overwritten, or is not a file. Callers that work for minutes
+    before they write call this first, so that users learn of it at the start.
     """
     target = Path(output)
     with reporting(target):
@@ -120,7 +120,9 @@ def refuse_existing(output: str | os.PathLike[str], force: bool) -> None:
 
 
 def _copy_range(source: int, target: int, offset: int, length: int) -> int:
-    """Copy bytes from an offset of one descriptor to the position of another, in the kernel if it can; how many."""
+    """Copy bytes from an offset of one descriptor to the position of another, in the kernel if possible. The number
+    of bytes copied.
+    """
     with suppress(OSError, AttributeError):  # not on this system, or not between these file systems
         copied = os.copy_file_range(source, target, length, offset)
         if copied:
@@ -132,7 +134,7 @@ def _copy_range(source: int, target: int, offset: int, length: int) -> int:
 
 
 def _lock(temporary: Path, target: Path) -> int:
-    """Open and lock the temporary file; its descriptor."""
+    """The descriptor of the temporary file, opened and locked."""
     while True:
         with ExitStack() as undo:
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

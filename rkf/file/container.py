@@ -1,8 +1,8 @@
-"""Reading a container: map the file, check it once, hand out views. Knows no model beyond its directory.
+"""Reads a container: maps the file, checks it once, returns views. Knows no more of the model than the directory says.
 
-*Structure* is checked at every open; *integrity* (hashes, padding, the small arrays) too, unless the caller asks for
-structure only; *semantics* are `rkf.file.verify`'s. Views of raw sections are the mapped file itself: nothing is
-copied.
+*Structure* is checked at every open. *Integrity* (hashes, padding, the small arrays) is checked too, unless the caller
+asks for structure only. *Semantics* are checked by `rkf.file.verify`. Views of raw sections are the mapped file itself;
+nothing is copied.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def open_file(
     """Open an rkf file for reading.
 
     path: a model file, or a values file to inspect. check: "integrity" (the default) reads and hashes every byte;
-    "structure" reads the superblock and the directory alone. values: a values file whose centroids, affine factors and
-    exception values take the place of the model's own.
+    "structure" reads only the superblock and the directory. values: a values file whose centroids, affine factors and
+    exception values replace the model's own.
 
     Raises NotRkfError, UnsupportedError, StructureError, IntegrityError, BindingError (values made for another model),
     UsageError (no such file).
@@ -68,10 +68,10 @@ def open_file(
 
 
 class Container:
-    """An open file. Tensors are views of the map: they stay valid after `close`, and the map lives until they go.
+    """An open file. Tensors are views of the map. They stay valid after `close`, and the map lives as long as they do.
 
-    metadata, provenance: maps as they are in the file; model: what metadata["model"] says, if anything;
-    tensors, sections: what the directory says of each; order: "ascending", or "none" for unordered values.
+    metadata, provenance: the maps of the file; model: metadata["model"] as a ModelMetadata, or None if there is none;
+    tensors, sections: their entries in the directory; order: "ascending", or "none" for unordered values.
     """
 
     def __init__(self, path: Path, check: Check) -> None:
@@ -81,7 +81,7 @@ class Container:
             self._map, self.superblock = _map(path)
             self.directory: Directory = parse_directory(self._map[self.superblock.directory_offset :], self.superblock)
             self._view: memoryview | None = memoryview(self._map)
-            self._values = self  # where centroids, affine factors and exception values come from
+            self._values = self  # the container that holds the centroids, affine factors and exception values
             self.kind: int = self.superblock.kind
             self.file_bytes: int = self.superblock.file_bytes
             self.metadata: Mapping[str, Any] = self.directory.metadata
@@ -97,7 +97,7 @@ class Container:
                 self._check_integrity()
 
     def load(self, name: str) -> DenseTensor | ClusteredMatrix:
-        """A tensor, by views of the map where its sections are raw; an alias is followed. Safe in several threads.
+        """A tensor as views of the map where its sections are raw; follows an alias. Thread-safe.
 
         Raises UsageError for an unknown name, IntegrityError for a packed section that does not decode to its hash.
         """
@@ -111,7 +111,7 @@ class Container:
             return DenseTensor(entry.source_dtype, data)
 
     def load_many(self, names: Iterable[str]) -> Iterator[tuple[str, DenseTensor | ClusteredMatrix]]:
-        """Tensors one after another, with their names; packed ones are decoded ahead, on all cores."""
+        """Tensors in order, with their names; packed ones are decoded ahead on all cores."""
         names = tuple(names)
         return zip(names, codec.in_order(self.load, names), strict=True)
 
@@ -138,7 +138,7 @@ class Container:
         return None if number is None else self.section(number).tobytes()
 
     def section(self, number: int) -> NDArray[np.uint8]:
-        """What a section holds, decoded: `u8[decoded_length]`."""
+        """The decoded bytes of a section: `u8[decoded_length]`."""
         section, stored = self.sections[number], self.stored(number)
         if section.codec == CODEC_RAW:
             return np.frombuffer(stored, np.uint8)
@@ -150,14 +150,14 @@ class Container:
             return decoded
 
     def stored(self, number: int) -> memoryview:
-        """A section as it lies in the file."""
+        """The stored bytes of a section."""
         if self._view is None:
             raise UsageError(f"{self.path}: the container is closed: open it again")
         section = self.sections[number]
         return self._view[section.offset : section.offset + section.length]
 
     def apply_values(self, values: Container) -> None:
-        """Take the values of a values file from now on; BindingError if it was made for another model."""
+        """Use the values of a values file from now on; BindingError if it was made for another model."""
         if self.kind != KIND_MODEL or values.kind != KIND_VALUES:
             raise UsageError(f"{values.path}: expected a values file to apply to a model, got kind {values.kind}")
         _check_binding(self, values)
@@ -167,7 +167,7 @@ class Container:
         self.tensors = MappingProxyType({**self.tensors, **entries})
 
     def close(self) -> None:
-        """Let go of the map. Views that are still in use keep it alive; nothing new can be loaded."""
+        """Release the map. Views that are still in use keep it alive; nothing new can be loaded."""
         if self._values is not self:
             self._values.close()
         self._view = None
@@ -182,7 +182,7 @@ class Container:
         self.close()
 
     def _entry(self, name: str) -> TensorEntry:
-        """The entry of a stored tensor: aliases are followed."""
+        """The entry of a stored tensor, with aliases followed."""
         entry = self.tensors.get(name)
         if entry is None:
             raise UsageError(f"{self.path}: no tensor {name!r}: `rkf info --tensors` lists them")
@@ -213,7 +213,7 @@ class Container:
         )
 
     def _positions(self, entry: TensorEntry, clusters: Clusters) -> NDArray[Any] | None:
-        """The positions of exceptions, checked; None where there are none, or none here (a values file)."""
+        """The positions of exceptions, checked; None without exceptions, and for a values file."""
         if not clusters.exceptions or entry.kind != "clustered":
             return None
         dtype = np.dtype(f"<u{position_bytes(entry.weights)}")
@@ -229,7 +229,7 @@ class Container:
         return np.empty(0, np.uint8) if number is None else self.section(number)
 
     def _own_values(self, name: str) -> MatrixValues:
-        """Views of the values that this file itself has for a tensor, checked."""
+        """Views of this file's own values for a tensor, checked."""
         clusters = self.directory.tensors[name].clusters
         if clusters is None:
             raise UsageError(f"{self.path}: tensor {name!r} is dense: it has no centroids")
@@ -250,7 +250,7 @@ class Container:
         return values
 
     def _check_integrity(self) -> None:
-        """Every byte outside the directory, and what the small arrays must hold."""
+        """Check the hashes, the padding and the contents of the small arrays."""
         for number, section in enumerate(self.sections):
             integrity.check_hash(self.stored(number), section.stored_hash, section.label(number))
         extents = [(0, SUPERBLOCK_BYTES), *((s.offset, s.offset + s.length) for s in self.sections)]
@@ -270,7 +270,7 @@ def _config(metadata: Mapping[str, Any], model: ModelMetadata | None) -> ModelCo
 
 
 def _map(path: Path) -> tuple[mmap.mmap, Superblock]:
-    """Map a file that has a sound superblock and the length that it states."""
+    """Map a file whose superblock is valid and whose length is the stated one."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError("expected a regular file, got a folder, pipe or device")

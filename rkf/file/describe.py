@@ -1,4 +1,4 @@
-"""What `rkf info` says of an open container, as plain data. Reads the directory alone, renders no template."""
+"""The contents of `rkf info` as plain data. Reads only the directory and renders no text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rkf.format.tensors import TensorEntry
 
 
 def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
-    """A container's identity, model, provenance and sizes; with `tensors`, one map for each of those too."""
+    """Identity, model, provenance and sizes of a container; with `tensors`, also one map for each tensor."""
     entries = container.tensors.values()
     stored = [entry for entry in entries if entry.kind != "alias"]
     description: dict[str, Any] = {

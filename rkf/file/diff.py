@@ -1,6 +1,6 @@
-"""How two files differ, in terms of the model: which indices moved, which centroids drifted, which metadata changed.
+"""How two files differ in terms of the model: indices that moved, centroids that drifted, metadata that changed.
 
-Equal hashes settle most of it; only tensors that differ are decoded.
+Most tensors have equal hashes; only those that differ are decoded.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rkf.format.matrix import ClusteredMatrix, Exceptions, MatrixValues
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> dict[str, Any]:
-    """What changes from file `a` to file `b`: two models, or two values files.
+    """The changes from file `a` to file `b`: two models, or two values files.
 
-    Keys: identical (no difference below); same_ranks and same_dense (whole files, by their ids); metadata and
-    provenance: {dotted key: [in a, in b]}, None where absent; blobs: names that differ; only_a, only_b: tensors of one
-    file alone; tensors: {name: what changed}, of which relative_rms = |b - a| / |a| over the decoded weights.
+    Keys: identical (no difference below); same_ranks and same_dense (of the whole files, by their ids); metadata and
+    provenance: {dotted key: [in a, in b]}, None where absent; blobs: names that differ; only_a, only_b: tensors that
+    only one file has; tensors: {name: changes}, where relative_rms = |b - a| / |a| over the decoded weights.
     """
     with open_file(a) as first, open_file(b) as second:
         if first.kind != second.kind:
@@ -60,7 +60,7 @@ def _blobs(a: Container, b: Container) -> list[str]:
 
 
 def _tensor(a: Container, b: Container, name: str) -> dict[str, Any]:
-    """What changed in a tensor; empty if nothing did."""
+    """The changes in a tensor; empty if there are none."""
     left, right = a.tensors[name], b.tensors[name]
     change: dict[str, Any] = {}
     for key in ("kind", "shape", "source_dtype", "target", "k"):
@@ -79,7 +79,7 @@ def _tensor(a: Container, b: Container, name: str) -> dict[str, Any]:
 
 
 def _same(a: Container, b: Container, name: str) -> bool:
-    """Whether the tensor is stored alike: the same decoded sections, values and description of values."""
+    """Whether the tensor is stored the same way: equal decoded sections, values and description of values."""
     (left, right), hashes = (a.tensors[name], b.tensors[name]), []
     for container, entry in ((a, left), (b, right)):
         hashes.append([container.sections[number].hash for number in entry.sections])
@@ -95,7 +95,7 @@ def _bytes(values: MatrixValues) -> list[bytes]:
 
 
 def _ranks(a: ClusteredMatrix, b: ClusteredMatrix) -> dict[str, Any]:
-    """Moves of indices; they compare only under the same k and tables."""
+    """Moves of indices; comparable only for equal k and tables."""
     if a.k != b.k or a.rows_per_table != b.rows_per_table:
         return {}
     moves = np.abs(a.indices().astype(np.int16) - b.indices())
@@ -122,6 +122,6 @@ def _exceptions(a: Exceptions | None, b: Exceptions | None) -> dict[str, int]:
 
 
 def _weights(a: NDArray[np.float32], b: NDArray[np.float32]) -> dict[str, Any]:
-    """How far apart decoded weights are; None where the first are all zero."""
+    """The distance between decoded weights; None where the first are all zero."""
     distance, norm = (float(np.linalg.norm(x.astype(np.float64).ravel())) for x in (b - a, a))
     return {"weights_changed": int(np.count_nonzero(a != b)), "relative_rms": distance / norm if norm else None}

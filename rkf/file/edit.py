@@ -1,4 +1,4 @@
-"""Changing what a file says about itself: metadata, provenance, blobs. Tensors and values stay where they are.
+"""Changes the description in a file: metadata, provenance, blobs. Tensors and values keep their places.
 
 Nothing is edited in place: a new file is written beside the old one and renamed over it.
 """
@@ -26,10 +26,10 @@ def edit(
     provenance: Mapping[str, Any] | None = None,
     blobs: Mapping[str, bytes | None] | None = None,
 ) -> None:
-    """Rewrite `path` (or write `output`) with new metadata, provenance or blobs; None leaves one as it is.
+    """Rewrite `path` (or write `output`) with new metadata, provenance or blobs; None leaves one unchanged.
 
     metadata, provenance: whole maps. blobs: contents by name, None to remove one; blobs that are not named stay.
-    Offsets of tensors do not change, and file systems that can share bytes between files do.
+    Offsets of tensors do not change, and the file system shares their bytes between both files if it can.
 
     Raises StructureError if the result would not be a valid file, UsageError if `output` exists, OutputError.
     """
@@ -41,7 +41,7 @@ def edit(
         writer = SectionWriter(out)
         with reporting(container.path), container.path.open("rb", buffering=0) as file:
             if file.read(SUPERBLOCK_BYTES) != superblock.encode():
-                raise OutputError(f"{path}: replaced by another process while it was edited: edit it again")
+                raise OutputError(f"{path}: replaced by another process during the edit: edit it again")
             writer.copy(file.fileno(), raw["sections"][:before_blobs])
         for name in sorted(wanted):
             writer.add("blob", [wanted[name]], name)

@@ -1,4 +1,4 @@
-"""What decides a result, as one hash: weights and options. Runs of equal fingerprints may go on from one another."""
+"""One hash over everything that decides a result: weights and options. A run may resume one with equal fingerprint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rkf.format.canonical import encode
 
 
 def fingerprint(containers: Iterable[Container], options: list[Any]) -> str:
-    """Of weights, however they are packed and named, and of whatever else decides the figures."""
+    """The hash of weights, independent of their packing and file names, and of the options."""
     weights = [[each.ranks_id, each.dense_id, _values_hash(each)] for each in containers]
     return blake3(encode([weights, options])).hexdigest()
 

@@ -1,4 +1,4 @@
-"""`fold`: a model file with the values of a values file as its own. Knows no training."""
+"""`fold`: builds the values of a values file into a model file. Knows no training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fold(
 ) -> None:
     """Write `out`: the ranks of `model` with `values`. provenance: keys to add to the model's.
 
-    Raises UsageError (values of other ranks, unordered ones, `out` exists or is `model`), OutputError.
+    Raises UsageError (values for other ranks, unordered values, `out` exists or is `model`), OutputError.
     """
     with open_file(model, values=values) as container:
         refuse_same_file(out, container.path)
@@ -32,7 +32,7 @@ def fold(
                 if entry.target is not None:
                     writer.add(name, Alias(entry.target))
                     continue
-                # The error was that of other values; the entropy is the ranks' and stays.
+                # The error belongs to the old values; the entropy belongs to the ranks and stays.
                 stats = {key: value for key, value in entry.stats.items() if key != "relative_error"}
                 writer.add(name, container.load(name), stats)
             for name in container.directory.blobs:

@@ -1,4 +1,4 @@
-"""Where the bytes of a file go, and what they would be under an ideal entropy coder. Reads counts, decodes nothing."""
+"""How a file spends its bytes, and its size under an ideal entropy coder. Reads counts, decodes nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rkf.format.tensors import TensorEntry
 def footprint(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """The ledger of a file.
 
-    Keys: file_bytes; weights and clustered_weights (aliases not counted); bits_per_weight (the whole file over all
-    weights); clustered_bits_per_weight (planes, counts, values and exceptions over the clustered ones); sections: bytes
-    by what they hold, with superblock, directory and padding, so that they add up to file_bytes; widths: matrices,
-    weights and bytes of planes by index width; entropy_bits_per_weight: of the ranks, from the counts;
-    entropy_coded_bytes: the file if its planes were coded at that rate. With a source (a file, or a folder of
+    Keys: file_bytes; weights and clustered_weights (without aliases); bits_per_weight (the whole file over all
+    weights); clustered_bits_per_weight (planes, counts, values and exceptions over the clustered weights); sections:
+    bytes by content, with superblock, directory and padding, so that they add up to file_bytes; widths: matrices,
+    weights and bytes of planes by index width; entropy_bits_per_weight: entropy of the ranks, from the counts;
+    entropy_coded_bytes: the file size if its planes were coded at that rate. With a source (a file, or a folder of
     safetensors): source_bytes, ratio = source_bytes / file_bytes.
     """
     with open_file(path) as container:
@@ -72,14 +72,14 @@ _SECTION_KEYS = {"counts": "counts", "positions": "exception_positions", "dense"
 
 
 def coded_bits(counts: NDArray[np.uint64]) -> float:
-    """Bits of an ideal coder for ranks that occur as in `counts: u64[tables, k]`, each table by itself."""
+    """Bits of an ideal coder for ranks that occur as in `counts: u64[tables, k]`, with a separate code per table."""
     occurring = counts.astype(np.float64)
     shares = occurring / np.maximum(occurring.sum(axis=1, keepdims=True), 1)
     return float(-(occurring * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))).sum())
 
 
 def _ledger(container: Container) -> dict[str, int]:
-    """Bytes by what they hold; they add up to the file."""
+    """Bytes by content; they add up to the file."""
     ledger = dict.fromkeys(_LEDGER, 0)
     ledger["superblock"] = SUPERBLOCK_BYTES
     ledger["directory"] = container.superblock.directory_length
@@ -93,7 +93,7 @@ def _ledger(container: Container) -> dict[str, int]:
         elif section.name is not None:
             ledger[section.name] = section.length
         elif section.kind == "values" and section.codec != CODEC_RAW:
-            ledger["values_packed"] = section.length  # shared by all fields: they have no bytes of their own
+            ledger["values_packed"] = section.length  # the fields share these bytes and have none of their own
         elif section.kind == "values":
             for fields in container.directory.values_fields.values():
                 for key, field in fields.items():
@@ -120,7 +120,7 @@ def _share(bits: float, weights: int) -> float | None:
 
 
 def _source_bytes(source: Path) -> int:
-    """Bytes of the weights that a file was made from."""
+    """Bytes of the source's weights."""
     files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
     if not files:
         raise UsageError(f"{source}: expected a checkpoint file or a folder with safetensors, got neither")

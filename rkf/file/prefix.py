@@ -1,6 +1,6 @@
 """Coarser matrices from a prefix of the rank planes (spec/rkf-1.md, section 13). Pure; knows no file.
 
-The result is an ordinary clustered matrix of fewer centroids, so nothing that takes one needs to know.
+The result is an ordinary clustered matrix with fewer centroids, so callers need no special case.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from rkf.format.matrix import F32, ClusteredMatrix
 
 
 def within(matrix: ClusteredMatrix, bits: int) -> ClusteredMatrix:
-    """The matrix of as many planes as `bits` bits a weight hold, but of the first at least; `coarser` says the rest."""
+    """The matrix of the planes that fit into `bits` bits a weight, at least the first one; see `coarser`."""
     return coarser(matrix, max(sum(total <= bits for total in accumulate(plane_bits(matrix.bits))), 1))
 
 
 def coarser(matrix: ClusteredMatrix, planes: int) -> ClusteredMatrix:
     """The matrix of the first `planes` planes (1 or more), or the matrix itself if it has no more.
 
-    Its centroids are the count-weighted means of those that share a prefix. They must ascend: do not ask for it under
-    values whose order is "none".
+    Its centroids are the count-weighted means of the centroids that share a prefix. The centroids must ascend: do not
+    use this under values whose order is "none".
     """
     dropped = sum(plane_bits(matrix.bits)[planes:])
     if not dropped:
@@ -36,8 +36,8 @@ def coarser(matrix: ClusteredMatrix, planes: int) -> ClusteredMatrix:
 def merge(counts: NDArray[np.uint64], centroids: F32, members: int) -> tuple[NDArray[np.uint64], F32]:
     """Neighbours merged, `members` into one: `u64[tables, ceil(k / members)]`, f32 of the same shape.
 
-    Sums are made in f64 from left to right, as the specification fixes them (numpy's own sum adds in another order).
-    Where no weight has any of the ranks, the plain mean.
+    Sums are taken in f64 from left to right, as the specification requires (numpy's own sum adds in another order).
+    If no weight has any of the merged ranks, the result is the plain mean.
     """
     merged = -(-centroids.shape[1] // members)
     total, weighted, plain, number = np.zeros((4, len(centroids), merged))

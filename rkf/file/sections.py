@@ -1,6 +1,6 @@
-"""Appending sections to an output file and sealing it: the layout of a file, and nothing of what sections mean.
+"""Appends sections to an output file and seals it. Knows the layout of a file, not the contents of sections.
 
-The superblock is zero until everything else is written; the directory passes the reader's own checks before it is.
+The superblock stays zero until everything else is written. The directory must pass the reader's checks first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class SectionWriter:
     def __init__(self, out: OutputFile) -> None:
         self._out = out
         self.sections: list[dict[str, Any]] = []
-        out.write(bytes(SUPERBLOCK_BYTES))  # until the very end, what marks a file that is not whole
+        out.write(bytes(SUPERBLOCK_BYTES))  # zeros mark an incomplete file until the very end
 
     def add(self, kind: str, pieces: Iterable[Any], name: str | None = None) -> int:
-        """Append a raw section made of buffers, one after another; its number."""
+        """Append a raw section made of consecutive buffers. The section's number."""
         self._align()
         offset, digest = self._out.position, blake3()
         for piece in pieces:
@@ -39,7 +39,7 @@ class SectionWriter:
     def add_zstd(
         self, kind: str, frames: Iterable[bytes], decoded_length: int, decoded_hash: bytes, name: str | None = None
     ) -> int:
-        """Append a section of zstd frames, one a chunk; its number."""
+        """Append a section of zstd frames, one per chunk. The section's number."""
         self._align()
         offset, digest, lengths = self._out.position, blake3(), []
         for frame in frames:
@@ -52,13 +52,13 @@ class SectionWriter:
         return number
 
     def copy(self, source: int, sections: Sequence[Mapping[str, Any]]) -> None:
-        """Take over the first sections of an open file, bytes and records alike, before any is added."""
+        """Copy the first sections of an open file, bytes and records, before any other is added."""
         end = sections[-1]["offset"] + sections[-1]["length"] if sections else self._out.position
         self._out.copy(source, self._out.position, end - self._out.position)
         self.sections = [dict(section) for section in sections]
 
     def finish(self, directory: Mapping[str, Any], kind: int, minor: int = MINOR, optional: int = 0) -> None:
-        """Write the directory (without its sections, which are known here) and, last, the superblock."""
+        """Write the directory (its sections are added here) and, last, the superblock."""
         self._align()
         data = canonical.encode({**directory, "sections": self.sections})
         offset = self._out.position

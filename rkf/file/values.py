@@ -1,7 +1,7 @@
 """Values files: other centroids, affine factors and exception values for a model's ranks. Knows no training.
 
-A values file is a container with a values section alone, bound to the ranks and the dense tensors of one model by their
-hashes. Reading one is `open_file(model, values=…)`.
+A values file is a container with only a values section. Hashes bind it to the ranks and the dense tensors of one model.
+`open_file(model, values=…)` reads it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def write_values(
 ) -> None:
     """Write a values file for the model in `container`.
 
-    replacements: new values by tensor name; the other clustered tensors keep what the container has. Ranks stay, so k,
-    tables and the number of exceptions do too; granularity and dtypes are free. ordered: centroids ascend, which
-    prefixes of the planes rely on; False allows any finite centroids.
+    replacements: new values by tensor name; the other clustered tensors keep the container's values. The ranks stay, so
+    k, tables and the number of exceptions stay too; granularity and dtypes are free. ordered: centroids ascend, which
+    prefixes of the planes need; False allows any finite centroids.
 
     Raises UsageError (an unknown or dense tensor, arrays that do not fit, the file exists), OutputError (the disk).
     """

@@ -1,6 +1,6 @@
-"""What hashes cannot tell: that ranks and weights mean something. Opens a file, decodes all of it, changes nothing.
+"""Checks that hashes cannot make: that ranks and weights are valid. Opens a file, decodes all of it, changes nothing.
 
-Rows are taken in blocks, so that memory stays bounded however large a tensor is.
+Rows are processed in blocks, so memory stays bounded for a tensor of any size.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rkf.format.constants import KIND_MODEL, TOKENIZER, plane_bits
 from rkf.format.fields import REMEDY, shown
 from rkf.format.matrix import Affine, ClusteredMatrix, DenseTensor, Exceptions
 
-# Weights decoded at a time: 4 M make 16 MB of f32 and as much of indices and temporaries.
+# Weights decoded at a time. 4 M weights are 16 MB of f32, and as much again for indices and for temporaries.
 _BLOCK_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A file that holds what it says. weights: of all stored tensors, aliases not counted."""
+    """A file that passed. weights: of all stored tensors, without aliases."""
 
     path: Path
     file_bytes: int
@@ -45,12 +45,12 @@ def verify(
 ) -> Report:
     """Check a model file on all three levels; progress is called with the name of each tensor that passed.
 
-    Beyond what `open_file` raises: SemanticsError for an index >= k, unused bits that are set, counts that are not the
-    real counts, a weight that is not finite, or a tokenizer that is not JSON or has ids beyond the vocabulary.
+    Raises everything that `open_file` raises, and SemanticsError for an index >= k, unused bits that are set, counts
+    that are wrong, a weight that is not finite, or a tokenizer that is not JSON or has ids beyond the vocabulary.
     """
     with open_file(path, values=values) as container:
         if container.kind != KIND_MODEL:
-            raise UsageError(f"{path}: a values file is verified with its model: name the model, and this by --values")
+            raise UsageError(f"{path}: is a values file, which needs its model: verify the model with --values")
         stored = {name: entry for name, entry in container.tensors.items() if entry.target is None}
         with naming(container.path):
             for name, tensor in container.load_many(stored):
@@ -81,7 +81,7 @@ def _check_tensor(tensor: DenseTensor | ClusteredMatrix, where: str) -> None:
 
 
 def _check_block(block: ClusteredMatrix, where: str) -> NDArray[np.uint64]:
-    """Check some rows; how often each rank occurs in them, u64[tables, k]."""
+    """Check some rows. The number of times each rank occurs in them, u64[tables, k]."""
     for number, (plane, width) in enumerate(zip(block.planes, plane_bits(block.bits), strict=True)):
         if unused_bits(plane, width, block.columns).any():
             raise SemanticsError(f"{where}, plane {number}: expected zeros in the unused bits of each row; {REMEDY}")
@@ -99,7 +99,7 @@ def _check_block(block: ClusteredMatrix, where: str) -> NDArray[np.uint64]:
 
 
 def _is_finite(block: ClusteredMatrix) -> bool:
-    """Whether every weight is finite. Where the largest factors cannot overflow, nothing need be decoded to know it."""
+    """Whether every weight is finite. If the largest factors cannot overflow, nothing has to be decoded."""
     a, b = (None, None) if block.affine is None else (block.affine.a, block.affine.b)
     bound = float(np.abs(block.centroids).max())
     bound = bound * (1 if a is None else float(a.max())) + (0 if b is None else float(np.abs(b).max()))
@@ -109,7 +109,7 @@ def _is_finite(block: ClusteredMatrix) -> bool:
 
 
 def _blocks(matrix: ClusteredMatrix) -> Iterator[tuple[int, ClusteredMatrix]]:
-    """The matrix in runs of rows that are whole tables or lie in one, each with the number of its first table."""
+    """The matrix in blocks of rows, with the number of each first table. A block is whole tables, or part of one."""
     rows = max(1, _BLOCK_WEIGHTS // matrix.columns)
     per_table = matrix.rows_per_table
     if rows > per_table:

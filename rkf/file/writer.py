@@ -1,6 +1,6 @@
-"""Writing a model: tensors are streamed in name order, then the values of all of them, then blobs.
+"""Writes a model: streams tensors in name order, then the values of all tensors, then blobs.
 
-Same calls, same bytes. What a reader would refuse is refused here too, before anything is committed.
+The same calls give the same bytes. Everything that a reader would refuse is refused here before the file is committed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rkf.format.values_layout import Clusters, ValuesSpec, fields
 
 
 class Writer:
-    """A model file in the making: `with Writer(path, metadata=…, provenance=…) as w: w.add(…); w.blob(…)`.
+    """Writes a model file: `with Writer(path, metadata=…, provenance=…) as w: w.add(…); w.blob(…)`.
 
     Leaving the `with` commits (superblock last, rename); an exception leaves no file. metadata["model"] is
     `ModelMetadata.to_metadata()`: with it, the tensors must be the ones that its program reads.
@@ -78,7 +78,7 @@ class Writer:
             self._commit()
 
     def add(self, name: str, tensor: Tensor, stats: Mapping[str, float] | None = None) -> None:
-        """Write a tensor. Names come in order of their UTF-8 bytes; stats: finite numbers to keep beside it."""
+        """Write a tensor. Names come in order of their UTF-8 bytes. stats: finite numbers stored with it."""
         with naming(self._path):
             self._check_turn(name)
             if isinstance(tensor, Alias):
@@ -98,7 +98,7 @@ class Writer:
             self._sections.add("blob", [data], name)
 
     def _output(self) -> AbstractContextManager[OutputFile]:
-        """Where the bytes go (a rehearsal counts them instead)."""
+        """The file to write to (a dry run counts bytes instead)."""
         return replacing(self._path, self._force)
 
     def _check_turn(self, name: str) -> None:
@@ -149,7 +149,7 @@ class Writer:
 
 
 class ValuesSpool:
-    """The values section while it grows: an anonymous file beside the output, which goes with the process."""
+    """The values section while it grows: an anonymous file beside the output, which vanishes with the process."""
 
     def __init__(self, target: Path) -> None:
         with reporting(target):
@@ -180,7 +180,7 @@ class ValuesSpool:
             self._out.write(checked[key])
 
     def write_to(self, sections: SectionWriter) -> None:
-        """Append the values section, if there is any value."""
+        """Append the values section, if there are any values."""
         if self._out.position:
             sections.add("values", [mmap.mmap(self._file.fileno(), self._out.position, access=mmap.ACCESS_READ)])
 
@@ -193,7 +193,7 @@ def expect(array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...], wh
 
 
 def values_spec(values: MatrixValues, where: str) -> ValuesSpec:
-    """How these values are described in a directory."""
+    """The description of these values for a directory."""
     affine = values.affine
     if affine is None:
         return ValuesSpec(exceptions=values.exceptions_dtype)

@@ -1,4 +1,4 @@
-"""Studies of ranks and values: a model's centroids changed on purpose, and what becomes of it. Needs matplotlib."""
+"""Studies of ranks and values: experiments that change a model's centroids on purpose. Needs matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean and variance of a matrix from its centroids and how often each occurs. Knows one list of centroids, no model.
+"""Mean and variance of a matrix, from its centroids and the count of each. Knows one list of centroids, no model.
 
 centroids: f64[k] by rank; counts: u64[k].
 """
@@ -14,7 +14,7 @@ F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 U64 = NDArray[np.uint64]
 Change = Callable[[F64, U64, np.random.Generator], F64]
-"""A study's act on one list: (centroids, counts, random) -> the values that the same ranks stand for afterwards."""
+"""A change of one list by a study: (centroids, counts, random) -> the new values of the same ranks."""
 
 
 def moments(centroids: F64, counts: U64) -> tuple[float, float]:
@@ -25,7 +25,7 @@ def moments(centroids: F64, counts: U64) -> tuple[float, float]:
 
 
 def matched(values: F64, centroids: F64, counts: U64) -> F64:
-    """a * values + b, a > 0, with the mean and variance that the matrix had under `centroids`."""
+    """a * values + b, a > 0, with the mean and variance that the matrix has with `centroids`."""
     mean, variance = moments(centroids, counts)
     new_mean, new_variance = moments(values, counts)
     a = np.sqrt(variance / new_variance) if new_variance > 0 else 1.0
@@ -48,7 +48,7 @@ def matching(change: Change) -> Change:
 
 
 def compared(values: F64, centroids: F64, counts: U64) -> tuple[float, float]:
-    """Squared error of the weights in parts of their variance, and their correlation with what they were."""
+    """Squared error of the weights relative to their variance, and their correlation with the old weights."""
     shares = counts / counts.sum()
     (mean, variance), (new_mean, new_variance) = moments(centroids, counts), moments(values, counts)
     error = float(shares @ (values - centroids) ** 2)

@@ -1,4 +1,4 @@
-"""Rows of a study as figures and tables: what is drawn against what, repeated seeds as mean and standard error."""
+"""Rows of a study as figures and tables: which columns to plot; repeated seeds as mean and standard error."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from matplotlib.figure import Figure
 Row = dict[str, Any]
 LABELS = {
     "ppl": "perplexity",
-    "ppl_ratio": "perplexity, times the reference's",
-    "kld": "KL divergence, nats a token",
-    "error": "squared error, in parts of the weights' variance",
-    "correlation": "correlation of the weights with what they were",
-    "bits": "bits a clustered weight",
+    "ppl_ratio": "perplexity relative to the reference",
+    "kld": "KL divergence, nats per token",
+    "error": "squared error relative to the weights' variance",
+    "correlation": "correlation with the unchanged weights",
+    "bits": "bits per clustered weight",
     "survive": "layers",
     "largest": "largest weight, in standard deviations",
-    "scale": "RMS of the residual stream, times the unchanged model's",
+    "scale": "RMS of the residual stream, relative to the unchanged model",
     "spearman": "rank correlation with the unchanged model's residual stream",
 }
-_BASES = {"error": 10, "k": 2}  # of logarithmic abscissas
+_BASES = {"error": 10, "k": 2}  # of logarithmic x axes
 _LOGARITHMIC = {"ppl", "ppl_ratio", "kld", "scale"}
-_MEASURED = {"error", "correlation"}  # abscissas that differ from trial to trial
+_MEASURED = {"error", "correlation"}  # x values that differ from trial to trial
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One figure: rows by x, a line for each value of `series`. name: of its file, unique in a study."""
+    """One figure: rows by x, a line for each value of `series`. name: that of its file, unique in a study."""
 
     name: str
     title: str
@@ -43,18 +43,18 @@ class Chart:
 
     @property
     def is_scatter(self) -> bool:
-        """x is a measurement: every trial is a point of its own."""
+        """Whether x is a measurement, so that every trial is its own point."""
         return self.x in _MEASURED
 
 
 class Point(NamedTuple):
-    """The seeds of one x: their mean (geometric for logarithmic measures) and its standard error."""
+    """The mean over the seeds of one x (geometric for logarithmic measures) and its standard error."""
 
     x: Any
     mean: float
     error: float
     trials: int
-    factor: float | None = None  # of a geometric mean: its standard error, up or down
+    factor: float | None = None  # standard error of a geometric mean, up or down
 
     @property
     def bars(self) -> tuple[float, float]:
@@ -65,7 +65,7 @@ class Point(NamedTuple):
 
     @property
     def spread(self) -> str:
-        """The error in words: "± 0.1", or "×÷ 5" for a geometric mean that is not known to a half."""
+        """The error as text: "± 0.1", or "×÷ 5" for a geometric mean with an error above a half."""
         if self.factor is not None and self.factor > 1.5:
             return f"×÷ {self.factor:.{0 if self.factor >= 10 else 1}f}"
         return f"± {self.error:.1g}" if self.error else ""
@@ -77,7 +77,7 @@ def only(rows: Iterable[Row], **values: Any) -> list[Row]:
 
 
 def having(rows: Iterable[Row], key: str) -> list[Row]:
-    """The rows that a factor applies to."""
+    """The rows that have a value for this factor."""
     return [row for row in rows if row.get(key) is not None]
 
 
@@ -107,7 +107,7 @@ def svg(chart: Chart) -> str:
 
 
 def draw(chart: Chart) -> Figure:
-    """The figure as matplotlib has it."""
+    """The figure as a matplotlib object."""
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
     found = lines(chart)
@@ -164,7 +164,7 @@ def _cell(point: Point | None) -> str:
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:
-    """Each once: numbers ascending, names as they came."""
+    """Each value once: numbers ascending, names in order of appearance."""
     found = list(dict.fromkeys(values))
     return sorted(found) if all(map(_is_number, found)) else found
 

@@ -1,4 +1,4 @@
-"""`drift`: more and more layers with values drawn anew in order; what breaks the model first, scale or ranks?"""
+"""`drift`: replaces the values of more and more layers, order kept. Which breaks the model first, scale or ranks?"""
 
 from __future__ import annotations
 
@@ -13,46 +13,44 @@ import numpy as np
 
 from rkf.file.container import open_file
 from rkf.format.matrix import F32, ClusteredMatrix, MatrixValues, ascending
-from rkf.model.first_form import ModelConfig
 from rkf.study import trace
 from rkf.study.changes import centring, matching
 from rkf.study.charts import Chart, Row, only
 from rkf.study.preserve import uniform
 from rkf.study.subject import Subject, Trial, generator
 
-ABOUT = """Layers get sorted uniform draws for values, one layer after another: from the first, from the last, in
-random order. Corrections w' = a * w + b, a > 0, of each matrix: none; mean, b alone, so that the clustered weights keep
-their mean; moments, so that they keep mean and variance, in closed form from the counts; output, the same and then a
-such that the root mean square of the matrix's output is the unchanged model's on the unchanged model's inputs. The
-residual stream is followed through the layers for a stretch of the text once all layers are replaced: its scale tells
-of drift, its rank correlation with the unchanged model's of distortion. Where few layers ruin the model beyond doubt,
-only all layers follow."""
+ABOUT = """Layers get sorted uniform draws as values, one layer after another: from the first, from the last, in random
+order. The corrections w' = a * w + b, a > 0, of each matrix are: none; mean (only b, which keeps the mean of the
+clustered weights); moments (a and b, which keep mean and variance, in closed form from the counts); output (moments,
+then an a that gives the matrix's output the root mean square of the unchanged model, on the unchanged model's inputs).
+Once all layers are replaced, the residual stream of a stretch of the text is measured layer by layer. A change of its
+scale shows drift; a low rank correlation with the unchanged model shows distortion. If a few layers already ruin the
+model, only the trial with all layers follows."""
 
 ORDERS = ("first", "last", "random")
 CORRECTIONS = {"none": uniform, "mean": centring(uniform), "moments": matching(uniform), "output": matching(uniform)}
-TOKENS = 128  # of the first window, whose residual stream is followed
-BEARABLE = 2.0  # times the reference's perplexity: a model that counts as alive
-_LOST = 10.0  # where the next layers would tell nothing new
+TOKENS = 128  # of the first window, for measuring the residual stream
+BEARABLE = 2.0  # perplexity relative to the reference up to which a model counts as working
+_LOST = 10.0  # perplexity above which further layers add no information
 
 
 class Stream:
-    """What the unchanged model makes of a stretch of text, and how others differ."""
+    """The unchanged model's states on a stretch of text, and how others differ."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._config = ModelConfig.from_metadata(subject.container.metadata["model"])
         self._ids = subject.probe.windows[0].ids[:TOKENS]
         self._inputs: dict[str, F32] = {}
         self._states: list[F32] = []
 
     def profile(self, values: Path) -> dict[str, Any]:
-        """The residual stream under a values file, against the unchanged one: "profile", by layer."""
+        """The residual stream under a values file compared with the unchanged one: "profile", by layer."""
         with open_file(self._subject.container.path, values=values) as changed:
-            states = trace.residual_stream(changed, self._config, self._ids, threads=self._subject.probe.threads)
+            states = trace.residual_stream(changed, self._ids, threads=self._subject.probe.threads)
         return {"profile": trace.compared(states, self._unchanged())}
 
     def shrinkage(self, name: str, values: MatrixValues) -> float:
-        """The factor on `values` that gives a matrix's output its old root mean square; exact weights left out."""
+        """The factor on `values` that restores a matrix's output root mean square; exact weights are left out."""
         self._unchanged()
         old = self._subject.container.load(name)
         if not isinstance(old, ClusteredMatrix):
@@ -65,7 +63,6 @@ class Stream:
         if not self._states:
             self._states = trace.residual_stream(
                 self._subject.container,
-                self._config,
                 self._ids,
                 threads=self._subject.probe.threads,
                 seen=self._inputs.__setitem__,
@@ -74,7 +71,7 @@ class Stream:
 
 
 def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
-    """Every order and correction at 1, …, half of the layers; all of them once, as the order is none then."""
+    """Every order and correction at 1, …, half of the layers; all layers once, because the order no longer matters."""
     stream = Stream(subject)
 
     @cache
@@ -88,7 +85,7 @@ def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
         return {name: new for layer in layers for name, new in values(correction, layer, seed).items()}
 
     for seed, correction, order in product(range(seeds), CORRECTIONS, ORDERS):
-        if seed and correction == "output":  # its spread is that of moments
+        if seed and correction == "output":  # one seed is enough: its spread is that of moments
             continue
         for count in steps(len(subject.layers)):
             factors = {"order": order, "correction": correction, "replaced": count, "seed": seed}
@@ -101,7 +98,7 @@ def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
 
 
 def _clear(factors: Row, rows: list[Row]) -> bool:
-    """Whether fewer layers have ruined the model already."""
+    """Whether fewer layers have already ruined the model."""
     same = only(rows, order=factors["order"], correction=factors["correction"], seed=factors["seed"])
     return any(row["replaced"] < factors["replaced"] and row["ppl_ratio"] > _LOST for row in same)
 
@@ -122,7 +119,7 @@ def ordered(layers: list[int], order: str, seed: int) -> list[int]:
 
 
 def survivors(rows: list[Row]) -> list[Row]:
-    """How many layers can be replaced, of the numbers tried, before perplexity has doubled; 0: not even one."""
+    """How many of the tried numbers of layers can be replaced before perplexity has doubled; 0 if not even one."""
     found = []
     for order in ORDERS:
         for correction in CORRECTIONS:

@@ -1,4 +1,4 @@
-"""`interpolate`: the straight path from a model's values to changed ones, and where on it the model breaks."""
+"""`interpolate`: the straight path from a model's values to changed ones, and the point where the model breaks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rkf.study.preserve import gaussian, ranks
 from rkf.study.scramble import permuting, reverse, swap, whole
 from rkf.study.subject import Subject, Trial
 
-ABOUT = """(1 - t) * values + t * changed values in all layers, mean and variance matched at every t. Towards sorted
-Gaussian draws and evenly spaced ranks every point keeps the order. Towards permutations it breaks where the first two
-ranks meet: with even spacing after an eighth of the way to swap-4, half of the way to reverse."""
+ABOUT = """(1 - t) * values + t * changed values in all layers; mean and variance are matched at every t. On the way to
+sorted Gaussian draws and to evenly spaced ranks, every point keeps the order. On the way to permutations, the order
+breaks where the first two ranks meet: with even spacing, an eighth of the way to swap-4 and half of the way to
+reverse."""
 
 STEPS = 5
 ENDS: dict[str, tuple[Change, bool, bool]] = {  # name -> change, random?, order kept?
@@ -27,7 +28,7 @@ ENDS: dict[str, tuple[Change, bool, bool]] = {  # name -> change, random?, order
 
 
 def path(end: Change, t: float) -> Change:
-    """The point at t of the straight path to where a change leads."""
+    """The change at point t of the straight path to another change."""
 
     def change(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
         return (1 - t) * centroids + t * end(centroids, counts, random)
@@ -48,5 +49,5 @@ def charts(rows: list[Row]) -> list[Chart]:
     return [
         Chart("path", "Perplexity along the path", rows, x="t", series="towards"),
         Chart("divergence", "Divergence along the path", rows, x="t", series="towards", y="kld"),
-        Chart("distance", "Divergence by how far the weights have moved", rows, x="error", series="towards", y="kld"),
+        Chart("distance", "Divergence by how far the weights moved", rows, x="error", series="towards", y="kld"),
     ]

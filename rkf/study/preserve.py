@@ -1,4 +1,4 @@
-"""`preserve`: other values under the same ranks. Drawn anew or warped, in order: ranks stay, values go."""
+"""`preserve`: other values for the same ranks, drawn at random or mapped monotonically. The order stays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rkf.study.changes import F64, U64, Change, matching, moments
 from rkf.study.charts import Chart, Row, having, only
 from rkf.study.subject import Subject, Trial
 
-ABOUT = """Each matrix keeps its ranks; what they stand for is drawn anew, in ascending order (uniform between the
-first and the last centroid; Gaussian and Laplace with the mean and variance of the weights; log-uniform in magnitude),
-or follows from the old values by a monotone map (power-p: |c|^p with its sign; tanh), or is the rank itself, evenly
-spaced. Matched: an affine map with a > 0 afterwards gives the matrix the mean and variance back that it had. early,
-middle, late: a third of the layers."""
+ABOUT = """Each matrix keeps its ranks. Their values are drawn at random in ascending order (uniform between the first
+and the last centroid; Gaussian and Laplace with the mean and variance of the weights; log-uniform in magnitude), or
+mapped monotonically from the old values (power-p: |c|^p with its sign; tanh), or replaced by the ranks themselves,
+evenly spaced. Matched: an affine map with a > 0 then restores the matrix's mean and variance. early, middle, late: a
+third of the layers each."""
 
 
 def uniform(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
@@ -34,20 +34,20 @@ def laplace(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
 
 
 def log_uniform(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
-    """As many negative values as there were; magnitudes log-uniform between the least and the largest."""
+    """As many negative values as before; magnitudes are log-uniform between the smallest and the largest."""
     magnitudes = np.abs(centroids[centroids != 0])
     drawn = np.exp(random.uniform(np.log(magnitudes.min()), np.log(magnitudes.max()), len(centroids)))
     return np.sort(np.where(centroids < 0, -drawn, drawn))
 
 
 def power(exponent: float, centroids: F64, counts: U64, random: np.random.Generator) -> F64:
-    """|c| ** exponent with the sign of c, the largest magnitude kept."""
+    """|c| ** exponent with the sign of c; the largest magnitude is preserved."""
     largest = np.abs(centroids).max()
     return np.sign(centroids) * largest * (np.abs(centroids) / largest) ** exponent
 
 
 def tanh(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
-    """The outer values drawn in: tanh of two deviations is 0.96."""
+    """Pulls the outer values in: tanh of two deviations is 0.96."""
     mean, variance = moments(centroids, counts)
     deviation = np.sqrt(variance)
     return mean + deviation * np.tanh((centroids - mean) / deviation)
@@ -67,7 +67,7 @@ MAPS: dict[str, Change] = {
 
 
 def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
-    """Every change in all layers, matched, and once not; then one draw in each third, and in some layers alone."""
+    """Every change in all layers, matched, and once not matched; then one draw in each third and in single layers."""
     thirds = dict(zip(("early", "middle", "late"), np.array_split(subject.layers, 3), strict=True))
     for seed in range(seeds):
         for name, change in (DRAWS if seed else MAPS | DRAWS).items():

@@ -1,4 +1,4 @@
-"""What a study leaves as it goes: `results.json`, whole after every trial, and the same rows as `results.csv`."""
+"""The results of a study on disk: `results.json`, complete after every trial, and the same rows as `results.csv`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RESULTS, TABLE = "results.json", "results.csv"
 
 
 class Records:
-    """The folder of one study. about: what it is of; about["fingerprint"] is equal in all runs that may continue one
-    another: UsageError where another one's results are there.
+    """The folder of one study. about: describes it; runs with equal about["fingerprint"] may continue each other.
+    UsageError if the folder has results of another study.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
@@ -34,22 +34,22 @@ class Records:
             self.about = {**earlier, **about}
 
     def own(self, name: str) -> Path:
-        """Where a file or folder of this name lies that only runs with the same fingerprint may share."""
+        """The path of a file or folder that only runs with the same fingerprint may share."""
         path = self._folder / name
         return path.with_stem(f"{path.stem}-{self.about['fingerprint'][:12]}")
 
     def find(self, trial: Trial) -> Row | None:
-        """The row of a trial that was done before."""
+        """The row of a trial that was already run."""
         return next((row for row in self.rows if row["trial"] == trial.name), None)
 
     def add(self, trial: Trial) -> None:
-        """Do a trial, and keep its figures."""
+        """Run a trial and save its results."""
         self.rows.append({"trial": trial.name, **trial.factors, **trial.measure()})
         self.save()
 
     def save(self) -> None:
         about = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.about.items())
-        trials = ",\n".join(map(json.dumps, self.rows))  # a line each, for people and for git
+        trials = ",\n".join(map(json.dumps, self.rows))  # one per line, readable and easy to diff
         write_text(self._folder / RESULTS, f'{{{about}"trials": [\n{trials}\n]}}\n')
         write_text(self._folder / TABLE, _csv(self.rows))
 
@@ -61,17 +61,17 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {key: value for key, value in found.items() if key != "trials"}, found["trials"]
     except (ValueError, KeyError, AttributeError) as error:
-        raise CorruptError(f"{path}: not the results of a study ({error}): remove it to begin anew") from error
+        raise CorruptError(f"{path}: not the results of a study ({error}): remove it to start again") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """A whole new file, or the old one."""
+    """Replace the file at once: after a failure it is the old one."""
     with replacing(path, force=True) as output:
         output.write(text.encode())
 
 
 def _csv(rows: Iterable[Row]) -> str:
-    """Single figures only; profiles by layer are in the JSON."""
+    """Only single numbers; profiles by layer are in the JSON."""
     flat = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
     written = io.StringIO()
     writer = csv.DictWriter(written, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The report of a study: Markdown with figures beside it, and one HTML page that holds everything."""
+"""The report of a study: Markdown with separate figures, and one HTML page that contains everything."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FACTS = {
     "model": "model",
     "reference": "reference",
     "windows": "windows",
-    "ctx": "tokens a window",
+    "ctx": "tokens per window",
     "ppl": "perplexity of the reference",
     "layers": "layers",
 }
 
 
 def write(folder: Path, title: str, text: str, about: dict[str, Any], charts: list[Chart]) -> None:
-    """report.md, report.html and a figure for every chart that has rows."""
+    """Write report.md, report.html and a figure for every chart that has rows."""
     figures = [
         {"name": chart.name, "title": chart.title, "svg": svg(chart), "table": table(chart)}
         for chart in charts

@@ -1,4 +1,4 @@
-"""`study`: a named study of one model, from its files to results and a report. Joins subject, trials and records."""
+"""`study`: runs a named study of one model, from its files to results and report. Joins subject, trials and records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STUDIES: dict[str, ModuleType] = {
     "drift": drift,
     "interpolate": interpolate,
 }
-Progress = Callable[[str, int, int], None]  # the trial, how many are done, how many there are
+Progress = Callable[[str, int, int], None]  # the trial, trials done, trials in all
 _PREDICTIONS = "reference.kld"
 
 
@@ -47,22 +47,22 @@ def study(
     threads: int | None = None,
     progress: Progress = lambda trial, done, total: None,
 ) -> list[dict[str, Any]]:
-    """Do the trials of a study that the folder `out` has not got yet; write results and report; the rows of all.
+    """Run the trials of a study that the folder `out` lacks, and write results and report. Returns the rows of all.
 
-    name: one of STUDIES. model: a clustered rkf file. reference: whose predictions the divergence is from (default: the
-    model with its own values). text: its first `windows` windows of `ctx` tokens are measured as in `rkf.eval`. seeds:
-    how often a random change is repeated (but for some whose effect is far beyond its spread); more extend a study.
-    layers: those to change (default: all).
+    name: one of STUDIES. model: a clustered rkf file. reference: the model from which divergence is measured (default:
+    the model with its own values). text: its first `windows` windows of `ctx` tokens are measured as in `rkf.eval`.
+    seeds: repeats of each random change (once for changes whose effect is far beyond its spread); more seeds extend a
+    study. layers: those to change (default: all).
 
     `out` gets results.json, results.csv, values/*.rkv (for `rkf run MODEL --values`), report.md, report.html, figures.
-    Raises UsageError: an unknown study, no such layers, a reference of another shape, a text too short, results
-    of other inputs in `out`.
+    Raises UsageError: an unknown study, no such layers, a reference of another shape, a text that is too short,
+    results of other inputs in `out`.
     """
     if name not in STUDIES:
         raise UsageError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     out, kind = Path(out), STUDIES[name]
     with open_file(model) as container, open_file(reference or model) as source:
-        if container.config is None or container.config != source.config:
+        if container.model is None or source.model is None or not container.model.computes_as(source.model):
             raise UsageError(f"{source.path}: expected a whole model of the same dimensions as {container.path}")
         options = {"study": name, "windows": windows, "ctx": ctx, "layers": chosen_layers(container, layers)}
         about: dict[str, Any] = {
@@ -91,7 +91,7 @@ def study(
 
 
 def do(records: Records, trials: Iterable[Trial], progress: Progress) -> None:
-    """Do the trials that have no record yet, and a point."""
+    """Run the trials that have no record yet and are not pointless."""
     planned = list(trials)
     for done, trial in enumerate(planned):
         progress(trial.name, done, len(planned))
@@ -103,7 +103,7 @@ def do(records: Records, trials: Iterable[Trial], progress: Progress) -> None:
 def predictions(
     records: Records, model: Callable[[], Path], text: str, ctx: int, windows: int, *, exact: bool, threads: int | None
 ) -> list[Window]:
-    """What the reference says of the text, kept in the folder of the study. model: names it if it has to be run."""
+    """The reference's predictions on the text, cached in the study's folder. model: returns its path if it must run."""
     path = records.own(_PREDICTIONS)
     if not path.exists():
         with load(model(), exact=exact, threads=threads) as ready:

@@ -1,4 +1,4 @@
-"""`scramble`: the same values under other ranks. Centroids are permuted, so that order goes and the values stay."""
+"""`scramble`: permutes the centroids among the ranks. The values stay, their order is lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rkf.study.subject import Subject, Trial
 
 I64 = NDArray[np.int64]
 Permutation = Callable[[int, np.random.Generator], I64]
-"""(k, random) -> which old rank gives each new rank its value."""
+"""(k, random) -> for each new rank, the old rank that gives it its value."""
 
-ABOUT = """Each matrix keeps its ranks and its values, but which rank stands for which value is permuted. Restored: an
-affine map with a > 0 afterwards gives the matrix the mean and variance back that it had, so that what is left of the
-damage is neither shift nor scale. swap-d: ranks trade places in pairs d apart; within-b: blocks of b neighbouring ranks
-are shuffled inside; blocks-b: the blocks trade places as they are; reverse: the first rank takes the last value."""
+ABOUT = """Each matrix keeps its ranks and its values, but the values are permuted among the ranks. Restored: an affine
+map with a > 0 then restores the matrix's mean and variance, so the remaining damage is neither shift nor scale. swap-d:
+ranks trade places in pairs d apart; within-b: blocks of b neighbouring ranks are shuffled inside; blocks-b: whole
+blocks trade places; reverse: the first rank takes the last value."""
 
 
 def whole(k: int, random: np.random.Generator) -> I64:
@@ -29,7 +29,7 @@ def whole(k: int, random: np.random.Generator) -> I64:
 
 
 def swap(distance: int, k: int, random: np.random.Generator) -> I64:
-    """Pairs of ranks `distance` apart trade places, disjoint; those without a partner stay."""
+    """Disjoint pairs of ranks `distance` apart trade places; ranks without a partner stay."""
     ranks = np.arange(k)
     low = ranks[(ranks % (2 * distance) < distance) & (ranks + distance < k)]
     permutation = ranks.copy()
@@ -47,7 +47,7 @@ def within(block: int, k: int, random: np.random.Generator) -> I64:
 
 
 def blocks(block: int, k: int, random: np.random.Generator) -> I64:
-    """A shuffle of blocks of neighbouring ranks, each kept as it is."""
+    """A shuffle of whole blocks of neighbouring ranks."""
     parts = [np.arange(start, min(start + block, k)) for start in range(0, k, block)]
     return np.concatenate([parts[i] for i in random.permutation(len(parts))])
 
@@ -58,11 +58,11 @@ PARTIAL: dict[str, Permutation] = {
     **{f"within-{b}": partial(within, b) for b in (2, 4, 8)},
     **{f"blocks-{b}": partial(blocks, b) for b in (4, 8)},
 }
-_FIXED = [name for name in PARTIAL if name.startswith(("swap", "reverse"))]  # no randomness in these
+_FIXED = [name for name in PARTIAL if name.startswith(("swap", "reverse"))]  # these are not random
 
 
 def permuting(permutation: Permutation) -> Change:
-    """Values by a permutation of the ranks."""
+    """The change that permutes values among the ranks."""
 
     def change(centroids: F64, counts: U64, random: np.random.Generator) -> F64:
         return centroids[permutation(len(centroids), random)]
@@ -71,7 +71,9 @@ def permuting(permutation: Permutation) -> Change:
 
 
 def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
-    """All layers whole and partly, then some layers alone; each kind of matrix once, as it is about powers of ten."""
+    """All layers, whole and partial permutations; then single layers; then each kind of matrix, one seed (it differs by
+    powers of ten).
+    """
     for name in _FIXED:
         yield _trial(subject, name, PARTIAL[name])
     for layer in subject.spread:

@@ -1,8 +1,7 @@
-"""The model under study: its clustered matrices by layer and kind, and what other values make of its predictions."""
+"""The model under study: its clustered matrices by layer and role, and the effect of other values on it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,20 +16,21 @@ from rkf.eval.reference import Window
 from rkf.file.container import Container
 from rkf.file.values import write_values
 from rkf.format.matrix import MatrixValues, ascending
+from rkf.model.program import layer_of
+from rkf.model.roles import roles
 from rkf.runtime.model import load
 from rkf.study.changes import Change, compared
 from rkf.study.charts import Row
 
-_IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\..*?([^.]+)\.weight")
-_SPREAD = 8  # layers at most
+_SPREAD = 8  # maximum number of layers for trials of one layer
 _KEPT = ("ppl", "ppl_ratio", "ppl_ratio_stderr", "kld", "kld_stderr", "top1", "top1_stderr")
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One changed model. factors: what it is, by the columns of its study; None where one does not apply.
+    """One changed model. factors: describe it, by the columns of its study; None where one does not apply.
 
-    measure: makes it and returns its figures. pointless: whether the rows so far say enough of it.
+    measure: makes it and returns its results. pointless: whether earlier rows make it unnecessary.
     """
 
     factors: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Unique within a study; part of a file's name."""
+        """Unique within a study; part of a file name."""
         return "_".join(f"{key}-{value}" for key, value in self.factors.items() if value is not None)
 
 
@@ -58,7 +58,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Subject:
-    """container: the open model; folder: where values files go; layers: those that the study may change."""
+    """container: the open model; folder: for values files; layers: those that the study may change."""
 
     container: Container
     folder: Path
@@ -66,7 +66,7 @@ class Subject:
     probe: Probe
 
     def names(self, layers: Iterable[int] | None = None, kind: str | None = None) -> list[str]:
-        """Clustered matrices of some of the study's layers ("q_proj", … as kind), in name order."""
+        """Clustered matrices of some of the study's layers (kind: a role, such as "query"), in name order."""
         wanted = set(self.layers if layers is None else layers)
         return [
             name
@@ -81,13 +81,13 @@ class Subject:
 
     @property
     def spread(self) -> list[int]:
-        """Some of the study's layers, evenly spaced: for trials of one layer that need not be done in all."""
+        """Evenly spaced layers of the study, for trials of one layer that need not cover all."""
         return self.layers[:: -(-len(self.layers) // _SPREAD)]
 
     def changed(self, names: Iterable[str], change: Change, seed: int, ordered: bool) -> dict[str, MatrixValues]:
-        """New values of some matrices: each table changed by itself, factors and exact weights as they are.
+        """New values of some matrices. Each table is changed by itself; factors and exact weights stay.
 
-        A matrix's randomness depends on the seed and its name alone, not on which others change.
+        A matrix's randomness depends only on the seed and its name, not on the other matrices that change.
         """
         replacements = {}
         for name in names:
@@ -99,7 +99,7 @@ class Subject:
         return replacements
 
     def trial(self, factors: Mapping[str, Any], names: list[str], change: Change, *, ordered: bool) -> Trial:
-        """The trial of one change on some matrices; factors["seed"] is its randomness (None: it has none)."""
+        """The trial of one change on some matrices; factors["seed"] seeds it (None: not random)."""
         seed = factors["seed"] or 0
         return self.trial_of(factors, lambda: self.changed(names, change, seed, ordered), ordered=ordered)
 
@@ -112,7 +112,7 @@ class Subject:
         also: Callable[[Path], Mapping[str, Any]] = lambda path: {},
         pointless: Callable[[list[Row]], bool] = lambda rows: False,
     ) -> Trial:
-        """A trial of new values. also: further figures of a values file."""
+        """A trial of new values. also: returns further results from a values file."""
 
         def measure() -> dict[str, Any]:
             path = self.folder / f"{trial.name}.rkv"
@@ -127,7 +127,7 @@ class Subject:
         return trial
 
     def _moved(self, replacements: Mapping[str, MatrixValues]) -> dict[str, float]:
-        """How far the changed matrices' weights have moved, on average over the tables."""
+        """How far the weights of the changed matrices moved, averaged over the tables."""
         found = [
             compared(new.astype(np.float64), old.astype(np.float64), counts)
             for name, values in replacements.items()
@@ -140,16 +140,19 @@ class Subject:
 
 
 def clustered_in_layers(container: Container) -> dict[str, tuple[int, str]]:
-    """Clustered matrices of the layers: name -> (layer, kind)."""
-    found = {name: _IN_A_LAYER.fullmatch(name) for name, entry in container.tensors.items() if entry.clusters}
-    return {name: (int(match[1]), match[2]) for name, match in found.items() if match}
+    """Clustered matrices and stacks of the layers: name -> (layer, role)."""
+    if container.model is None:
+        raise UsageError(f"{container.path}: expected a whole model, got a file without one")
+    found = roles(container.model.program)
+    clustered = [(name, layer_of(name)) for name, entry in container.tensors.items() if entry.clusters]
+    return {name: (layer, found.get(name, "other")) for name, layer in clustered if layer is not None}
 
 
 def chosen_layers(container: Container, wanted: Iterable[int] | None) -> list[int]:
-    """The layers that have clustered matrices, or those of them that are wanted; UsageError for another."""
+    """The layers that have clustered matrices, or the wanted ones of them; UsageError for any other layer."""
     there = sorted({layer for layer, _ in clustered_in_layers(container).values()})
     if not there:
-        raise UsageError(f"{container.path}: no layer has a clustered matrix: there is nothing to study")
+        raise UsageError(f"{container.path}: no layer has a clustered matrix, so there is nothing to study")
     chosen = there if wanted is None else sorted(set(wanted))
     if not chosen or not set(chosen) <= set(there):
         raise UsageError(f"layers: expected some of {there[0]} to {there[-1]}, got {chosen}")

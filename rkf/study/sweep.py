@@ -1,4 +1,4 @@
-"""`sweep`: one checkpoint at every K, with and without exact outliers; and which matrix collapses without them."""
+"""`sweep`: one checkpoint at every K, with and without exact outliers, and the matrix that collapses without them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from rkf.study.running import Progress, do, predictions
 from rkf.study.subject import Probe, Trial, chosen_layers, clustered_in_layers
 
 ABOUT = """Every matrix of the layers has K shared values; the embedding stays dense. plain: the optimal k-means of each
-matrix; exceptions: with the largest 0.1 % of every matrix kept exact; calibrated: the same, with ranks chosen for the
-layer's outputs on a text. Then at one K, in the model with exceptions, the matrices of one layer are exchanged for the
-plain ones; then, in the layer that suffers most, one matrix at a time; at last all matrices are plain but that one."""
+matrix; exceptions: the largest 0.1 % of every matrix stay exact; calibrated: the same, with ranks chosen for the
+layer's outputs on a text. Further trials at one K start from the model with exceptions: one layer at a time becomes
+plain; then, in the layer that suffers most, one matrix at a time; finally all matrices are plain except that one."""
 
 KS = (4, 8, 16, 32, 64, 128, 256)
-COLLAPSE_K = 16  # where layers are exchanged
+COLLAPSE_K = 16  # K of the trials with single layers and matrices
 RECIPES = {"plain": "paper", "exceptions": "paper-exceptions", "calibrated": "paper-exceptions"}
 
 
 class Convert(Protocol):
-    """Converts the checkpoint by a shipped recipe. calibrated: with the calibration that the caller has in mind."""
+    """Converts the checkpoint by a built-in recipe. calibrated: with the calibration chosen by the caller."""
 
     def __call__(self, out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None: ...
 
@@ -54,16 +54,17 @@ def sweep(
     threads: int | None = None,
     progress: Progress = lambda trial, done, total: None,
 ) -> list[Row]:
-    """Convert, measure, find the matrix that collapses; the rows of all trials. What `out` has already is not repeated.
+    """Convert, measure, and find the matrix that collapses. Returns the rows of all trials; those in `out` are not
+    repeated.
 
     source, fingerprint: the name of the checkpoint, and a hash of its files. text, windows, ctx: as in
-    `rkf.study.study`; divergence is from the checkpoint, dense. ks: default KS. calibration: also convert with
-    calibration, on the checkpoint's own text ("self") or another (its hash). layers: those to exchange (default: all).
-    Models are made in a folder of `out`, which is removed at the end.
+    `rkf.study.study`; divergence is measured from the dense checkpoint. ks: default KS. calibration: also convert with
+    calibration, on the checkpoint's own text ("self") or another (its hash). layers: those to make plain (default:
+    all). Models are made in a folder of `out`, which is removed at the end.
     """
     out, ks, layers = Path(out), list(ks or KS), layers and list(layers)
     identity = [fingerprint, windows, ctx, blake3(text.encode()).hexdigest()]
-    if calibration not in (None, "self"):  # its own text is the checkpoint's, which is in the identity already
+    if calibration not in (None, "self"):  # the checkpoint's own text depends only on the checkpoint, hashed already
         identity.append(calibration)
     about: dict[str, Any] = {
         "study": "sweep",
@@ -96,7 +97,7 @@ def sweep(
 
 
 class Models:
-    """The folder of converted models, each made when it is wanted."""
+    """The folder of converted models, each made on first use."""
 
     def __init__(self, folder: Path, convert: Convert) -> None:
         self._folder, self._convert = folder, convert
@@ -108,7 +109,7 @@ class Models:
         return self._made(f"{variant}-{k}", recipe=RECIPES[variant], k=k, calibrated=variant == "calibrated")
 
     def exchanged(self, base: str, other: str, chosen: Callable[[str], bool]) -> Path:
-        """The model of variant `base` with some matrices, by name, of variant `other`."""
+        """The model of variant `base` with some matrices (chosen by name) of variant `other`."""
         path = self._folder / "exchanged.rkf"
         with (
             open_file(self.clustered(base, COLLAPSE_K)) as one,
@@ -138,7 +139,7 @@ def _of_k(models: Models, probe: Probe, variant: str, k: int) -> Trial:
     def measure() -> dict[str, Any]:
         path = models.clustered(variant, k)
         figures = {**probe(path), "bits": footprint(path)["clustered_bits_per_weight"]}
-        if k != COLLAPSE_K:  # those are wanted again
+        if k != COLLAPSE_K:  # models of that K are used again
             path.unlink()
         return figures
 
@@ -178,13 +179,13 @@ def _exchange(models: Models, probe: Probe, variant: str, layer: int, kind: str 
 
 
 def worst(rows: list[Row]) -> Row:
-    """The trial that is farthest from the reference."""
+    """The trial with the largest divergence."""
     return max(rows, key=lambda row: float(row["kld"]))
 
 
 def largest_weights(models: Models) -> list[Row]:
-    """Of every matrix, in standard deviations: "largest", its largest weight by magnitude; "stored", what plain
-    clustering makes of it; "error", the root mean square of what clustering changes.
+    """For every matrix, in standard deviations: "largest", its largest weight by magnitude; "stored", that weight after
+    plain clustering; "error", the root mean square of the change by clustering.
     """
     with ExitStack() as stack:
         dense = stack.enter_context(open_file(models.dense()))
@@ -211,7 +212,7 @@ def charts(rows: list[Row], matrices: list[Row]) -> list[Chart]:
     plain = only(rows, variant="one plain")
     return [
         Chart("k", "Perplexity by K", by_k, x="k", series="variant"),
-        Chart("bits", "Divergence by bits a clustered weight", by_k, x="bits", series="variant", y="kld"),
+        Chart("bits", "Divergence by bits per clustered weight", by_k, x="bits", series="variant", y="kld"),
         Chart("layers", f"K = {COLLAPSE_K}: one layer plain", only(plain, kind=None), x="layer"),
         Chart("kinds", f"K = {COLLAPSE_K}: one matrix of that layer plain", having(plain, "kind"), x="kind"),
         Chart("spared", f"K = {COLLAPSE_K}: all plain but that matrix", _ends(rows), x="variant"),

@@ -1,4 +1,4 @@
-"""The residual stream layer by layer, in f32: how large it is and how its order compares with another model's."""
+"""The residual stream layer by layer, in f32: its scale and its rank correlation with another model's."""
 
 from __future__ import annotations
 
@@ -8,46 +8,53 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf.calibrate.layers import SHARED_INPUTS, Layer
-from rkf.calibrate.passes import EMBEDDING
+from rkf.calibrate import interpreter
+from rkf.calibrate.interpreter import Flow, Stretch
+from rkf.errors import UsageError
 from rkf.file.container import Container
 from rkf.format.matrix import F32
-from rkf.model.first_form import ModelConfig
 
 Seen = Callable[[str, F32], None]
-"""Is told the input of each matrix: its name, f32[tokens, cols]."""
+"""Receives the input of each matrix: its name, f32[tokens, cols]. Experts, which see few tokens each, are left out."""
 
 
 def residual_stream(
-    container: Container, config: ModelConfig, ids: NDArray[np.int64], *, threads: int | None, seen: Seen | None = None
+    container: Container, ids: NDArray[np.int64], *, threads: int | None, seen: Seen | None = None
 ) -> list[F32]:
-    """f32[tokens, hidden] after each layer, for one sequence. One layer's weights are held at a time."""
-    states = []
-    x = container.decode(EMBEDDING)[ids][None]
+    """f32[tokens, hidden] after each layer, for one sequence. Holds the weights of one layer at a time."""
+    if container.model is None:
+        raise UsageError(f"{container.path}: no model: expected a whole one, as `rkf convert` writes it")
+    program, states = container.model.program, []
+    stream = program.top[0].reads()[0]
+    tap = None if seen is None else _named(seen)
     with threadpool_limits(threads, "blas"):
-        for number in range(config.layers):
-            prefix = f"model.layers.{number}."
-            found = [name for name in container.tensors if name.startswith(prefix)]
-            layer = Layer(config, {name.removeprefix(prefix): container.decode(name) for name in found})
-            x = layer(x, tap=None if seen is None else _named(prefix, seen))
-            states.append(x[0])
+        stem = Stretch.stem(program, len(ids))
+        flow = stem(_weights(container, stem), Flow(ids[None]))
+        for number in range(program.layers):
+            layer = Stretch.of_layer(program, number, len(ids))
+            flow = layer(_weights(container, layer), flow, tap=tap)
+            states.append(flow.values[stream][0])
     return states
 
 
-def _named(prefix: str, seen: Seen) -> Seen:
-    """A tap of one layer that tells of every matrix by its whole name."""
-    shared = {names[0]: names for names in SHARED_INPUTS}
+def _weights(container: Container, stretch: Stretch) -> dict[str, F32]:
+    return {name: container.decode(name) for name in stretch.names}
 
-    def tap(first: str, values: F32) -> None:
-        for name in shared[first]:
-            seen(f"{prefix}{name}.weight", values.reshape(-1, values.shape[-1]))
+
+def _named(told: Seen) -> interpreter.Tap:
+    """A tap that reports every matrix by its full name."""
+
+    def tap(seen: interpreter.Seen) -> None:
+        if seen.expert is None:
+            for name in seen.names:
+                told(name, seen.x)
 
     return tap
 
 
 def compared(states: list[F32], unchanged: list[F32]) -> dict[str, list[float]]:
-    """By layer, on average over the tokens: "scale", the ratio of root mean squares (geometric mean); "spearman", the
-    rank correlation of a token's features.
+    """For each layer, averaged over the tokens: "scale", the ratio of root mean squares (geometric mean); "spearman",
+    the rank correlation of a token's features.
     """
     pairs = list(zip(states, unchanged, strict=True))
     return {
@@ -57,7 +64,7 @@ def compared(states: list[F32], unchanged: list[F32]) -> dict[str, list[float]]:
 
 
 def spearman(x: F32, y: F32) -> NDArray[np.float64]:
-    """Spearman's rank correlation of each row: f64[rows]. Equal numbers are ranked as they stand."""
+    """Spearman's rank correlation of each row: f64[rows]. Equal numbers are ranked in order of appearance."""
     deviations = [np.argsort(np.argsort(values, axis=1), axis=1) - (values.shape[1] - 1) / 2 for values in (x, y)]
     a, b = deviations
     correlation: NDArray[np.float64] = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
@@ -65,6 +72,6 @@ def spearman(x: F32, y: F32) -> NDArray[np.float64]:
 
 
 def _rms(x: F32) -> NDArray[np.float64]:
-    """Of each row: f64[rows]."""
+    """The root mean square of each row: f64[rows]."""
     root: NDArray[np.float64] = np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1))
     return root

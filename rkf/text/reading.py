@@ -1,4 +1,4 @@
-"""Text from files: UTF-8, or an error that names the file."""
+"""Reads files of text: UTF-8, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rkf.errors import UsageError
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; UsageError where it cannot be read or is not UTF-8."""
+    """The text of a file; UsageError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

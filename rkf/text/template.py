@@ -1,7 +1,7 @@
-"""A model's chat template: messages -> prompt text, rendered in a process of its own. Knows no tokens.
+"""A model's chat template: messages -> prompt text, rendered in a separate process. Knows no tokens.
 
-Templates come out of files that strangers made, so each is rendered by `template_worker.py` in Jinja's immutable
-sandbox with caps on time, memory and output. A render costs about 80 ms, nearly all of it the start of that process.
+Templates come from files that strangers made. So `template_worker.py` renders each one in Jinja's immutable sandbox
+with limits on time, memory and output. A render costs about 80 ms, nearly all of it for starting the process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TEMPLATE_CHARS = 1 << 20
 MAX_PROMPT_CHARS = 16 << 20
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 5
-WALL_SECONDS = 60  # generous: the machine may be busy; the processor limit is the one that ends a loop
+WALL_SECONDS = 60  # generous, because the machine may be busy; the CPU limit is the one that ends a loop
 
 _WORKER = Path(__file__).with_name("template_worker.py")
 _REFUSED = 2
@@ -36,10 +36,10 @@ def render(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> str:
-    """The prompt for `messages`, as transformers' `apply_chat_template(tokenize=False)` gives it.
+    """The prompt for `messages`, equal to transformers' `apply_chat_template(tokenize=False)`.
 
-    special_tokens: the template's variables such as `bos_token`. now: what `strftime_now` reads (default: the clock),
-    so that a prompt with a date in it can be repeated. UsageError: the template refuses these messages.
+    special_tokens: the template's variables such as `bos_token`. now: the time that `strftime_now` reads (default: the
+    clock); give it to repeat a prompt that contains a date. UsageError: the template refuses these messages.
     UnsupportedError: it cannot be rendered within the limits.
     """
     if len(template) > MAX_TEMPLATE_CHARS:
@@ -68,6 +68,6 @@ def _run_worker(request: bytes) -> str:
     message = " ".join(done.stderr.decode(errors="replace").split())
     if done.returncode == _REFUSED:
         raise UsageError(f"chat template: {message}")
-    if done.returncode < 0:  # killed: the processor limit, or the system's memory limit
+    if done.returncode < 0:  # killed by the CPU limit or the system's memory limit
         message = f"rendering took more than {CPU_SECONDS} s of processor time or too much memory"
     raise UnsupportedError(f"chat template cannot be rendered: {message}; use --raw to prompt without it")

@@ -1,8 +1,8 @@
-"""The process in which a chat template runs: sandboxed Jinja under limits on memory and processor time.
+"""The process in which a chat template runs: sandboxed Jinja with limits on memory and CPU time.
 
-Run as a script by `rkf.text.template`, never imported: one JSON request on stdin, the text on stdout. The sandbox
-keeps a template from reaching Python; only a process of its own keeps `'a' * 10**10` or a nested loop from taking the
-machine. Exit codes: 0 rendered, 2 the template refused the messages (`raise_exception`), 4 it cannot be rendered.
+`rkf.text.template` runs it as a script and never imports it. One JSON request comes on stdin; the text goes to stdout.
+The sandbox keeps a template away from Python. The separate process stops `'a' * 10**10` and nested loops from using up
+the machine. Exit codes: 0 rendered, 2 the template refused the messages (`raise_exception`), 4 it cannot be rendered.
 """
 
 import json
@@ -21,7 +21,7 @@ class Refusal(Exception):
 
 
 class GenerationTag(Extension):
-    """`{% generation %} … {% endgeneration %}` marks text to train on; here its body is simply output."""
+    """`{% generation %} … {% endgeneration %}` marks text for training; here its body is just output."""
 
     tags = {"generation"}  # noqa: RUF012 - the base class declares a set
 
@@ -31,7 +31,7 @@ class GenerationTag(Extension):
 
 
 def render(request):
-    """The text of a request: template, variables, now (ISO date and time), max_chars."""
+    """The text for a request with the keys template, variables, now (ISO date and time), max_chars."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
     )
@@ -48,7 +48,7 @@ def render(request):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    # Jinja's own filter escapes HTML, which would put \u003c in a prompt.
+    # Jinja's own filter escapes HTML, so it would put \u003c into a prompt.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -59,10 +59,10 @@ def _refuse(message):
 def _limit(memory_bytes, cpu_seconds):
     try:
         import resource
-    except ImportError:  # no such limits on Windows; the parent's clock remains
+    except ImportError:  # Windows has no such limits; the parent's clock still applies
         return
     wanted = {resource.RLIMIT_CPU: cpu_seconds}
-    if sys.platform != "darwin":  # which refuses to bound addresses
+    if sys.platform != "darwin":  # macOS cannot limit the address space
         wanted[resource.RLIMIT_AS] = memory_bytes
     for which, most in wanted.items():
         hard = resource.getrlimit(which)[1]
@@ -77,7 +77,7 @@ def main():
         text = render(request)
     except Refusal as refusal:
         return _fail(REFUSED, str(refusal))
-    # What a template can raise: Jinja's errors, and whatever Python raises for its expressions.
+    # A template can raise Jinja's errors and any error that Python raises for its expressions.
     except (
         TemplateError,
         ArithmeticError,

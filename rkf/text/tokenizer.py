@@ -1,6 +1,6 @@
-"""Text to token ids and back, by the model's own tokenizer.json; text as a stream. Knows no model and no sampling.
+"""Text to token ids and back, with the model's own tokenizer.json; text as a stream. Knows no model and no sampling.
 
-The `tokenizers` library runs tokenizer.json as it came: nothing of a tokenizer is written again here.
+The `tokenizers` library runs tokenizer.json unchanged. Nothing of a tokenizer is reimplemented here.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from datetime import datetime
 import tokenizers
 
 from rkf.errors import StructureError, UsageError
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
 from rkf.text.template import Message
 
-_INCOMPLETE = "\ufffd"  # how a decoder shows bytes that are no whole character (yet)
-_CHARACTER_BYTES = 4  # of UTF-8, at most; a token adds at least one
+_INCOMPLETE = "\ufffd"  # a decoder's output for bytes that are not a whole character (yet)
+_CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
 
 
 class Tokenizer:
-    """tokenizer.json, the chat template and the special ids of one model."""
+    """The tokenizer.json, chat template and special token ids of one model."""
 
-    def __init__(self, tokenizer_json: bytes, config: ModelConfig, template: str | None = None) -> None:
-        """StructureError: tokenizer.json is not one, or knows ids that the model has no row for."""
+    def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | None = None) -> None:
+        """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json.decode())
         except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
@@ -31,21 +31,20 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        if self.vocab_size > config.vocab_size:
+        if self.vocab_size > model.vocab_size:
             raise StructureError(
-                f"tokenizer.json: {self.vocab_size} tokens, expected at most {config.vocab_size} as the model has"
+                f"tokenizer.json: {self.vocab_size} tokens, expected at most {model.vocab_size} as the model has"
             )
         self.template = template
-        self._bos_id, self._eos_id = config.bos_id, (config.eos_ids or (None,))[0]
-        self._add_bos = config.add_bos
+        self._model = model
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of `text`; special tokens written in it count. bos: begin with BOS if the model wants it."""
+        """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it."""
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError("the text is not valid Unicode: it holds a lone surrogate (an undecodable byte?)")
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if bos and self._add_bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
-            ids.insert(0, self._bos_id)
+        if bos and self._model.add_bos and self._model.bos_id is not None and ids[:1] != [self._model.bos_id]:
+            ids.insert(0, self._model.bos_id)
         return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -54,30 +53,35 @@ class Tokenizer:
         return text
 
     def render(self, messages: Sequence[Message], *, now: datetime | None = None) -> str:
-        """The prompt for a conversation, up to where the assistant speaks. UsageError: the model has no template."""
+        """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template."""
         if self.template is None:
             raise UsageError("this model has no chat template: give a plain prompt (--raw)")
-        tokens = {"bos_token": self._bos_id, "eos_token": self._eos_id}
-        special = {name: self._tokenizer.id_to_token(i) or "" for name, i in tokens.items() if i is not None}
-        return chat_template.render(self.template, messages, special_tokens=special, now=now)
+        return chat_template.render(self.template, messages, special_tokens=self._special_tokens(), now=now)
+
+    def _special_tokens(self) -> dict[str, str]:
+        """Name -> text, as the file has them; a file that names none has the ids of two."""
+        if self._model.special_tokens:
+            return {name: token.text for name, token in self._model.special_tokens.items()}
+        ids = {"bos_token": self._model.bos_id, "eos_token": next(iter(self._model.eos_ids), None)}
+        return {name: self._tokenizer.id_to_token(i) or "" for name, i in ids.items() if i is not None}
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
-        """A decoder for ids that arrive one by one. context: ids before them, whose text is not repeated."""
+        """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated."""
         return TextStream(self.decode, context)
 
 
 class TextStream:
-    """Decodes token by token; the pieces joined are the decoded whole, and no piece ends inside a character.
+    """Decodes token by token. The pieces joined equal the whole text decoded, and no piece ends inside a character.
 
-    A window is decoded at a time: the last complete piece (so that a decoder that strips a leading space, as
-    SentencePiece models' do, does not strip it between words) and the tokens since. The window only ever begins where
-    a character does.
+    It decodes one window at a time: the last complete piece and the tokens since. The last piece is included because
+    some decoders, such as SentencePiece models', strip a leading space and would strip it between words. A window
+    always starts at the start of a character.
     """
 
-    _context: list[int]  # the last complete piece, and
-    _before: str  # its text
-    _pending: list[int]  # the tokens since
-    _sent: int  # characters of their text that have been given out
+    _context: list[int]  # the tokens of the last complete piece
+    _before: str  # the text of that piece
+    _pending: list[int]  # the tokens since that piece
+    _sent: int  # characters of the pending text already returned
 
     def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
         self._decode = decode
@@ -93,7 +97,7 @@ class TextStream:
             return new
         if len(self._pending) <= _CHARACTER_BYTES:
             return ""
-        # Whatever these bytes are, all but the last character is settled: a tail of up to three bytes may still grow.
+        # All characters but the last are final; a tail of up to three bytes may still grow.
         tail = len(text) - len(text.rstrip(_INCOMPLETE))
         settled = len(text) - min(tail, _CHARACTER_BYTES - 1)
         new = text[self._sent : settled]
@@ -101,7 +105,7 @@ class TextStream:
         return new
 
     def finish(self) -> str:
-        """What is left: bytes that never became a character, as U+FFFD."""
+        """The remaining bytes that never became a character, as U+FFFD."""
         text = self._text()[self._sent :]
         self._begin(self._pending)
         return text
@@ -112,5 +116,5 @@ class TextStream:
 
     def _text(self) -> str:
         whole = self._decode(self._context + self._pending)
-        # Byte-fallback decoders rewrite a run of bytes that turns out invalid: then the new tokens stand alone.
+        # Byte-fallback decoders rewrite a run of bytes that turns out invalid; then decode the new tokens alone.
         return whole[len(self._before) :] if whole.startswith(self._before) else self._decode(self._pending)

@@ -1,6 +1,6 @@
-"""What a tuning run leaves beside its output, so that it can go on: the lesson once, the learner after every step.
+"""Files beside the output from which a tuning run resumes: the lesson, once, and the learner after every step.
 
-Two safetensors files in `OUT.tuning/`, each bound to the run by a fingerprint of its inputs and options.
+There are two safetensors files in `OUT.tuning/`. A fingerprint of inputs and options binds each to its run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _LESSON, _STATE = "lesson.safetensors", "state.safetensors"
 
 
 class Checkpoint:
-    """The folder of one run. lesson, run: hashes, equal in all runs that may take one another's lesson or go on from
-    one another's state. Raises OutputError where it cannot write, CorruptError for a damaged file.
+    """The folder of one run. lesson, run: hashes; runs with equal ones may use each other's lesson, or resume from each
+    other's state. Raises OutputError if it cannot write, CorruptError for a damaged file.
     """
 
     def __init__(self, out: Path, lesson: str, run: str, resume: bool) -> None:
@@ -33,7 +33,7 @@ class Checkpoint:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def lesson(self) -> tuple[Tensor, Tensor] | None:
-        """(ids, hidden), if an earlier run got so far."""
+        """(ids, hidden), if an earlier run finished them."""
         found = self._read(_LESSON)
         return None if found is None else (found[0]["ids"], found[0]["hidden"])
 
@@ -41,7 +41,7 @@ class Checkpoint:
         self._write(_LESSON, {"ids": ids.contiguous(), "hidden": hidden.contiguous()}, {})
 
     def restore(self, learner: Learner) -> float | None:
-        """Put back what an earlier run had learned; the seconds that it had spent, or None if there was none."""
+        """Restore the state of an earlier run. The seconds that it had spent, or None if there was none."""
         found = self._read(_STATE)
         if found is None:
             return None
@@ -71,7 +71,7 @@ class Checkpoint:
         self._write(_STATE, tensors, numbers | {"spent": spent})
 
     def remove(self) -> None:
-        """File by file: a folder of the user's may be called so."""
+        """Delete single files: the user may own a folder of this name."""
         for path in (self._folder / _LESSON, self._folder / _STATE):
             with reporting(path):
                 path.unlink(missing_ok=True)
@@ -88,11 +88,11 @@ class Checkpoint:
                 numbers = file.metadata() or {}
                 if numbers.get("fingerprint") != self._hashes[name]:
                     raise UsageError(
-                        f"{path}: made by a run with other inputs or options: leave --resume out to begin anew"
+                        f"{path}: made by a run with other inputs or options: omit --resume to start again"
                     )
                 return {key: file.get_tensor(key) for key in file.keys()}, numbers  # noqa: SIM118 - not a mapping
         except SafetensorError as error:
-            raise CorruptError(f"{path}: damaged ({error}): leave --resume out to begin anew") from error
+            raise CorruptError(f"{path}: damaged ({error}): omit --resume to start again") from error
 
     def _write(self, name: str, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
         told = {key: repr(value) for key, value in numbers.items()} | {"fingerprint": self._hashes[name]}

@@ -1,6 +1,6 @@
-"""The values of one clustered matrix while they learn: how fast, and within which bounds. Knows no loss.
+"""The values of one clustered matrix during training: their learning rates and bounds. Knows no loss.
 
-Ranks keep their meaning: centroids ascend and a > 0 after every step.
+Ranks keep their meaning: after every step, centroids ascend and a > 0.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from rkf.format.matrix import Affine, MatrixValues, ascending
 from rkf.torch import ClusteredWeight
 
-# Adam's step times K, as a share of the matrix's deviation (centroids, b) or of the factor itself (a): what clustering
-# has left to mend falls with 1 / K. Divergence gone at K = 16, one factor a matrix, after 8 steps: 30 %, at half of the
-# rate 24 %; at K = 32 after 16 steps 20 %, at twice the rate 17 %. Factors of rows were only tried at half of it.
+# Adam's step times K, as a share of the matrix's deviation (centroids, b) or of the factor itself (a). The remaining
+# error of clustering falls with 1 / K. Divergence recovered at K = 16 with one factor per matrix, after 8 steps: 30 %,
+# at half of the rate 24 %. At K = 32 after 16 steps: 20 %, at twice the rate 17 %. Row factors were only tried at half.
 _RATE, _RATE_ROWS = 0.128, 0.064
-# A gap may shrink to this share of what it was, a factor too.
+# A gap, and a factor, may shrink to this share of its old size.
 _FLOOR = 1 / 16
 
 
 class LiveValues:
-    """The values of `weight`, to be learned in place. rows: give every row factors a and b of its own."""
+    """The values of `weight`, trained in place. rows: give every row its own factors a and b."""
 
     def __init__(self, weight: ClusteredWeight, counts: NDArray[np.uint64], rows: bool) -> None:
         self.weight = weight
@@ -45,7 +45,7 @@ class LiveValues:
         return list(self.weight.parameters(recurse=False))
 
     def groups(self) -> list[dict[str, object]]:
-        """Parameter groups for Adam: the rate of each is its own."""
+        """Parameter groups for Adam, each with its own rate."""
         weight, factor = self.weight, float(self._least_factors.mean()) / _FLOOR
         rates = [(weight.centroids, self._deviation), (weight.a, factor), (weight.b, self._deviation * factor)]
         rate = _RATE if self._least_factors.numel() == 1 else _RATE_ROWS
@@ -58,14 +58,15 @@ class LiveValues:
         if (gaps <= self._least_gaps).any():
             rising = torch.maximum(gaps, self._least_gaps).cumsum(dim=1)
             centroids[:, 1:] = centroids[:, :1] + rising
-            # A table with few distinct values is filled by the next numbers: once it rises, their gaps round to none.
+            # `fill` extends a table of few distinct values by the next numbers. When it rises, those gaps round to
+            # zero.
             strict = np.stack([ascending(table) for table in centroids.cpu().numpy()])
             centroids.copy_(torch.from_numpy(strict))
         if self.weight.a is not None:
             self.weight.a.copy_(torch.maximum(self.weight.a, self._least_factors))
 
     def to_matrix(self, old: MatrixValues) -> MatrixValues:
-        """What the file stores, in f32; exception values are those of `old`."""
+        """The values for the file, in f32; exception values are those of `old`."""
         a, b, group = _array(self.weight.a), _array(self.weight.b), self.weight.group
         one = "tensor" if a is not None and a.shape == (1,) else "row"
         affine = Affine(one if group is None else "group", group, a, b)

@@ -1,8 +1,8 @@
-"""Learning: Adam on the values of all matrices, towards the reference's distribution after every token.
+"""The training loop: Adam on the values of all matrices, towards the reference's distribution after every token.
 
-Loss: KL divergence from the reference to the model, over the whole vocabulary, in nats a token (Hinton et al., arXiv
-1503.02531, at temperature 1). The reference's logits are made anew from its last hidden states, which are `hidden`
-numbers a token where logits are `vocab`. Knows no files.
+Loss: KL divergence from the reference to the model, over the whole vocabulary, in nats per token (Hinton et al., arXiv
+1503.02531, at temperature 1). The reference's logits are recomputed from its last hidden states, which take `hidden`
+numbers per token instead of `vocab`. Knows no files.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from rkf.runtime.torch_model import Decoder
 from rkf.tune.live import LiveValues
 
 SEQUENCES_A_STEP = 2
-SEQUENCES_A_PASS = 1  # a pass decodes every matrix twice, and holds its logits: 100 MB for 512 tokens
+SEQUENCES_A_PASS = 1  # a pass decodes every matrix twice and holds its logits: 100 MB for 512 tokens
 WARM_UP_STEPS = 5
 STEPS_A_CHECK = 8
-PATIENCE = 4  # checks without a gain
-_LAST_RATE = 0.05  # the rate falls to this share of itself at the end of the time
+PATIENCE = 4  # checks without an improvement before the loop stops
+_LAST_RATE = 0.05  # the rate falls to this share of its start over the given time
 
-AfterStep = Callable[["Learner", float], None]  # is told the seconds spent so far
+AfterStep = Callable[["Learner", float], None]  # receives the seconds spent so far
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """ids: i64[n, tokens]; hidden: f32[n, tokens, hidden], the reference's; head: makes its logits."""
+    """ids: i64[n, tokens]; hidden: f32[n, tokens, hidden], the reference's; head: computes its logits."""
 
     ids: Tensor
     hidden: Tensor
     head: nn.Module
 
     def split(self, held_out: int) -> tuple[Lesson, Lesson]:
-        """All but some sequences, and those, which lie evenly between the others."""
+        """The training sequences, and `held_out` sequences spread evenly among all."""
         apart = torch.zeros(len(self.ids), dtype=torch.bool)
         apart[[(2 * i + 1) * len(self.ids) // (2 * held_out) for i in range(held_out)]] = True
         learned, held = (Lesson(self.ids[part], self.hidden[part], self.head) for part in (~apart, apart))
         return learned, held
 
     def order(self, turn: int) -> list[int]:
-        """All sequences in the order of one turn through them: neighbours may be texts of one kind."""
+        """All sequences in the order of one epoch; it separates neighbours, which may be texts of one kind."""
         shuffled: list[int] = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(turn)).tolist()
         return shuffled
 
 
 class Learner:
-    """The state of learning: everything that a resumed run needs. A new one has to `begin`."""
+    """The state of training, all that a resumed run needs. Call `begin` on a new one."""
 
     def __init__(self, decoder: Decoder, live: Mapping[str, LiveValues], lesson: Lesson, held_out: Lesson) -> None:
         self._decoder, self._live, self._lesson, self._held_out = decoder, live, lesson, held_out
@@ -63,24 +63,24 @@ class Learner:
         self.best_values: list[Tensor] = []
 
     def begin(self) -> None:
-        """Measure where learning starts; a run that goes on knows it."""
+        """Measure the divergence before training; a resumed run knows it already."""
         self.before = self.best = self.divergence()
         self.best_values = self._values()
 
     @property
     def recovered(self) -> float:
-        """The share of the divergence on held-out text that is gone."""
+        """The recovered share of the divergence on held-out text."""
         return 1 - self.best / self.before
 
     @torch.no_grad()
     def divergence(self) -> float:
-        """KL on the held-out text, nats a token."""
+        """KL on the held-out text, nats per token."""
         held = self._held_out
         total = sum(float(_divergence(self._decoder, held, part)) * len(part) for part in _passes(range(len(held.ids))))
         return total / len(held.ids)
 
     def learn(self, seconds: float, spent: float, after_step: AfterStep) -> None:
-        """Learn until the time is over or held-out text gains no more; the best values are in place afterwards."""
+        """Train until the time is over or held-out text stops improving; the best values are in place afterwards."""
         began = monotonic() - spent
         while (spent := monotonic() - began) < seconds and self.stale < PATIENCE:
             self._learn_step(spent / seconds)
@@ -120,7 +120,7 @@ class Learner:
 
 
 def _passes(numbers: Sequence[int]) -> list[list[int]]:
-    """Sequences in the portions that are computed at once."""
+    """Sequences in groups that are computed together."""
     return [list(numbers[i : i + SEQUENCES_A_PASS]) for i in range(0, len(numbers), SEQUENCES_A_PASS)]
 
 

@@ -1,8 +1,8 @@
-"""Products in f32 and the exact decode of one row: dense tensors, the embedding's rows, and the reference for fast
-kernels.
+"""Products in f32 and the exact decode of one row: for dense tensors, for rows of the embedding, and as the reference
+for fast kernels.
 
-A product decodes eight rows at a time into scratch memory and multiplies them with every token, in 16 lanes of f32,
-with fused multiply-adds; `decode_row` of the matrix says how. Rows are padded with zeros to whole lanes.
+A product decodes eight rows at a time into scratch memory with the matrix's `decode_row`. It multiplies them with every
+token in 16 lanes of f32, with fused multiply-adds. Rows are padded with zeros to whole lanes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def dense_row(wide: Callable[..., Any], single: Callable[..., Any], bytes_a_valu
     return kernel
 
 
-# How 16 values, and one, are read and one is written in f32 (16-bit formats: half.py).
+# Reading 16 values, reading one and writing one, in f32 (16-bit formats: half.py).
 
 
 @inline
@@ -97,7 +97,7 @@ def clustered_row(matrix, row, out):
 
 @inline
 def _eight_dots(rows, row_bytes, x):
-    """Eight dot products of rows in scratch with one token, `row_bytes` each."""
+    """Eight dot products of rows in scratch, `row_bytes` each, with one token."""
     zero = splat(F32x16, types.float32(0))
     t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = zero
     for offset in range(0, row_bytes, LANES * 4):

@@ -1,10 +1,10 @@
 """Products of 2 to 32 tokens on AVX-512: sixteen rows are decoded to bytes once, then multiplied with two tokens at a
 time.
 
-Two rows share a register, half of it each, so that sixteen sums of eight lanes become sixteen totals by one tree, and
-each load of weights or activations serves two or four products. Columns are taken in slabs whose bytes and activations
-stay in the first-level cache; meanwhile the next rows' planes come to the second (docs/log.md has the designs that
-lost).
+Two rows share a register, half of it each. So one tree turns sixteen sums of eight lanes into sixteen totals, and each
+load of weights or activations serves two or four products. Columns are processed in slabs whose bytes and activations
+stay in the first-level cache; meanwhile the next rows' planes are prefetched into the second-level cache. docs/log.md
+lists the slower designs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rkf.runtime.kernels.vectors import I8x32, I8x64, I32x8, I32x16
 from rkf.runtime.structs import BLOCK, PACKED_BLOCK_BYTES
 
 ROWS = 16
-_SLAB_BLOCKS = 12  # 24 kB of bytes, 6 kB of two tokens' activations
-_PAIR_BLOCK_BYTES = 2 * BLOCK  # of two rows: even columns 0 to 31 of both, 32 to 63, then the odd ones
+_SLAB_BLOCKS = 12  # 24 kB of bytes, and 6 kB of activations for two tokens
+_PAIR_BLOCK_BYTES = 2 * BLOCK  # for two rows: even columns 0 to 31 of both, 32 to 63, then the odd ones
 SUM_BYTES = ROWS * 4
 
 
@@ -34,7 +34,7 @@ def _store_halves(target, register):
 
 @inline
 def _both(address):
-    """32 activations for both rows of a pair."""
+    """32 activations, repeated for both rows of a pair."""
     half = load(I8x32, address)
     return join(I8x64, half, half)
 
@@ -51,20 +51,20 @@ def _four_dots(totals, w, x):
 
 @inline
 def _folded(a, b):
-    """Sums of neighbouring lanes of a, then of b."""
+    """Sums of neighbouring lanes, of a and then of b."""
     return even_lanes(a, b) + odd_lanes(a, b)
 
 
 @inline
 def _whole(high, low):
-    """Totals of four pairs of rows, two lanes a row."""
+    """Totals of four pairs of rows, two lanes per row."""
     t0, t1, t2, t3 = (high[0] << 7) + low[0], (high[1] << 7) + low[1], (high[2] << 7) + low[2], (high[3] << 7) + low[3]
     return _folded(_folded(t0, t1), _folded(t2, t3))
 
 
 @inline
 def _eight_rows_two_tokens(pairs, pair_bytes, x0, x1, blocks):
-    """Sums of eight rows for one token, then for the other, I32x16."""
+    """Sums of eight rows for the first token, then for the second, I32x16."""
     zero = splat(I32x16, types.int32(0))
     high0 = low0 = high1 = low1 = (zero, zero, zero, zero)
     for block in range(blocks):
@@ -92,7 +92,7 @@ def _add(address, value):
 
 @inline
 def _fetch(plane, stride, width, first, last, begin, end):
-    """Ask for blocks begin … end - 1 of a plane's rows first … last - 1; a prefetch past a plane does not fault."""
+    """Prefetch blocks begin … end - 1 of a plane's rows first … last - 1; a prefetch past a plane does not fault."""
     block_bytes = BLOCK // 8 * width
     for row in range(first, last):
         for offset in range(begin * block_bytes, end * block_bytes, 64):
@@ -100,14 +100,14 @@ def _fetch(plane, stride, width, first, last, begin, end):
 
 
 def sixteen_rows(weights: Callable[..., Any]) -> Callable[..., Any]:
-    """sums(m, x, tokens, row, last, digit, scratch): the whole-number sums of rows row … row + 15 (the last repeats
-    itself) to the beginning of scratch, `i32[tokens, 16]`, tokens rounded up to a pair; scratch holds what is decoded
-    behind them.
+    """sums(m, x, tokens, row, last, digit, scratch) writes the integer sums of rows row … row + 15 to the start of
+    scratch, `i32[tokens, 16]`, with tokens rounded up to a pair. Past the end, the last row repeats. The rest of
+    scratch holds the decoded rows.
     """
 
     @piece
     def decode(m, row, last, digit, begin, end, pairs, pair_bytes):
-        """Columns of blocks begin … end - 1."""
+        """Decode the columns of blocks begin … end - 1."""
         index = row // m.rows_per_table
         for i in range(ROWS):
             source = smaller(row + i, last)

@@ -1,4 +1,4 @@
-"""16-bit numbers to and from f32: bf16, and half precision in hardware or without it, which agree to the bit."""
+"""16-bit numbers to and from f32: bf16, and half precision with or without hardware support, bit for bit the same."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hardware_widen(halves):
 
 @inline
 def hardware_narrow(values):
-    """i16x16 of half-precision bits; values past the range become the largest finite one."""
+    """i16x16 of half-precision bits; values beyond the range become the largest finite one."""
     return bitcast(I16x16, narrow(F16x16, _cut(values)))
 
 
@@ -54,7 +54,7 @@ def _cut(values):
 
 @inline
 def portable_widen(halves):
-    """The exponent is moved by a multiplication, which also mends subnormals; infinity and NaN keep an exponent of
+    """A multiplication moves the exponent, which is also correct for subnormals; infinity and NaN keep an exponent of
     all ones.
     """
     bits = zero_extend(I32x16, halves)
@@ -66,7 +66,7 @@ def portable_widen(halves):
 
 @inline
 def portable_narrow(values):
-    """Normal numbers round by adding half a unit less one plus the lowest kept bit; small ones by adding 0.5 in f32."""
+    """Normal numbers: add half a unit minus one plus the lowest kept bit, then cut. Small ones: add 0.5 in f32."""
     bits = bitcast(I32x16, _cut(values))
     sign, magnitude = (bits >> 16) & _constant(0x8000), bits & _constant(0x7FFFFFFF)
     normal = (magnitude + _constant(0xFFF - (112 << 23)) + ((magnitude >> 13) & _constant(1))) >> 13
@@ -77,7 +77,7 @@ def portable_narrow(values):
 
 
 def writer(convert):
-    """Writes one f32 as a half."""
+    """A function that writes one f32 in half precision."""
 
     @inline
     def write(address, value):
@@ -87,7 +87,7 @@ def writer(convert):
 
 
 def wide(convert):
-    """Reads 16 numbers at an address."""
+    """A function that reads 16 numbers at an address."""
 
     @inline
     def read(address):
@@ -97,7 +97,7 @@ def wide(convert):
 
 
 def single(convert):
-    """Reads one number at an address."""
+    """A function that reads one number at an address."""
 
     @inline
     def read(address):
@@ -107,7 +107,7 @@ def single(convert):
 
 
 def conversions(level):
-    """How a level of CPU widens and narrows half-precision numbers."""
+    """The functions of a CPU level that widen and narrow half-precision numbers."""
     if level == "portable":
         return portable_widen, portable_narrow
     return hardware_widen, hardware_narrow

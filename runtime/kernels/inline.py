@@ -1,5 +1,5 @@
-"""How the pieces of a kernel are declared. They exist to become part of a kernel's module (build.py), never to be
-called from Python, so Numba is told to stop at LLVM IR: machine code for every piece would take most of the time.
+"""Declares the pieces of a kernel. They become part of a kernel's module (build.py) and are never called from Python.
+So Numba stops at LLVM IR; machine code for every piece would take most of the compile time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numba.core.compiler import Compiler
 
 
 class _IrLibrary(CPUCodeLibrary):
-    """A function's module that other modules link, and no engine compiles."""
+    """A function's module for linking into other modules; no engine compiles it."""
 
     def _finalize_final_module(self) -> None:
         self._finalized = True
@@ -28,7 +28,7 @@ class _ToIr(Compiler):
 
     def compile_extra(self, function: Any) -> Any:
         compiled = super().compile_extra(function)
-        # Callers know a function by what Python would call; nobody calls, so any method of a new object will do.
+        # Callers identify a function by its Python entry point. Nothing calls it, so any method of a new object works.
         handle = [].append
         self.state.targetctx.insert_user_function(handle, compiled.fndesc, [compiled.library])
         return compiled._replace(entry_point=handle)
@@ -41,7 +41,7 @@ piece = njit(**OPTIONS)
 
 @inline
 def smaller(a, b):
-    """min of two integers (the builtin would be compiled by Numba's whole pipeline, each time)."""
+    """min of two integers (Numba's whole pipeline would compile the builtin again each time)."""
     if a < b:
         return a
     return b

@@ -1,7 +1,6 @@
-"""Fast products on AVX2: vpshufb looks ranks up in tables of 16, vpmaddwd multiplies them as 16-bit numbers.
+"""Fast products on AVX2: vpshufb looks ranks up in tables of 16, vpmaddwd multiplies the values as 16-bit numbers.
 
-(vpmaddubsw would take bytes, but saturates.) A wider table is 2^n tables of 16, chosen by the n lowest bits of the
-rank.
+(vpmaddubsw takes bytes, but it saturates.) A wider table is 2^n tables of 16; the n lowest bits of the rank choose one.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from rkf.runtime.kernels.memory import load
 from rkf.runtime.kernels.simd import any_bit, dot_pairs, join, lane_sums, part, permute_16, select, splat, zero_extend
 from rkf.runtime.kernels.vectors import I8x16, I8x32, I8x64, I16x16, I32x8
 
-# --- ranks to bytes. Tables of 16 bytes, each twice, to fill a register.
+# --- ranks to bytes. A table of 16 bytes is stored twice, to fill a register.
 
 
 @inline
 def _lookup(table, index):
-    """index: without junk."""
+    """index: without undefined bits."""
     values = load(I8x32, table)
     return join(I8x64, permute_16(values, part(I8x32, index, 0)), permute_16(values, part(I8x32, index, 1)))
 
@@ -41,7 +40,7 @@ def _lookup8(table, index, bit0, bit1, bit2):
 
 @inline
 def _lookup16(table, index, low):
-    """By the four bits of `low`."""
+    """Look up by the four bits of `low`."""
     bit0, bit1, bit2 = (
         any_bit(low, ranks.constant(1)),
         any_bit(low, ranks.constant(2)),

@@ -1,7 +1,7 @@
-"""Fast products on AVX-512 (VBMI, VNNI): vpermb looks 64 ranks up at once, vpdpbusd multiplies the bytes.
+"""Fast products on AVX-512 (VBMI, VNNI): vpermb looks up 64 ranks at once, vpdpbusd multiplies the bytes.
 
-Tables repeat themselves to fill a register, so junk bits above a rank do no harm; a table of an odd width is two
-registers, the values of even ranks and those of odd ones, chosen by the 1-bit plane.
+Tables repeat to fill a register, so undefined bits above a rank do no harm. A table for an odd width is two registers,
+the values of even ranks and those of odd ones; the 1-bit plane chooses between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rkf.runtime.kernels.vectors import F32x16, I8x64, I16x32, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 
-_FEW = 32  # tokens
+_FEW = 32  # tokens; up to this number few_avx512.py is faster
 
 # --- ranks to bytes
 
@@ -36,7 +36,7 @@ def _split_lookup(table, index, odd_rank):
 
 @inline
 def _quarter_lookup(table, index):
-    """A table of 256 bytes, by the two top bits of the rank."""
+    """Look up in a table of 256 bytes; the two top bits of the rank choose the quarter."""
     top = bitcast(I8x64, bitcast(I16x32, index) >> 6) & ranks.constant(3)
     values = _lookup(table, index)
     for quarter in (1, 2, 3):
@@ -120,7 +120,7 @@ SUMS = products.two_digits(I32x16, dot_bytes)
 
 @inline
 def _panel_step(total, w0, w1, x):
-    """Four products of four columns: two panels of 16 rows, a token's high and low bytes."""
+    """Four products of four columns: two panels of 16 rows, with a token's high and low bytes."""
     high = bitcast(I8x64, splat(I32x16, load(types.int32, x)))
     low = bitcast(I8x64, splat(I32x16, load(types.int32, x + BLOCK)))
     return (
@@ -133,7 +133,7 @@ def _panel_step(total, w0, w1, x):
 
 @inline
 def _four_tokens(panels, panel_bytes, packed, stride, token, last):
-    """Totals of 32 rows for tokens token … token + 3 (the last repeats itself)."""
+    """Totals of 32 rows for tokens token … token + 3 (past the end, the last token repeats)."""
     x0, x1 = packed + token * stride, packed + smaller(token + 1, last) * stride
     x2, x3 = packed + smaller(token + 2, last) * stride, packed + smaller(token + 3, last) * stride
     zero = splat(I32x16, types.int32(0))
@@ -153,7 +153,7 @@ def _four_tokens(panels, panel_bytes, packed, stride, token, last):
 
 @inline
 def _store_rows(total, m, x, token, y, row, count, digit):
-    """Sixteen rows' totals of a token to y: joined digits, then factors."""
+    """Store a token's totals of sixteen rows to y: join the digits, then apply the factors."""
     correction = splat(I32x16, types.int32(m.offset * load(types.int32, x.total + token * 4)))
     values = to_float(F32x16, total + correction)
     if digit > 0:
@@ -165,7 +165,7 @@ def _store_rows(total, m, x, token, y, row, count, digit):
 
 @inline
 def _store_token(total, m, x, token, y, row, last, digit):
-    """A token's totals of two panels, rows row … last."""
+    """Store a token's totals of two panels, rows row … last."""
     _store_rows((total[0] << 7) + total[2], m, x, token, y, row, smaller(last + 1 - row, LANES), digit)
     if row + LANES <= last:
         joined = (total[1] << 7) + total[3]
@@ -174,8 +174,8 @@ def _store_token(total, m, x, token, y, row, last, digit):
 
 def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
     """y[token, row] for many tokens: 32 rows are decoded to bytes once, then multiplied with four tokens at a time.
-    Up to 32 tokens go without: a few products are less work than to turn panels (few_avx512.py).
 
+    Up to 32 tokens use few_avx512.py instead: for so few products, transposing rows into panels is too much work.
     Scratch holds the rows, then two panels of [columns / 4, 16 rows, 4 columns], so that lanes are rows.
     """
 

@@ -1,6 +1,6 @@
-"""Fast products on ARM (NEON with its dot product): tbl looks 16 ranks up at once, sdot multiplies signed bytes.
+"""Fast products on ARM (NEON with its dot product): tbl looks up 16 ranks at once, sdot multiplies signed bytes.
 
-Tables hold the values themselves, not value + 128, since sdot takes both sides signed.
+Tables hold the values themselves, not value + 128, because both operands of sdot are signed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from rkf.runtime.kernels.int8_portable import RANKS
 from rkf.runtime.kernels.vectors import I8x64, I32x4, call_llvm, part_of, side_by_side
 
 _BYTES = ir.VectorType(ir.IntType(8), 16)
-_LARGEST_TABLE = 64  # bytes that one tbl takes
+_LARGEST_TABLE = 64  # bytes, the limit of one tbl
 
 
 @intrinsic(prefer_literal=True)
 def _look_up(typingctx, table, size, index):
-    """llvm.aarch64.neon.tbl1, tbl2, tbl4: table[index] of `size` bytes (16 and up), 64 lanes, without junk; of a table
-    past 64 bytes each 64 give zero for the ranks of the others, and the results are or-ed.
+    """llvm.aarch64.neon.tbl1, tbl2, tbl4: table[index] of `size` bytes (16 and up), 64 lanes, no undefined bits. A
+    table over 64 bytes is looked up 64 bytes at a time; each part gives zero for the ranks of the others, and the
+    results are or-ed.
     """
     bytes_ = size.literal_value
 
@@ -49,7 +50,7 @@ def _look_up(typingctx, table, size, index):
 
 @intrinsic
 def _dot_signed(typingctx, total, a, b):
-    """llvm.aarch64.neon.sdot: total[i] += sums of four i8 * i8 products, of all four quarters of a and b."""
+    """llvm.aarch64.neon.sdot: total[i] += sum of four i8 * i8 products, for all four quarters of a and b."""
 
     def codegen(context, builder, sig, args):
         sums = args[0]
@@ -72,7 +73,7 @@ def _looked_up(rank_registers: Callable[..., Any], size: int) -> Callable[..., A
 
 @inline
 def _identity8(m, table, row, block, columns):
-    """Ranks less 128, to be signed."""
+    """Ranks minus 128, as signed bytes."""
     even, odd = ranks.ranks8(m, row, block, columns)
     return even ^ ranks.constant(-128), odd ^ ranks.constant(-128)
 

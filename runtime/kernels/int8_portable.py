@@ -1,7 +1,7 @@
-"""Fast products on any CPU: ranks as plain vector operations, lookups and sums as loops that LLVM vectorises where it
+"""Fast products on any CPU: ranks by plain vector operations; lookups and sums as loops that LLVM vectorises where it
 can.
 
-The scalar twin of the other levels: same sums, same bits.
+This is the scalar twin of the other levels: same sums, same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rkf.runtime.kernels.memory import load, local_bytes, store
 from rkf.runtime.kernels.simd import insert_lane, select, splat
 from rkf.runtime.kernels.vectors import I8x64, I32x8
 
-# --- ranks to bytes, by a table of 256
+# --- ranks to bytes, with a table of 256
 
 
 def _looked_up(rank_registers: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ def _ranks6(m, row, block, columns):
     return even & ranks.constant(63), odd & ranks.constant(63)
 
 
-# Ranks without junk, by index width.
+# Ranks without undefined bits, by index width.
 RANKS = {
     "1": _ranks1,
     "2": _ranks2,

@@ -1,6 +1,6 @@
-"""Raw memory inside Numba functions: loads, stores, calls of addresses, and what threads share and wait by.
+"""Raw memory inside Numba functions: loads, stores, calls of addresses, atomics and waiting.
 
-Addresses are int64; intrinsics of one LLVM operation each.
+Addresses are int64. Each intrinsic is one LLVM operation.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def store_first(typingctx, address, value, count):
 
 @intrinsic
 def store_lanes(typingctx, address, stride, value, count):
-    """The first `count` lanes, each `stride` bytes after the one before; the others' memory is untouched."""
+    """Store the first `count` lanes `stride` bytes apart; the memory of the others is untouched."""
 
     def codegen(context, builder, sig, args):
         address, stride, lanes, count = args
@@ -92,7 +92,7 @@ def store_lanes(typingctx, address, stride, value, count):
 
 @intrinsic(prefer_literal=True)
 def prefetch(typingctx, address, locality):
-    """llvm.prefetch for reading: 3 into all cache levels, 2 from the second on, 0 non-temporal; never faults."""
+    """llvm.prefetch for reading: 3 into all cache levels, 2 from the second level on, 0 non-temporal; never faults."""
     level = locality.literal_value
 
     def codegen(context, builder, sig, args):
@@ -215,7 +215,7 @@ def ticks(typingctx):
 
 @intrinsic
 def give_way(typingctx):
-    """sched_yield (SwitchToThread on Windows): let another thread have this core."""
+    """sched_yield (SwitchToThread on Windows): let another thread use this core."""
 
     def codegen(context, builder, sig, args):
         call_llvm(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", I32, [])

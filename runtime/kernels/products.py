@@ -1,8 +1,8 @@
-"""The shape of a fast product, whatever the CPU: eight rows in flight, whole-number sums, factors at the end.
+"""The common structure of a fast product on every CPU: eight rows at a time, integer sums, factors at the end.
 
-A level of CPU gives `weights` (a block of a row as two registers of bytes, value + 128 or the rank itself) and `Sums`:
-how such registers are multiplied with packed activations and added up. Sums are exact in int32 (structs.py), so all
-levels give the same bits.
+Each level of CPU supplies `weights` (a block of a row as two registers of bytes, value + 128 or the rank itself) and
+`Sums` (how such registers are multiplied with packed activations and added up). Sums are exact in int32 (structs.py),
+so all levels give the same bits.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Sums(NamedTuple):
 
 
 def two_digits(register: Vector, dot: Callable[..., Any]) -> Sums:
-    """The sums of a level that multiplies bytes: dot(total, weights, activations) adds to a `register` of i32, one for
-    the high digits of activations (of 7 bits) and one for the low.
+    """The sums of a level that multiplies bytes: dot(total, weights, activations) adds to a `register` of i32. There is
+    one register for the high digits of activations (7 bits) and one for the low digits.
     """
 
     @inline
@@ -65,7 +65,7 @@ def two_digits(register: Vector, dot: Callable[..., Any]) -> Sums:
 
 
 def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
-    """eight(m, table, packed, row, apart, last): sums of rows row, row + apart, row + 2 apart, … (none past `last`),
+    """eight(m, table, packed, row, apart, last): the sums of rows row, row + apart, row + 2 apart, … up to `last`,
     I32x8.
     """
     zero, activations, add, join = sums
@@ -108,12 +108,12 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
 
 
 def multiply_one(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
-    """y[row] = row of the matrix times one token, as eight streams of consecutive rows. Arguments: kernels/table.py."""
+    """y[row] = row of the matrix times one token, in eight streams of consecutive rows. Arguments: kernels/table.py."""
     eight = eight_rows(weights, sums)
 
     @inline
     def streams(m, table, packed, y, low, high, correction):
-        """y[row] = the whole-number sums of rows low … high - 1, as f32."""
+        """y[row] = the integer sums of rows low … high - 1, as f32."""
         apart = (high - low + 7) // 8
         for i in range(apart):
             row = low + i
@@ -176,7 +176,7 @@ def _identity8(m, table, row, block, columns):
     return ranks.ranks8(m, row, block, columns)
 
 
-# Centroids that are consecutive whole numbers need no table: their ranks are the values, but for an offset.
+# Centroids that are consecutive integers need no table: apart from an offset, their ranks are the values.
 IDENTITIES = {"7i": _identity7, "8i": _identity8}
 
 
@@ -201,13 +201,13 @@ def decode_rows(weights, m, first, rows, digit, scratch):
 
 @inline
 def joined_digits(higher, lower, kind):
-    """Sums over the next higher digit of the centroids, and over this one."""
+    """Combine the sums over the next higher digit of the centroids with the sums over this one."""
     return higher * splat(kind, types.float32(256)) + lower
 
 
 @inline
 def with_factors(values, m, x, token, row):
-    """The activations' scale and the row factors, on sixteen rows' whole-number sums."""
+    """Apply the activations' scale and the row factors to the integer sums of sixteen rows."""
     scale = splat(F32x16, load(types.float32, x.scale + token * 4))
     values = values * scale * load(F32x16, m.scale + row * m.scale_step)
     if m.shift != 0:
@@ -218,7 +218,7 @@ def with_factors(values, m, x, token, row):
 
 @inline
 def scale_rows(m, x, token, y, low, high):
-    """`with_factors` on a token's rows low … high - 1."""
+    """Apply `with_factors` to a token's rows low … high - 1."""
     for row in range(low, high, LANES):
         count = smaller(high - row, LANES)
         values = load_first(F32x16, y + row * 4, count)

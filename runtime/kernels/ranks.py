@@ -1,8 +1,8 @@
-"""Rank planes to registers of ranks: plain vector operations that mean the same on every CPU.
+"""Rank planes to registers of ranks, with plain vector operations that mean the same on every CPU.
 
 A step covers 128 columns. A plane byte holds even columns in its low fields and odd ones in its high fields, so each
-step yields two registers of 64 bytes, columns 0, 2, 4, … and 1, 3, 5, …; activations are packed in that order
-(activations.py). Bits above a rank's own are junk unless said otherwise; columns past the end come out as rank 0.
+step yields two registers of 64 bytes: columns 0, 2, 4, … and 1, 3, 5, …. Activations are packed in that order
+(activations.py). Bits above a rank are undefined unless a docstring says otherwise; columns past the end are rank 0.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rkf.runtime.kernels.memory import load_first, prefetch
 from rkf.runtime.kernels.simd import any_bit, bitcast, repeat_lanes, select, splat, zero_extend
 from rkf.runtime.kernels.vectors import I8x16, I8x32, I8x64, I16x32, I32x16
 
-# Each stream of rows asks for the bytes that it reads two short rows later: without, planes in the outer caches or in
-# memory take half as long again (docs/log.md). A prefetch past a plane does not fault.
+# Each stream of rows prefetches the bytes that it reads two short rows later. Without this, reading planes from the
+# outer caches or from memory takes half as long again (docs/log.md). A prefetch past a plane does not fault.
 AHEAD_BYTES = 640
 
 
@@ -31,7 +31,7 @@ def _as_bytes(words):
 
 @inline
 def _shifted_right(ranks, count):
-    """By whole 16-bit lanes: the neighbour's bits come in as junk."""
+    """Shifts whole 16-bit lanes, so undefined bits come in from the neighbouring byte."""
     return _as_bytes(bitcast(I16x32, ranks) >> count)
 
 
@@ -49,7 +49,7 @@ def pairs(plane, stride, row, block, columns):
     """A 2-bit plane: ranks in the low two bits."""
     address = plane + row * stride + block * 32
     prefetch(address + AHEAD_BYTES // 2, 3)
-    # Byte b holds columns 4b … 4b+3; in a 16-bit lane, b | b << 4 has columns 4b and 4b+2 at the bottom of its two
+    # Byte b holds columns 4b … 4b+3. In a 16-bit lane, b | b << 4 has columns 4b and 4b+2 in the lowest bits of its two
     # bytes.
     quads = zero_extend(I16x32, load_first(I8x32, address, (columns + 3) >> 2))
     both = quads | (quads << 4)
@@ -61,7 +61,7 @@ def bits(plane, stride, row, block, columns):
     """A 1-bit plane: masks."""
     address = plane + row * stride + block * 16
     prefetch(address + AHEAD_BYTES // 4, 3)
-    # Four lanes of each register share a byte: they look at bits 0, 2, 4, 6 of it, or at bits 1, 3, 5, 7.
+    # Four lanes of each register share a byte. They test its bits 0, 2, 4, 6 (even columns) or 1, 3, 5, 7 (odd ones).
     spread = repeat_lanes(I8x64, load_first(I8x16, address, (columns + 7) >> 3))
     return any_bit(spread, _as_bytes(_words(0x40100401))), any_bit(spread, _as_bytes(_words(0x80200802 - (1 << 32))))
 
@@ -73,7 +73,7 @@ def _words(value):
 
 @inline
 def merged(high, low, low_bits):
-    """(high << low_bits) | low; the junk of `low` is cut, that of `high` stays above."""
+    """(high << low_bits) | low. The undefined bits of `low` are cleared, those of `high` stay above."""
     mask = constant((1 << low_bits) - 1)
     return select_bits(mask, low, _as_bytes(bitcast(I16x32, high) << low_bits))
 
@@ -93,7 +93,7 @@ def ranks6(m, row, block, columns):
 
 @inline
 def ranks7(m, row, block, columns):
-    """Without junk."""
+    """Without undefined bits."""
     even, odd = ranks6(m, row, block, columns)
     even_bit, odd_bit = bits(m.plane2, m.stride2, row, block, columns)
     even, odd = even & constant(63), odd & constant(63)

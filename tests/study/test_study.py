@@ -63,7 +63,7 @@ def test_preserving_keeps_the_order(model, studied):
 
 
 def test_only_what_a_trial_names_is_changed(model, studied):
-    path = studied("scramble") / "values" / "change-whole_restored-True_kind-q_proj_seed-0.rkv"
+    path = studied("scramble") / "values" / "change-whole_restored-True_kind-query_seed-0.rkv"
     with rkf.open(model) as old, rkf.open(model, values=path) as new:
         changed = [
             name
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(tmp_path, model, study):
 
 
 def test_predictions_of_another_text_are_not_taken(tmp_path, study):
-    """Whether the first trial was interrupted, or the results were removed to begin anew."""
+    """Whether the first trial was interrupted, or the results were removed to start again."""
 
     def stop(trial, done, total):
         raise KeyboardInterrupt

@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(tmp_path, files):
         tune(dense, dense, out, data=text)
     with pytest.raises(UsageError, match="has clustered tensors"):
         tune(model, model, out, data=text)
-    for problem, content in (("expected UTF-8 text", b"\xff"), ("expected at least 96 to learn on", b"short")):
+    for problem, content in (("expected UTF-8 text", b"\xff"), ("expected at least 96 for training", b"short")):
         text.write_bytes(content)
         with pytest.raises(UsageError, match=problem):
             tune(model, dense, out, data=text)

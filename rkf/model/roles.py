@@ -1,0 +1,150 @@
+"""What each matrix does in its model, found by following values through the ops. Knows programs, not tensors' data.
+
+A role says how much an error in a matrix costs and how it is best stored; recipes, budgets and studies go by it, so
+they need no names of any family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rkf.model.ops import (
+    Attention,
+    Clip,
+    Conv,
+    Delta,
+    Embed,
+    Experts,
+    Gate,
+    Linear,
+    Logits,
+    Norm,
+    Op,
+    Rope,
+    Route,
+    Scale,
+)
+from rkf.model.program import Program, layer_prefix
+
+ROLES = (
+    *("embedding", "head", "query", "key", "value", "output", "gate", "up", "down"),
+    *("expert_gate", "expert_up", "expert_down", "router", "kernel", "other"),
+)
+KEPT_DENSE = ("router", "kernel")
+"""Roles of tensors that are never clustered: they are small, and choose or weigh everything after them."""
+
+_PASSING = (Norm, Rope, Scale, Clip, Conv)  # what they write is still what they read, for whoever reads it next
+# Who reads a product decides its role. Delta reads queries, keys and values from one matrix: half of its rows are
+# values, the part in which an error passes straight on.
+_BY_READER: Mapping[tuple[type[Op], str], str] = {
+    (Attention, "q"): "query",
+    (Attention, "k"): "key",
+    (Attention, "v"): "value",
+    (Delta, "src"): "value",
+    (Gate, "a"): "gate",
+    (Gate, "b"): "up",
+}
+
+
+def roles(program: Program) -> dict[str, str]:
+    """The role (one of ROLES) of every tensor that is a matrix, a stack, a router or a kernel, by its full name.
+
+    A tensor that several ops name has the role of its first use: a table that is also the head is an "embedding".
+    """
+    by_kind = [_of_ops(kind) for kind in program.kinds]
+    found = _of_ops(program.stem)
+    for number, kind in enumerate(program.order):
+        for name, role in by_kind[kind].items():
+            found.setdefault(layer_prefix(number) + name, role)
+    return {**_of_ops(program.top), **found}
+
+
+def clusterable(program: Program) -> list[str]:
+    """The tensors that a recipe may cluster, by their full names."""
+    return [name for name, role in roles(program).items() if role not in KEPT_DENSE]
+
+
+def shared_inputs(ops: Sequence[Op]) -> dict[str, tuple[str, ...]]:
+    """Names of matrices and stacks of one layer (or the stem, or the top) that read the same value.
+
+    The first name of each group -> the group, in the order of the ops; routers are not among them. Experts' gates and
+    ups read the same tokens, which are not all that a Linear sees: they are a group of their own.
+    """
+    groups: dict[tuple[str, int], list[str]] = {}
+    written: dict[str, int] = {}  # value -> the op that wrote it last
+    seen: set[str] = set()
+
+    def add(key: tuple[str, int], *names: str) -> None:
+        new = [name for name in names if name not in seen]
+        if new:
+            groups.setdefault(key, []).extend(new)
+            seen.update(new)
+
+    for number, op in enumerate(ops):
+        if isinstance(op, (Linear, Logits)) and op.rows > 1:
+            add((op.src, written.get(op.src, -1)), op.weight)
+        elif isinstance(op, Experts):
+            add((f"inputs of {op.dst}", number), op.gate, op.up)
+            add((f"products of {op.dst}", number), op.down)
+        written[op.dst] = number
+    return {group[0]: tuple(group) for group in groups.values()}
+
+
+def _of_ops(ops: Sequence[Op]) -> dict[str, str]:
+    """Roles of the tensors of one layer, the stem or the top, by the names that the ops use."""
+    found: dict[str, str] = {}
+    ends: dict[str, str] = {}  # value -> the role of a Linear that reads it to end a branch
+    for number, op in enumerate(ops):
+        for name, role in _named(op, ops[number + 1 :], ends):
+            found.setdefault(name, role)
+        ending = _ending(op, ends)
+        if ending is None:
+            ends.pop(op.dst, None)
+        else:
+            ends[op.dst] = ending
+    return found
+
+
+def _named(op: Op, after: Sequence[Op], ends: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The matrices of one op, with their roles. after: the ops that follow it."""
+    if isinstance(op, Embed):
+        return [(op.table, "embedding")]
+    if isinstance(op, Logits):
+        return [(op.weight, "head")]
+    if isinstance(op, Route):
+        return [(op.weight, "router")]
+    if isinstance(op, Conv):
+        return [(op.weight, "kernel")]
+    if isinstance(op, Experts):
+        return [(op.gate, "expert_gate"), (op.up, "expert_up"), (op.down, "expert_down")]
+    if isinstance(op, Linear):
+        if op.rows == 1:  # one number that weighs a whole branch
+            return [(op.weight, "router")]
+        return [(op.weight, ends.get(op.src) or _by_reader(op.dst, after))]
+    return []
+
+
+def _ending(op: Op, ends: Mapping[str, str]) -> str | None:
+    """The role of a Linear that reads what this op writes: "output" after attention and its like, "down" after Gate."""
+    if isinstance(op, (Attention, Delta, Conv)):
+        return "output"
+    if isinstance(op, Gate):
+        return "output" if "output" in (ends.get(op.a), ends.get(op.b or "")) else "down"
+    if isinstance(op, _PASSING):
+        return ends.get(op.reads()[0])
+    return None
+
+
+def _by_reader(value: str, after: Sequence[Op]) -> str:
+    """The role of a product by the first op that decides one and reads it, directly or through passing ops."""
+    holding = {value}
+    for op in after:
+        reads = holding.intersection(op.reads())
+        for (kind, key), role in _BY_READER.items():
+            if isinstance(op, kind) and getattr(op, key) in reads:
+                return "up" if isinstance(op, Gate) and op.b is None else role
+        if reads and isinstance(op, _PASSING):
+            holding.add(op.dst)
+        else:
+            holding.discard(op.dst)
+    return "other"
