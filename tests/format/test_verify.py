@@ -160,7 +160,7 @@ def test_values_are_verified_with_their_model(tmp_path: Path) -> None:
     verify(path, values=tmp_path / "fine.rkv")
     with pytest.raises(SemanticsError, match="overflow"):
         verify(path, values=tmp_path / "huge.rkv")
-    with pytest.raises(UsageError, match="with its model"):
+    with pytest.raises(UsageError, match="needs its model"):
         verify(tmp_path / "fine.rkv")
     for name, code in (("fine.rkv", 0), ("huge.rkv", SemanticsError.exit_code)):
         done = CliRunner().invoke(cli, ["verify", str(path), "--values", str(tmp_path / name)])
