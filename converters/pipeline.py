@@ -26,7 +26,7 @@ from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibrating import Calibrator, GivenCalibration
-from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
+from rkf.converters.ledger import Ledger, LedgerRow, Rehearsal, blank, row
 from rkf.converters.names import HEAD
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
@@ -163,7 +163,7 @@ class _Job:
         self.work.close()
         return Ledger(tuple(rows), self.out.stat().st_size)
 
-    def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[Row]:
+    def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []
         for name, (tensor, stats) in results:
             writer.add(name, tensor, stats)

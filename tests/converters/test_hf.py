@@ -1,4 +1,4 @@
-"""Hugging Face folders: every value as transformers has it, and each refusal."""
+"""Hugging Face folders: every value equals transformers', and every refusal."""
 
 from __future__ import annotations
 
