@@ -71,7 +71,7 @@ def test_footprint_adds_up(checkpoint, model):
 
 
 def test_verify_and_diff(checkpoint, model, tmp_path):
-    assert "sound" in rkf("verify", model)
+    assert "valid" in rkf("verify", model)
     other = tmp_path / "k32.rkf"
     rkf("convert", checkpoint, other, "--k", 32, "--calibrate", "none")
     assert rkf_json("diff", model, model)["identical"] is True
