@@ -236,8 +236,8 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[RkfErro
         "1 tokens occur twice",
     ),
     "types": (lambda f: f | {"tokenizer.ggml.token_type": [1]}, SourceError, "got 1"),
-    "merge": (lambda f: f | {"tokenizer.ggml.merges": ["q zz"]}, SourceError, "'q zz' joins no two"),
-    "half a merge": (lambda f: f | {"tokenizer.ggml.merges": ["q"]}, SourceError, "'q' joins no two"),
+    "merge": (lambda f: f | {"tokenizer.ggml.merges": ["q zz"]}, SourceError, "'q zz' does not join two"),
+    "half a merge": (lambda f: f | {"tokenizer.ggml.merges": ["q"]}, SourceError, "'q' does not join two"),
     "scores": (lambda f: f | {"tokenizer.ggml.model": "llama"}, SourceError, "scores: expected"),
 }
 
