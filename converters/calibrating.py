@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rkf.cluster.compensate import Moments
 from rkf.converters.source import Source
 from rkf.format.matrix import F32
 
-Coarse = Callable[[F32, "NDArray[np.float64] | None"], F32]
+Coarse = Callable[[F32, "Moments | None"], F32]
 """Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
 
 
@@ -24,12 +25,12 @@ class GivenCalibration(Protocol):
         """What the file says of it: the same text, the same bytes."""
         ...
 
-    def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
-        """Second moments of the inputs of matrices by canonical name, f64[cols, cols], a layer at a time."""
+    def moments(self) -> Iterator[Mapping[str, Moments]]:
+        """Second moments of the inputs of matrices and stacks by name, a layer at a time."""
         ...
 
     def losses(self, coarse: Coarse) -> Mapping[str, float]:
-        """What each matrix costs the model's predictions when it alone is stored coarsely, by canonical name."""
+        """What each matrix costs the model's predictions when it alone is stored coarsely, by name."""
         ...
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,8 @@ def blank(spec: TensorSpec, rule: Rule, exact_rows: int = 0) -> Tensor:
     rows_per_table = min(rule.rows_per_table or rows, rows)
     tables = -(-rows // rows_per_table)
     groups = -(-columns // (rule.group or columns))
-    exact = int(rule.exceptions * spec.weights) + exact_rows * columns
+    experts = prod(spec.shape[:-2])
+    exact = experts * int(rule.exceptions * (spec.weights // experts)) + exact_rows * columns
     dtype = "f16" if spec.dtype == "f32" else spec.dtype
     positions = np.arange(exact, dtype=f"<u{position_bytes(spec.weights)}")
     return ClusteredMatrix(

@@ -7,7 +7,7 @@ workers there are or who is first. Memory is bounded by what is in flight.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,13 +21,13 @@ from threadpoolctl import threadpool_limits
 from rkf import __version__
 from rkf.cluster import allocation
 from rkf.cluster.clustering import cluster
-from rkf.cluster.compensate import DAMPING, Objective
+from rkf.cluster.compensate import Objectives, objectives
 from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibrating import Calibrator, GivenCalibration
+from rkf.converters.families.blocks import HEAD
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
-from rkf.converters.names import HEAD
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
 from rkf.converters.source import Source, open_source, refuse_source
@@ -94,7 +94,7 @@ def convert(
 
     def plan(losses: Mapping[str, float] | None) -> Recipe:
         if size is None and bpw is None:
-            return Recipe.load(recipe or "default", k, source.config.layers)
+            return Recipe.load(recipe or "default", source.model.program, k)
         fit = archived if archive else fitting
         return fit(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw, losses)
 
@@ -140,8 +140,10 @@ class _Job:
         self.source, self.recipe, self.out = source, recipe, out
         self.text = dict(text) if text else "none"  # of calibration
         self.names = sorted([*source.tensors, *source.aliases])
-        self.head = source.aliases.get(HEAD, HEAD)
+        head = source.model.program.logits.weight
+        self.head = source.aliases.get(head, head)
         self.work = WorkFolder(out)
+        self.each: Callable[..., Iterable[Any]] = map  # over the experts of a stack
 
     def rehearse(self) -> Ledger:
         with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
@@ -153,7 +155,8 @@ class _Job:
     ) -> Ledger:
         writer = Writer(self.out, metadata=self._metadata(), provenance=self._provenance(), force=force)
         try:
-            with writer:  # which locks the output, and so the work folder
+            with writer, _pool(workers, "rkf-experts") as experts:  # writer locks the output, and so the work folder
+                self.each = experts.map
                 self.work.open(self._fingerprint(), resume)
                 suited = self._suit(calibration, workers, report) if calibration else set()
                 rows = self._write(writer, self._reported(self._results(workers), report, suited))
@@ -169,9 +172,11 @@ class _Job:
             writer.add(name, tensor, stats)
             spec = self.source.tensors[self.source.aliases.get(name, name)]
             rows.append(row(name, spec, tensor, stats))
+        blobs = {**self.source.verbatim, TOKENIZER: self.source.tokenizer_json}
         if self.source.chat_template:
-            writer.blob(CHAT_TEMPLATE, self.source.chat_template.encode())
-        writer.blob(TOKENIZER, self.source.tokenizer_json)
+            blobs[CHAT_TEMPLATE] = self.source.chat_template.encode()
+        for name in sorted(blobs):
+            writer.blob(name, blobs[name])
         return rows
 
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
@@ -200,13 +205,13 @@ class _Job:
         with threadpool_limits(1, "blas"), _pool(workers, "rkf-suit") as pool:
             for moments in _ahead(calibration.moments()):
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
-                objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
+                wanted = {id(each): pool.submit(objectives, each) for each in named.values()}
                 jobs = {
                     name: pool.submit(
                         self._make,
                         numbers[name],
                         name,
-                        objectives[id(each)].result(),
+                        wanted[id(each)].result(),
                         calibration.frequent if name == self.head else None,
                     )
                     for name, each in named.items()
@@ -218,7 +223,7 @@ class _Job:
         return suited
 
     def _make(
-        self, number: int, name: str, objective: Objective | None = None, frequent: NDArray[np.int64] | None = None
+        self, number: int, name: str, objective: Objectives | None = None, frequent: NDArray[np.int64] | None = None
     ) -> _Result:
         """One tensor as it will be stored: from the work folder if it is there, else read and clustered. frequent: the
         rows of which the first stay exact.
@@ -230,7 +235,7 @@ class _Job:
         rule = self.recipe.rule(name, self.source.tensors[name].shape)
         kept = None if frequent is None else frequent[: rule.rows_kept(len(frequent))]
         with naming(Path(self.source.label)):
-            tensor, stats = cluster(self.source.read(name), rule, name, objective, kept)
+            tensor, stats = cluster(self.source.read(name), rule, name, objective, kept, self.each)
         if isinstance(tensor, ClusteredMatrix):
             self.work.save(number, name, tensor, stats)
         return tensor, stats
@@ -261,7 +266,7 @@ class _Job:
         return tensor, stats
 
     def _metadata(self) -> dict[str, Any]:
-        return {"model": self.source.config.to_metadata()}
+        return {"model": self.source.model.to_metadata()}
 
     def _provenance(self) -> dict[str, Any]:
         recipe: dict[str, Any] = {"name": self.recipe.name, "text": self.recipe.text}

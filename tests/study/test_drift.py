@@ -22,7 +22,7 @@ def values_file(folder, correction):
 def test_the_stream_followed_is_the_models(model):
     ids = np.arange(20)
     with rkf.open(model) as container, rkf.load(model, exact=True) as ready:
-        states = trace.residual_stream(container, CONFIG, ids, threads=1)
+        states = trace.residual_stream(container, ids, threads=1)
         assert [state.shape for state in states] == [(20, CONFIG.hidden_size)] * CONFIG.layers
         normed = states[-1] / np.sqrt((states[-1] ** 2).mean(axis=1, keepdims=True) + CONFIG.norm_epsilon)
         normed *= container.decode("model.norm.weight")
@@ -43,7 +43,7 @@ def test_the_scale_of_outputs_is_restored(model, studied):
     (predictions,) = folder.glob("reference-*.kld")
     ids = reference.read(predictions)[0].ids
     with rkf.open(model) as old, rkf.open(model, values=values_file(folder, "output")) as new:
-        trace.residual_stream(old, CONFIG, ids, threads=1, seen=inputs.__setitem__)
+        trace.residual_stream(old, ids, threads=1, seen=inputs.__setitem__)
         assert set(inputs) == set(clustered_in_layers(old))
         for name, x in inputs.items():
             before, after = (np.linalg.norm(x @ replace(c.load(name), exceptions=None).decode().T) for c in (old, new))
