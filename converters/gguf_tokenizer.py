@@ -14,12 +14,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from rkf.errors import SourceError, UnsupportedError
+from rkf.model.metadata import SpecialToken
 
 # Texts that end a turn in some model: llama.cpp stops at each of them, whatever the file's eos id says.
 END_OF_TURN = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
     *("<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
 )
+# tokenizer.ggml.*_token_id -> the names of Hugging Face; "seperator" is spelt so.
+_TEMPLATE_NAMES = {"unknown": "unk_token", "padding": "pad_token", "seperator": "sep_token", "mask": "mask_token"}
 _SPACE = "▁"  # SentencePiece's visible space
 
 
@@ -44,7 +47,7 @@ def from_gguf(fields: Mapping[str, Any], label: str) -> bytes:
 
 
 def special_ids(fields: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """bos_id, eos_ids and add_bos as ModelConfig has them, with llama.cpp's defaults."""
+    """bos_id, eos_ids and add_bos as ModelMetadata has them, with llama.cpp's defaults."""
     texts = _texts(fields, label)
     sentencepiece = fields.get("tokenizer.ggml.model") == "llama"
     bos = _token_id(fields, "bos", 1 if sentencepiece else None, len(texts), label)
@@ -58,6 +61,16 @@ def special_ids(fields: Mapping[str, Any], label: str) -> dict[str, Any]:
         "eos_ids": tuple(others if eos is None else [eos, *others]),
         "add_bos": bos is not None and bool(fields.get("tokenizer.ggml.add_bos_token", default)),
     }
+
+
+def special_tokens(fields: Mapping[str, Any], label: str) -> dict[str, SpecialToken]:
+    """The tokens that the file names, by the names that chat templates use."""
+    texts = _texts(fields, label)
+    ids = {name: _token_id(fields, key, None, len(texts), label) for key, name in _TEMPLATE_NAMES.items()}
+    known = special_ids(fields, label)
+    ids["bos_token"] = known["bos_id"]
+    ids["eos_token"] = _token_id(fields, "eos", next(iter(known["eos_ids"]), None), len(texts), label)
+    return {name: SpecialToken(texts[each], each) for name, each in sorted(ids.items()) if each is not None}
 
 
 def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:

@@ -26,6 +26,7 @@ from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibrating import Calibrator, GivenCalibration
+from rkf.converters.families.blocks import HEAD
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
@@ -171,9 +172,11 @@ class _Job:
             writer.add(name, tensor, stats)
             spec = self.source.tensors[self.source.aliases.get(name, name)]
             rows.append(row(name, spec, tensor, stats))
+        blobs = {**self.source.verbatim, TOKENIZER: self.source.tokenizer_json}
         if self.source.chat_template:
-            writer.blob(CHAT_TEMPLATE, self.source.chat_template.encode())
-        writer.blob(TOKENIZER, self.source.tokenizer_json)
+            blobs[CHAT_TEMPLATE] = self.source.chat_template.encode()
+        for name in sorted(blobs):
+            writer.blob(name, blobs[name])
         return rows
 
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
@@ -263,7 +266,7 @@ class _Job:
         return tensor, stats
 
     def _metadata(self) -> dict[str, Any]:
-        return {"model": self.source.config.to_metadata()}
+        return {"model": self.source.model.to_metadata()}
 
     def _provenance(self) -> dict[str, Any]:
         recipe: dict[str, Any] = {"name": self.recipe.name, "text": self.recipe.text}

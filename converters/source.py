@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from rkf.converters.families.layout import Origin
 from rkf.errors import SourceError, UsageError
 from rkf.file.atomic import refuse_same_file
 from rkf.format.constants import DTYPE_BYTES
 from rkf.format.matrix import DenseTensor
-from rkf.model.first_form import ModelConfig
 from rkf.model.metadata import ModelMetadata
 
 
@@ -40,12 +42,14 @@ class TensorSpec:
 
 
 class Source(Protocol):
-    """A checkpoint whose names, shapes and quirks are already those of rkf (docs/architecture.md)."""
+    """A checkpoint whose names, shapes and quirks are already those of rkf (docs/architecture.md).
+
+    aliases: tensors that are others under a second name. verbatim: files of the checkpoint that travel as they are,
+    by name.
+    """
 
     @property
     def label(self) -> str: ...
-    @property
-    def config(self) -> ModelConfig: ...
     @property
     def model(self) -> ModelMetadata: ...
     @property
@@ -56,6 +60,8 @@ class Source(Protocol):
     def tokenizer_json(self) -> bytes: ...
     @property
     def chat_template(self) -> str | None: ...
+    @property
+    def verbatim(self) -> Mapping[str, bytes]: ...
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -70,6 +76,37 @@ class Source(Protocol):
     def read(self, name: str) -> DenseTensor:
         """One tensor, output-major, q/k rows in Hugging Face rope order. May be called from several threads."""
         ...
+
+
+def spec_of(origin: Origin, stored: Mapping[str, TensorSpec]) -> TensorSpec:
+    """What is known of a tensor of the program, given what is known of those it comes from."""
+    parts = [stored[name] for name in origin.names]
+    shape = origin.shape(parts[0].shape)
+    share = prod(shape) / sum(part.weights for part in parts)
+    return TensorSpec(
+        shape, _dtype(origin, parts), parts[0].stored_type, round(share * sum(part.stored_bytes for part in parts))
+    )
+
+
+def read_origin(
+    origin: Origin, stored: Mapping[str, TensorSpec], read: Callable[[str, int, int], DenseTensor]
+) -> DenseTensor:
+    """A tensor of the program. read: entries start … stop - 1 along the first axis of a checkpoint's tensor."""
+    dtype = _dtype(origin, [stored[name] for name in origin.names])
+    parts = []
+    for name in origin.names:
+        first, *rest = origin.part or (slice(0, stored[name].shape[0]),)
+        tensor = read(name, first.start, first.stop)
+        parts.append((tensor.data if tensor.dtype == dtype else tensor.decode())[(slice(None), *rest)])
+    values = np.stack(parts) if origin.stacked else parts[0]
+    for step in origin.steps:
+        values = step.apply(values)
+    return DenseTensor(dtype, np.ascontiguousarray(values))
+
+
+def _dtype(origin: Origin, parts: list[TensorSpec]) -> str:
+    """The dtype of the parts, if it is one and values are only moved; else f32."""
+    return parts[0].dtype if origin.keeps_values and len({part.dtype for part in parts}) == 1 else "f32"
 
 
 def refuse_source(out: Path, path: Path, source: Source) -> None:

@@ -11,7 +11,7 @@ from gguf.constants import TokenType
 
 from rkf.converters.pretokenizers import name_of
 from rkf.errors import UnsupportedError
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 
 
 def token_text(tokenizer_json: bytes) -> dict[int, str]:
@@ -25,13 +25,13 @@ def token_text(tokenizer_json: bytes) -> dict[int, str]:
     return texts | {token["id"]: token["content"] for token in tokenizer.get("added_tokens", ())}
 
 
-def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, config: ModelConfig) -> None:
+def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, model: ModelMetadata) -> None:
     """Add the tokenizer to a GGUF; UnsupportedError if llama.cpp has no equal to it."""
     tokenizer = json.loads(tokenizer_json)
     if tokenizer["model"].get("type") != "BPE":
         raise UnsupportedError(f"tokenizer.json: kind {tokenizer['model'].get('type')!r} has no GGUF form here")
     texts = token_text(tokenizer_json)
-    count = config.vocab_size
+    count = model.vocab_size
     merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in tokenizer["model"]["merges"]]
     writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(count)])
     writer.add_token_types(_types(tokenizer, texts, count))
@@ -46,11 +46,15 @@ def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, config: ModelCon
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre)
         writer.add_token_merges([" ".join(merge) for merge in merges])
-    if config.bos_id is not None:
-        writer.add_bos_token_id(config.bos_id)
-    if config.eos_ids:
-        writer.add_eos_token_id(config.eos_ids[0])
-    writer.add_add_bos_token(config.add_bos)
+    if model.bos_id is not None:
+        writer.add_bos_token_id(model.bos_id)
+    if model.eos_ids:
+        writer.add_eos_token_id(model.eos_ids[0])
+    writer.add_add_bos_token(model.add_bos)
+    for name, add in (("unk_token", writer.add_unk_token_id), ("pad_token", writer.add_pad_token_id)):
+        token = model.special_tokens.get(name)
+        if token is not None and token.id is not None:
+            add(token.id)
 
 
 def _types(tokenizer: Mapping[str, Any], texts: Mapping[int, str], count: int) -> list[TokenType]:

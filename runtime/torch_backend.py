@@ -9,11 +9,11 @@ import torch
 
 from rkf.errors import ContextLengthError, UsageError
 from rkf.file.container import Container
-from rkf.model.first_form import ModelConfig
 from rkf.runtime.backend import F32, I64
 from rkf.runtime.threads import chosen
-from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured
-from rkf.runtime.torch_model import Decoder, TorchCache
+from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured, has_fixed_shapes
+from rkf.runtime.torch_model import Decoder
+from rkf.runtime.torch_past import TorchCache
 
 _TILE = 512  # tokens of one pass: bounds the memory that a long prompt takes
 
@@ -24,24 +24,27 @@ class TorchBackend:
     """
 
     def __init__(self, container: Container, device: str = "cpu", threads: int | None = None) -> None:
-        self.config = ModelConfig.from_metadata(container.metadata["model"])
+        if container.model is None:
+            raise UsageError(f"{container.path}: expected a whole model, got a file without one")
+        self.config = container.model
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device cuda: torch finds no GPU here: use cpu or cpu-torch")
         if threads is not None:
             torch.set_num_threads(chosen(threads))
         self._device = torch.device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self._decoder = Decoder(container, self.config, dtype).to(self._device).requires_grad_(False)
+        self._decoder = Decoder(container, dtype).to(self._device).requires_grad_(False)
         self._graph: TokenGraph | None = None
-        self._graphs = device == "cuda" and find_spec("triton") is not None
-        if self._graphs:
+        fused = device == "cuda" and find_spec("triton") is not None
+        self._graphs = fused and has_fixed_shapes(self._decoder.program)
+        if fused:
             from rkf.torch.fused import fuse  # needs Triton
 
             fuse(self._decoder)
 
     def new_cache(self, tokens: int) -> TorchCache:
         """An empty cache that can grow to `tokens` positions."""
-        return TorchCache(self.config, 1, min(tokens, self.config.context_length), self._decoder.norm.weight)
+        return self._decoder.new_cache(1, min(tokens, self.config.context_length))
 
     @torch.inference_mode()
     def forward(self, tokens: I64, cache: TorchCache, last_only: bool) -> F32:
@@ -64,7 +67,7 @@ class TorchBackend:
     def _captured(self, token: int, cache: TorchCache) -> TokenGraph | None:
         """The graph of the next token: a new one when the cache is another, or has moved to grow."""
         cache.reserve(cache.length + 1)
-        if self._graph is None or self._graph.step.store is not cache.store:
+        if self._graph is None or self._graph.step.slots is not cache.slots:
             step = TokenStep(self._decoder, cache)
             step.place(token, cache.length)
             self._graph = None  # its memory can be used again

@@ -43,7 +43,7 @@ def test_dense_recipe_stores_everything_as_it_came(gguf_file: Callable[..., Path
             np.testing.assert_array_equal(stored.data, original.data)  # type: ignore[union-attr]
         assert file.blob("tokenizer.json") == source.tokenizer_json
         assert file.blob("chat_template.jinja") == b"{{ messages }}"
-        assert file.config == source.config
+        assert file.model == source.model
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])

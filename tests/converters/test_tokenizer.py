@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rkf.converters.gguf_header import read_header
-from rkf.converters.gguf_tokenizer import from_gguf, special_ids
+from rkf.converters.gguf_tokenizer import from_gguf, special_ids, special_tokens
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, name_of
 from rkf.converters.pull import pull
 from rkf.converters.source import open_source
 from rkf.converters.tokenizer_export import gguf_fields
 from rkf.errors import RkfError, SourceError, UnsupportedError
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
+from rkf.model.ops import Embed, Logits
+from rkf.model.program import Program
 
 from .conftest import CORPUS, SPECIALS
 
@@ -204,9 +206,10 @@ def test_export_gives_the_same_tokenizer(tmp_path: Path, kind: str) -> None:
     first = from_gguf(fields, "x")
     ids = special_ids(fields, "x")
     count = len(fields["tokenizer.ggml.tokens"])
-    config = ModelConfig("llama", count, 1, 1, 1, 1, 1, 2, 1, 1e-5, 1e4, **ids)
+    stem, top = Embed(dst="x", table="e", rows=count, cols=1), Logits(dst="l", src="x", weight="h", rows=count)
+    model = ModelMetadata(Program((stem,), (), (), (top,)), 1, special_tokens=special_tokens(fields, "x"), **ids)
     writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
-    gguf_fields(writer, first, config)
+    gguf_fields(writer, first, model)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -215,6 +218,7 @@ def test_export_gives_the_same_tokenizer(tmp_path: Path, kind: str) -> None:
     assert list(again["tokenizer.ggml.token_type"]) == list(fields["tokenizer.ggml.token_type"])
     assert from_gguf(again, "x") == first
     assert special_ids(again, "x") == ids
+    assert special_tokens(again, "x") == model.special_tokens
 
 
 def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -10,7 +10,7 @@ from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.torch_backend import TorchBackend
 from rkf.runtime.torch_graph import TokenStep
-from rkf.runtime.torch_model import Decoder, TorchCache
+from rkf.runtime.torch_model import Decoder
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.numpy_backend import NumpyBackend
@@ -79,9 +79,9 @@ def test_steps_of_standing_buffers_equal_the_decoder(tmp_path, window):
     config = tiny.config(architecture="mistral", sliding_window=window)
     path = write_model(tmp_path / "m.rkf", config, tiny.weights(config), RULES["groups"])
     with rkf.open(path) as container, torch.inference_mode():
-        decoder = Decoder(container, config)
+        decoder = Decoder(container)
         expected = decoder.head(decoder(torch.from_numpy(IDS)[None])[0])
-        cache = TorchCache(config, 1, 256, decoder.norm.weight)
+        cache = decoder.new_cache(1, 256)
         decoder(torch.from_numpy(IDS[:100])[None], cache)
         step = TokenStep(decoder, cache)
         for position in range(100, 150):

@@ -63,7 +63,7 @@ def test_preserving_keeps_the_order(model, studied):
 
 
 def test_only_what_a_trial_names_is_changed(model, studied):
-    path = studied("scramble") / "values" / "change-whole_restored-True_kind-q_proj_seed-0.rkv"
+    path = studied("scramble") / "values" / "change-whole_restored-True_kind-query_seed-0.rkv"
     with rkf.open(model) as old, rkf.open(model, values=path) as new:
         changed = [
             name

@@ -65,7 +65,7 @@ def test_the_matrix_that_collapses_is_found(folder):
     kinds = [row for row in rows if row["kind"]]
     assert {row["layer"] for row in kinds} == {1} and len(kinds) == 7 + 1
     (spared,) = [row for row in rows if row["variant"] == "all but one plain"]
-    assert (spared["layer"], spared["kind"]) == (1, "up_proj")
+    assert (spared["layer"], spared["kind"]) == (1, "up")
     matrices = json.loads((folder / "results.json").read_text())["matrices"]
     largest = max(matrices, key=lambda row: row["largest"])
     assert largest["name"] == WEAK and largest["largest"] > 20

@@ -1,0 +1,104 @@
+"""What a family of models is to the converters: its keys, its program, its names. Knows no family and no format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.layout import Layout, as_named
+from rkf.model.program import Program
+
+C = TypeVar("C", bound=Decoder)
+
+# Not weights: frequencies that old checkpoints stored although the configuration determines them.
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A multimodal model around a decoder; only the decoder is converted.
+
+    prefixes: what stands before the names of the decoder's tensors instead of "model.". dropped: beginnings of the
+    names of what is left out. head: what the head is called.
+    """
+
+    model_type: str
+    prefixes: tuple[str, ...]
+    dropped: tuple[str, ...]
+    tied: bool
+
+    def text(self, config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+        """The decoder's own configuration."""
+        inner = config.get("text_config")
+        tied = config.get("tie_word_embeddings", self.tied)
+        return {**(inner if isinstance(inner, dict) else {}), "model_type": model_type, "tie_word_embeddings": tied}
+
+    def name(self, name: str) -> str | None:
+        """The name of a tensor in the decoder alone; None for what is left out."""
+        if name.startswith(self.dropped):
+            return None
+        for prefix in self.prefixes:
+            if name.startswith(prefix):
+                return "model." + name.removeprefix(prefix)
+        return name.removeprefix("language_model.")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """What a GGUF says of its model. own: its fields without the architecture's prefix. tensors: names. extra: the
+    values of tensors that are no weights (rope factors).
+    """
+
+    own: Mapping[str, Any]
+    tensors: Container[str]
+    extra: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFields:
+    """What only a family's own fields and tensors say in a GGUF that is written."""
+
+    own: Mapping[str, Any]
+    extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufForm(Generic[C]):
+    """A family in GGUF, where names are those of gguf's own tables.
+
+    claims: whether a file of this architecture is of this family. to_config: keys of config.json beyond the common
+    ones. to_fields: the inverse; raises UnsupportedError for what a GGUF has no field for. layout: over Hugging Face's
+    names, which gguf's tables translate.
+    """
+
+    architecture: str
+    to_config: Callable[[GgufModel], Mapping[str, Any]]
+    to_fields: Callable[[C], GgufFields]
+    layout: Callable[[C], Layout] = lambda config: as_named
+    claims: Callable[[Mapping[str, Any]], bool] = lambda own: True
+
+
+@dataclass(frozen=True, slots=True)
+class Family(Generic[C]):
+    """A family: model_type and class name in transformers, the table of its keys, its forward pass, where its tensors
+    lie in a Hugging Face checkpoint, and its form in GGUF.
+    """
+
+    name: str
+    class_name: str
+    keys: type[C]
+    program: Callable[[C], Program]
+    gguf: GgufForm[C]
+    layout: Callable[[C], Layout] = lambda config: as_named
+    wrapper: Wrapper | None = None
+
+    def own_name(self, name: str, wrapped: bool) -> str | None:
+        """The name of a checkpoint's tensor in the decoder alone; None for what is no weight of it."""
+        inner = self.wrapper.name(name) if wrapped and self.wrapper else name
+        return None if inner is None or _DERIVED.fullmatch(inner) else inner
