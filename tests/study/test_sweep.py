@@ -27,7 +27,7 @@ def weights():
 
 def convert(out, *, recipe, k, calibrated):
     """Use the built-in recipes, except that one matrix has two values in the plain one."""
-    rules = Recipe.load(recipe, k, CONFIG.layers)
+    rules = Recipe.load(recipe, CONFIG.program(weights()), k)
 
     def rule(name):
         found = rules.rule(name, weights()[name].shape)
@@ -108,7 +108,7 @@ def test_models_of_other_inputs_are_not_taken(tmp_path, folder):
 
 
 def another(out, *, recipe, k, calibrated):
-    rules = Recipe.load(recipe, k, CONFIG.layers)
+    rules = Recipe.load(recipe, CONFIG.program(weights()), k)
     write_model(out, CONFIG, tiny.weights(CONFIG, seed=1), lambda name: rules.rule(name, weights()[name].shape))
 
 
