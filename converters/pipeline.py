@@ -26,7 +26,6 @@ from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibrating import Calibrator, GivenCalibration
-from rkf.converters.families.blocks import HEAD
 from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
