@@ -1,4 +1,4 @@
-"""Recipes as data: what each pattern and option comes to, and what is refused."""
+"""Recipes as data: the effect of each pattern and option, and the refusals."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A budget is kept, used up, and spent where it serves most."""
+"""A budget is kept, used fully, and spent where it reduces the loss most."""
 
 from collections.abc import Callable
 from math import prod

@@ -1,4 +1,4 @@
-"""Conversion end to end: what is stored, the same bytes always, the ledger, and what each kind of end leaves."""
+"""Conversion end to end: the stored tensors, deterministic bytes, the ledger, and what each kind of end leaves."""
 
 from __future__ import annotations
 
