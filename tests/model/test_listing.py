@@ -10,7 +10,7 @@ def test_listing():
     layer = (Norm(src="x", dst="h", epsilon=1e-6, weight="norm.weight"), linear, Add(a="x", b="o", dst="x", scale=0.5))
     program = Program(
         stem=(Embed(dst="x", table="table", rows=7, cols=4),),
-        kinds=(layer, layer[:2] + (Add(a="x", b="o", dst="x"),)),
+        kinds=(layer, (*layer[:2], Add(a="x", b="o", dst="x"))),
         order=(0, 0, 1, 0),
         top=(Logits(src="x", dst="logits", weight="head", rows=7),),
         ropes=(Frequencies((1.0, 0.25), 1.5, (0.5, 0.125), 64),),
