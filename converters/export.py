@@ -1,7 +1,7 @@
-"""An .rkf file back to foreign formats: a Hugging Face folder, or a GGUF in f16. One tensor in memory at a time.
+"""An .rkf file to other formats: a Hugging Face folder, or a GGUF in f16. One tensor in memory at a time.
 
-What is written are the decoded weights, rounded to the source's dtype (Hugging Face) or to f16 (GGUF): exact for a
-dense file in that dtype.
+Exports hold the decoded weights, rounded to the source's dtype (Hugging Face) or to f16 (GGUF). For a dense file in
+that dtype this is exact. The file carries the checkpoint's own configuration, which determines names and layouts.
 """
 
 from __future__ import annotations
@@ -18,106 +18,160 @@ from typing import Any
 import gguf
 import numpy as np
 
-from rkf.converters.architectures import GGUF_KEYS, HF_KEYS, llama3_divisors
-from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, gguf_rows, permuted_heads, to_gguf
+from rkf.converters.description import Description, describe
+from rkf.converters.families import first_form
+from rkf.converters.families.gguf_config import fields_of
+from rkf.converters.families.layout import Assembly, assemblies
 from rkf.converters.tokenizer_export import gguf_fields, token_text
-from rkf.errors import UnsupportedError, UsageError, naming
+from rkf.errors import StructureError, UnsupportedError, UsageError, naming
 from rkf.file.atomic import refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
-from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER
+from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
+from rkf.model.ops import ROUTER
 
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-_TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-# llama.cpp has no architecture "mistral": a Mistral is a llama, and its window is not applied there.
-_GGUF_ARCHITECTURE = {"mistral": "llama"}
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
 
 
 def export_hf(path: str | Path, folder: str | Path) -> None:
     """Write the model at `path` as a folder that transformers loads: safetensors, config.json, tokenizer, template.
 
-    Raises UsageError if the folder exists and is not empty, and what opening `path` raises.
+    Raises UsageError if the folder exists and is not empty, UnsupportedError for a file without the configuration of a
+    known family, and the errors of opening `path`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists already: choose another name for the folder")
-    with open_file(path) as model, _staged(folder) as staging:
-        config = _config(model)
-        tensors = {name: entry.source_dtype for name, entry in model.tensors.items() if entry.kind != "alias"}
-        _write_safetensors(staging / "model.safetensors", model, tensors)
-        text = token_text(model.blob(TOKENIZER) or b"")
-        _write_json(staging / "config.json", _hf_config(config, tensors))
-        _write_json(staging / "generation_config.json", _hf_generation(config))
-        _write_json(staging / "tokenizer_config.json", _hf_tokenizer_config(config, text))
+    with open_file(path) as file, _staged(folder) as staging:
+        exported = _Exported(file)
+        _write_safetensors(staging / "model.safetensors", exported)
+        for name, content in exported.configuration().items():
+            _write(staging / name, content)
         for name in (TOKENIZER, CHAT_TEMPLATE):
-            if (blob := model.blob(name)) is not None:
+            if (blob := file.blob(name)) is not None:
                 _write(staging / name, blob)
 
 
 def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> None:
-    """Write the model at `path` as a GGUF that llama.cpp loads: matrices in f16, vectors in f32.
+    """Write the model at `path` as a GGUF that llama.cpp loads: matrices in f16, vectors and routers in f32.
 
-    Raises UsageError if `out` exists and `force` is not given, UnsupportedError for a tokenizer that GGUF has no name
-    for, and what opening `path` raises.
+    Raises UsageError if `out` exists and `force` is not given, UnsupportedError for a model or a tokenizer that GGUF
+    cannot express, and the errors of opening `path`.
     """
     out = Path(out)
     refuse_same_file(out, path)
-    with open_file(path) as model, replacing(out, force) as output:
-        config = _config(model)
-        architecture = _GGUF_ARCHITECTURE.get(config.architecture, config.architecture)
-        for part in chain([_gguf_head(model, config, architecture)], _gguf_tensors(model, config, architecture)):
+    with open_file(path) as file, replacing(out, force) as output:
+        with naming(file.path):
+            model = _GgufModel(_Exported(file))
+        for part in chain([model.head()], model.tensors()):
             output.write(part)
             output.write(bytes(-output.position % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
-def _config(model: Container) -> ModelConfig:
-    if model.config is None:
-        raise UnsupportedError(f"{model.path}: no model configuration in its metadata: nothing to export it as")
-    return model.config
+class _Exported:
+    """A file's model, with the configuration that determines the layout of its checkpoint."""
+
+    def __init__(self, file: Container) -> None:
+        if file.model is None:
+            raise UnsupportedError(f"{file.path}: its metadata has no model, so it cannot be exported")
+        self.file, self.model = file, file.model
+        stored = {name: entry for name, entry in file.tensors.items() if entry.kind != "alias"}
+        self.shapes = {name: entry.shape for name, entry in stored.items()}
+        self.dtypes = {name: entry.source_dtype for name, entry in stored.items()}
+        self.config = self._config()
+        self.description: Description = describe(self.config, str(file.path))
+        if set(self.description.program.weights()) != set(self.model.program.weights()):
+            raise StructureError(f"{file.path}: config.json describes other tensors than the program reads")
+        self._last: tuple[str, F32] | None = None
+
+    def _config(self) -> dict[str, Any]:
+        blob = self.file.blob("config.json")
+        if blob is not None:
+            try:
+                found = json.loads(blob)
+            except (ValueError, RecursionError) as error:
+                raise StructureError(f"{self.file.path}: config.json: not JSON ({error})") from error
+            if not isinstance(found, dict):
+                raise StructureError(f"{self.file.path}: config.json: expected an object")
+            return found
+        metadata = self.file.metadata["model"]
+        if "program" in metadata:
+            raise UnsupportedError(f"{self.file.path}: it carries no config.json, so it cannot be exported")
+        return first_form.config_of(metadata, self.dtypes)
+
+    def decode(self, name: str) -> F32:
+        """A tensor of the program. The last one is cached, because the experts of a stack are written one by one."""
+        if self._last is None or self._last[0] != name:
+            self._last = None  # free it before the next one is decoded
+            self._last = name, self.file.decode(name)
+        return self._last[1]
+
+    def dtype(self, assembly: Assembly) -> str:
+        """The dtype of its parts in the checkpoint; f32 if they differ."""
+        found = {self.dtypes[part.tensor] for part in assembly.parts}
+        return found.pop() if len(found) == 1 else "f32"
+
+    def configuration(self) -> dict[str, bytes]:
+        """The checkpoint's own files; missing ones are made from the metadata."""
+        made = {
+            "config.json": self.config if not self.description.wrapped else self._decoder_config(),
+            "generation_config.json": _generation_config(self.model),
+            "tokenizer_config.json": _tokenizer_config(self.model, token_text(self.file.blob(TOKENIZER) or b"")),
+        }
+        found = {name: _json(content) for name, content in made.items()}
+        kept = {name: blob for name in VERBATIM if (blob := self.file.blob(name)) is not None}
+        if self.description.wrapped:
+            del kept["config.json"]
+        return found | kept
+
+    def _decoder_config(self) -> dict[str, Any]:
+        """The config.json of the decoder alone; nothing else is left of a model that contained it."""
+        dtype = self.config.get("dtype", self.config.get("torch_dtype"))
+        own = {"architectures": [self.description.family.class_name], **self.description.config}
+        return own if dtype is None else {"dtype": dtype, **own}
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder, of no other process, that takes the place of `folder` at the end; an error leaves nothing of it."""
+    """A new folder of this process that replaces `folder` at the end; an error leaves nothing of it."""
     with ExitStack() as stack:
         with reporting(folder):
             own = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
-            staging = Path(own, folder.name)  # what mkdtemp makes is readable by its owner alone
+            staging = Path(own, folder.name)  # only its owner could read the folder made by mkdtemp
             staging.mkdir()
         yield staging
         with reporting(folder):
             staging.replace(folder)
 
 
-def _write_safetensors(path: Path, model: Container, dtypes: Mapping[str, str]) -> None:
+def _write_safetensors(path: Path, exported: _Exported) -> None:
     """Stream tensors into a safetensors file (the library's writer wants all of them in memory).
 
     Layout: u64 length of the header, JSON header padded with spaces to 8 bytes, tensors without gaps.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    tensors = list(assemblies(exported.description.layout, exported.shapes))
     end = 0
-    for name, dtype in dtypes.items():
-        shape = model.tensors[name].shape
-        begin, end = end, end + prod(shape) * DTYPE_BYTES[dtype]
-        header[name] = {"dtype": _SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    for tensor in tensors:
+        dtype = exported.dtype(tensor)
+        begin, end = end, end + prod(tensor.shape) * DTYPE_BYTES[dtype]
+        header[tensor.name] = {
+            "dtype": _SAFETENSORS[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, dtype in dtypes.items():
-            file.write(from_f32(model.decode(name), dtype))
+        for tensor in tensors:
+            file.write(from_f32(tensor.values(exported.decode), exported.dtype(tensor)))
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -125,127 +179,89 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _hf_config(config: ModelConfig, tensors: Mapping[str, str]) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    scaling = config.rope_scaling
-    if scaling is not None:
-        rope |= {"rope_type": scaling.type, "factor": scaling.factor}
-        if scaling.type == "llama3":
-            rope["low_freq_factor"] = scaling.low_freq_factor
-            rope["high_freq_factor"] = scaling.high_freq_factor
-            rope["original_max_position_embeddings"] = scaling.original_context
-    # rope_parameters is what transformers reads since version 5, rope_theta and rope_scaling what it read before.
-    old_scaling = None if scaling is None else {key: value for key, value in rope.items() if key != "rope_theta"}
-    window = {} if config.sliding_window is None else {"use_sliding_window": True, "max_window_layers": 0}
-    return {
-        "architectures": [_CLASSES[config.architecture]],
-        "model_type": config.architecture,
-        **{theirs: getattr(config, ours) for ours, theirs in HF_KEYS.items()},
-        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": list(config.eos_ids),
-        "hidden_act": "silu",
-        "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in tensors,
-        "rope_parameters": rope,
-        "rope_scaling": old_scaling,
-        "rope_theta": config.rope_theta,
-        "sliding_window": config.sliding_window,
-        **(window if config.architecture.startswith("qwen") else {}),
-        "tie_word_embeddings": HEAD not in tensors,
-        "torch_dtype": _TORCH[tensors[EMBEDDING]],
-    }
-
-
-def _hf_generation(config: ModelConfig) -> dict[str, Any]:
-    sampling: dict[str, Any] = {**config.generation, "do_sample": True} if config.generation else {}
+def _generation_config(model: ModelMetadata) -> dict[str, Any]:
+    sampling: dict[str, Any] = {**model.generation, "do_sample": True} if model.generation else {}
     if "top_k" in sampling:
-        sampling["top_k"] = int(sampling["top_k"])  # transformers takes no other
-    return {"bos_token_id": config.bos_id, "eos_token_id": list(config.eos_ids), **sampling}
+        sampling["top_k"] = int(sampling["top_k"])  # transformers accepts only an integer
+    return {"bos_token_id": model.bos_id, "eos_token_id": list(model.eos_ids), **sampling}
 
 
-def _hf_tokenizer_config(config: ModelConfig, text: Mapping[int, str]) -> dict[str, Any]:
+def _tokenizer_config(model: ModelMetadata, text: Mapping[int, str]) -> dict[str, Any]:
     settings = {
-        "add_bos_token": config.add_bos,
+        "add_bos_token": model.add_bos,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": config.context_length,
+        "model_max_length": model.context_length,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if config.bos_id is not None:
-        settings["bos_token"] = text[config.bos_id]
-    if config.eos_ids:
-        settings["eos_token"] = text[config.eos_ids[0]]
-    return settings
+    if model.bos_id is not None:
+        settings["bos_token"] = text[model.bos_id]
+    if model.eos_ids:
+        settings["eos_token"] = text[model.eos_ids[0]]
+    return settings | {name: token.text for name, token in model.special_tokens.items()}
 
 
-def _gguf_config(config: ModelConfig, architecture: str) -> dict[str, int | float | str]:
-    """GGUF keys without the tokenizer's. 1: "mostly f16" of llama.cpp's file types."""
-    own: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in GGUF_KEYS.items()}
-    own |= {
-        "attention.value_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope_theta,
-        "attention.sliding_window": config.sliding_window,
-    }
-    if config.rope_scaling is not None and config.rope_scaling.type == "linear":
-        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling.factor}
-    keys = {f"{architecture}.{key}": value for key, value in own.items() if value is not None}
-    return {**keys, "general.file_type": 1}
+class _GgufModel:
+    """A GGUF being written: its head, and the data of its tensors in the head's order."""
+
+    def __init__(self, exported: _Exported) -> None:
+        self._exported = exported
+        description = exported.description
+        self._architecture = description.family.gguf.architecture
+        fields = fields_of(description.family, description.keys)
+        self._fields, self._extra = fields.own, fields.extra
+        self._routers = {name for name, _, role in description.program.weights() if role == ROUTER}
+        self._tensors = list(assemblies(description.gguf_layout, exported.shapes))
+
+    def head(self) -> bytes:
+        """Everything before the tensors. The library writes it to its own file, which it cannot lock or report on."""
+        file = self._exported.file
+        with TemporaryDirectory() as folder, naming(file.path):
+            path = Path(folder, "head.gguf")
+            with closing(gguf.GGUFWriter(path, self._architecture)) as writer:
+                writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+                for key, value in self._fields.items():
+                    _add_field(writer, f"{self._architecture}.{key}", value)
+                gguf_fields(writer, file.blob(TOKENIZER) or b"", self._exported.model)
+                template = file.blob(CHAT_TEMPLATE)
+                if template is not None:
+                    writer.add_chat_template(template.decode())
+                for tensor in self._tensors:
+                    kind, count = self._kind(tensor), prod(tensor.shape)
+                    size = count * (2 if kind == _F16 else 4)
+                    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+                for name, factors in self._extra.items():
+                    writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+            return path.read_bytes()
+
+    def tensors(self) -> Iterator[np.ndarray]:
+        """The data of every tensor."""
+        for tensor in self._tensors:
+            weights = tensor.values(self._exported.decode)
+            with naming(self._exported.file.path):
+                yield _f16(weights, tensor) if self._kind(tensor) == _F16 else weights
+        yield from self._extra.values()
+
+    def _kind(self, tensor: Assembly) -> gguf.GGMLQuantizationType:
+        """Vectors stay f32. So do routers: rounding would send tokens to other experts."""
+        if len(tensor.shape) == 1 or tensor.parts[0].tensor in self._routers:
+            return _F32
+        return _F16
 
 
-def _gguf_type(value: float | str) -> gguf.GGUFValueType:
-    if isinstance(value, str):
-        return gguf.GGUFValueType.STRING
-    return gguf.GGUFValueType.FLOAT32 if isinstance(value, float) else gguf.GGUFValueType.UINT32
+def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+        return
+    kinds = {str: gguf.GGUFValueType.STRING, float: gguf.GGUFValueType.FLOAT32, int: gguf.GGUFValueType.UINT32}
+    writer.add_key_value(key, value, kinds[type(value)])
 
 
-def _gguf_head(model: Container, config: ModelConfig, architecture: str) -> bytes:
-    """A GGUF up to its tensors. The library writes it to a file of its own, which it could not lock, nor report on."""
-    with TemporaryDirectory() as folder, naming(model.path):
-        path = Path(folder, "head.gguf")
-        with closing(gguf.GGUFWriter(path, architecture)) as writer:
-            for key, value in _gguf_config(config, architecture).items():
-                writer.add_key_value(key, value, _gguf_type(value))
-            gguf_fields(writer, model.blob(TOKENIZER) or b"", config)
-            template = model.blob(CHAT_TEMPLATE)
-            if template is not None:
-                writer.add_chat_template(template.decode())
-            for name, kind in _gguf_kinds(model).items():
-                shape, width = model.tensors[name].shape, 2 if kind == _F16 else 4
-                writer.add_tensor_info(to_gguf(name), shape, np.dtype(np.float32), prod(shape) * width, raw_dtype=kind)
-            for name, factors in _gguf_extra(config).items():
-                writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        return path.read_bytes()
-
-
-def _gguf_tensors(model: Container, config: ModelConfig, architecture: str) -> Iterator[np.ndarray]:
-    """The data of every tensor, in the order of the head's."""
-    for name, kind in _gguf_kinds(model).items():
-        weights = model.decode(name)
-        heads = permuted_heads(architecture, name)
-        if heads is not None:
-            weights = weights[gguf_rows(weights.shape[0], getattr(config, heads))]
-        with naming(model.path):
-            yield _f16(weights, name) if kind == _F16 else np.ascontiguousarray(weights)
-    yield from _gguf_extra(config).values()
-
-
-def _gguf_kinds(model: Container) -> dict[str, gguf.GGMLQuantizationType]:
-    stored = {name: entry for name, entry in model.tensors.items() if entry.kind != "alias"}
-    return {name: _F16 if len(entry.shape) > 1 else _F32 for name, entry in stored.items()}
-
-
-def _gguf_extra(config: ModelConfig) -> dict[str, F32]:
-    """Tensors that only a GGUF has."""
-    if config.rope_scaling is None or config.rope_scaling.type != "llama3":
-        return {}
-    return {GGUF_ROPE_FACTORS: llama3_divisors(config.rope_scaling, config).astype(np.float32)}
-
-
-def _f16(weights: np.ndarray, name: str) -> np.ndarray:
+def _f16(weights: np.ndarray, tensor: Assembly) -> np.ndarray:
     rounded = from_f32(weights, "f16")
     if not np.isfinite(rounded).all():
-        raise UnsupportedError(f"{name}: weights up to {np.abs(weights).max():g} don't fit f16: no GGUF can be written")
+        name = tensor.parts[0].tensor
+        raise UnsupportedError(f"{name}: weights up to {np.abs(weights).max():g} do not fit f16, the dtype of the GGUF")
     return rounded

@@ -1,12 +1,16 @@
 """A GGUF file as a Source: dequantised, renamed, q/k rows in Hugging Face's rope order.
 
-Knows which types become which dense dtype; the header's layout is gguf_header.py's, the tokenizer gguf_tokenizer.py's.
+Knows which types become which dense dtype. gguf_header.py knows the header's layout, gguf_tokenizer.py the tokenizer,
+and the families the meaning of fields and tensors.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +19,21 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType as Type
 
 from rkf.converters import gguf_tokenizer
-from rkf.converters.architectures import check_tensors, family, gguf_config
-from rkf.converters.gguf_header import GgufTensor, read_header
+from rkf.converters.description import checked, describe
+from rkf.converters.families import family_of_gguf
+from rkf.converters.families.blocks import EMBEDDING, HEAD
+from rkf.converters.families.family import GgufModel
+from rkf.converters.families.gguf_config import config_of
+from rkf.converters.families.gguf_rope import EXTRA
+from rkf.converters.families.layout import place
+from rkf.converters.gguf_header import GgufHeader, GgufTensor, read_header
 from rkf.converters.input_files import files_fingerprint, hash_file
-from rkf.converters.names import EMBEDDING, GGUF_ROPE_FACTORS, HEAD, from_gguf, permuted_heads, rope_rows
-from rkf.converters.source import TensorSpec
-from rkf.errors import SourceError, UnsupportedError
+from rkf.converters.source import TensorSpec, read_origin, spec_of
+from rkf.errors import SourceError, UnsupportedError, naming
 from rkf.format.matrix import DenseTensor, storage_dtype
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 
-# Types that are stored as they came.
+# Types that are stored unchanged.
 _PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}
 # Block types that gguf-py dequantises. Their values are f32: a product of scale and integer (and a sum) has more than
 # the 11 bits of f16 or the 8 of bf16, and even a ternary block may overflow f16.
@@ -35,10 +44,10 @@ _BLOCKS = frozenset(
         *(Type.IQ4_NL, Type.IQ4_XS, Type.MXFP4, Type.NVFP4, Type.TQ1_0, Type.TQ2_0),
     )
 )
-# Dequantised at a time: small enough for the cache, large enough for numpy.
+# Weights dequantised at a time: few enough for the cache, enough for numpy.
 _SLAB_WEIGHTS = 1 << 18
 
-# general.sampling.* -> the names of ModelConfig.generation (Hugging Face's).
+# general.sampling.* -> the names of ModelMetadata.generation (Hugging Face's).
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -47,7 +56,7 @@ _SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 
-# Patterns over the fields that are read -> what they must be; the first that matches decides.
+# Patterns over the fields that are read -> their required types; the first match decides.
 _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("general.architecture", str),
     ("general.sampling.*", (int, float)),
@@ -63,6 +72,7 @@ _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("tokenizer.ggml.*_token_id", int),
     ("*.rope.scaling.type", str),
     ("*.rope.*", (int, float)),
+    ("*.attention.sliding_window_pattern", (int, np.ndarray)),
     ("*.attention.*", (int, float)),
 )
 
@@ -76,23 +86,40 @@ class GgufSource:
         fields = dict(header.fields)
         _check_types(fields, self.label)
         _refuse_splits(fields, self.label)
-        self._architecture = fields.get("general.architecture")
-        family(self._architecture, self.label)
-        self._stored = _canonical(dict(header.tensors), self.label)
-        if EMBEDDING in self._stored:
-            fields[f"{self._architecture}.vocab_size"] = self._stored[EMBEDDING].shape[0]
-        factors = header.tensors.get(GGUF_ROPE_FACTORS)
-        self.config: ModelConfig = gguf_config(
-            fields, None if factors is None else self._values(factors).data, self.label, **_tokens(fields, self.label)
+        config = self._config(header, fields)
+        described = describe(config, self.label)
+        self._tensors = {name: tensor for name, tensor in header.tensors.items() if name not in EXTRA}
+        self._stored = {name: _spec(tensor, self.label) for name, tensor in self._tensors.items()}
+        self.model = checked(
+            ModelMetadata(
+                program=described.program,
+                context_length=described.keys.max_position_embeddings,
+                family=described.family.name,
+                **_tokens(fields, self.label),
+            ),
+            self.label,
         )
-        tied = HEAD not in self._stored
+        tied = described.keys.tie_word_embeddings
         self.aliases = {HEAD: EMBEDDING} if tied else {}
-        self.tensors = {name: _spec(self._stored[name], self.label) for name in sorted(self._stored)}
-        check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
-        if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.config.vocab_size:
+        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        self._origins = place(self.model.program, described.gguf_layout, shapes, tied, self.label)
+        self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
+        if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.model.vocab_size:
             raise SourceError(f"{self.label}: {count} tokens, expected at most one a row of {EMBEDDING}")
         self.tokenizer_json = gguf_tokenizer.from_gguf(fields, self.label)
         self.chat_template: str | None = fields.get("tokenizer.chat_template")
+        told = {"bos_token_id": self.model.bos_id, "eos_token_id": list(self.model.eos_ids)}
+        self.verbatim = {"config.json": json.dumps(config | told, indent=2).encode()}
+
+    def _config(self, header: GgufHeader, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The contents of a config.json for this file."""
+        architecture = fields.get("general.architecture")
+        own = {key.removeprefix(f"{architecture}."): each for key, each in fields.items()}
+        if (table := header.tensors.get("token_embd.weight")) is not None:
+            own["vocab_size"] = table.shape[0]
+        extra = {name: self._values(header.tensors[name]).decode() for name in EXTRA if name in header.tensors}
+        with naming(Path(self.label)):
+            return config_of(family_of_gguf(architecture, own), GgufModel(own, header.tensors, extra))
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -103,54 +130,47 @@ class GgufSource:
         return files_fingerprint(self.files)
 
     def read(self, name: str) -> DenseTensor:
-        """One tensor. The peak is its values plus one slab of rows."""
-        stored = self._stored[name]
-        heads = permuted_heads(str(self._architecture), name)
-        if heads is None:
-            return self._values(stored)
-        # A bias is permuted as the rows of its matrix are; in the file it is one row, so it is turned after reading.
-        rows = rope_rows(stored.shape[0], getattr(self.config, heads))
-        if len(stored.shape) == 1:
-            bias = self._values(stored)
-            return DenseTensor(bias.dtype, bias.data[rows])
-        return self._values(stored, rows)
+        """One tensor. The peak is its values plus one slab of rows, or twice the values if rows are permuted."""
+        return read_origin(self._origins[name], self._stored, self._read_rows)
 
-    def _values(self, tensor: GgufTensor, order: np.ndarray | None = None) -> DenseTensor:
-        """The values; `order` picks rows before anything is decoded, as a row is whole blocks in every type."""
-        stored = tensor.stored(self.path)
-        if order is not None:
-            stored = stored[order]
+    def _read_rows(self, name: str, start: int, stop: int) -> DenseTensor:
+        """Entries start … stop - 1 along the first axis."""
+        return self._values(self._tensors[name], start, stop)
+
+    def _values(self, tensor: GgufTensor, start: int = 0, stop: int | None = None) -> DenseTensor:
+        """The values of entries start … stop - 1 along the first axis."""
+        if len(tensor.shape) == 1:
+            whole = self._rows(tensor, 0, 1, tensor.shape)
+            return DenseTensor(whole.dtype, whole.data[start:stop])
+        stop = tensor.shape[0] if stop is None else stop
+        each = prod(tensor.shape[1:-1])
+        return self._rows(tensor, start * each, stop * each, (stop - start, *tensor.shape[1:]))
+
+    def _rows(self, tensor: GgufTensor, start: int, stop: int, shape: tuple[int, ...]) -> DenseTensor:
+        stored = tensor.stored(self.path, start, stop)
         if tensor.type in _PLAIN:
             dtype = _PLAIN[tensor.type]
-            return DenseTensor(dtype, stored.view(storage_dtype(dtype)).reshape(tensor.shape))
+            return DenseTensor(dtype, stored.view(storage_dtype(dtype)).reshape(shape))
         values = np.empty((len(stored), tensor.shape[-1]), np.float32)
         step = max(1, _SLAB_WEIGHTS // tensor.shape[-1])
-        with np.errstate(all="ignore"):  # damaged scales give NaN or infinity, which clustering refuses by name
-            for start in range(0, len(values), step):
-                values[start : start + step] = quants.dequantize(stored[start : start + step], tensor.type)
-        return DenseTensor("f32", values.reshape(tensor.shape))
-
-
-def _canonical(tensors: dict[str, GgufTensor], label: str) -> dict[str, GgufTensor]:
-    tensors.pop(GGUF_ROPE_FACTORS, None)
-    names = {name: from_gguf(name) for name in tensors}
-    for name, canonical in names.items():
-        if canonical is None:
-            raise UnsupportedError(f"{label}: tensor {name} has no place in a model as rkf knows it")
-    return {canonical: tensors[name] for name, canonical in names.items() if canonical is not None}
+        with np.errstate(all="ignore"):  # damaged scales give NaN or infinity; clustering refuses them by name
+            for at in range(0, len(values), step):
+                values[at : at + step] = quants.dequantize(stored[at : at + step], tensor.type)
+        return DenseTensor("f32", values.reshape(shape))
 
 
 def _spec(tensor: GgufTensor, label: str) -> TensorSpec:
     if tensor.type not in _PLAIN and tensor.type not in _BLOCKS:
-        raise SourceError(f"{label}: tensor {tensor.name}: type {tensor.type.name} can't be dequantised")
+        raise SourceError(f"{label}: tensor {tensor.name}: type {tensor.type.name} cannot be dequantised")
     return TensorSpec(tensor.shape, _PLAIN.get(tensor.type, "f32"), tensor.type.name, tensor.stored_bytes)
 
 
 def _tokens(fields: dict[str, Any], label: str) -> dict[str, Any]:
-    """The part of ModelConfig that the tokenizer's fields decide."""
+    """The part of ModelMetadata that the tokenizer's fields determine."""
     generation = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
     return gguf_tokenizer.special_ids(fields, label) | {
-        "generation": {key: float(str(np.float32(value))) for key, value in generation.items() if value is not None}
+        "special_tokens": gguf_tokenizer.special_tokens(fields, label),
+        "generation": {key: float(str(np.float32(value))) for key, value in generation.items() if value is not None},
     }
 
 

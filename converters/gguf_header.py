@@ -56,9 +56,11 @@ class GgufTensor:
     def stored_bytes(self) -> int:
         return prod(self.shape[:-1]) * self.row_bytes
 
-    def stored(self, path: Path) -> NDArray[np.uint8]:
-        """The stored bytes of the file, `u8[rows, row_bytes]`."""
-        return read_values(path, np.dtype(np.uint8), self.stored_bytes, self.offset).reshape(-1, self.row_bytes)
+    def stored(self, path: Path, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """The bytes of rows start … stop - 1 as they lie in the file, `u8[rows, row_bytes]`."""
+        count = (prod(self.shape[:-1]) if stop is None else stop) - start
+        data = read_values(path, np.dtype(np.uint8), count * self.row_bytes, self.offset + start * self.row_bytes)
+        return data.reshape(-1, self.row_bytes)
 
 
 @dataclass(frozen=True, slots=True)

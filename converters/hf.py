@@ -1,6 +1,6 @@
 """A folder in Hugging Face's layout as a Source: config.json, safetensors, tokenizer.json, templates.
 
-Reads no pickle and runs no code (`auto_map` is never looked at). Key tables are architectures.py's.
+Reads no pickle and runs no code (`auto_map` is ignored). The families know the meaning of the keys.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from rkf.converters.architectures import check_tensors, hf_config
+from rkf.converters.description import Description, checked, describe
+from rkf.converters.families.blocks import EMBEDDING, HEAD
+from rkf.converters.families.layout import place
 from rkf.converters.gguf_tokenizer import load_tokenizer
 from rkf.converters.input_files import files_fingerprint, hash_file, read_values
-from rkf.converters.names import EMBEDDING, HEAD, HF_IGNORED
-from rkf.converters.source import TensorSpec
+from rkf.converters.source import TensorSpec, read_origin, spec_of
+from rkf.converters.special_tokens import special_tokens
 from rkf.errors import SourceError
+from rkf.format.constants import VERBATIM
 from rkf.format.matrix import DenseTensor, storage_dtype
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
-# Keys of config.json by which a checkpoint says that its weights are quantised (GPTQ, AWQ, bitsandbytes, FP8, …).
+# Keys of config.json that mark a quantised checkpoint (GPTQ, AWQ, bitsandbytes, FP8, …).
 _QUANTISED = ("quantization_config", "compression_config")
 _GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -36,30 +39,36 @@ class HfSource:
         self.folder, self.label = folder, _label(folder.resolve())
         config = _json(folder / "config.json")
         self._refuse_quantised(config)
+        self._description = describe(config, self.label)
         self._shards = _shards(folder)
         self._offsets: dict[str, tuple[Path, int]] = {}
-        specs: dict[str, TensorSpec] = {}
+        self._stored: dict[str, TensorSpec] = {}
         for shard, names in self._shards.items():
-            self._add_shard(shard, names, specs)
+            self._add_shard(shard, names)
         tokenizer = self._read_tokenizer()
         self.chat_template = self._read_template()
-        self.config: ModelConfig = hf_config(config, self.label, **self._tokens(config, tokenizer))
+        self.verbatim = {
+            name: content
+            for name in VERBATIM
+            if (folder / name).is_file() and (content := (folder / name).read_bytes())
+        }
+        self.model = checked(self._model(config, tokenizer), self.label)
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if largest >= self.config.vocab_size:
+        if largest >= self.model.vocab_size:
             raise SourceError(
-                f"{self.label}: tokenizer.json has id {largest}, expected ids below {self.config.vocab_size}"
+                f"{self.label}: tokenizer.json has id {largest}, expected ids below {self.model.vocab_size}"
             )
-        tied = bool(config.get("tie_word_embeddings", False))
+        tied = self._description.keys.tie_word_embeddings
         if tied:
-            specs.pop(HEAD, None)  # some writers store the embedding twice
+            self._stored.pop(HEAD, None)  # some writers store the embedding twice
         self.aliases = {HEAD: EMBEDDING} if tied else {}
-        self.tensors = dict(sorted(specs.items()))
-        check_tensors({name: spec.shape for name, spec in self.tensors.items()}, self.config, tied, self.label)
+        shapes = {name: spec.shape for name, spec in self._stored.items()}
+        self._origins = place(self.model.program, self._description.layout, shapes, tied, self.label)
+        self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
 
     @cached_property
     def files(self) -> dict[str, str]:
-        wanted = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-        wanted += ["chat_template.jinja", "chat_template.json", INDEX]
+        wanted = [*VERBATIM, "tokenizer.json", "chat_template.jinja", "chat_template.json", INDEX]
         paths = [self.folder / name for name in wanted] + list(self._shards)
         return {path.name: hash_file(path) for path in paths if path.is_file()}
 
@@ -68,7 +77,7 @@ class HfSource:
         return files_fingerprint(self.files)
 
     def _read_template(self) -> str | None:
-        """The template of the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""
+        """The template from the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""
         own = self.folder / "chat_template.jinja"
         if own.is_file():
             try:
@@ -85,10 +94,15 @@ class HfSource:
         return None
 
     def read(self, name: str) -> DenseTensor:
-        """One tensor, as it is."""
-        spec, (shard, offset) = self.tensors[name], self._offsets[name]
-        data = read_values(shard, storage_dtype(spec.dtype), spec.weights, offset)
-        return DenseTensor(spec.dtype, data.reshape(spec.shape))
+        """One tensor, unchanged."""
+        return read_origin(self._origins[name], self._stored, self._read_rows)
+
+    def _read_rows(self, name: str, start: int, stop: int) -> DenseTensor:
+        """Entries start … stop - 1 along the first axis."""
+        spec, (shard, offset) = self._stored[name], self._offsets[name]
+        dtype, each = storage_dtype(spec.dtype), spec.weights // spec.shape[0]
+        data = read_values(shard, dtype, (stop - start) * each, offset + start * each * dtype.itemsize)
+        return DenseTensor(spec.dtype, data.reshape(stop - start, *spec.shape[1:]))
 
     def _refuse_quantised(self, config: dict[str, Any]) -> None:
         for key in _QUANTISED:
@@ -96,23 +110,26 @@ class HfSource:
                 method = config[key].get("quant_method", "unknown") if isinstance(config[key], dict) else "unknown"
                 raise SourceError(f"{self.label}: already quantised ({key}: {method}); give the original checkpoint")
 
-    def _add_shard(self, shard: Path, names: set[str] | None, specs: dict[str, TensorSpec]) -> None:
-        """Note the tensors of a shard. names: those that the index places in it, None without an index."""
+    def _add_shard(self, shard: Path, names: set[str] | None) -> None:
+        """Record the tensors of a shard. names: those that the index places in it, None without an index."""
         entries = _safetensors_header(shard)
         for missing in sorted((names or set()) - entries.keys()):
             raise SourceError(f"{self.label}: {INDEX} places tensor {missing} in {shard.name}, which does not have it")
-        for name, entry in entries.items():
-            if HF_IGNORED.fullmatch(name):
+        for stored_name, entry in entries.items():
+            name = self._description.own_name(stored_name)
+            if name is None:
                 continue
-            if name in specs:
+            if name in self._stored:
                 raise SourceError(f"{self.label}: tensor {name} occurs in {shard.name} and in a shard before it")
+            if 0 in entry["shape"] or not entry["shape"]:
+                raise SourceError(f"{self.label}: tensor {name}: expected values, got shape {entry['shape']}")
             if entry["dtype"] not in _DTYPES:
                 raise SourceError(
                     f"{self.label}: tensor {name}: expected dtype BF16, F16 or F32, got {entry['dtype']}; "
                     "give the original checkpoint"
                 )
             begin, end = entry["data_offsets"]
-            specs[name] = TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]], entry["dtype"], end - begin)
+            self._stored[name] = TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]], entry["dtype"], end - begin)
             self._offsets[name] = shard, begin
 
     def _read_tokenizer(self) -> Tokenizer:
@@ -125,26 +142,53 @@ class HfSource:
         self.tokenizer_json = path.read_bytes()
         return load_tokenizer(self.tokenizer_json, self.label)
 
-    def _tokens(self, config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """The part of ModelConfig that generation_config.json and the tokenizer decide."""
+    def _model(self, config: dict[str, Any], tokenizer: Tokenizer) -> ModelMetadata:
+        """The program, and the metadata from the other files."""
         generation = _json(self.folder / "generation_config.json", optional=True)
         settings = _json(self.folder / "tokenizer_config.json", optional=True)
-        bos = _first_set(config.get("bos_token_id"), _special_id(settings, "bos_token", tokenizer))
-        ends = _first_set(generation.get("eos_token_id"), config.get("eos_token_id"), [])
-        ends = [*(ends if isinstance(ends, list) else [ends]), _special_id(settings, "eos_token", tokenizer)]
+        special_map = _json(self.folder / "special_tokens_map.json", optional=True)
+        special = special_tokens(settings, special_map, tokenizer)
+        bos, ends = _begin_and_ends(self._description, config, generation)
+        if bos is None and "bos_token" in special:
+            bos = special["bos_token"].id
+        if "eos_token" in special:
+            ends = [*ends, special["eos_token"].id]
         add_bos = settings.get("add_bos_token")
         if not isinstance(add_bos, bool):
             add_bos = tokenizer.encode("a").ids[:1] == [bos]
-        return {
-            "bos_id": bos,
-            "eos_ids": tuple(end for at, end in enumerate(ends) if end is not None and end not in ends[:at]),
-            "add_bos": add_bos and bos is not None,
-            "generation": {key: float(generation[key]) for key in _GENERATION if _is_number(generation.get(key))},
-        }
+        return ModelMetadata(
+            program=self._description.program,
+            context_length=self._description.keys.max_position_embeddings,
+            bos_id=bos,
+            eos_ids=tuple(end for at, end in enumerate(ends) if end is not None and end not in ends[:at]),
+            add_bos=add_bos and bos is not None,
+            special_tokens=special,
+            generation={key: float(generation[key]) for key in _GENERATION if _is_number(generation.get(key))},
+            family=self._description.family.name,
+        )
+
+
+def _begin_and_ends(
+    description: Description, config: dict[str, Any], generation: dict[str, Any]
+) -> tuple[int | None, list[int | None]]:
+    """The token that begins a text, and those that end an answer: generation_config.json before config.json.
+
+    A class default of the family beyond the vocabulary belongs to another model and never occurs, so it is ignored.
+    """
+    keys = description.keys
+    own = {**description.config, **config}
+    given = generation.get("eos_token_id")
+    ends = keys.eos_token_id if given is None else given if isinstance(given, list) else [given]
+    bos = keys.bos_token_id
+    if "bos_token_id" not in own and bos is not None and bos >= keys.vocab_size:
+        bos = None
+    if given is None and "eos_token_id" not in own:
+        ends = [end for end in ends if end < keys.vocab_size]
+    return bos, list(ends)
 
 
 def _label(folder: Path) -> str:
-    """The folder's name; in the hub's cache, where that is a commit, the model's id and the commit."""
+    """The folder's name; for a commit in the hub's cache, the model's id and the commit."""
     if folder.parent.name == "snapshots":
         return f"{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}@{folder.name[:12]}"
     return folder.name
@@ -196,7 +240,7 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; {} when an optional one is absent."""
+    """The object in a JSON file; {} if an optional file is absent."""
     if not path.is_file():
         if optional:
             return {}
@@ -208,16 +252,6 @@ def _json(path: Path, optional: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SourceError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
-
-
-def _special_id(settings: dict[str, Any], key: str, tokenizer: Tokenizer) -> int | None:
-    token = settings.get(key)
-    text = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.token_to_id(text) if isinstance(text, str) else None
-
-
-def _first_set(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
 
 
 def _is_number(value: Any) -> bool:

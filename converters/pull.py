@@ -19,9 +19,11 @@ from typing import Any
 from rkf.cache import cache_dir
 from rkf.errors import IntegrityError, SourceError, UsageError
 from rkf.file.atomic import replacing
+from rkf.format.constants import VERBATIM
 
 PATTERNS = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *VERBATIM,
+    "tokenizer.json",
     *("chat_template.json", "chat_template.jinja", "model*.safetensors", "model.safetensors.index.json"),
 )
 # Time limit for the hub's first answer; a download that has started is not limited.

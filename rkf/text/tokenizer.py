@@ -11,7 +11,7 @@ from datetime import datetime
 import tokenizers
 
 from rkf.errors import StructureError, UsageError
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
 from rkf.text.template import Message
 
@@ -22,7 +22,7 @@ _CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
 class Tokenizer:
     """The tokenizer.json, chat template and special token ids of one model."""
 
-    def __init__(self, tokenizer_json: bytes, config: ModelConfig, template: str | None = None) -> None:
+    def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | None = None) -> None:
         """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json.decode())
@@ -31,21 +31,20 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        if self.vocab_size > config.vocab_size:
+        if self.vocab_size > model.vocab_size:
             raise StructureError(
-                f"tokenizer.json: {self.vocab_size} tokens, expected at most {config.vocab_size} as the model has"
+                f"tokenizer.json: {self.vocab_size} tokens, expected at most {model.vocab_size} as the model has"
             )
         self.template = template
-        self._bos_id, self._eos_id = config.bos_id, (config.eos_ids or (None,))[0]
-        self._add_bos = config.add_bos
+        self._model = model
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it."""
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError("the text is not valid Unicode: it holds a lone surrogate (an undecodable byte?)")
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if bos and self._add_bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
-            ids.insert(0, self._bos_id)
+        if bos and self._model.add_bos and self._model.bos_id is not None and ids[:1] != [self._model.bos_id]:
+            ids.insert(0, self._model.bos_id)
         return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -57,9 +56,14 @@ class Tokenizer:
         """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template."""
         if self.template is None:
             raise UsageError("this model has no chat template: give a plain prompt (--raw)")
-        tokens = {"bos_token": self._bos_id, "eos_token": self._eos_id}
-        special = {name: self._tokenizer.id_to_token(i) or "" for name, i in tokens.items() if i is not None}
-        return chat_template.render(self.template, messages, special_tokens=special, now=now)
+        return chat_template.render(self.template, messages, special_tokens=self._special_tokens(), now=now)
+
+    def _special_tokens(self) -> dict[str, str]:
+        """Name -> text, as the file has them; a file that names none has the ids of two."""
+        if self._model.special_tokens:
+            return {name: token.text for name, token in self._model.special_tokens.items()}
+        ids = {"bos_token": self._model.bos_id, "eos_token": next(iter(self._model.eos_ids), None)}
+        return {name: self._tokenizer.id_to_token(i) or "" for name, i in ids.items() if i is not None}
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated."""

@@ -1,4 +1,4 @@
-"""Export: transformers loads what is written, and it comes back as it was."""
+"""Export: transformers loads the result, and converting it back gives the same weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
 from rkf.converters import export
-from rkf.converters.architectures import llama3_divisors
 from rkf.converters.export import export_gguf, export_hf
+from rkf.converters.families.gguf_rope import llama3_divisors
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
@@ -42,7 +42,8 @@ def test_hf_round_trip_of_a_dense_file(hf_folder: Callable[..., Path], tmp_path:
     convert(folder, out, recipe="dense")
     export_hf(out, back)
     before, after = open_source(folder), open_source(back)
-    assert after.config == before.config
+    assert after.model == before.model
+    assert after.verbatim == before.verbatim
     assert after.aliases == before.aliases
     assert after.chat_template == before.chat_template
     assert after.tokenizer_json == before.tokenizer_json
@@ -129,7 +130,7 @@ def test_two_exports_at_once(hf_folder: Callable[..., Path], tmp_path: Path) -> 
     with pytest.raises(OutputError, match="back: cannot be written"), export._staged(tmp_path / "back") as staging:
         (staging / "config.json").write_text("late")
         export_hf(tmp_path / "m.rkf", tmp_path / "back")
-    assert open_source(tmp_path / "back").config.layers == 2
+    assert open_source(tmp_path / "back").model.layers == 2
     assert not list(tmp_path.glob(".*"))
 
 
@@ -139,7 +140,7 @@ def test_gguf_round_trip(gguf_file: Callable[..., Path], tmp_path: Path, family:
     convert(path, out, recipe="dense")
     export_gguf(out, back)
     before, after = open_source(path), open_source(back)
-    assert after.config == before.config
+    assert after.model == before.model
     assert after.tokenizer_json == before.tokenizer_json
     assert after.chat_template == before.chat_template
     assert list(after.tensors) == list(before.tensors)
@@ -168,19 +169,21 @@ def test_rope_scaling_survives_both_ways(hf_folder: Callable[..., Path], tmp_pat
     convert(folder, out)
     export_hf(out, tmp_path / "back")
     export_gguf(out, tmp_path / "back.gguf")
-    expected = open_source(folder).config
-    assert open_source(tmp_path / "back").config == expected
-    assert open_source(tmp_path / "back.gguf").config.rope_scaling == expected.rope_scaling
+    expected = open_source(folder).model
+    assert open_source(tmp_path / "back").model == expected
+    back = open_source(tmp_path / "back.gguf").model.program.ropes[0]
+    np.testing.assert_allclose(back.frequencies, expected.program.ropes[0].frequencies, rtol=1e-5)
     if rope["rope_type"] == "llama3":
         stored = read_header(tmp_path / "back.gguf").tensors["rope_freqs.weight"].stored(tmp_path / "back.gguf")
-        assert expected.rope_scaling is not None
-        np.testing.assert_array_equal(
-            stored.view(np.float32)[0], llama3_divisors(expected.rope_scaling, expected).astype(np.float32)
-        )
-    # Older versions of transformers read rope_theta and rope_scaling.
-    config = json.loads((tmp_path / "back" / "config.json").read_text())
+        np.testing.assert_array_equal(stored.view(np.float32)[0], llama3_divisors(rope, 64).astype(np.float32))
+    # Older versions of transformers read rope_theta and rope_scaling: a config that is made has both spellings.
+    convert(tmp_path / "back.gguf", tmp_path / "again.rkf", recipe="dense")
+    export_hf(tmp_path / "again.rkf", tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert config["rope_theta"] == rope["rope_theta"]
     assert config["rope_scaling"]["factor"] == rope["factor"]
+    again = open_source(tmp_path / "again").model.program.ropes[0]
+    np.testing.assert_allclose(again.frequencies, expected.program.ropes[0].frequencies, rtol=1e-5)
 
 
 def test_refusals(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_refusals(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--force"):
         export_gguf(out, tmp_path / "m.gguf")
     export_gguf(out, tmp_path / "m.gguf", force=True)
-    assert open_source(tmp_path / "m.gguf").config.layers == 2
+    assert open_source(tmp_path / "m.gguf").model.layers == 2
 
 
 def test_a_tokenizer_without_a_gguf_name(hf_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
-from rkf.converters.architectures import llama3_divisors, llama3_scaling
+from rkf.converters.families.gguf_rope import llama3_divisors, llama3_parameters
+from rkf.converters.families.layout import Unpermuted
 from rkf.converters.gguf_header import read_header
-from rkf.converters.names import gguf_rows, rope_rows
 from rkf.converters.source import open_source
 from rkf.errors import NotRkfError, RkfError, SourceError, UnsupportedError
 from rkf.format.matrix import to_f32
-from rkf.model.first_form import ModelConfig, RopeScaling
+from rkf.model.ops import Attention, Norm
 
 from .conftest import gguf_permute, random_model
 
@@ -75,31 +75,35 @@ def test_sixteen_bit_types_stay_as_they_are(gguf_file: Callable[..., Path]) -> N
 
 def test_rope_rows_undo_what_llama_cpp_does() -> None:
     rows = np.arange(6 * 16 * 3, dtype=np.float32).reshape(6 * 16, 3)
-    np.testing.assert_array_equal(gguf_permute(rows, 6)[rope_rows(96, 6)], rows)
-    np.testing.assert_array_equal(rows[gguf_rows(96, 6)], gguf_permute(rows, 6))
+    np.testing.assert_array_equal(Unpermuted(6).apply(gguf_permute(rows, 6)), rows)
+    np.testing.assert_array_equal(Unpermuted(6).undo(rows), gguf_permute(rows, 6))
 
 
 def test_biases_of_q_and_k_are_permuted_too(gguf_file: Callable[..., Path]) -> None:
-    bias = np.arange(64, dtype=np.float32)
-    add = lambda writer: writer.add_tensor("blk.0.attn_q.bias", gguf_permute(bias, 4))  # noqa: E731
-    np.testing.assert_array_equal(
-        open_source(gguf_file(edit=add)).read("model.layers.0.self_attn.q_proj.bias").data, bias
-    )
+    model = random_model("llama", attention_bias=True)
+    source, state = open_source(gguf_file(model=model)), model.state_dict()
+    for part in "qkvo":
+        name = f"model.layers.1.self_attn.{part}_proj.bias"
+        np.testing.assert_array_equal(source.read(name).data, state[name].numpy())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_config(gguf_file: Callable[..., Path], family: str) -> None:
-    config = open_source(gguf_file(family)).config
-    assert config.architecture == ("llama" if family == "mistral" else family)
-    assert (config.layers, config.heads, config.kv_heads, config.head_dim) == (2, 4, 2, 32 if family == "qwen3" else 16)
-    assert (config.vocab_size, config.hidden_size, config.intermediate_size, config.context_length) == (
-        384,
-        64,
-        96,
-        256,
-    )
-    assert (config.rope_theta, config.norm_epsilon) == (10000.0, 1e-5 if family == "llama" else 1e-6)
-    assert (config.bos_id, config.eos_ids, config.add_bos) == (1, (2, 0), False)
+def test_model(gguf_file: Callable[..., Path], family: str) -> None:
+    model = open_source(gguf_file(family)).model
+    assert model.family == ("llama" if family == "mistral" else family)
+    (attention,) = (op for op in model.program.layer(1) if isinstance(op, Attention))
+    assert (model.layers, attention.heads, attention.kv_heads) == (2, 4, 2)
+    assert attention.head_dim == (32 if family == "qwen3" else 16)
+    assert (model.vocab_size, model.context_length, attention.window) == (384, 256, None)
+    assert model.program.ropes[0].frequencies[0] == 1
+    norm = model.program.top[0]
+    assert isinstance(norm, Norm)
+    assert norm.epsilon == (1e-5 if family == "llama" else 1e-6)
+    assert (model.bos_id, model.eos_ids, model.add_bos) == (1, (2, 0), False)
+    assert {name: token.text for name, token in model.special_tokens.items()} == {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+    }
 
 
 def test_linear_rope_scaling_and_window(gguf_file: Callable[..., Path]) -> None:
@@ -108,37 +112,36 @@ def test_linear_rope_scaling_and_window(gguf_file: Callable[..., Path]) -> None:
         writer.add_rope_scaling_factor(2.5)
         writer.add_sliding_window(48)
 
-    config = open_source(gguf_file(edit=edit)).config
-    assert (config.rope_scaling, config.sliding_window) == (RopeScaling("linear", 2.5), 48)
+    plain, model = open_source(gguf_file()).model, open_source(gguf_file(edit=edit)).model
+    assert model.family == "mistral"
+    np.testing.assert_allclose(
+        np.array(model.program.ropes[0].frequencies) * 2.5, plain.program.ropes[0].frequencies, rtol=1e-6
+    )
+    assert {op.window for op in model.program.layer(0) if isinstance(op, Attention)} == {48}
 
 
-@pytest.mark.parametrize(
-    "scaling",
-    [
-        RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
-        RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
-        RopeScaling("llama3", 4.0, 1.0, 8.0, 2048),
-    ],
-)
-@pytest.mark.parametrize(("head_dim", "theta"), [(64, 5e5), (128, 5e5), (128, 1e4)])
-def test_rope_factors_give_the_scaling_back(scaling: RopeScaling, head_dim: int, theta: float) -> None:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope = {
+def llama3(factor: float, high: float, context: int, theta: float = 1e4) -> dict[str, Any]:
+    return {
         "rope_type": "llama3",
         "rope_theta": theta,
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_context,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": context,
     }
-    theirs = transformers.LlamaConfig(hidden_size=4 * head_dim, num_attention_heads=4, rope_parameters=rope)
-    config = ModelConfig("llama", 1, 4 * head_dim, 1, 1, 4, 4, head_dim, 1, 1e-5, theta)
+
+
+@pytest.mark.parametrize("scaling", [(8.0, 4.0, 8192), (32.0, 4.0, 8192), (4.0, 8.0, 2048)])
+@pytest.mark.parametrize(("head_dim", "theta"), [(64, 5e5), (128, 5e5), (128, 1e4)])
+def test_rope_factors_give_the_scaling_back(scaling: tuple[float, float, int], head_dim: int, theta: float) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = llama3(*scaling, theta)
+    theirs = transformers.LlamaConfig(hidden_size=4 * head_dim, num_attention_heads=4, rope_parameters=dict(rope))
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, device=torch.device("cpu"))
     plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    np.testing.assert_allclose(plain / llama3_divisors(scaling, config), scaled.numpy(), rtol=1e-5)
-    factors = llama3_divisors(scaling, config).astype(np.float32)
-    assert llama3_scaling(factors, config, "x") == scaling
+    np.testing.assert_allclose(plain / llama3_divisors(rope, head_dim), scaled.numpy(), rtol=1e-5)
+    assert llama3_parameters(llama3_divisors(rope, head_dim).astype(np.float32), theta, head_dim) == rope
 
 
 @pytest.mark.parametrize(
@@ -160,11 +163,10 @@ def test_rope_factors_of_another_kind_are_refused(
 
 
 def test_rope_factors_in_a_file(gguf_file: Callable[..., Path]) -> None:
-    config = ModelConfig("llama", 1, 64, 1, 1, 4, 2, 16, 1, 1e-5, 10000.0)
-    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
-    factors = llama3_divisors(scaling, config).astype(np.float32)
+    factors = llama3_divisors(llama3(8.0, 4.0, 8192), 16).astype(np.float32)
+    plain = open_source(gguf_file()).model.program.ropes[0].frequencies
     source = open_source(gguf_file(edit=lambda writer: writer.add_tensor("rope_freqs.weight", factors)))
-    assert source.config.rope_scaling == scaling
+    np.testing.assert_allclose(source.model.program.ropes[0].frequencies, plain / factors, rtol=1e-5)
     assert "rope_freqs.weight" not in source.tensors
 
 
@@ -198,10 +200,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "integers": (
         {"edit": lambda w: w.add_tensor("blk.0.attn_q.bias", np.zeros(64, np.int32))},
         SourceError,
-        "I32 can't be dequantised",
+        "I32 cannot be dequantised",
     ),
     "a layer too many": ({"edit": _set("llama.block_count", 3)}, SourceError, "is missing"),
-    "heads": ({"edit": _set("llama.attention.head_count_kv", 3)}, SourceError, "multiple of kv_heads"),
+    "heads": (
+        {"edit": _set("llama.attention.head_count_kv", 3)},
+        SourceError,
+        "num_key_value_heads: expected a divisor",
+    ),
     "field type": ({"edit": lambda w: w.add_string("llama.rope.freq_base", "x")}, SourceError, "unexpected type str"),
     "more tokens than rows": ({"vocab_size": 380}, SourceError, "384 tokens"),
     "pre-tokenizer": ({"pre": "martian"}, UnsupportedError, "pre-tokenizer 'martian'"),

@@ -1,4 +1,4 @@
-"""Hugging Face folders: every value as transformers has it, and each refusal."""
+"""Hugging Face folders: every value equals transformers', and every refusal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import transformers
 
 from rkf.converters.source import open_source
 from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
-from rkf.model.first_form import RopeScaling
+from rkf.model.metadata import SpecialToken
+from rkf.model.ops import Attention
+from rkf.model.program import Program
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -41,24 +43,26 @@ def test_every_tensor_is_the_one_that_transformers_loads(
         np.testing.assert_array_equal(tensor.decode(), loaded[name].float().numpy())
 
 
+def windows(program: Program) -> list[int | None]:
+    """The window of each layer."""
+    return [op.window for number in range(program.layers) for op in program.layer(number) if isinstance(op, Attention)]
+
+
 def test_config_fields(hf_folder: Callable[..., Path]) -> None:
-    config = open_source(hf_folder("qwen3")).config
-    assert (config.architecture, config.layers, config.heads, config.kv_heads, config.head_dim) == (
-        "qwen3",
-        2,
-        4,
-        2,
-        32,
-    )
-    assert (config.vocab_size, config.hidden_size, config.intermediate_size, config.context_length) == (
-        384,
-        64,
-        96,
-        256,
-    )
-    assert (config.rope_theta, config.rope_scaling, config.norm_epsilon) == (10000.0, None, 1e-6)
-    assert (config.bos_id, config.eos_ids, config.add_bos, config.sliding_window) == (1, (2,), False, None)
-    assert open_source(hf_folder("mistral")).config.sliding_window == 32
+    model = open_source(hf_folder("qwen3")).model
+    (attention,) = (op for op in model.program.layer(1) if isinstance(op, Attention))
+    assert (model.layers, attention.heads, attention.kv_heads, attention.head_dim) == (2, 4, 2, 32)
+    assert (model.family, model.vocab_size, model.context_length) == ("qwen3", 384, 256)
+    assert (model.bos_id, model.eos_ids, model.add_bos) == (1, (2,), False)
+    assert windows(open_source(hf_folder("mistral")).model.program) == [32, 32]
+
+
+def test_keys_that_the_reference_ignores(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    before = open_source(folder).model
+    edit_json(folder / "config.json", num_local_experts=8, pretraining_tp=2, query_pre_attn_scalar=3, sliding_window=7)
+    edit_json(folder / "config.json", partial_rotary_factor=0.5)
+    assert open_source(folder).model == before
 
 
 def test_biases_of_every_projection(hf_folder: Callable[..., Path]) -> None:
@@ -90,88 +94,87 @@ def test_shards(hf_folder: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rope", "expected"),
+    "rope",
     [
-        ({"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, RopeScaling("linear", 2.0)),
-        (
-            {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-                "rope_theta": 5e5,
-            },
-            RopeScaling("llama3", 8.0, 1.0, 4.0, 64),
-        ),
+        {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 5e5,
+        },
     ],
 )
-def test_rope_scaling_in_both_spellings(
-    hf_folder: Callable[..., Path], rope: dict[str, Any], expected: RopeScaling
-) -> None:
+def test_rope_scaling_in_both_spellings(hf_folder: Callable[..., Path], rope: dict[str, Any]) -> None:
     folder = hf_folder("llama", rope_parameters=rope)
-    assert open_source(folder).config.rope_scaling == expected
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).model.rotary_emb.inv_freq.numpy()
+    expected = open_source(folder).model.program
+    np.testing.assert_allclose(expected.ropes[0].frequencies, theirs, rtol=1e-6)
     # transformers before 5 wrote rope_theta beside rope_scaling, and before 4.43 "type".
     old = {("type" if key == "rope_type" else key): value for key, value in rope.items() if key != "rope_theta"}
     edit_json(folder / "config.json", rope_parameters=None, rope_scaling=old, rope_theta=rope["rope_theta"])
-    config = open_source(folder).config
-    assert (config.rope_scaling, config.rope_theta) == (expected, rope["rope_theta"])
+    assert open_source(folder).model.program == expected
 
 
 @pytest.mark.parametrize(
     ("changes", "window"),
     [
-        ({"use_sliding_window": False}, None),
-        ({"use_sliding_window": True, "sliding_window": None}, None),
-        ({"use_sliding_window": True, "max_window_layers": 0}, 64),
-        ({"use_sliding_window": True, "max_window_layers": 2}, None),
-        ({"use_sliding_window": True}, None),
-        ({"layer_types": ["sliding_attention"] * 2}, 64),
-        ({"layer_types": ["full_attention"] * 2}, None),
+        ({"use_sliding_window": False}, [None, None]),
+        ({"use_sliding_window": True, "sliding_window": None}, [None, None]),
+        ({"use_sliding_window": True, "max_window_layers": 0}, [64, 64]),
+        ({"use_sliding_window": True, "max_window_layers": 1}, [None, 64]),
+        ({"use_sliding_window": True, "max_window_layers": 2}, [None, None]),
+        ({"use_sliding_window": True}, [None, None]),
+        ({"layer_types": ["sliding_attention"] * 2}, [None, None]),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, [64, 64]),
+        ({"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}, [None, 64]),
     ],
 )
-def test_sliding_window_of_qwen(hf_folder: Callable[..., Path], changes: dict[str, Any], window: int | None) -> None:
+def test_sliding_window_of_qwen(
+    hf_folder: Callable[..., Path], changes: dict[str, Any], window: list[int | None]
+) -> None:
     folder = hf_folder("qwen2")
     config = json.loads((folder / "config.json").read_text())
     for key in ("layer_types", "use_sliding_window", "max_window_layers"):
         config.pop(key, None)
     (folder / "config.json").write_text(json.dumps({**config, "sliding_window": 64, **changes}))
-    assert open_source(folder).config.sliding_window == window
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"layer_types": ["full_attention", "sliding_attention"]},
-        {"layer_types": None, "use_sliding_window": True, "max_window_layers": 1},
-    ],
-)
-def test_a_window_in_some_layers_is_refused(hf_folder: Callable[..., Path], changes: dict[str, Any]) -> None:
-    folder = hf_folder("qwen2")
-    edit_json(folder / "config.json", sliding_window=64, use_sliding_window=True)
-    edit_json(folder / "config.json", **changes)
-    with pytest.raises(UnsupportedError, match="in some layers only"):
-        open_source(folder)
+    assert windows(open_source(folder).model.program) == window
 
 
 def test_mistral_has_a_window_unless_it_says_otherwise(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("mistral")
     edit_json(folder / "config.json", sliding_window=None)
-    assert open_source(folder).config.sliding_window is None
+    assert windows(open_source(folder).model.program) == [None, None]
     config = json.loads((folder / "config.json").read_text())
     del config["sliding_window"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert open_source(folder).config.sliding_window == 4096
+    assert windows(open_source(folder).model.program) == [4096, 4096]
 
 
 def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
     edit_json(folder / "generation_config.json", eos_token_id=[0, 2], temperature=0.6, top_p=0.9, do_sample=True)
-    config = open_source(folder).config
-    assert config.eos_ids == (0, 2)
-    assert config.generation == {"temperature": 0.6, "top_p": 0.9}
+    model = open_source(folder).model
+    assert model.eos_ids == (0, 2)
+    assert model.generation == {"temperature": 0.6, "top_p": 0.9}
     edit_json(folder / "tokenizer_config.json", add_bos_token=True)
-    assert open_source(folder).config.add_bos
+    assert open_source(folder).model.add_bos
+
+
+def test_special_tokens_by_name(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    edit_json(folder / "special_tokens_map.json", bos_token="<never>", unk_token={"content": "<|endoftext|>"})
+    edit_json(
+        folder / "tokenizer_config.json", extra_special_tokens={"image_token": "<image>"}, bos_token="<|im_start|>"
+    )
+    assert open_source(folder).model.special_tokens == {
+        "bos_token": SpecialToken("<|im_start|>", 1),
+        "eos_token": SpecialToken("<|im_end|>", 2),
+        "image_token": SpecialToken("<image>", None),
+        "unk_token": SpecialToken("<|endoftext|>", 0),
+    }
 
 
 def test_chat_template_from_each_place(hf_folder: Callable[..., Path]) -> None:
@@ -254,13 +257,26 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
         UnsupportedError,
         "architecture 'mamba'",
     ),
-    "experts": (lambda f: edit_json(f / "config.json", num_local_experts=8), UnsupportedError, "num_local_experts"),
-    "activation": (lambda f: edit_json(f / "config.json", hidden_act="gelu"), UnsupportedError, "hidden_act"),
-    "yarn": (
-        lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "yarn", "factor": 4.0}),
+    "activation": (lambda f: edit_json(f / "config.json", hidden_act="mish"), UnsupportedError, "hidden_act.*mish"),
+    "kind of rope": (
+        lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "spiral", "factor": 4.0}),
         UnsupportedError,
-        "yarn",
+        "rope scaling 'spiral'",
     ),
+    "a part of each head": (
+        lambda f: edit_json(
+            f / "config.json", rope_scaling={"rope_type": "linear", "factor": 4.0}, partial_rotary_factor=0.5
+        ),
+        UnsupportedError,
+        "partial_rotary_factor",
+    ),
+    "a word for a boolean": (
+        lambda f: edit_json(f / "config.json", tie_word_embeddings="false"),
+        SourceError,
+        "tie_word_embeddings: expected true or false, got 'false'",
+    ),
+    "forged layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=1 << 30), SourceError, "num_hidden_l"),
+    "forged heads": (lambda f: edit_json(f / "config.json", head_dim=1 << 30), SourceError, "rotated values per head"),
     "rope is no object": (
         lambda f: edit_json(f / "config.json", rope_parameters="yarn"),
         SourceError,
@@ -271,7 +287,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
         SourceError,
         "factor",
     ),
-    "heads": (lambda f: edit_json(f / "config.json", num_key_value_heads=3), SourceError, "multiple of kv_heads"),
+    "heads": (
+        lambda f: edit_json(f / "config.json", num_key_value_heads=3),
+        SourceError,
+        "num_key_value_heads: expected a divisor",
+    ),
     "dimension missing": (lambda f: edit_json(f / "config.json", hidden_size=None), SourceError, "hidden_size"),
     "shape": (lambda f: edit_json(f / "config.json", intermediate_size=97), SourceError, "expected shape"),
     "a layer too many": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), SourceError, "is missing"),
@@ -280,7 +300,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), SourceError, "JSON object"),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "can't be loaded"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "cannot be loaded"),
     "token id": (lambda f: edit_json(f / "config.json", bos_token_id=384), SourceError, "token ids below"),
     "template": (lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"), SourceError, "not UTF-8"),
     "truncated shard": (_truncate, SourceError, "truncated"),

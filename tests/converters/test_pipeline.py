@@ -1,4 +1,4 @@
-"""Conversion end to end: what is stored, the same bytes always, the ledger, and what each kind of end leaves."""
+"""Conversion end to end: the stored tensors, deterministic bytes, the ledger, and what each kind of end leaves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_dense_recipe_stores_everything_as_it_came(gguf_file: Callable[..., Path
             np.testing.assert_array_equal(stored.data, original.data)  # type: ignore[union-attr]
         assert file.blob("tokenizer.json") == source.tokenizer_json
         assert file.blob("chat_template.jinja") == b"{{ messages }}"
-        assert file.config == source.config
+        assert file.model == source.model
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
@@ -51,7 +51,7 @@ def test_clustered_file(hf_folder: Callable[..., Path], tmp_path: Path, family: 
     folder = hf_folder(family)
     ledger = convert(folder, tmp_path / "out.rkf", k=8)
     source = open_source(folder)
-    recipe = Recipe.load("default", 8, source.config.layers)
+    recipe = Recipe.load("default", source.model.program, 8)
     with open_file(tmp_path / "out.rkf") as file:
         assert [row.name for row in ledger.rows] == list(file.tensors)
         for name in source.tensors:

@@ -1,0 +1,74 @@
+"""A config.json as read by its family: keys, program, layout of tensors. Knows no file format and no family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rkf.converters.families import family_of
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.family import Family
+from rkf.converters.families.keys import read
+from rkf.converters.families.layout import Layout, by_full_name
+from rkf.converters.gguf_names import gguf_layout
+from rkf.errors import CorruptError, SourceError, naming
+from rkf.format.fields import REMEDY
+from rkf.model.metadata import ModelMetadata
+from rkf.model.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The contents of a config.json. config: the decoder's own; if wrapped, it is inside another model's."""
+
+    family: Family[Any]
+    config: Mapping[str, Any]
+    keys: Decoder
+    program: Program
+    wrapped: bool
+
+    @property
+    def layout(self) -> Layout:
+        """Where tensors are in a Hugging Face checkpoint."""
+        return by_full_name(self.family.layout(self.keys))
+
+    @property
+    def gguf_layout(self) -> Layout:
+        """Where tensors are in a GGUF."""
+        return gguf_layout(self.family.gguf.architecture, by_full_name(self.family.gguf.layout(self.keys)))
+
+    def own_name(self, name: str) -> str | None:
+        """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
+        return self.family.own_name(name, self.wrapped)
+
+
+def describe(config: Mapping[str, Any], label: str) -> Description:
+    """Read a config.json. label: the checkpoint's name in messages.
+
+    Raises UnsupportedError for what rkf cannot express, SourceError for invalid values.
+    """
+    with naming(Path(label)):
+        family, own, wrapped = family_of(config)
+        keys = read(family.keys, own)
+        program: Program = family.program(keys)
+        try:
+            program.check()
+        except CorruptError as error:
+            raise _unusable(error) from None
+        return Description(family, own, keys, program, wrapped)
+
+
+def checked(model: ModelMetadata, label: str) -> ModelMetadata:
+    """The metadata; SourceError if a reader of the file would refuse it."""
+    with naming(Path(label)):
+        try:
+            return ModelMetadata.from_metadata(model.to_metadata())
+        except CorruptError as error:
+            raise _unusable(error) from None
+
+
+def _unusable(error: CorruptError) -> SourceError:
+    problem = str(error).removeprefix("metadata.model, ").removesuffix(f"; {REMEDY}")
+    return SourceError(f"its configuration cannot be used: {problem}")

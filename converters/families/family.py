@@ -1,0 +1,104 @@
+"""The interface of a family to the converters: its keys, its program, its names. Knows no family and no format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.layout import Layout, as_named
+from rkf.model.program import Program
+
+C = TypeVar("C", bound=Decoder)
+
+# These are not weights: old checkpoints stored frequencies that the configuration determines.
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A multimodal model around a decoder; only the decoder is converted.
+
+    prefixes: prefixes of the decoder's tensor names, in place of "model.". dropped: prefixes of the names that are left
+    out. head: the name of the output head.
+    """
+
+    model_type: str
+    prefixes: tuple[str, ...]
+    dropped: tuple[str, ...]
+    tied: bool
+
+    def text(self, config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+        """The decoder's own configuration."""
+        inner = config.get("text_config")
+        tied = config.get("tie_word_embeddings", self.tied)
+        return {**(inner if isinstance(inner, dict) else {}), "model_type": model_type, "tie_word_embeddings": tied}
+
+    def name(self, name: str) -> str | None:
+        """The name of a tensor in the decoder alone; None if it is left out."""
+        if name.startswith(self.dropped):
+            return None
+        for prefix in self.prefixes:
+            if name.startswith(prefix):
+                return "model." + name.removeprefix(prefix)
+        return name.removeprefix("language_model.")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """The model in a GGUF. own: its fields without the architecture's prefix. tensors: names. extra: the values of
+    tensors that are not weights (rope factors).
+    """
+
+    own: Mapping[str, Any]
+    tensors: Container[str]
+    extra: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFields:
+    """The fields and tensors that only this family writes to a GGUF."""
+
+    own: Mapping[str, Any]
+    extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufForm(Generic[C]):
+    """A family in GGUF, where names come from gguf's own tables.
+
+    claims: whether a file of this architecture belongs to the family. to_config: keys of config.json beyond the common
+    ones. to_fields: the inverse; raises UnsupportedError if a GGUF has no field for a value. layout: over Hugging
+    Face's names, which gguf's tables translate.
+    """
+
+    architecture: str
+    to_config: Callable[[GgufModel], Mapping[str, Any]]
+    to_fields: Callable[[C], GgufFields]
+    layout: Callable[[C], Layout] = lambda config: as_named
+    claims: Callable[[Mapping[str, Any]], bool] = lambda own: True
+
+
+@dataclass(frozen=True, slots=True)
+class Family(Generic[C]):
+    """A family: its model_type and class name in transformers, its table of keys, its forward pass, the layout of its
+    tensors in a Hugging Face checkpoint, and its form in GGUF.
+    """
+
+    name: str
+    class_name: str
+    keys: type[C]
+    program: Callable[[C], Program]
+    gguf: GgufForm[C]
+    layout: Callable[[C], Layout] = lambda config: as_named
+    wrapper: Wrapper | None = None
+
+    def own_name(self, name: str, wrapped: bool) -> str | None:
+        """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
+        inner = self.wrapper.name(name) if wrapped and self.wrapper else name
+        return None if inner is None or _DERIVED.fullmatch(inner) else inner

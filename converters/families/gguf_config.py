@@ -1,0 +1,76 @@
+"""The fields of a GGUF <-> a config.json, for the part that all families share. Knows no family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.family import Family, GgufFields, GgufModel
+from rkf.converters.families.gguf_rope import shortest
+from rkf.errors import SourceError, UnsupportedError
+
+C = TypeVar("C", bound=Decoder)
+# config.json key -> GGUF key, after "<architecture>.".
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+
+
+def head_size(model: GgufModel) -> int:
+    """The width of a head."""
+    given, heads, width = (
+        model.own.get(key) for key in ("attention.key_length", "attention.head_count", "embedding_length")
+    )
+    size = given or (width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None)
+    if not isinstance(size, int) or size < 1:
+        raise SourceError("attention.head_count, embedding_length: expected positive integers that give a head's size")
+    return size
+
+
+def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
+    """A config.json in transformers' form."""
+    found = {ours: shortest(model.own[theirs]) for ours, theirs in KEYS.items() if theirs in model.own}
+    for key in _REQUIRED:
+        if key not in found:
+            raise SourceError(f"field {KEYS[key]} is missing")
+    value_size = model.own.get("attention.value_length", head_size(model))
+    if value_size != head_size(model):
+        raise UnsupportedError(f"attention.value_length is {value_size}, expected {head_size(model)} as for keys")
+    return {
+        "architectures": [family.class_name],
+        "model_type": family.name,
+        **found,
+        "num_key_value_heads": found.get("num_key_value_heads", found["num_attention_heads"]),
+        "head_dim": head_size(model),
+        "tie_word_embeddings": "output.weight" not in model.tensors,
+        **family.gguf.to_config(model),
+    }
+
+
+def fields_of(family: Family[C], config: C) -> GgufFields:
+    """The fields of a GGUF, without the architecture's prefix and without the tokenizer's."""
+    own = family.gguf.to_fields(config)
+    common: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
+    common |= {
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
+    }
+    return GgufFields({key: value for key, value in (common | dict(own.own)).items() if value is not None}, own.extra)
+
+
+def only_whole_heads(own: Mapping[str, Any], size: int) -> None:
+    """Refuse a rope that rotates part of a head, for a family that always rotates whole heads."""
+    turned = own.get("rope.dimension_count", size)
+    if turned != size:
+        raise UnsupportedError(f"rope.dimension_count is {turned}, expected the head dimension {size}")

@@ -1,0 +1,185 @@
+"""How a family declares the keys of its config.json, and the one reader of such tables. Knows no family.
+
+A family's table is a frozen dataclass. A field is a key; its default is that of the reference (transformers); its kind
+restricts the value. Keys without a field are ignored, as in the reference.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields
+from typing import Any, TypeVar
+
+from rkf.errors import SourceError, UnsupportedError
+
+MAX_SIZE = (1 << 31) - 1
+FULL, SLIDING = "full_attention", "sliding_attention"
+# Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "sigmoid": "sigmoid",
+    "linear": "identity",
+}
+
+_Read = Callable[[Any], Any]
+C = TypeVar("C")
+
+
+def read(kind: type[C], config: Mapping[str, Any]) -> C:
+    """The table of a config.json. Raises SourceError or UnsupportedError that names the key."""
+    found: dict[str, Any] = {}
+    for key in fields(kind):  # type: ignore[arg-type]
+        names = (key.metadata["name"] or key.name, *key.metadata["aliases"])
+        name = next((name for name in names if name in config), None)
+        if name is None:
+            continue
+        try:
+            found[key.name] = key.metadata["read"](config[name])
+        except _WrongError as wrong:
+            raise SourceError(f"{name}: expected {wrong.expected}, got {reprlib.repr(config[name])}") from None
+    return kind(**found)
+
+
+# --- kinds of keys: functions of the default; "optional" ones may also be null
+
+
+def size(default: int, aliases: tuple[str, ...] = (), most: int = MAX_SIZE) -> Any:
+    """An integer of at least 1."""
+    return _key(default, _whole(1, most), aliases)
+
+
+def optional_size(default: int | None = None, aliases: tuple[str, ...] = ()) -> Any:
+    return _key(default, _or_null(_whole(1, MAX_SIZE)), aliases)
+
+
+def count(default: int) -> Any:
+    """An integer of at least 0."""
+    return _key(default, _whole(0, MAX_SIZE))
+
+
+def number(default: float, aliases: tuple[str, ...] = ()) -> Any:
+    """A finite number above 0."""
+    return _key(default, _positive, aliases)
+
+
+def optional_number(default: float | None = None, aliases: tuple[str, ...] = ()) -> Any:
+    return _key(default, _or_null(_positive), aliases)
+
+
+def flag(default: bool, or_null: bool = False) -> Any:
+    """A boolean. or_null: null is false."""
+    return _key(default, (lambda value: value is not None and _flag(value)) if or_null else _flag)
+
+
+def activation(default: str, name: str = "hidden_act") -> Any:
+    """The name of an activation at the key `name`; its value is the ops' word for it."""
+    return _key(_ACTIVATIONS[default], _activation, name=name)
+
+
+def layer_types() -> Any:
+    """The kind of attention of each layer, as words; null: the family's own pattern."""
+    return _key(None, _or_null(_layer_types))
+
+
+def layer_numbers() -> Any:
+    """Numbers of layers; null: none."""
+    return _key((), lambda value: () if value is None else _integers(value))
+
+
+def token(default: int | None) -> Any:
+    """A token's id, or null."""
+    return _key(default, _or_null(_whole(0, MAX_SIZE)))
+
+
+def tokens(*defaults: int) -> Any:
+    """Ids of tokens: a list, one number, or null."""
+    return _key(defaults, _tokens)
+
+
+def table() -> Any:
+    """An object, or null; rope.py reads its contents."""
+    return _key(None, _or_null(_object))
+
+
+# --- readers of one value each
+
+
+class _WrongError(Exception):
+    """A value of the wrong kind for its key."""
+
+    def __init__(self, expected: str) -> None:
+        self.expected = expected
+
+
+def _key(default: Any, reader: _Read, aliases: tuple[str, ...] = (), name: str | None = None) -> Any:
+    return field(default=default, metadata={"read": reader, "aliases": aliases, "name": name})
+
+
+def _or_null(reader: _Read) -> _Read:
+    return lambda value: None if value is None else reader(value)
+
+
+def _whole(least: int, most: int) -> _Read:
+    def reader(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise _WrongError(f"an integer from {least} to {most}")
+        return value
+
+    return reader
+
+
+def _positive(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        raise _WrongError("a number above 0")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _WrongError("true or false")
+    return value
+
+
+def _activation(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _WrongError("the name of an activation")
+    if value not in _ACTIVATIONS:
+        raise UnsupportedError(f"hidden_act: activation {value!r} is not supported; known: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[value]
+
+
+def _layer_types(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise _WrongError("a list of words")
+    for word in value:
+        if word not in (FULL, SLIDING):
+            raise UnsupportedError(f"layer_types: {word!r} is not supported; known: {FULL}, {SLIDING}")
+    return tuple(value)
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(each) is int for each in value):
+        raise _WrongError("a list of integers")
+    return tuple(value)
+
+
+def _tokens(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(each) is int and 0 <= each <= MAX_SIZE for each in ids):
+        raise _WrongError("a token id or a list of them")
+    return tuple(ids)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _WrongError("an object")
+    return value

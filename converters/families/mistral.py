@@ -1,0 +1,62 @@
+"""mistral: a llama without biases, optionally with a window in all layers. llama.cpp has no own name for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.keys import optional_size, size, token, tokens
+from rkf.converters.families.llama import unpermuted
+from rkf.model.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class MistralKeys(Decoder):
+    intermediate_size: int = size(14336)
+    num_key_value_heads: int | None = optional_size(8)
+    max_position_embeddings: int = size(131072)
+    sliding_window: int | None = optional_size(4096)
+    bos_token_id: int | None = token(1)
+    eos_token_id: tuple[int, ...] = tokens(2)
+
+
+def _program(config: MistralKeys) -> Program:
+    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    layer = pre_norm_layer(config, attention(config, window=config.sliding_window), gated(config))
+    return assemble(config, [layer] * config.num_hidden_layers, (turns,))
+
+
+def _rope(config: MistralKeys) -> dict[str, Any]:
+    return rope.whole_heads(rope.parameters(config))
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    only_whole_heads(model.own, head_size(model))
+    window = model.own["attention.sliding_window"]
+    return {"sliding_window": window, **rope.spelt(rope_config(model, head_size(model)))}
+
+
+def _to_fields(config: MistralKeys) -> GgufFields:
+    """llama.cpp does not apply the window to this architecture; the field is for readers that do."""
+    found = rope_fields(_rope(config), config.head_size)
+    return GgufFields({**found.own, "attention.sliding_window": config.sliding_window}, found.extra)
+
+
+def _claims(own: Mapping[str, Any]) -> bool:
+    return bool(own.get("attention.sliding_window")) and not own.get("expert_count")
+
+
+FAMILY = Family(
+    name="mistral",
+    class_name="MistralForCausalLM",
+    keys=MistralKeys,
+    program=_program,
+    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims),
+)

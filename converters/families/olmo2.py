@@ -1,0 +1,67 @@
+"""olmo2: OLMo 2. A norm after each branch instead of before it; norms of q and k over all heads together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import HeadNorm, add, assemble, attention, gated, norm
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.keys import flag, number, size, tokens
+from rkf.errors import UnsupportedError
+from rkf.model.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Olmo2Keys(Decoder):
+    vocab_size: int = size(50304)
+    rms_norm_eps: float = number(1e-5)
+    attention_bias: bool = flag(False)
+    eos_token_id: tuple[int, ...] = tokens(50279)
+
+
+def _program(config: Olmo2Keys) -> Program:
+    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    biases, head_norm = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps, whole=True)
+    layer = (
+        *attention(config, "x", biases=biases, head_norm=head_norm),
+        norm(config, "post_attention_layernorm", "o", "o"),
+        add("o"),
+        *gated(config, "x"),
+        norm(config, "post_feedforward_layernorm", "d", "d"),
+        add("d"),
+    )
+    return assemble(config, [layer] * config.num_hidden_layers, (turns,))
+
+
+def _rope(config: Olmo2Keys) -> dict[str, Any]:
+    return rope.whole_heads(rope.parameters(config))
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    if model.own.get("attention.sliding_window"):
+        raise UnsupportedError("attention.sliding_window: OLMo 3 is not supported; expected none, as in OLMo 2")
+    only_whole_heads(model.own, head_size(model))
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in model.tensors,
+        **rope.spelt(rope_config(model, head_size(model))),
+    }
+
+
+def _to_fields(config: Olmo2Keys) -> GgufFields:
+    config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
+    config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
+    return rope_fields(_rope(config), config.head_size)
+
+
+FAMILY = Family(
+    name="olmo2",
+    class_name="Olmo2ForCausalLM",
+    keys=Olmo2Keys,
+    program=_program,
+    gguf=GgufForm("olmo2", _to_config, _to_fields),
+)

@@ -1,0 +1,119 @@
+"""phi3: Phi 3, 3.5 and 4 (mini too). Fused q/k/v and gate/up; rope may rotate part of a head; longrope."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import head_size
+from rkf.converters.families.gguf_rope import LONG, SHORT, rope_config, rope_fields, shortest
+from rkf.converters.families.keys import number, optional_size, size, token, tokens
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.errors import UnsupportedError
+from rkf.model.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phi3Keys(Decoder):
+    vocab_size: int = size(32064)
+    hidden_size: int = size(3072)
+    intermediate_size: int = size(8192)
+    max_position_embeddings: int = size(4096)
+    original_max_position_embeddings: int | None = size(4096)
+    rms_norm_eps: float = number(1e-5)
+    sliding_window: int | None = optional_size()
+    bos_token_id: int | None = token(1)
+    eos_token_id: tuple[int, ...] = tokens(32000)
+
+
+def _program(config: Phi3Keys) -> Program:
+    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    layer = pre_norm_layer(config, attention(config, window=config.sliding_window), gated(config))
+    return assemble(config, [layer] * config.num_hidden_layers, (turns,))
+
+
+def _rope(config: Phi3Keys) -> dict[str, Any]:
+    """Here "su" and "yarn" are old names of longrope, which uses the top-level original length."""
+    found = rope.parameters(config)
+    if found["rope_type"] in ("su", "yarn"):
+        found["rope_type"] = "longrope"
+    if found["rope_type"] not in ("default", "longrope"):
+        raise UnsupportedError(f"rope scaling {found['rope_type']!r} is not supported; known: default, longrope")
+    return found | {"original_max_position_embeddings": config.original_max_position_embeddings}
+
+
+def _layout(config: Phi3Keys) -> Layout:
+    queries, keys = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
+    inner = config.intermediate_size
+    cuts = {
+        "self_attn.q_proj.weight": ("self_attn.qkv_proj.weight", 0, queries),
+        "self_attn.k_proj.weight": ("self_attn.qkv_proj.weight", queries, queries + keys),
+        "self_attn.v_proj.weight": ("self_attn.qkv_proj.weight", queries + keys, queries + 2 * keys),
+        "mlp.gate_proj.weight": ("mlp.gate_up_proj.weight", 0, inner),
+        "mlp.up_proj.weight": ("mlp.gate_up_proj.weight", inner, 2 * inner),
+    }
+
+    def layout(name: str) -> tuple[Origin, ...]:
+        if name not in cuts:
+            return as_named(name)
+        fused, start, stop = cuts[name]
+        return (Origin((fused,), (slice(start, stop),)),)
+
+    return layout
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    own, width = model.own, head_size(model)
+    found = rope_config(model, width) | {"partial_rotary_factor": own.get("rope.dimension_count", width) / width}
+    config: dict[str, Any] = {
+        "sliding_window": own.get("attention.sliding_window") or None,  # 0 means none
+        "original_max_position_embeddings": own.get("rope.scaling.original_context_length", own["context_length"]),
+    }
+    given = own.get("rope.scaling.attn_factor")
+    if found["rope_type"] == "longrope" and given is not None:
+        usual = _attention_factor(own["context_length"], config["original_max_position_embeddings"])
+        if np.float32(given) != np.float32(usual):
+            found["attention_factor"] = shortest(given)
+    return config | rope.spelt(found)
+
+
+def _attention_factor(context: int, original: int) -> float:
+    scale = context / original
+    return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original))
+
+
+def _to_fields(config: Phi3Keys) -> GgufFields:
+    if config.head_size * config.num_attention_heads != config.hidden_size:
+        raise UnsupportedError("head_dim: a GGUF cannot store heads whose total width differs from hidden_size")
+    found = _rope(config)
+    fields = rope_fields(found | {"rope_type": "default"}, config.head_size)
+    own = {
+        **fields.own,
+        "attention.sliding_window": config.sliding_window or 0,
+        "rope.scaling.original_context_length": config.original_max_position_embeddings,
+    }
+    if found["rope_type"] == "default":
+        return GgufFields(own)
+    turns = rope.frequencies(found, config.head_size, config.max_position_embeddings)
+    divisors = {LONG: found["long_factor"], SHORT: found["short_factor"]}
+    return GgufFields(
+        own | {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": turns.factor},
+        {name: np.array(values, np.float32) for name, values in divisors.items()},
+    )
+
+
+FAMILY = Family(
+    name="phi3",
+    class_name="Phi3ForCausalLM",
+    keys=Phi3Keys,
+    program=_program,
+    layout=_layout,
+    gguf=GgufForm("phi3", _to_config, _to_fields, _layout),
+)
