@@ -30,6 +30,10 @@ def info(model: Path, tensors: bool, as_json: bool) -> None:
         print_json(description)
         return
     listed = description.pop("tensors", [])
+    if "program" in description:  # told in short; --json has all of it
+        metadata = description["metadata"]
+        told = {key: value for key, value in metadata["model"].items() if key != "program"}
+        description["metadata"] = {**metadata, "model": told}
     print_map(description | {"file_bytes": f"{description['file_bytes']} ({size(description['file_bytes'])})"})
     if listed:
         click.echo()
