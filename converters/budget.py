@@ -1,4 +1,4 @@
-"""The recipe of least loss that fits a budget, by rehearsing conversions. Knows no weights."""
+"""Finds the recipe of least loss within a budget, by dry runs of the conversion. Knows no weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rkf.errors import UsageError
 from rkf.format.constants import index_bits, plane_bits, row_bytes
 from rkf.model.roles import clusterable
 
-_CODING = 1.01  # what zstd takes of the entropy of ranks
+_CODING = 1.01  # zstd's size of the ranks relative to their entropy
 
 
 def fitting(
@@ -25,8 +25,8 @@ def fitting(
 ) -> Recipe:
     """A recipe whose file takes at most `size` bytes, or whose clustered tensors at most `bpw` bits a weight.
 
-    losses: what each matrix costs coarsely stored, as measured; None: as expected of its role. Raises
-    UsageError where the least K of all does not fit.
+    losses: the measured loss of each matrix when stored coarsely; None: the loss expected from its role. Raises
+    UsageError if even the smallest K for all does not fit.
     """
     shapes, weights = _matrices(source)
     limit = size if size is not None else int((bpw or 0) * weights / 8)
@@ -41,7 +41,7 @@ def fitting(
         raise UsageError(f"{source.label}: a budget of {size or bpw} is too small: expected at least {expected}")
     losses = losses or _expected(source, shapes)
     chosen = allocation.within(allocation.doublings(shapes, losses), limit - least)
-    while taken(chosen) > limit:  # by the padding of sections, or a longer list of names
+    while taken(chosen) > limit:  # exceeded by the padding of sections, or by a longer list of names
         chosen.pop()
     return allocation.recipe(source.model.program, list(shapes), chosen)
 
@@ -53,7 +53,7 @@ def archive(
     bpw: float | None,
     losses: Mapping[str, float] | None,
 ) -> Recipe:
-    """The same for a file that `rkf pack` packs: the limits are of what is stored then, which is known to 1 %."""
+    """The same for a file that `rkf pack` packs: the limits are on the packed size, which is known to 1 %."""
     shapes, weights = _matrices(source)
     losses = losses or _expected(source, shapes)
     program = source.model.program
@@ -75,14 +75,14 @@ def archive(
 
 
 def _expected(source: Source, names: Iterable[str]) -> dict[str, float]:
-    """Losses as expected of the matrices' roles."""
+    """Losses expected from the matrices' roles."""
     program = source.model.program
     head = source.aliases.get(program.logits.weight, program.logits.weight)
     return allocation.expected_losses(program, names, head)
 
 
 def _matrices(source: Source) -> tuple[dict[str, tuple[int, ...]], int]:
-    """The shapes of what a recipe may cluster, and how many weights that is."""
+    """The shapes of the tensors that a recipe may cluster, and their number of weights."""
     chosen = set(clusterable(source.model.program))
     shapes = {name: spec.shape for name, spec in source.tensors.items() if name in chosen}
     return shapes, sum(map(prod, shapes.values()))

@@ -93,6 +93,7 @@ class TorchCache:
         self.slots = {layer: _empty(op, sequences, dtype, device) for layer, op in own.items()}
         self.room = 0
         self._states: dict[tuple[int, str], Tensor] = {}
+        self._next_states: dict[tuple[int, str], Tensor] = {}  # until all layers are done: a pass may be interrupted
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first `tokens`. Recurrent states only go back to the start."""
@@ -129,9 +130,10 @@ class TorchCache:
         return self._states.get((layer, name))
 
     def keep(self, layer: int, name: str, state: Tensor) -> None:
-        self._states[layer, name] = state
+        self._next_states[layer, name] = state
 
     def advance(self, tokens: int) -> None:
+        self._states |= self._next_states
         self.length += tokens
 
     def reserve(self, tokens: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from rkf.file.container import Container
 from rkf.format.constants import KIND_VALUES, MAJOR, index_bits
 from rkf.format.tensors import TensorEntry
-from rkf.model.program import Program
+from rkf.model.listing import summary
 
 
 def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
@@ -30,24 +30,10 @@ def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
         "blobs": {section.name: section.decoded_length for section in container.sections if section.name is not None},
     }
     if container.model is not None:
-        description["program"] = _program(container.model.program)
+        description["program"] = summary(container.model.program)
     if tensors:
         description["tensors"] = [_tensor(entry) for entry in entries]
     return description
-
-
-def _program(program: Program) -> dict[str, str]:
-    """The ops of each list and what they write, in short: the whole program is in the metadata."""
-    lists = {"stem": program.stem}
-    for number, kind in enumerate(program.kinds):
-        layers = [layer for layer, own in enumerate(program.order) if own == number]
-        lists[f"kind {number} ({_count(len(layers))}, first {layers[0]})"] = kind
-    lists["top"] = program.top
-    return {name: ", ".join(f"{op.dst} = {op.name}" for op in ops) for name, ops in lists.items()}
-
-
-def _count(layers: int) -> str:
-    return "1 layer" if layers == 1 else f"{layers} layers"
 
 
 def _tensor(entry: TensorEntry) -> dict[str, Any]:

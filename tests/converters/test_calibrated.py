@@ -24,7 +24,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calibration texts that a test has time for."""
+    """Calibration texts that are short enough for a test."""
     _shorten(monkeypatch)
 
 
@@ -144,7 +144,7 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
 
 
 def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = None) -> bytes:
-    """What `save` writes."""
+    """The bytes that `save` writes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kept"
         save(path, np.zeros((2, 3), np.uint32) if tokens is None else tokens, losses or {})

@@ -1,4 +1,4 @@
-"""Semantics: what hashes cannot tell."""
+"""Semantics: faults that hashes cannot show."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def with_counts(tensor: ClusteredMatrix, table: int, rank: int, change: int) -> 
 
 
 def with_bit(tensor: ClusteredMatrix, plane: int, row: int) -> ClusteredMatrix:
-    """The last bit of a row of a plane set."""
+    """The matrix with the last bit of a plane's row set."""
     planes = [array.copy() for array in tensor.planes]
     planes[plane][row, -1] |= 0x80
     return replace(tensor, planes=tuple(planes))

@@ -1,4 +1,4 @@
-"""The sound files that the hostile tests start from."""
+"""The valid files from which the hostile tests start."""
 
 from __future__ import annotations
 

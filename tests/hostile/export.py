@@ -1,4 +1,4 @@
-"""Writes the hostile files that need nothing but the vectors to a folder, for testing a reader in another language.
+"""Writes the hostile files that depend only on the vectors to a folder, for testing a reader in another language.
 
     python -m tests.hostile.export FOLDER
 

@@ -1,4 +1,4 @@
-"""Reading the specification: its tables, its hexdump."""
+"""Reads the specification: its tables, its hexdump."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _rows(lines: list[str]) -> list[list[str]]:
 
 
 def code(cell: str) -> list[str]:
-    """What stands in backticks in a cell."""
+    """The texts in backticks in a cell."""
     return re.findall(r"`([^`]*)`", cell)
 
 

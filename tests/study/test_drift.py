@@ -1,4 +1,4 @@
-"""Drift: the residual stream that is followed, and the corrections that are said to hold."""
+"""Drift: the measured residual stream, and the quantities that each correction preserves."""
 
 import json
 from dataclasses import replace
@@ -75,7 +75,7 @@ def test_survivors_end_at_the_first_doubling():
         for count, ratio in ((1, 1.1), (3, 1.9), (7, 2.5), (15, 1.2))
     ]
     found = {(row["order"], row["correction"]): row["survive"] for row in survivors(rows)}
-    assert found == {("last", "none"): 3}  # nothing is said of what has not been tried
+    assert found == {("last", "none"): 3}  # no entry for combinations that were not tried
 
 
 def test_an_order_ends_where_the_model_is_lost(studied):

@@ -23,7 +23,7 @@ def small_tiles(monkeypatch):
 
 
 def whole(weight):
-    """The matrix that torch's autograd knows how to differentiate: a plain gather over plain indices."""
+    """The matrix in a form that torch's autograd can differentiate: a plain gather over plain indices."""
     index = weight.ranks(slice(None)).long()
     tables = torch.arange(weight.rows) // weight.rows_per_table
     dense = weight.centroids[tables[:, None], index]

@@ -1,0 +1,223 @@
+"""Small random models of every family, two or more variants each, as transformers saves them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from tests.converters.conftest import VOCAB, write_tokenizer
+
+WINDOW = 20
+# 64 positions beyond any window, and past the original context of every stretched rope.
+TOKENS = WINDOW + 64
+ORIGINAL = 64
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": ORIGINAL,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": ORIGINAL,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+
+
+def longrope(pairs: int, partial: float) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": partial,
+        "short_factor": [1.0 + 0.1 * pair for pair in range(pairs)],
+        "long_factor": [2.0 + 0.3 * pair for pair in range(pairs)],
+    }
+
+
+# name -> model_type, keys beyond the common ones. Each option of a family is used by one variant at least.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-biases": (
+        "llama",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "hidden_act": "gelu",
+            "head_dim": 32,
+            "rope_parameters": LINEAR,
+            "rms_norm_eps": 1e-4,
+        },
+    ),
+    "mistral": ("mistral", {"sliding_window": WINDOW}),
+    "mistral-yarn": ("mistral", {"sliding_window": None, "head_dim": 32, "rope_parameters": YARN}),
+    "qwen2": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2-dynamic": ("qwen2", {"rope_parameters": DYNAMIC, "sliding_window": WINDOW}),
+    "qwen3": (
+        "qwen3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "head_dim": 32,
+        },
+    ),
+    "qwen3-biases": (
+        "qwen3",
+        {
+            "attention_bias": True,
+            "head_dim": 32,
+            "rope_parameters": YARN | {"truncate": False, "attention_factor": 1.25, "beta_fast": 8.0},
+        },
+    ),
+    "phi3": (
+        "phi3",
+        {
+            "rope_parameters": longrope(6, 0.75),
+            "original_max_position_embeddings": ORIGINAL,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "phi3-short": (
+        "phi3",
+        {"rope_parameters": longrope(8, 1.0), "original_max_position_embeddings": 128, "eos_token_id": [2, 0]},
+    ),
+    "phi3-window": ("phi3", {"sliding_window": WINDOW, "tie_word_embeddings": True, "head_dim": 32}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-biases": (
+        "olmo2",
+        {
+            "attention_bias": True,
+            "num_key_value_heads": 1,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": True,
+            "hidden_act": "relu",
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "gemma3-softcap": (
+        "gemma3_text",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+            "final_logit_softcapping": 3.0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "head_dim": 32,
+        },
+    ),
+    "qwen3_moe-mixed": (
+        "qwen3_moe",
+        {
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "mlp_only_layers": [3],
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
+
+def model_of(variant: str) -> Any:
+    """A model in f32 whose every tensor (norms and biases too) is random."""
+    torch.manual_seed(0)
+    name, keys = VARIANTS[variant]
+    return randomised(transformers.AutoConfig.for_model(name, **{**COMMON, **keys}))
+
+
+def randomised(config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Any:
+    model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1))
+    return model.eval()
+
+
+def save(model: Any, folder: Path, dtype: str = "float32") -> Path:
+    """The folder that transformers writes, with a tokenizer."""
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def tokens() -> list[int]:
+    return [int(each) for each in np.random.Generator(np.random.Philox(7)).integers(0, VOCAB, TOKENS)]
+
+
+def logits_of(model: Any) -> NDArray[np.float32]:
+    """f32[TOKENS, VOCAB], by transformers."""
+    with torch.no_grad():
+        found: NDArray[np.float32] = model(torch.tensor([tokens()]), use_cache=False).logits[0].float().numpy()
+    return found
+
+
+def loaded(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    content: Mapping[str, Any] = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))

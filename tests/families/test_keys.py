@@ -1,0 +1,116 @@
+"""Each key of each config.json, left out: what the reference takes then, or a refusal by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from rkf.converters.description import describe
+from rkf.errors import RkfError, SourceError, UnsupportedError
+
+from .models import VARIANTS, model_of
+
+# Kept, else no family is chosen.
+_NAME = "model_type"
+
+
+def config_of(variant: str, folder: Path) -> dict[str, Any]:
+    model_of(variant).config.save_pretrained(folder)
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def spelt_out(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with every default that the reference has."""
+    kind = config[_NAME]
+    rest = {key: value for key, value in json.loads(json.dumps(config)).items() if key != _NAME}
+    full = transformers.AutoConfig.for_model(kind, **rest).to_dict()
+    found: dict[str, Any] = json.loads(json.dumps(full))
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_key_left_out(tmp_path: Path, variant: str) -> None:
+    config = config_of(variant, tmp_path)
+    for key in config:
+        if key == _NAME:
+            continue
+        reduced = {name: value for name, value in config.items() if name != key}
+        try:
+            expected = describe(spelt_out(reduced), "x")
+        except Exception:  # noqa: BLE001 - the reference raises what it likes
+            with pytest.raises(RkfError):
+                describe(reduced, "x")
+            continue
+        found = describe(reduced, "x")
+        assert found.program == expected.program, key
+        assert found.keys.eos_token_id == expected.keys.eos_token_id, key
+        assert found.keys.bos_token_id == expected.keys.bos_token_id, key
+        assert found.keys.max_position_embeddings == expected.keys.max_position_embeddings, key
+        assert found.keys.tie_word_embeddings == expected.keys.tie_word_embeddings, key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_key_of_another_type(tmp_path: Path, variant: str) -> None:
+    config = config_of(variant, tmp_path)
+    described = describe(config, "x")
+    for key in config:
+        if key in (_NAME, "rope_parameters"):
+            continue
+        for wrong in ("false", [None], {"a": 1}, -1, 1.5, True, None):
+            changed = {**config, key: wrong}
+            try:
+                found = describe(changed, "x")
+            except RkfError as error:
+                assert "x: " in str(error) and "\n" not in str(error)
+                continue
+            if found.program != described.program:  # taken: then the reference takes it too, with the same meaning
+                assert found.program == describe(spelt_out(changed), "x").program, (key, wrong)
+
+
+@pytest.mark.parametrize("key", ["factor", "low_freq_factor", "high_freq_factor"])
+@pytest.mark.parametrize("value", [None, "8", -1.0, True, [8]])
+def test_numbers_of_a_rope(tmp_path: Path, key: str, value: Any) -> None:
+    config = config_of("llama", tmp_path)
+    rope = {**config["rope_parameters"], key: value}
+    with pytest.raises(SourceError, match=f"rope scaling: {key}: expected a positive number"):
+        describe({**config, "rope_parameters": rope}, "x")
+
+
+def test_lists_of_a_longrope(tmp_path: Path) -> None:
+    config = config_of("phi3", tmp_path)
+    rope = {**config["rope_parameters"], "long_factor": [1.0] * 5}
+    with pytest.raises(SourceError, match="long_factor: expected 6 numbers"):
+        describe({**config, "rope_parameters": rope}, "x")
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("phi3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
+        ("qwen3", {"layer_types": ["linear_attention"] * 3}, "layer_types: 'linear_attention'"),
+        ("llama", {"hidden_act": "mish"}, "activation 'mish'"),
+        ("llama", {"model_type": "mamba"}, "architecture 'mamba'"),
+        ("llama", {"model_type": None}, "architecture None"),
+    ],
+)
+def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"x: .*{message}"):
+        describe({**config_of(variant, tmp_path), **changes}, "x")
+
+
+def test_both_spellings_of_gemma3(tmp_path: Path) -> None:
+    config = config_of("gemma3", tmp_path)
+    old = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types")}
+    old |= {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 3,
+    }
+    assert describe(old, "x").program == describe(config, "x").program

@@ -1,0 +1,73 @@
+"""Each family: a checkpoint of transformers is converted, and its program gives the logits of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rkf.converters.export import export_hf
+from rkf.converters.pipeline import convert
+from rkf.file.container import open_file
+from tests.spec.reference import run
+
+from .models import TOKENS, VARIANTS, loaded, logits_of, model_of, randomised, save, tokens
+
+_REACH = 1e-4  # of the largest logit
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape == (TOKENS, expected.shape[1])
+    assert np.abs(found - expected).max() <= _REACH * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_dense_file_and_its_export(tmp_path: Path, variant: str) -> None:
+    model = model_of(variant)
+    expected = logits_of(model)
+    folder = save(model, tmp_path / "model")
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    assert_close(run(tmp_path / "m.rkf", tokens()), expected)
+    export_hf(tmp_path / "m.rkf", tmp_path / "back")
+    assert (tmp_path / "back" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    np.testing.assert_array_equal(logits_of(loaded(tmp_path / "back")), logits_of(loaded(folder)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_clustered_file_and_its_export(tmp_path: Path, variant: str) -> None:
+    folder = save(model_of(variant), tmp_path / "model")
+    convert(folder, tmp_path / "m.rkf", k=16)
+    with open_file(tmp_path / "m.rkf") as file:
+        assert any(entry.kind == "clustered" for entry in file.tensors.values())
+    export_hf(tmp_path / "m.rkf", tmp_path / "back")
+    assert_close(run(tmp_path / "m.rkf", tokens()), logits_of(loaded(tmp_path / "back")))
+
+
+def test_the_decoder_of_a_model_that_sees(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        "gemma3",
+        text_config=model_of("gemma3").config.to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+        image_token_index=5,
+    )
+    model = randomised(config, transformers.AutoModelForImageTextToText)
+    expected = logits_of(model)
+    folder = save(model, tmp_path / "model")
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    assert_close(run(tmp_path / "m.rkf", tokens()), expected)
+    export_hf(tmp_path / "m.rkf", tmp_path / "back")
+    back = loaded(tmp_path / "back")
+    assert back.config.model_type == "gemma3_text"
+    assert_close(logits_of(back), expected)
