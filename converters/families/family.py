@@ -72,7 +72,8 @@ class GgufFields:
 class GgufForm(Generic[C]):
     """A family in GGUF, where names are those of gguf's own tables.
 
-    claims: whether a file of this architecture is of this family. to_config: keys of config.json beyond the common
+    claims: whether a file of this architecture is of this family. activation: the one that llama.cpp computes, for a
+    GGUF does not say. to_config: keys of config.json beyond the common
     ones. to_fields: the inverse; raises UnsupportedError for what a GGUF has no field for. layout: over Hugging Face's
     names, which gguf's tables translate.
     """
@@ -82,6 +83,7 @@ class GgufForm(Generic[C]):
     to_fields: Callable[[C], GgufFields]
     layout: Callable[[C], Layout] = lambda config: as_named
     claims: Callable[[Mapping[str, Any]], bool] = lambda own: True
+    activation: str = "silu"
 
 
 @dataclass(frozen=True, slots=True)
