@@ -1,29 +1,29 @@
-# `make demo` and `make test` work on a fresh machine that has Python 3.11 or later and a way to PyPI.
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or later and access to PyPI.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test lint types bench paper vectors clean
 
-demo: .venv/core  ## from nothing to an answer of SmolLM2-135M-Instruct out of a .rkf file
+demo: .venv/core  ## install, convert SmolLM2-135M-Instruct to an .rkf file, and print its answer to one question
 	$(BIN)/rkf run --prompt "What is the capital of France?" --stats
 
-test: .venv/dev  ## every test, those on the real model too (fetched once into the user's cache)
+test: .venv/dev  ## run every test, including those on the real model (fetched once into the user's cache)
 	$(BIN)/python -m pytest
 
 lint: .venv/dev
 	$(BIN)/ruff check .
 
-types: .venv/dev  ## of the package as installed: in the checkout two rooms stand outside rkf/
+types: .venv/dev  ## check types of the installed package, because in the checkout two rooms are outside rkf/
 	rm -rf build/types && $(BIN)/pip install -q --no-deps --target build/types .
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p rkf
 
-bench: .venv/core  ## speed and memory of the default model on this machine
+bench: .venv/core  ## measure speed and memory of the default model on this machine
 	$(BIN)/rkf bench "$$($(BIN)/python -m rkf.commands.default_model)" --json
 
-paper: .venv/dev  ## docs/paper.md from docs/paper/*/results.json; with TEXT=FILE the trials missing there are done first
+paper: .venv/dev  ## make docs/paper.md from docs/paper/*/results.json; TEXT=FILE first runs the missing trials
 	$(BIN)/python -m benchmarks.paper $(if $(TEXT),--text "$(TEXT)")
 
-vectors: .venv/dev  ## make the golden files of the specification that are missing; bytes of the others may not change
+vectors: .venv/dev  ## make missing golden files of the specification; the bytes of existing ones must not change
 	$(BIN)/python spec/make_vectors.py
 
 clean:

@@ -1,8 +1,8 @@
-"""The recipe of least loss that fits a budget, by rehearsing conversions. Knows no weights."""
+"""Finds the recipe of least loss within a budget, by dry runs of the conversion. Knows no weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
 from rkf.cluster import allocation
@@ -11,8 +11,9 @@ from rkf.converters.ledger import Ledger
 from rkf.converters.source import Source
 from rkf.errors import UsageError
 from rkf.format.constants import index_bits, plane_bits, row_bytes
+from rkf.model.roles import clusterable
 
-_CODING = 1.01  # what zstd takes of the entropy of ranks
+_CODING = 1.01  # zstd's size of the ranks relative to their entropy
 
 
 def fitting(
@@ -24,25 +25,25 @@ def fitting(
 ) -> Recipe:
     """A recipe whose file takes at most `size` bytes, or whose clustered tensors at most `bpw` bits a weight.
 
-    losses: what each matrix costs coarsely stored, as measured; None: as expected of its kind. Raises
-    UsageError where the least K of all does not fit.
+    losses: the measured loss of each matrix when stored coarsely; None: the loss expected from its role. Raises
+    UsageError if even the smallest K for all does not fit.
     """
     shapes, weights = _matrices(source)
     limit = size if size is not None else int((bpw or 0) * weights / 8)
 
     def taken(chosen: list[str]) -> int:
-        ledger = rehearse(allocation.recipe(list(shapes), chosen))
+        ledger = rehearse(allocation.recipe(source.model.program, list(shapes), chosen))
         return ledger.file_bytes if size is not None else ledger.clustered_bytes
 
     least = taken([])
     if limit < least:
         expected = f"{least} bytes" if size is not None else f"{8 * least / weights:.4f} bits per weight"
         raise UsageError(f"{source.label}: a budget of {size or bpw} is too small: expected at least {expected}")
-    losses = losses or allocation.expected_losses(shapes, source.model.layers, tied=bool(source.aliases))
+    losses = losses or _expected(source, shapes)
     chosen = allocation.within(allocation.doublings(shapes, losses), limit - least)
-    while taken(chosen) > limit:  # by the padding of sections, or a longer list of names
+    while taken(chosen) > limit:  # exceeded by the padding of sections, or by a longer list of names
         chosen.pop()
-    return allocation.recipe(list(shapes), chosen)
+    return allocation.recipe(source.model.program, list(shapes), chosen)
 
 
 def archive(
@@ -52,10 +53,11 @@ def archive(
     bpw: float | None,
     losses: Mapping[str, float] | None,
 ) -> Recipe:
-    """The same for a file that `rkf pack` packs: the limits are of what is stored then, which is known to 1 %."""
+    """The same for a file that `rkf pack` packs: the limits are on the packed size, which is known to 1 %."""
     shapes, weights = _matrices(source)
-    losses = losses or allocation.expected_losses(shapes, source.model.layers, tied=bool(source.aliases))
-    trial = allocation.archive(shapes, losses, allocation.LEAST_BITS)
+    losses = losses or _expected(source, shapes)
+    program = source.model.program
+    trial = allocation.archive(program, shapes, losses, allocation.LEAST_BITS)
     ledger = rehearse(trial)
     planes = sum(
         row_bytes(shape[-1], width) * prod(shape[:-1])
@@ -69,10 +71,18 @@ def archive(
         raise UsageError(
             f"{source.label}: a budget of {size or bpw} is too small for {allocation.LEAST_BITS} bits a weight"
         )
-    return allocation.archive(shapes, losses, min(bits, allocation.MOST_BITS))
+    return allocation.archive(program, shapes, losses, min(bits, allocation.MOST_BITS))
+
+
+def _expected(source: Source, names: Iterable[str]) -> dict[str, float]:
+    """Losses expected from the matrices' roles."""
+    program = source.model.program
+    head = source.aliases.get(program.logits.weight, program.logits.weight)
+    return allocation.expected_losses(program, names, head)
 
 
 def _matrices(source: Source) -> tuple[dict[str, tuple[int, ...]], int]:
-    """The shapes of what a recipe may cluster, and how many weights that is."""
-    shapes = {name: spec.shape for name, spec in source.tensors.items() if len(spec.shape) > 1}
+    """The shapes of the tensors that a recipe may cluster, and their number of weights."""
+    chosen = set(clusterable(source.model.program))
+    shapes = {name: spec.shape for name, spec in source.tensors.items() if name in chosen}
     return shapes, sum(map(prod, shapes.values()))

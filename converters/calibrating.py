@@ -1,4 +1,4 @@
-"""What the pipeline needs of a calibration. Knows no runtime: `rkf.calibrate.calibration` hands one in."""
+"""The interface of a calibration to the pipeline. Knows no runtime: `rkf.calibrate.calibration` passes one in."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rkf.cluster.compensate import Moments
 from rkf.converters.source import Source
 from rkf.format.matrix import F32
 
-Coarse = Callable[[F32, "NDArray[np.float64] | None"], F32]
-"""Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
+Coarse = Callable[[F32, "Moments | None"], F32]
+"""Weights as a coarse file would store them. If the second moments of their inputs are given, fitted to those."""
 
 
 class GivenCalibration(Protocol):
-    """A calibration text for one source."""
+    """A calibration on one text for one source."""
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What the file says of it: the same text, the same bytes."""
+        """The file's record of it: the same text gives the same bytes."""
         ...
 
-    def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
-        """Second moments of the inputs of matrices by canonical name, f64[cols, cols], a layer at a time."""
+    def moments(self) -> Iterator[Mapping[str, Moments]]:
+        """Second moments of the inputs of matrices and stacks by name, one layer at a time."""
         ...
 
     def losses(self, coarse: Coarse) -> Mapping[str, float]:
-        """What each matrix costs the model's predictions when it alone is stored coarsely, by canonical name."""
+        """The loss of the model's predictions when one matrix alone is stored coarsely, by name."""
         ...
 
     @property
@@ -43,9 +44,9 @@ class Calibrator(Protocol):
 
     @property
     def announced(self) -> Mapping[str, Any]:
-        """A provenance of the same length as the one to come, for a dry run."""
+        """A provenance of the same length as the final one, for a dry run."""
         ...
 
     def __call__(self, source: Source, folder: Path | None = None) -> GivenCalibration:
-        """folder: for temporary files, which may become as large as the source."""
+        """folder: for temporary files, which may grow as large as the source."""
         ...

@@ -1,4 +1,4 @@
-"""A config.json read by its family: the keys, the program, where tensors lie. Knows no file format and no family."""
+"""A config.json as read by its family: keys, program, layout of tensors. Knows no file format and no family."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rkf.model.program import Program
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a config.json says. config: the decoder's own, which is inside another's where wrapped."""
+    """The contents of a config.json. config: the decoder's own; if wrapped, it is inside another model's."""
 
     family: Family[Any]
     config: Mapping[str, Any]
@@ -31,23 +31,23 @@ class Description:
 
     @property
     def layout(self) -> Layout:
-        """Where tensors lie in a Hugging Face checkpoint."""
+        """Where tensors are in a Hugging Face checkpoint."""
         return by_full_name(self.family.layout(self.keys))
 
     @property
     def gguf_layout(self) -> Layout:
-        """Where they lie in a GGUF."""
+        """Where tensors are in a GGUF."""
         return gguf_layout(self.family.gguf.architecture, by_full_name(self.family.gguf.layout(self.keys)))
 
     def own_name(self, name: str) -> str | None:
-        """The name of a checkpoint's tensor in the decoder alone; None for what is no weight of it."""
+        """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
         return self.family.own_name(name, self.wrapped)
 
 
 def describe(config: Mapping[str, Any], label: str) -> Description:
-    """Read a config.json. label: the checkpoint's, for messages.
+    """Read a config.json. label: the checkpoint's name in messages.
 
-    Raises UnsupportedError for what rkf cannot express, SourceError for what is wrong.
+    Raises UnsupportedError for what rkf cannot express, SourceError for invalid values.
     """
     with naming(Path(label)):
         family, own, wrapped = family_of(config)
@@ -61,7 +61,7 @@ def describe(config: Mapping[str, Any], label: str) -> Description:
 
 
 def checked(model: ModelMetadata, label: str) -> ModelMetadata:
-    """The metadata, refused with SourceError if a reader of the file would refuse it."""
+    """The metadata; SourceError if a reader of the file would refuse it."""
     with naming(Path(label)):
         try:
             return ModelMetadata.from_metadata(model.to_metadata())
@@ -71,4 +71,4 @@ def checked(model: ModelMetadata, label: str) -> ModelMetadata:
 
 def _unusable(error: CorruptError) -> SourceError:
     problem = str(error).removeprefix("metadata.model, ").removesuffix(f"; {REMEDY}")
-    return SourceError(f"its configuration can't be used: {problem}")
+    return SourceError(f"its configuration cannot be used: {problem}")

@@ -1,7 +1,7 @@
-"""An .rkf file back to foreign formats: a Hugging Face folder, or a GGUF in f16. One tensor in memory at a time.
+"""An .rkf file to other formats: a Hugging Face folder, or a GGUF in f16. One tensor in memory at a time.
 
-What is written are the decoded weights, rounded to the source's dtype (Hugging Face) or to f16 (GGUF): exact for a
-dense file in that dtype. The checkpoint's own configuration, which the file carries, says which names and layouts.
+Exports hold the decoded weights, rounded to the source's dtype (Hugging Face) or to f16 (GGUF). For a dense file in
+that dtype this is exact. The file carries the checkpoint's own configuration, which determines names and layouts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def export_hf(path: str | Path, folder: str | Path) -> None:
     """Write the model at `path` as a folder that transformers loads: safetensors, config.json, tokenizer, template.
 
     Raises UsageError if the folder exists and is not empty, UnsupportedError for a file without the configuration of a
-    family that is known, and what opening `path` raises.
+    known family, and the errors of opening `path`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -58,7 +58,7 @@ def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> No
     """Write the model at `path` as a GGUF that llama.cpp loads: matrices in f16, vectors and routers in f32.
 
     Raises UsageError if `out` exists and `force` is not given, UnsupportedError for a model or a tokenizer that GGUF
-    has no words for, and what opening `path` raises.
+    cannot express, and the errors of opening `path`.
     """
     out = Path(out)
     refuse_same_file(out, path)
@@ -71,11 +71,11 @@ def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> No
 
 
 class _Exported:
-    """A file's model, with the configuration that says how its checkpoint is laid out."""
+    """A file's model, with the configuration that determines the layout of its checkpoint."""
 
     def __init__(self, file: Container) -> None:
         if file.model is None:
-            raise UnsupportedError(f"{file.path}: no model in its metadata: nothing to export it as")
+            raise UnsupportedError(f"{file.path}: its metadata has no model, so it cannot be exported")
         self.file, self.model = file, file.model
         stored = {name: entry for name, entry in file.tensors.items() if entry.kind != "alias"}
         self.shapes = {name: entry.shape for name, entry in stored.items()}
@@ -98,23 +98,23 @@ class _Exported:
             return found
         metadata = self.file.metadata["model"]
         if "program" in metadata:
-            raise UnsupportedError(f"{self.file.path}: it carries no config.json: nothing to export it as")
+            raise UnsupportedError(f"{self.file.path}: it carries no config.json, so it cannot be exported")
         return first_form.config_of(metadata, self.dtypes)
 
     def decode(self, name: str) -> F32:
-        """A tensor of the program. The last one is kept: the experts of a stack are written one by one."""
+        """A tensor of the program. The last one is cached, because the experts of a stack are written one by one."""
         if self._last is None or self._last[0] != name:
-            self._last = None  # before the next one is decoded
+            self._last = None  # free it before the next one is decoded
             self._last = name, self.file.decode(name)
         return self._last[1]
 
     def dtype(self, assembly: Assembly) -> str:
-        """The dtype of its parts, as the checkpoint had them; f32 where they differ."""
+        """The dtype of its parts in the checkpoint; f32 if they differ."""
         found = {self.dtypes[part.tensor] for part in assembly.parts}
         return found.pop() if len(found) == 1 else "f32"
 
     def configuration(self) -> dict[str, bytes]:
-        """The checkpoint's own files, and in place of those that it had not, ones made from the metadata."""
+        """The checkpoint's own files; missing ones are made from the metadata."""
         made = {
             "config.json": self.config if not self.description.wrapped else self._decoder_config(),
             "generation_config.json": _generation_config(self.model),
@@ -127,7 +127,7 @@ class _Exported:
         return found | kept
 
     def _decoder_config(self) -> dict[str, Any]:
-        """Of a model that was around the decoder only this is left."""
+        """The config.json of the decoder alone; nothing else is left of a model that contained it."""
         dtype = self.config.get("dtype", self.config.get("torch_dtype"))
         own = {"architectures": [self.description.family.class_name], **self.description.config}
         return own if dtype is None else {"dtype": dtype, **own}
@@ -135,11 +135,11 @@ class _Exported:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder, of no other process, that takes the place of `folder` at the end; an error leaves nothing of it."""
+    """A new folder of this process that replaces `folder` at the end; an error leaves nothing of it."""
     with ExitStack() as stack:
         with reporting(folder):
             own = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
-            staging = Path(own, folder.name)  # what mkdtemp makes is readable by its owner alone
+            staging = Path(own, folder.name)  # only its owner could read the folder made by mkdtemp
             staging.mkdir()
         yield staging
         with reporting(folder):
@@ -182,7 +182,7 @@ def _write(path: Path, data: bytes) -> None:
 def _generation_config(model: ModelMetadata) -> dict[str, Any]:
     sampling: dict[str, Any] = {**model.generation, "do_sample": True} if model.generation else {}
     if "top_k" in sampling:
-        sampling["top_k"] = int(sampling["top_k"])  # transformers takes no other
+        sampling["top_k"] = int(sampling["top_k"])  # transformers accepts only an integer
     return {"bos_token_id": model.bos_id, "eos_token_id": list(model.eos_ids), **sampling}
 
 
@@ -201,7 +201,7 @@ def _tokenizer_config(model: ModelMetadata, text: Mapping[int, str]) -> dict[str
 
 
 class _GgufModel:
-    """A GGUF in the making: its head, and the data of its tensors in the head's order."""
+    """A GGUF being written: its head, and the data of its tensors in the head's order."""
 
     def __init__(self, exported: _Exported) -> None:
         self._exported = exported
@@ -213,7 +213,7 @@ class _GgufModel:
         self._tensors = list(assemblies(description.gguf_layout, exported.shapes))
 
     def head(self) -> bytes:
-        """All up to the tensors. The library writes it to a file of its own, which it could not lock, nor report on."""
+        """Everything before the tensors. The library writes it to its own file, which it cannot lock or report on."""
         file = self._exported.file
         with TemporaryDirectory() as folder, naming(file.path):
             path = Path(folder, "head.gguf")
@@ -245,7 +245,7 @@ class _GgufModel:
         yield from self._extra.values()
 
     def _kind(self, tensor: Assembly) -> gguf.GGMLQuantizationType:
-        """Vectors stay f32, and routers too: rounding would send tokens to other experts."""
+        """Vectors stay f32. So do routers: rounding would send tokens to other experts."""
         if len(tensor.shape) == 1 or tensor.parts[0].tensor in self._routers:
             return _F32
         return _F16
@@ -263,5 +263,5 @@ def _f16(weights: np.ndarray, tensor: Assembly) -> np.ndarray:
     rounded = from_f32(weights, "f16")
     if not np.isfinite(rounded).all():
         name = tensor.parts[0].tensor
-        raise UnsupportedError(f"{name}: weights up to {np.abs(weights).max():g} don't fit f16: no GGUF can be written")
+        raise UnsupportedError(f"{name}: weights up to {np.abs(weights).max():g} do not fit f16, the dtype of the GGUF")
     return rounded

@@ -1,7 +1,7 @@
 """A GGUF file as a Source: dequantised, renamed, q/k rows in Hugging Face's rope order.
 
-Knows which types become which dense dtype; the header's layout is gguf_header.py's, the tokenizer gguf_tokenizer.py's,
-and what fields and tensors mean is the families' business.
+Knows which types become which dense dtype. gguf_header.py knows the header's layout, gguf_tokenizer.py the tokenizer,
+and the families the meaning of fields and tensors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rkf.errors import SourceError, UnsupportedError, naming
 from rkf.format.matrix import DenseTensor, storage_dtype
 from rkf.model.metadata import ModelMetadata
 
-# Types that are stored as they came.
+# Types that are stored unchanged.
 _PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}
 # Block types that gguf-py dequantises. Their values are f32: a product of scale and integer (and a sum) has more than
 # the 11 bits of f16 or the 8 of bf16, and even a ternary block may overflow f16.
@@ -44,7 +44,7 @@ _BLOCKS = frozenset(
         *(Type.IQ4_NL, Type.IQ4_XS, Type.MXFP4, Type.NVFP4, Type.TQ1_0, Type.TQ2_0),
     )
 )
-# Dequantised at a time: small enough for the cache, large enough for numpy.
+# Weights dequantised at a time: few enough for the cache, enough for numpy.
 _SLAB_WEIGHTS = 1 << 18
 
 # general.sampling.* -> the names of ModelMetadata.generation (Hugging Face's).
@@ -56,7 +56,7 @@ _SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 
-# Patterns over the fields that are read -> what they must be; the first that matches decides.
+# Patterns over the fields that are read -> their required types; the first match decides.
 _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("general.architecture", str),
     ("general.sampling.*", (int, float)),
@@ -117,7 +117,7 @@ class GgufSource:
         self.verbatim = {"config.json": json.dumps(config | told, indent=2).encode()}
 
     def _config(self, header: GgufHeader, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """What config.json would say."""
+        """The contents of a config.json for this file."""
         architecture = fields.get("general.architecture")
         own = {key.removeprefix(f"{architecture}."): each for key, each in fields.items()}
         if (table := header.tensors.get("token_embd.weight")) is not None:
@@ -135,7 +135,7 @@ class GgufSource:
         return files_fingerprint(self.files)
 
     def read(self, name: str) -> DenseTensor:
-        """One tensor. The peak is its values plus one slab of rows, twice the values where rows change places."""
+        """One tensor. The peak is its values plus one slab of rows, or twice the values if rows are permuted."""
         return read_origin(self._origins[name], self._stored, self._read_rows)
 
     def _read_rows(self, name: str, start: int, stop: int) -> DenseTensor:
@@ -158,7 +158,7 @@ class GgufSource:
             return DenseTensor(dtype, stored.view(storage_dtype(dtype)).reshape(shape))
         values = np.empty((len(stored), tensor.shape[-1]), np.float32)
         step = max(1, _SLAB_WEIGHTS // tensor.shape[-1])
-        with np.errstate(all="ignore"):  # damaged scales give NaN or infinity, which clustering refuses by name
+        with np.errstate(all="ignore"):  # damaged scales give NaN or infinity; clustering refuses them by name
             for at in range(0, len(values), step):
                 values[at : at + step] = quants.dequantize(stored[at : at + step], tensor.type)
         return DenseTensor("f32", values.reshape(shape))
@@ -166,12 +166,12 @@ class GgufSource:
 
 def _spec(tensor: GgufTensor, label: str) -> TensorSpec:
     if tensor.type not in _PLAIN and tensor.type not in _BLOCKS:
-        raise SourceError(f"{label}: tensor {tensor.name}: type {tensor.type.name} can't be dequantised")
+        raise SourceError(f"{label}: tensor {tensor.name}: type {tensor.type.name} cannot be dequantised")
     return TensorSpec(tensor.shape, _PLAIN.get(tensor.type, "f32"), tensor.type.name, tensor.stored_bytes)
 
 
 def _tokens(fields: dict[str, Any], label: str) -> dict[str, Any]:
-    """The part of ModelMetadata that the tokenizer's fields decide."""
+    """The part of ModelMetadata that the tokenizer's fields determine."""
     generation = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
     return gguf_tokenizer.special_ids(fields, label) | {
         "special_tokens": gguf_tokenizer.special_tokens(fields, label),

@@ -1,4 +1,4 @@
-"""Hugging Face's tensor names -> those of a GGUF, by the tables of the gguf package."""
+"""Hugging Face's tensor names -> names in a GGUF, by the tables of the gguf package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 def gguf_layout(architecture: str, layout: Layout) -> Layout:
     """The layout with GGUF's names. layout: over full names."""
-    # One layer's names are translated, and the number put back: a table of all layers takes seconds to make.
+    # Only the names of one layer are translated, then the number is restored: a table of all layers takes seconds.
     table = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], 1)
 
     def rename(name: str) -> str:

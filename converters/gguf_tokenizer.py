@@ -1,4 +1,4 @@
-"""A GGUF's tokenizer -> tokenizer.json (Hugging Face `tokenizers`) that encodes as the original does.
+"""A GGUF's tokenizer -> tokenizer.json (Hugging Face `tokenizers`) that encodes like the original.
 
 Knows the two kinds that the supported families use: "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE with
 scores and byte fallback). Field names and defaults: llama.cpp, src/llama-vocab.cpp.
@@ -16,18 +16,18 @@ from rkf.converters.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.metadata import SpecialToken
 
-# Texts that end a turn in some model: llama.cpp stops at each of them, whatever the file's eos id says.
+# Texts that end a turn in some model. llama.cpp stops at each of them, regardless of the file's eos id.
 END_OF_TURN = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
     *("<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
 )
-# tokenizer.ggml.*_token_id -> the names of Hugging Face; "seperator" is spelt so.
+# tokenizer.ggml.*_token_id -> Hugging Face's names; GGUF spells it "seperator".
 _TEMPLATE_NAMES = {"unknown": "unk_token", "padding": "pad_token", "seperator": "sep_token", "mask": "mask_token"}
 _SPACE = "▁"  # SentencePiece's visible space
 
 
 def from_gguf(fields: Mapping[str, Any], label: str) -> bytes:
-    """tokenizer.json of the file. Raises SourceError or UnsupportedError naming what is missing or unknown."""
+    """The tokenizer.json of the file. Raises SourceError or UnsupportedError that names the missing or unknown part."""
     texts = _texts(fields, label)
     kind = fields.get("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -47,7 +47,7 @@ def from_gguf(fields: Mapping[str, Any], label: str) -> bytes:
 
 
 def special_ids(fields: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """bos_id, eos_ids and add_bos as ModelMetadata has them, with llama.cpp's defaults."""
+    """bos_id, eos_ids and add_bos for ModelMetadata, with llama.cpp's defaults."""
     texts = _texts(fields, label)
     sentencepiece = fields.get("tokenizer.ggml.model") == "llama"
     bos = _token_id(fields, "bos", 1 if sentencepiece else None, len(texts), label)
@@ -74,11 +74,11 @@ def special_tokens(fields: Mapping[str, Any], label: str) -> dict[str, SpecialTo
 
 
 def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; SourceError when it is none."""
+    """The tokenizer of a tokenizer.json; SourceError if it is invalid."""
     try:
         return Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises nothing narrower
-        raise SourceError(f"{label}: tokenizer.json can't be loaded ({error})") from error
+    except Exception as error:  # the library raises nothing more specific
+        raise SourceError(f"{label}: tokenizer.json cannot be loaded ({error})") from error
 
 
 def _byte_level(fields: Mapping[str, Any], texts: Sequence[str], pre: PreTokenizer, label: str) -> Tokenizer:
@@ -108,10 +108,10 @@ def _sentencepiece(fields: Mapping[str, Any], texts: Sequence[str], label: str) 
 
 
 def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE, best first: every way to cut a piece in two pieces, by the piece's score.
+    """The merges of a SentencePiece BPE, best first: every split of a piece into two pieces, by the piece's score.
 
-    SentencePiece joins the neighbours whose joint piece scores highest, the leftmost among equals; a ranked list of
-    pairs does the same as long as the pairs of one piece lie together.
+    SentencePiece joins the neighbours whose joint piece scores highest, the leftmost of equals. A ranked list of pairs
+    does the same if the pairs of each piece are adjacent.
     """
     ranked = sorted(vocab.items(), key=lambda item: (-float(scores[item[1]]), item[1]))
     return [
@@ -123,16 +123,16 @@ def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tupl
 
 
 def _merges(fields: Mapping[str, Any], vocab: Mapping[str, int], label: str) -> list[tuple[str, str]]:
-    """The merge list, first occurrence of a pair only (it decides the rank)."""
+    """The merge list with only the first occurrence of a pair, which decides its rank."""
     merges: dict[tuple[str, str], None] = {}
     for line in fields.get("tokenizer.ggml.merges", ()):
         cut = line.find(" ", 1)
         left, right = line[:cut], line[cut + 1 :]
         if cut < 0 or left not in vocab or right not in vocab or left + right not in vocab:
-            raise SourceError(f"{label}: tokenizer.ggml.merges: {line!r} joins no two tokens to a third")
+            raise SourceError(f"{label}: tokenizer.ggml.merges: {line!r} does not join two tokens into a third")
         merges.setdefault((left, right))
     if not merges:
-        raise SourceError(f"{label}: tokenizer.ggml.merges is missing: no byte-level BPE without it")
+        raise SourceError(f"{label}: tokenizer.ggml.merges is missing; a byte-level BPE needs it")
     return list(merges)
 
 
@@ -146,7 +146,7 @@ def _pre_tokenizer(fields: Mapping[str, Any], label: str) -> PreTokenizer:
 def _texts(fields: Mapping[str, Any], label: str) -> list[str]:
     texts = fields.get("tokenizer.ggml.tokens")
     if not isinstance(texts, list) or not texts:
-        raise SourceError(f"{label}: tokenizer.ggml.tokens is missing: a model without its tokenizer can't be used")
+        raise SourceError(f"{label}: tokenizer.ggml.tokens is missing; a model needs its tokenizer")
     if len(set(texts)) != len(texts):
         raise SourceError(f"{label}: tokenizer.ggml.tokens: {len(texts) - len(set(texts))} tokens occur twice")
     return texts
@@ -169,7 +169,7 @@ def _token_id(fields: Mapping[str, Any], key: str, default: int | None, count: i
 
 
 def _add_tokens(built: Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
-    """Tokens that are cut out of the text before anything else; the special ones are not shown when decoding."""
+    """Tokens that are split off the text before anything else; decoding hides the special ones."""
     kinds = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
     added = [
         AddedToken(text, special=kinds[TokenType(kind)], normalized=False)

@@ -1,6 +1,6 @@
 """A folder in Hugging Face's layout as a Source: config.json, safetensors, tokenizer.json, templates.
 
-Reads no pickle and runs no code (`auto_map` is never looked at). What the keys mean is the families' business.
+Reads no pickle and runs no code (`auto_map` is ignored). The families know the meaning of the keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rkf.model.metadata import ModelMetadata
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
-# Keys of config.json by which a checkpoint says that its weights are quantised (GPTQ, AWQ, bitsandbytes, FP8, …).
+# Keys of config.json that mark a quantised checkpoint (GPTQ, AWQ, bitsandbytes, FP8, …).
 _QUANTISED = ("quantization_config", "compression_config")
 _GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -77,7 +77,7 @@ class HfSource:
         return files_fingerprint(self.files)
 
     def _read_template(self) -> str | None:
-        """The template of the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""
+        """The template from the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""
         own = self.folder / "chat_template.jinja"
         if own.is_file():
             try:
@@ -94,7 +94,7 @@ class HfSource:
         return None
 
     def read(self, name: str) -> DenseTensor:
-        """One tensor, as it is."""
+        """One tensor, unchanged."""
         return read_origin(self._origins[name], self._stored, self._read_rows)
 
     def _read_rows(self, name: str, start: int, stop: int) -> DenseTensor:
@@ -111,7 +111,7 @@ class HfSource:
                 raise SourceError(f"{self.label}: already quantised ({key}: {method}); give the original checkpoint")
 
     def _add_shard(self, shard: Path, names: set[str] | None) -> None:
-        """Note the tensors of a shard. names: those that the index places in it, None without an index."""
+        """Record the tensors of a shard. names: those that the index places in it, None without an index."""
         entries = _safetensors_header(shard)
         for missing in sorted((names or set()) - entries.keys()):
             raise SourceError(f"{self.label}: {INDEX} places tensor {missing} in {shard.name}, which does not have it")
@@ -143,7 +143,7 @@ class HfSource:
         return load_tokenizer(self.tokenizer_json, self.label)
 
     def _model(self, config: dict[str, Any], tokenizer: Tokenizer) -> ModelMetadata:
-        """The program, and what the other files say around it."""
+        """The program, and the metadata from the other files."""
         generation = _json(self.folder / "generation_config.json", optional=True)
         settings = _json(self.folder / "tokenizer_config.json", optional=True)
         special_map = _json(self.folder / "special_tokens_map.json", optional=True)
@@ -173,7 +173,7 @@ def _begin_and_ends(
 ) -> tuple[int | None, list[int | None]]:
     """The token that begins a text, and those that end an answer: generation_config.json before config.json.
 
-    A class default of the family that is past the vocabulary is of another model, and never comes.
+    A class default of the family beyond the vocabulary belongs to another model and never occurs, so it is ignored.
     """
     keys = description.keys
     own = {**description.config, **config}
@@ -188,7 +188,7 @@ def _begin_and_ends(
 
 
 def _label(folder: Path) -> str:
-    """The folder's name; in the hub's cache, where that is a commit, the model's id and the commit."""
+    """The folder's name; for a commit in the hub's cache, the model's id and the commit."""
     if folder.parent.name == "snapshots":
         return f"{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}@{folder.name[:12]}"
     return folder.name
@@ -240,7 +240,7 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; {} when an optional one is absent."""
+    """The object in a JSON file; {} if an optional file is absent."""
     if not path.is_file():
         if optional:
             return {}

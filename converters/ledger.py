@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from rkf.format.matrix import ClusteredMatrix, DenseTensor, Exceptions, Tensor, 
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LedgerRow:
     """One tensor. stored_as: "K=16", a dense dtype, or "= target". source_bytes, bytes: in the source and in the file,
     without padding.
     """
@@ -41,7 +42,7 @@ class Row:
 class Ledger:
     """Every tensor of a conversion, and the whole file. file_bytes: with tokenizer, directory and padding."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     file_bytes: int
 
     @property
@@ -64,7 +65,7 @@ class Ledger:
         return 8 * self.clustered_bytes / max(1, sum(row.weights for row in self._clustered))
 
     @property
-    def _clustered(self) -> list[Row]:
+    def _clustered(self) -> list[LedgerRow]:
         return [row for row in self.rows if row.stored_as.startswith("K=")]
 
     def lines(self) -> Iterator[str]:
@@ -80,14 +81,14 @@ class Ledger:
         )
 
 
-def row(name: str, spec: TensorSpec, tensor: Tensor, stats: Mapping[str, float] | None = None) -> Row:
+def row(name: str, spec: TensorSpec, tensor: Tensor, stats: Mapping[str, float] | None = None) -> LedgerRow:
     """The line of a stored tensor."""
     if isinstance(tensor, DenseTensor):
-        return Row(name, tensor.dtype, spec.weights, spec.stored_bytes, tensor.data.nbytes)
+        return LedgerRow(name, tensor.dtype, spec.weights, spec.stored_bytes, tensor.data.nbytes)
     if isinstance(tensor, ClusteredMatrix):
         size = _clustered_bytes(tensor)
-        return Row(name, f"K={tensor.k}", spec.weights, spec.stored_bytes, size, stats or {})
-    return Row(name, f"= {tensor.target}", 0, 0, 0)
+        return LedgerRow(name, f"K={tensor.k}", spec.weights, spec.stored_bytes, size, stats or {})
+    return LedgerRow(name, f"= {tensor.target}", 0, 0, 0)
 
 
 def blank(spec: TensorSpec, rule: Rule, exact_rows: int = 0) -> Tensor:
@@ -102,7 +103,8 @@ def blank(spec: TensorSpec, rule: Rule, exact_rows: int = 0) -> Tensor:
     rows_per_table = min(rule.rows_per_table or rows, rows)
     tables = -(-rows // rows_per_table)
     groups = -(-columns // (rule.group or columns))
-    exact = int(rule.exceptions * spec.weights) + exact_rows * columns
+    experts = prod(spec.shape[:-2])
+    exact = experts * int(rule.exceptions * (spec.weights // experts)) + exact_rows * columns
     dtype = "f16" if spec.dtype == "f32" else spec.dtype
     positions = np.arange(exact, dtype=f"<u{position_bytes(spec.weights)}")
     return ClusteredMatrix(

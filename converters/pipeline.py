@@ -1,13 +1,13 @@
-"""A foreign checkpoint to an .rkf file: `convert`. Knows the order of the work; what is done is the neighbours'.
+"""`convert`: a checkpoint to an .rkf file. Runs the steps of a conversion in order; each step has its own module.
 
-Tensors are read, clustered by worker threads and written in name order, so the bytes do not depend on how many
-workers there are or who is first. Memory is bounded by what is in flight.
+Tensors are read, clustered by worker threads and written in name order. So the bytes depend neither on the number of
+workers nor on which finishes first. Only a bounded number of weights is in memory at a time.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,13 +21,12 @@ from threadpoolctl import threadpool_limits
 from rkf import __version__
 from rkf.cluster import allocation
 from rkf.cluster.clustering import cluster
-from rkf.cluster.compensate import DAMPING, Objective
+from rkf.cluster.compensate import Objectives, objectives
 from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibrating import Calibrator, GivenCalibration
-from rkf.converters.families.blocks import HEAD
-from rkf.converters.ledger import Ledger, Rehearsal, Row, blank, row
+from rkf.converters.ledger import Ledger, LedgerRow, Rehearsal, blank, row
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
 from rkf.converters.source import Source, open_source, refuse_source
@@ -39,7 +38,7 @@ from rkf.format import codec
 from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
 from rkf.format.matrix import Alias, ClusteredMatrix, Tensor
 
-# Weights that may be in flight beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
+# Weights that may be in memory beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
 _IN_FLIGHT = 1 << 25
 
 _Result = tuple[Tensor, dict[str, float]]
@@ -62,21 +61,21 @@ def convert(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Ledger:
-    """Convert the checkpoint `src` to the file `out`; returns what is stored.
+    """Convert the checkpoint `src` to the file `out`. Returns the ledger of the stored tensors.
 
     src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
-    calibrate: what gives a calibration text's second moments (`rkf.calibrate.calibration`); None clusters without data.
-    k: replaces the recipe's base K. recipe: a shipped name or a TOML file; "dense" stores everything as it came.
-    size, bpw: instead of k and recipe, the bytes of the whole file or the bits of a clustered weight not to exceed; K
-    is chosen matrix by matrix for the least loss (`rkf.cluster.allocation`), which is measured on the calibration text
-    if there is one; a dry run takes what is usual. archive: they are limits of the file as `rkf pack` packs it, and K
-    is what ranks of the least entropy need.
-    workers: threads, by default one a usable core; the bytes do not depend on it. force: overwrite `out`.
-    resume: go on with what an interrupted conversion of the same job left beside `out`, and leave it there if this one
-    fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the caller's
-    thread; None shows a bar on stderr if that is a terminal.
+    calibrate: makes the second moments on a calibration text (`rkf.calibrate.calibration`); None clusters without data.
+    k: replaces the recipe's base K. recipe: a built-in name or a TOML file; "dense" stores everything unchanged.
+    size, bpw: instead of k and recipe, the maximum bytes of the whole file or bits of a clustered weight. K is then
+    chosen for each matrix for the least loss (`rkf.cluster.allocation`). The loss is measured on the calibration text
+    if there is one; a dry run uses typical losses. archive: the limits apply to the file packed by `rkf pack`, and K to
+    ranks of the least entropy.
+    workers: threads, by default one per usable core; the bytes do not depend on it. force: overwrite `out`.
+    resume: continue an interrupted conversion of the same job from its work folder beside `out`, and keep the folder if
+    this one fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the
+    caller's thread; None shows a bar on stderr if that is a terminal.
 
-    `out` is whole or absent (or what it was), whenever this is killed. Raises UsageError, SourceError,
+    `out` is complete or absent (or unchanged), no matter when the process is killed. Raises UsageError, SourceError,
     UnsupportedError, OutputError.
     """
     out = Path(out)
@@ -94,13 +93,13 @@ def convert(
 
     def plan(losses: Mapping[str, float] | None) -> Recipe:
         if size is None and bpw is None:
-            return Recipe.load(recipe or "default", k, source.model.layers)
+            return Recipe.load(recipe or "default", source.model.program, k)
         fit = archived if archive else fitting
         return fit(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw, losses)
 
     expected = plan(None)
     if not any(expected.rule(name, spec.shape).k for name, spec in source.tensors.items()):
-        calibrate = announced = None  # nothing to suit
+        calibrate = announced = None  # there is nothing to calibrate
     if dry_run:
         return _Job(source, expected, out, announced).rehearse()
     refuse_existing(out, force)
@@ -116,7 +115,7 @@ def convert(
 
 @contextmanager
 def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads; an error, or Ctrl-C, waits for what has begun and not for what waits its turn."""
+    """A pool of threads. On an error or Ctrl-C it waits for running tasks and drops queued ones."""
     with ThreadPoolExecutor(workers, name) as pool:
         try:
             yield pool
@@ -125,7 +124,7 @@ def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def _ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The items, each next one made while one is used: moments of a layer while the last one is clustered."""
+    """The items, each prepared while the one before is in use: moments of a layer while the last one is clustered."""
     with ThreadPoolExecutor(1, "rkf-ahead") as thread:
         waiting = thread.submit(next, items, None)
         while (item := waiting.result()) is not None:
@@ -138,10 +137,12 @@ class _Job:
 
     def __init__(self, source: Source, recipe: Recipe, out: Path, text: Mapping[str, Any] | None) -> None:
         self.source, self.recipe, self.out = source, recipe, out
-        self.text = dict(text) if text else "none"  # of calibration
+        self.text = dict(text) if text else "none"  # the calibration text
         self.names = sorted([*source.tensors, *source.aliases])
-        self.head = source.aliases.get(HEAD, HEAD)
+        head = source.model.program.logits.weight
+        self.head = source.aliases.get(head, head)
         self.work = WorkFolder(out)
+        self.each: Callable[..., Iterable[Any]] = map  # applies a function to the experts of a stack
 
     def rehearse(self) -> Ledger:
         with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
@@ -153,7 +154,8 @@ class _Job:
     ) -> Ledger:
         writer = Writer(self.out, metadata=self._metadata(), provenance=self._provenance(), force=force)
         try:
-            with writer:  # which locks the output, and so the work folder
+            with writer, _pool(workers, "rkf-experts") as experts:  # the writer's lock also covers the work folder
+                self.each = experts.map
                 self.work.open(self._fingerprint(), resume)
                 suited = self._suit(calibration, workers, report) if calibration else set()
                 rows = self._write(writer, self._reported(self._results(workers), report, suited))
@@ -163,7 +165,7 @@ class _Job:
         self.work.close()
         return Ledger(tuple(rows), self.out.stat().st_size)
 
-    def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[Row]:
+    def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []
         for name, (tensor, stats) in results:
             writer.add(name, tensor, stats)
@@ -177,7 +179,7 @@ class _Job:
         return rows
 
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
-        """Every tensor, in name order; those ahead are worked on while one is taken, as many as memory allows."""
+        """Every tensor, in name order. While one is consumed, later ones are computed, as many as memory allows."""
         specs = self.source.tensors
         budget = max(_IN_FLIGHT, *(spec.weights for spec in specs.values()))
         waiting: deque[tuple[str, int, Future[_Result]]] = deque()
@@ -196,19 +198,19 @@ class _Job:
                 yield done, future.result()
 
     def _suit(self, calibration: GivenCalibration, workers: int, report: Progress) -> set[str]:
-        """Cluster what the calibration has moments of into the work folder, layer by layer; the names."""
+        """Cluster the tensors that have moments into the work folder, layer by layer. Returns their names."""
         numbers = {name: number for number, name in enumerate(self.names)}
         suited: set[str] = set()
         with threadpool_limits(1, "blas"), _pool(workers, "rkf-suit") as pool:
             for moments in _ahead(calibration.moments()):
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
-                objectives = {id(each): pool.submit(Objective.of, each, DAMPING) for each in named.values()}
+                wanted = {id(each): pool.submit(objectives, each) for each in named.values()}
                 jobs = {
                     name: pool.submit(
                         self._make,
                         numbers[name],
                         name,
-                        objectives[id(each)].result(),
+                        wanted[id(each)].result(),
                         calibration.frequent if name == self.head else None,
                     )
                     for name, each in named.items()
@@ -220,10 +222,10 @@ class _Job:
         return suited
 
     def _make(
-        self, number: int, name: str, objective: Objective | None = None, frequent: NDArray[np.int64] | None = None
+        self, number: int, name: str, objective: Objectives | None = None, frequent: NDArray[np.int64] | None = None
     ) -> _Result:
-        """One tensor as it will be stored: from the work folder if it is there, else read and clustered. frequent: the
-        rows of which the first stay exact.
+        """One tensor in its stored form: from the work folder if present, otherwise read and clustered. frequent: rows,
+        of which the first stay exact.
         """
         if name in self.source.aliases:
             return Alias(self.source.aliases[name]), {}
@@ -232,7 +234,7 @@ class _Job:
         rule = self.recipe.rule(name, self.source.tensors[name].shape)
         kept = None if frequent is None else frequent[: rule.rows_kept(len(frequent))]
         with naming(Path(self.source.label)):
-            tensor, stats = cluster(self.source.read(name), rule, name, objective, kept)
+            tensor, stats = cluster(self.source.read(name), rule, name, objective, kept, self.each)
         if isinstance(tensor, ClusteredMatrix):
             self.work.save(number, name, tensor, stats)
         return tensor, stats
@@ -240,7 +242,7 @@ class _Job:
     def _reported(
         self, results: Iterator[tuple[str, _Result]], report: Progress, reported: set[str]
     ) -> Iterator[tuple[str, _Result]]:
-        """The results, each reported that was not before."""
+        """The results; each is reported unless it already was."""
         for name, result in results:
             yield name, result
             if name not in reported:
@@ -277,7 +279,7 @@ class _Job:
         }
 
     def _fingerprint(self) -> dict[str, str]:
-        """What must be equal for one conversion to go on with another's work."""
+        """The values that must be equal for one conversion to resume another."""
         return {
             "libraries": f"numpy {np.__version__}, numba {numba.__version__}",
             "calibration": repr(self.text),

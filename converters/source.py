@@ -1,4 +1,4 @@
-"""What a foreign checkpoint looks like to the pipeline, whatever its format. Knows no format."""
+"""The interface of a checkpoint in any format to the pipeline. Knows no format."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from rkf.model.metadata import ModelMetadata
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What is known of a tensor before it is read.
+    """The description of a tensor before it is read.
 
     shape: output-major. dtype: the narrowest dense dtype that holds every value exactly ("bf16", "f16", "f32").
-    stored_type: what the checkpoint calls it ("BF16", "Q4_1", …). stored_bytes: its size there.
+    stored_type: its type in the checkpoint ("BF16", "Q4_1", …). stored_bytes: its size there.
     """
 
     shape: tuple[int, ...]
@@ -37,15 +37,14 @@ class TensorSpec:
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes when it is stored dense."""
+        """Bytes if it is stored dense."""
         return self.weights * DTYPE_BYTES[self.dtype]
 
 
 class Source(Protocol):
-    """A checkpoint whose names, shapes and quirks are already those of rkf (docs/architecture.md).
+    """A checkpoint with names, shapes and conventions already converted to rkf's (docs/architecture.md).
 
-    aliases: tensors that are others under a second name. verbatim: files of the checkpoint that travel as they are,
-    by name.
+    aliases: second names of tensors. verbatim: files of the checkpoint that are copied unchanged, by name.
     """
 
     @property
@@ -79,7 +78,7 @@ class Source(Protocol):
 
 
 def spec_of(origin: Origin, stored: Mapping[str, TensorSpec]) -> TensorSpec:
-    """What is known of a tensor of the program, given what is known of those it comes from."""
+    """The description of a tensor of the program, from those of the tensors that it is made of."""
     parts = [stored[name] for name in origin.names]
     shape = origin.shape(parts[0].shape)
     share = prod(shape) / sum(part.weights for part in parts)
@@ -91,7 +90,7 @@ def spec_of(origin: Origin, stored: Mapping[str, TensorSpec]) -> TensorSpec:
 def read_origin(
     origin: Origin, stored: Mapping[str, TensorSpec], read: Callable[[str, int, int], DenseTensor]
 ) -> DenseTensor:
-    """A tensor of the program. read: entries start … stop - 1 along the first axis of a checkpoint's tensor."""
+    """A tensor of the program. read: returns entries start … stop - 1 of a checkpoint's tensor along its first axis."""
     dtype = _dtype(origin, [stored[name] for name in origin.names])
     parts = []
     for name in origin.names:
@@ -105,12 +104,12 @@ def read_origin(
 
 
 def _dtype(origin: Origin, parts: list[TensorSpec]) -> str:
-    """The dtype of the parts, if it is one and values are only moved; else f32."""
+    """The common dtype of the parts if values are only moved; otherwise f32."""
     return parts[0].dtype if origin.keeps_values and len({part.dtype for part in parts}) == 1 else "f32"
 
 
 def refuse_source(out: Path, path: Path, source: Source) -> None:
-    """Raise OutputError if `out` is a file that the checkpoint at `path` is read from."""
+    """Raise OutputError if `out` is one of the files of the checkpoint at `path`."""
     for name in source.files:
         refuse_same_file(out, path / name if path.is_dir() else path)
 
@@ -118,7 +117,7 @@ def refuse_source(out: Path, path: Path, source: Source) -> None:
 def open_source(path: str | Path) -> Source:
     """The checkpoint at `path`: a folder in Hugging Face's layout, or a GGUF file.
 
-    Raises UsageError when there is nothing, SourceError when it can't be converted.
+    Raises UsageError if there is nothing, SourceError if it cannot be converted.
     """
     path = Path(path)
     if path.is_dir():

@@ -9,16 +9,16 @@ from tokenizers import Tokenizer
 
 from rkf.model.metadata import SpecialToken
 
-# Objects of tokenizer_config.json whose keys are names of further tokens.
+# Objects of tokenizer_config.json whose keys name further tokens.
 _FURTHER = ("extra_special_tokens", "model_specific_special_tokens")
 
 
 def special_tokens(
     settings: Mapping[str, Any], special_map: Mapping[str, Any], tokenizer: Tokenizer
 ) -> dict[str, SpecialToken]:
-    """Name -> text, and id where the vocabulary has the text.
+    """Name -> text, and id if the vocabulary has the text.
 
-    settings: tokenizer_config.json, which wins. special_map: special_tokens_map.json.
+    settings: tokenizer_config.json, which has priority. special_map: special_tokens_map.json.
     """
     found: dict[str, Any] = {}
     for source in (special_map, settings):

@@ -15,10 +15,10 @@ from rkf.model.metadata import ModelMetadata
 
 
 def token_text(tokenizer_json: bytes) -> dict[int, str]:
-    """The text of every token, as it stands in tokenizer.json."""
+    """The text of every token in tokenizer.json, by id."""
     tokenizer = json.loads(tokenizer_json)
     vocab = tokenizer["model"]["vocab"]
-    if isinstance(vocab, list):  # of Unigram: pairs of a text and its score, by id
+    if isinstance(vocab, list):  # Unigram's: pairs of a text and its score, by id
         texts = {index: text for index, (text, _) in enumerate(vocab)}
     else:
         texts = {index: text for text, index in vocab.items()}
@@ -26,7 +26,7 @@ def token_text(tokenizer_json: bytes) -> dict[int, str]:
 
 
 def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, model: ModelMetadata) -> None:
-    """Add the tokenizer to a GGUF; UnsupportedError if llama.cpp has no equal to it."""
+    """Add the tokenizer to a GGUF; UnsupportedError if llama.cpp has no equivalent."""
     tokenizer = json.loads(tokenizer_json)
     if tokenizer["model"].get("type") != "BPE":
         raise UnsupportedError(f"tokenizer.json: kind {tokenizer['model'].get('type')!r} has no GGUF form here")
@@ -42,7 +42,7 @@ def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, model: ModelMeta
     else:
         pre = name_of(tokenizer)
         if pre is None:
-            raise UnsupportedError("tokenizer.json: it cuts words as none of the pre-tokenizers of llama.cpp does")
+            raise UnsupportedError("tokenizer.json: no pre-tokenizer of llama.cpp splits words like it")
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre)
         writer.add_token_merges([" ".join(merge) for merge in merges])
@@ -78,7 +78,7 @@ def _is_sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def _scores(texts: Mapping[int, str], merges: Sequence[Sequence[str]], count: int) -> list[float]:
-    """Minus the rank of the first merge that makes a token: SentencePiece then joins in the order of the merges."""
+    """Minus the rank of the first merge that makes each token, so SentencePiece joins in the order of the merges."""
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
@@ -86,7 +86,7 @@ def _scores(texts: Mapping[int, str], merges: Sequence[Sequence[str]], count: in
 
 
 def _has_prefix(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a space is put before the text, by either of the two ways that Hugging Face writes it."""
+    """Whether a space is put before the text, in either of Hugging Face's two forms."""
     steps = [step for step in (tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")) if step]
     steps += [inner for step in steps for inner in step.get("normalizers", ()) or step.get("pretokenizers", ())]
     return any(

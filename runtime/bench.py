@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from rkf.errors import UsageError
-from rkf.runtime.cpu import CpuBackend
+from rkf.runtime.backend import Row
 from rkf.runtime.model import Model, load
 from rkf.runtime.resident import resident
 
@@ -55,36 +55,34 @@ def bench(
 
 
 def _tokens(model: Model, prefill: int, decode: int) -> np.ndarray:
-    longest = model.config.context_length - 1
+    longest = model.metadata.context_length - 1
     if not (1 <= prefill <= longest and 1 <= decode <= longest):
         raise UsageError(f"prefill and decode: expected 1 to {longest} tokens, got {prefill} and {decode}")
     # Any ids will do: the time of a step depends on none of them.
-    return np.random.Generator(np.random.Philox(key=0)).integers(0, model.config.vocab_size, max(prefill, 8))
+    return np.random.Generator(np.random.Philox(key=0)).integers(0, model.metadata.vocab_size, max(prefill, 8))
 
 
 def _prefill_s(model: Model, tokens: np.ndarray) -> float:
-    cache = model.backend.new_cache(len(tokens))
+    sequence = model.backend.new_sequence(len(tokens))
     began = perf_counter()
-    model.backend.forward(tokens, cache, last_only=True)
+    model.backend.forward([Row(sequence, tokens)])
     return perf_counter() - began
 
 
 def _decode_s(model: Model, prompt: np.ndarray, steps: int) -> float:
-    cache = model.backend.new_cache(len(prompt) + steps)
+    sequence = model.backend.new_sequence(len(prompt) + steps)
     began = perf_counter()
     for _ in range(steps):
-        logits = model.backend.forward(prompt, cache, last_only=True)
-        prompt = np.argmax(logits[-1:], axis=1)
+        prompt = np.argmax(model.backend.forward([Row(sequence, prompt)]), axis=1)
     return perf_counter() - began
 
 
 def _batch_s(model: Model, sequences: int, steps: int) -> float:
     backend = model.backend
-    if not isinstance(backend, CpuBackend):
-        raise UsageError("batch: only the cpu decodes several sequences together")
-    caches = [backend.new_cache(steps) for _ in range(sequences)]
+    together = [backend.new_sequence(steps) for _ in range(sequences)]
     tokens = np.arange(sequences)
     began = perf_counter()
     for _ in range(steps):
-        tokens = np.argmax(backend.forward_batch(tokens, caches), axis=1)
+        rows = [Row(sequence, tokens[n : n + 1]) for n, sequence in enumerate(together)]
+        tokens = np.argmax(backend.forward(rows), axis=1)
     return perf_counter() - began

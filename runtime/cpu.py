@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rkf.errors import BindingError, ContextLengthError, UsageError
+from rkf.errors import BindingError, UsageError
 from rkf.file.container import Container
 from rkf.format.constants import MAX_K, index_bits
-from rkf.model.first_form import ModelConfig
-from rkf.model.rope import RopeTable
+from rkf.model.metadata import ModelMetadata
+from rkf.model.rope import GROWTH, RopeTable
 from rkf.runtime import cpu_features, jit
-from rkf.runtime.backend import F32, I64
-from rkf.runtime.kv_cache import FORMATS, KvCache
-from rkf.runtime.plan import TILE, Network
-from rkf.runtime.structs import BATCH, BLOCK_TOKENS, PAGE, PARTS
+from rkf.runtime.backend import F32, I64, Row, Wanted, checked
+from rkf.runtime.buffers import TILE
+from rkf.runtime.kv_cache import FORMATS, PagedSequence
+from rkf.runtime.plan import Plan
+from rkf.runtime.structs import BATCH, BLOCK_TOKENS, PARTS
 from rkf.runtime.threads import Pool, chosen
 
 MAX_BITS = index_bits(MAX_K)
@@ -37,11 +38,11 @@ class CpuBackend:
         cache_format: str | None = None,
         bits: int | None = None,
     ) -> None:
-        self.config = ModelConfig.from_metadata(container.metadata["model"])
+        self.metadata = _metadata(container)
         self.exact = exact
         self.threads = chosen(threads)
-        self._cache_format = cache_format or ("f32" if exact else "f16")
-        if self._cache_format not in FORMATS:
+        cache_format = cache_format or ("f32" if exact else "f16")
+        if cache_format not in FORMATS:
             raise UsageError(f"cache format {cache_format}: expected one of {', '.join(FORMATS)}")
         if bits is not None and not 1 <= bits <= MAX_BITS:
             raise UsageError(f"bits: expected 1 to {MAX_BITS}, got {bits}")
@@ -50,66 +51,47 @@ class CpuBackend:
                 f"{container.path}: bits={bits} needs values in ascending order, and these are in none: leave it out"
             )
         level = cpu_features.level()
-        self._network = Network(
+        self._plan = Plan(
             container,
-            self.config,
+            self.metadata,
             level=level,
             threads=self.threads,
             exact=exact,
-            cache_format=self._cache_format,
+            cache_format=cache_format,
             bits=bits,
         )
-        self._rope = RopeTable(self.config)
+        self._ropes = _Ropes(self.metadata)
         self._batch = np.zeros(1, BATCH)
-        step = f"step:{self._cache_format}"
-        kernels = jit.addresses([step, "serve", "publish"], level)
-        kernels["step"] = kernels.pop(step)
-        plan, batch = self._network.plan_array.ctypes.data, self._batch.ctypes.data
-        self._pool = Pool(kernels, plan, batch, self._network.thread_arrays, keep=(self._network, self._batch))
+        kernels = jit.addresses(["step", "serve", "publish"], level)
+        plan, batch = self._plan.plan_array.ctypes.data, self._batch.ctypes.data
+        self._pool = Pool(
+            kernels,
+            plan,
+            batch,
+            self._plan.thread_arrays,
+            phases=self._plan.most_phases,
+            keep=(self._plan, self._batch),
+        )
         self._lock = threading.Lock()
 
-    def new_cache(self, tokens: int) -> KvCache:
-        """An empty cache that can grow to `tokens` positions."""
-        return KvCache(self.config, min(tokens, self.config.context_length), self._cache_format)
+    def new_sequence(self, capacity: int) -> PagedSequence:
+        """An empty sequence that can grow to `capacity` tokens."""
+        capacity = min(capacity, self.metadata.context_length)
+        return PagedSequence(self._plan.layout, capacity, len(self.metadata.program.ropes))
 
-    def forward(self, tokens: I64, cache: KvCache, last_only: bool) -> F32:
-        """Feed `tokens: i64[n]` after what the cache holds; logits of all of them or of the last, `f32[n or 1,
-        vocab]`.
+    def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
+        """Feed each row's tokens to its sequence; the logits that are wanted, `f32[wanted, vocab]` (backend.py). A
+        sequence's logits have the same bits alone, in any mix of rows, and however its tokens are cut into calls.
         """
-        ids = np.ascontiguousarray(tokens, np.int64)
-        logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), np.float32)
         with self._lock:
-            self._check(ids, [cache], len(ids))
-            cache.reserve(cache.length + len(ids))
-            for start in range(0, len(ids), TILE):
-                part = ids[start : start + TILE]
-                wanted: F32 | None = logits[start : start + TILE]
-                if last_only:
-                    wanted = logits if start + TILE >= len(ids) else None
-                positions = np.arange(cache.length, cache.length + len(part))
-                self._pass(part, positions, [cache], wanted, all_logits=not last_only)
-                cache.length += len(part)
-        return logits
-
-    def forward_batch(self, tokens: I64, caches: Sequence[KvCache]) -> F32:
-        """Feed one token to each of some sequences (`tokens: i64[n]`, n different caches) in one pass over the weights;
-        `f32[n, vocab]`.
-        """
-        ids = np.ascontiguousarray(tokens, np.int64)
-        if not len(ids) == len(caches) == len({id(cache) for cache in caches}):
-            raise UsageError(f"batch: expected a cache of its own for each of {len(ids)} tokens, got {len(caches)}")
-        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
-        with self._lock:
-            self._check(ids, caches, 1)
-            for cache in caches:
-                cache.reserve(cache.length + 1)
-            for start in range(0, len(ids), TILE):
-                some = caches[start : start + TILE]
-                positions = np.array([cache.length for cache in some])
-                part = slice(start, start + TILE)
-                self._pass(ids[part], positions, some, logits[part], all_logits=True)
-            for cache in caches:
-                cache.length += 1
+            places = checked(rows, wanted, self.metadata.vocab_size)
+            logits = np.empty((len(places), self.metadata.vocab_size), np.float32)
+            done = at = 0
+            for part in _passes(rows):
+                tokens = sum(len(ids) for _, ids in part)
+                end = int(np.searchsorted(places, at + tokens))
+                self._pass(part, places[done:end] - at, logits[done:end])
+                done, at = end, at + tokens
         return logits
 
     def watch(self) -> I64:
@@ -117,40 +99,84 @@ class CpuBackend:
         a constant rate; whoever reads may set all but the first to zero.
         """
         clock = np.zeros(1 + len(PARTS), np.int64)
-        self._network.watch(clock)
+        self._plan.watch(clock)
         return clock
 
-    def _check(self, ids: I64, caches: Sequence[KvCache], each: int) -> None:
-        if ids.ndim != 1 or not len(ids):
-            raise UsageError(f"tokens: expected i64[n] with n >= 1, got shape {ids.shape}")
-        for cache in caches:
-            if cache.length + each > cache.capacity:
-                raise ContextLengthError(
-                    f"{cache.length + each} tokens do not fit into a context of {cache.capacity}; shorten the prompt"
-                )
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise UsageError(f"token ids must lie in 0..{self.config.vocab_size - 1}, got {ids.min()}..{ids.max()}")
-
-    def _pass(
-        self, ids: I64, positions: I64, caches: Sequence[KvCache], logits: F32 | None, *, all_logits: bool
-    ) -> None:
-        """One call of the step kernel: at most TILE tokens, of one sequence or each of its own."""
-        last = int(positions[-1] if len(caches) == 1 else positions.max())
-        pages = np.array([cache.pages for cache in caches])
-        if len(caches) < len(ids):
-            pages = np.full(len(ids), pages[0])
-        first_page = max(last - (self.config.sliding_window or last + 1) + 1, 0) // PAGE
+    def _pass(self, part: Sequence[Row], wanted: I64, logits: F32) -> None:
+        """One call of the step kernel: at most TILE tokens."""
+        arrays, blocks, at = self._plan.arrays, [0], 0
+        self._ropes.reach(max(sequence.length + len(ids) for sequence, ids in part))
+        for sequence, ids in part:
+            count, length = len(ids), sequence.length
+            sequence.reserve(count)
+            self._ropes.give_to(sequence)
+            arrays.ids[at : at + count] = ids
+            arrays.positions[at : at + count] = length if count == 1 else np.arange(length, length + count)
+            arrays.sequences[at : at + count] = sequence.address
+            blocks += range(at + BLOCK_TOKENS, at + count, BLOCK_TOKENS)
+            at += count
+            blocks.append(at)
+        arrays.blocks[: len(blocks)] = blocks
+        arrays.wanted[: len(wanted)] = wanted
+        for (beta, every), factors in arrays.temperatures.items():
+            factors[:at] = 1 + beta * np.log(1 + arrays.positions[:at] // every)
         self._batch[0] = (  # all fields at once: one by one they take ten microseconds
-            len(ids),
-            ids.ctypes.data,
-            positions.ctypes.data,
-            pages.ctypes.data,
-            self._rope.address(last + 1),
-            0 if logits is None else logits.ctypes.data,
-            self.config.vocab_size * 4,
-            all_logits,
-            first_page,
-            last // PAGE + 1 - first_page,
-            BLOCK_TOKENS if len(caches) == 1 else 1,
+            at,
+            len(wanted),
+            logits.ctypes.data,
+            self.metadata.vocab_size * 4,
+            int(arrays.positions[at - 1]),
+            len(blocks) - 1,
         )
         self._pool.run()
+        for sequence, ids in part:
+            sequence.length += len(ids)
+
+
+class _Ropes:
+    """The tables of a program's ropes, with those for long sequences, as far as any sequence has come."""
+
+    def __init__(self, model: ModelMetadata) -> None:
+        self._ropes, self._limit = model.program.ropes, model.context_length
+        self._tables: dict[tuple[int, bool], RopeTable] = {}
+        self._reached = self._version = 0
+
+    def reach(self, positions: int) -> None:
+        """Have tables for so many positions. Sequences must be told of the new ones."""
+        if positions > self._reached:
+            self._reached = max(positions, min(self._reached + GROWTH, self._limit))
+            self._version += 1
+
+    def give_to(self, sequence: PagedSequence) -> None:
+        """Name the tables in a sequence's words."""
+        if sequence.ropes_version != self._version:
+            sequence.name_ropes([self._address(n, sequence.capacity) for n in range(len(self._ropes))], self._version)
+
+    def _address(self, number: int, capacity: int) -> int:
+        rope = self._ropes[number]
+        frequencies = rope.of(capacity)
+        key = number, frequencies is rope.long
+        if key not in self._tables:
+            self._tables[key] = RopeTable(frequencies, rope.factor, self._limit)
+        return self._tables[key].address(self._reached)
+
+
+def _passes(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows in parts of at most TILE tokens."""
+    part, room = [], TILE
+    for sequence, tokens in rows:
+        rest = np.ascontiguousarray(tokens, np.int64)
+        while len(rest) >= room:
+            yield [*part, Row(sequence, rest[:room])]
+            rest, part, room = rest[room:], [], TILE
+        if len(rest):
+            part.append(Row(sequence, rest))
+            room -= len(rest)
+    if part:
+        yield part
+
+
+def _metadata(container: Container) -> ModelMetadata:
+    if container.model is None:
+        raise UsageError(f"{container.path}: expected a model, got a file without one")
+    return container.model

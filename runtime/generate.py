@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import ContextLengthError, UsageError
+from rkf.runtime.backend import Row
 from rkf.runtime.sampling import Sampling, sample
 from rkf.text.tokenizer import TextStream
 
@@ -21,20 +22,21 @@ F32 = NDArray[np.float32]
 
 
 class Session:
-    """A backend's cache and the ids whose keys and values it holds, so that a conversation feeds only what is new."""
+    """A backend's sequence and the ids that it holds, so that a conversation feeds only what is new."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._cache = backend.new_cache(backend.config.context_length)
+        self._sequence = backend.new_sequence(backend.metadata.context_length)
         self._held: list[int] = []
 
     def next_logits(self, ids: Sequence[int]) -> F32:
-        """Logits after `ids` (all of them), `f32[vocab]`; the longest cached beginning is not fed again."""
-        known = min(_common(self._held, ids), len(ids) - 1)  # the last one is fed in any case: its logits are wanted
-        self._cache.truncate(known)
-        del self._held[known:]  # before feeding: whatever interrupts it leaves a cache that is known to be good
+        """Logits after `ids` (all of them), `f32[vocab]`; the longest beginning that is held is not fed again."""
+        common = min(_common(self._held, ids), len(ids) - 1)  # the last one is fed in any case: its logits are wanted
+        known = self._sequence.reusable(common)
+        self._sequence.truncate(known)
+        del self._held[known:]  # before feeding: whatever interrupts it leaves a sequence that is known to be good
         new = np.asarray(ids[known:], np.int64)
-        logits = self._backend.forward(new, self._cache, last_only=True)
+        logits = self._backend.forward([Row(self._sequence, new)])
         self._held.extend(ids[known:])
         return logits[0]
 

@@ -1,54 +1,218 @@
-"""Keys and values of one sequence, in pages of 256 positions that hold all layers. Growing moves nothing; memory
-comes page by page.
+"""Keys and values of sequences, in pages of 256 positions that sequences may share. Growing moves nothing.
 
-A page is [layers, kv_heads] of one head's keys and values, whose order inside is the kernels' business
-(kernels/cache_format.py).
+Slots (an Attention that keeps its own keys and values) of one window lie in pages of their own, so that pages behind
+the window can be given back. A page holds [kv_heads] of one head's keys and values for each of its slots, whose order
+inside is the kernels' business (kernels/cache_format.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import UsageError
-from rkf.model.first_form import ModelConfig
+from rkf.errors import ContextLengthError, UsageError
+from rkf.model.ops import Attention
+from rkf.model.program import Program
 from rkf.runtime.structs import PAGE, WIDE
 
 FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes of a number
 
 
-def padded_head_dim(config: ModelConfig) -> int:
+def padded_value_dim(op: Attention) -> int:
     """Columns of one position's values."""
-    return -(-config.head_dim // WIDE) * WIDE
+    return -(-op.value_dim // WIDE) * WIDE
 
 
-def head_bytes(config: ModelConfig, number_format: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a layer's keys and values lie: `offset` bytes into the pages of a group, `head_bytes` a key head."""
+
+    group: int
+    offset: int
+    head_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Slots that forget alike. window: how many positions they see, None: all."""
+
+    window: int | None
+    page_bytes: int
+
+
+class CacheLayout:
+    """The slots of a program's layers, and the groups of pages that they lie in, for a format of numbers."""
+
+    def __init__(self, program: Program, number_format: str) -> None:
+        self.slots: dict[int, Slot] = {}
+        windows: dict[int | None, int] = {}
+        sizes: list[int] = []
+        for layer in range(program.layers):
+            op = program.cache_of(layer)
+            if op is None:
+                continue
+            group = windows.setdefault(_seen(program, layer, op), len(sizes))
+            if group == len(sizes):
+                sizes.append(0)
+            size = _head_bytes(op, number_format)
+            self.slots[layer] = Slot(group, sizes[group], size)
+            sizes[group] += op.kv_heads * size
+        self.groups = tuple(Group(window, size) for window, size in zip(windows, sizes, strict=True))
+
+
+def _seen(program: Program, layer: int, op: Attention) -> int | None:
+    """How far back a slot is read: by the widest window of those that share it."""
+    sharing = [
+        other
+        for number in range(layer + 1, program.layers)
+        for other in program.layer(number)
+        if isinstance(other, Attention) and other.shares == layer
+    ]
+    windows = [each.window for each in (op, *sharing)]
+    return None if None in windows else max(window for window in windows if window is not None)
+
+
+def _head_bytes(op: Attention, number_format: str) -> int:
     """One head's keys and values in a page; int8 has two f32 scales a position besides."""
-    numbers = PAGE * (config.head_dim + padded_head_dim(config)) * FORMATS[number_format]
+    numbers = PAGE * (op.head_dim + padded_value_dim(op)) * FORMATS[number_format]
     return numbers + (8 * PAGE if number_format == "int8" else 0)
 
 
-class KvCache:
-    """One sequence's cache; it grows up to `capacity` positions."""
+class _Page:
+    """Memory of one page. holders: the tables that it is in, by id; a set, so that dropping it is one step of Python."""
 
-    def __init__(self, config: ModelConfig, capacity: int, number_format: str) -> None:
+    __slots__ = ("address", "array", "holders")
+
+    def __init__(self, size: int) -> None:
+        # Zeros: what lies past a sequence's end is read, and weighs nothing.
+        self.array = np.zeros(size, np.uint8)
+        self.address = self.array.ctypes.data
+        self.holders: set[int] = set()
+
+
+class _Table:
+    """The pages of one sequence in one group. addresses: what the kernels read, 0 where there is no page."""
+
+    def __init__(self, group: Group, capacity: int) -> None:
+        self._group = group
+        self._pages: list[_Page | None] = []
+        self._first = 0  # pages before it have been given back
+        self.addresses = np.zeros(max(-(-capacity // PAGE), 1), np.int64)
+
+    def reserve(self, length: int, tokens: int) -> None:
+        """Have pages of one's own for positions length … tokens - 1."""
+        for number in range(length // PAGE, -(-tokens // PAGE)):
+            page = self._pages[number] if number < len(self._pages) else None
+            if page is None or len(page.holders) > 1:
+                self._put(number, self._copy(page))
+
+    def give_back(self, length: int) -> None:
+        """Let go of the pages that the position `length`, and those after it, do not see."""
+        if self._group.window is not None:
+            keep = max(length - self._group.window + 1, 0) // PAGE
+            for number in range(self._first, min(keep, len(self._pages))):
+                self._drop(number)
+            self._first = max(self._first, keep)
+
+    def can_go_back_to(self, length: int) -> bool:
+        """Whether all that the position `length` sees is still there."""
+        seen = length if self._group.window is None else min(self._group.window - 1, length)
+        return seen == 0 or (length - seen) // PAGE >= self._first
+
+    def truncate(self, length: int) -> None:
+        """Keep the pages of the first `length` positions alone."""
+        for number in range(-(-length // PAGE), len(self._pages)):
+            self._drop(number)
+        del self._pages[-(-length // PAGE) :]
+        self._first = min(self._first, len(self._pages))
+
+    def share_with(self, other: _Table) -> None:
+        """Give another, empty table the same pages."""
+        for number, page in enumerate(self._pages):
+            if page is not None:
+                other._put(number, page)
+        other._first = self._first
+
+    def close(self) -> None:
+        self.truncate(0)
+
+    def _copy(self, page: _Page | None) -> _Page:
+        try:
+            copy = _Page(self._group.page_bytes)
+        except MemoryError:
+            raise ContextLengthError("no memory for more keys and values: shorten the context") from None
+        if page is not None:
+            copy.array[:] = page.array
+        return copy
+
+    def _put(self, number: int, page: _Page) -> None:
+        while len(self._pages) <= number:
+            self._pages.append(None)
+        if self._pages[number] is not None:
+            self._drop(number)
+        page.holders.add(id(self))
+        self._pages[number] = page
+        self.addresses[number] = page.address
+
+    def _drop(self, number: int) -> None:
+        page = self._pages[number]
+        if page is not None:
+            page.holders.discard(id(self))
+        self._pages[number] = None
+        self.addresses[number] = 0
+
+
+class PagedSequence:
+    """The tokens of one sequence as its keys and values; it grows up to `capacity` tokens.
+
+    words: i64[groups + ropes], which kernels read: the page tables' addresses, then the rope tables'.
+    """
+
+    def __init__(self, layout: CacheLayout, capacity: int, ropes: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._page_bytes = config.layers * config.kv_heads * head_bytes(config, number_format)
-        self._pages: list[NDArray[np.uint8]] = []
-        self._page_addresses = np.zeros(max(-(-capacity // PAGE), 1), np.int64)
-        self.pages = self._page_addresses.ctypes.data  # the address of the pages' addresses
+        self.ropes_version = 0  # of the rope tables that `words` names; 0: none yet
+        self._layout, self._ropes = layout, ropes
+        self._tables = [_Table(group, capacity) for group in layout.groups]
+        tables = [table.addresses.ctypes.data for table in self._tables]
+        self.words: NDArray[np.int64] = np.array([*tables, *[0] * ropes], np.int64)
+        self.address = self.words.ctypes.data
 
     def truncate(self, tokens: int) -> None:
-        """Forget all but the first `tokens`."""
-        if not 0 <= tokens <= self.length:
-            raise UsageError(f"cache: cannot keep {tokens} of {self.length} tokens")
+        """Keep the first `tokens` alone. Raises UsageError for a length that it cannot go back to."""
+        if not 0 <= tokens <= self.length or self.reusable(tokens) != tokens:
+            raise UsageError(f"sequence: cannot keep {tokens} of {self.length} tokens")
+        for table in self._tables:
+            table.truncate(tokens)
         self.length = tokens
 
+    def reusable(self, tokens: int) -> int:
+        """The longest beginning of at most `tokens` that `truncate` can go back to."""
+        longest = min(tokens, self.length)
+        return longest if all(table.can_go_back_to(longest) for table in self._tables) else 0
+
+    def fork(self) -> PagedSequence:
+        """Another sequence of the same tokens. Pages are shared until one of the two writes to them."""
+        other = PagedSequence(self._layout, self.capacity, self._ropes)
+        for mine, its in zip(self._tables, other._tables, strict=True):
+            mine.share_with(its)
+        other.length = self.length
+        return other
+
+    def name_ropes(self, addresses: Sequence[int], version: int) -> None:
+        """Put the addresses of rope tables into `words`."""
+        self.words[len(self._tables) :] = addresses
+        self.ropes_version = version
+
     def reserve(self, tokens: int) -> None:
-        """Have pages for so many positions. Memory begins as zeros: what lies past the end is read, and weighs
-        nothing.
-        """
-        while len(self._pages) * PAGE < tokens:
-            self._pages.append(np.zeros(self._page_bytes, np.uint8))
-            self._page_addresses[len(self._pages) - 1] = self._pages[-1].ctypes.data
+        """Have pages for `tokens` more, and give back those that no coming token sees."""
+        for table in self._tables:
+            table.give_back(self.length)
+            table.reserve(self.length, self.length + tokens)
+
+    def __del__(self) -> None:
+        for table in getattr(self, "_tables", ()):
+            table.close()

@@ -7,6 +7,7 @@ a matrix that no fast kernel takes (factors by group, dense tensors, exact mode)
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +48,10 @@ class Memory:
         """So many bytes of zeros, aligned to cache lines."""
         raw = np.zeros(size + 64, np.uint8)
         return self.hold(raw) + -raw.ctypes.data % 64
+
+    def copy(self, array: NDArray, address: int) -> None:
+        """Put an array's bytes at an address in memory that this holds."""
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
 
 @dataclass

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rkf.errors import UsageError
 from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
+from rkf.runtime.backend import Row
 from rkf.runtime.generate import Generation, Limits, Session
 from rkf.runtime.sampling import Sampling
 from rkf.text.template import Message
@@ -56,9 +57,9 @@ class Model:
         self._session = Session(backend)
 
     @property
-    def config(self) -> ModelConfig:
-        """The model's dimensions and special token ids."""
-        return self._backend.config
+    def metadata(self) -> ModelMetadata:
+        """The model's program, lengths and special token ids."""
+        return self._backend.metadata
 
     @property
     def backend(self) -> Backend:
@@ -87,9 +88,9 @@ class Model:
         """
         ids = self._prompt_ids(prompt, system, raw)
         context = ids if self._continues(prompt, raw) else ()  # an answer begins a text of its own
-        limits = Limits(max_tokens, self.config.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
+        limits = Limits(max_tokens, self.metadata.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
         text = self.tokenizer.stream(context)
-        return Generation(self._session, ids, Sampling(**sampling), limits, self.config.context_length, text)
+        return Generation(self._session, ids, Sampling(**sampling), limits, self.metadata.context_length, text)
 
     def generate(
         self,
@@ -110,12 +111,12 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> F32:
         """Logits after each of `ids`, from the first: `f32[n, vocab]`."""
-        if not 0 < len(ids) <= self.config.context_length:
-            raise UsageError(f"ids: expected 1 to {self.config.context_length} of them, got {len(ids)}")
+        if not 0 < len(ids) <= self.metadata.context_length:
+            raise UsageError(f"ids: expected 1 to {self.metadata.context_length} of them, got {len(ids)}")
         tokens = np.asarray(ids, np.int64)
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
-        return self._backend.forward(tokens, self._backend.new_cache(len(tokens)), last_only=False)
+        if tokens.min() < 0 or tokens.max() >= self.metadata.vocab_size:
+            raise UsageError(f"ids: expected 0 to {self.metadata.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
+        return self._backend.forward([Row(self._backend.new_sequence(len(tokens)), tokens)], "all")
 
     def close(self) -> None:
         """Unmap the file. The model cannot be used afterwards."""

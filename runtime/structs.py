@@ -45,75 +45,104 @@ MATRIX = _struct(
 # token. Columns are padded with zeros to a whole block.
 ACTIVATION = _struct("columns values values_stride packed packed_stride scale total")
 
-# A claimable share of a product: rows low..high of a matrix (and of its partner: gate and up), whose output begins at
-# `output`.
-JOB = _struct("matrix partner low high output")
+# A value of the program in memory: `stride` bytes from one token's row to the next. private: 1 where each thread has its
+# own copy, `address` counted from its THREAD.memory; 0 where all share one.
+VALUE = _struct("address stride private")
 
-# The jobs of one product phase.
-PHASE = _struct("jobs count")
-
-LAYER = np.dtype(
-    [(name, _WORD) for name in ["index", "attention_norm", "feed_norm", "q_norm", "k_norm"]]
-    + [(name, PHASE) for name in ["qkv", "output", "gate_up", "down"]],
+# One Linear, as the jobs of its phase read it.
+#   input: where its ACTIVATION lies, input_private: as VALUE's
+#   y: what the matrix gives; partner, partner_y: another matrix of the same input, whose rows go with this one's (gates)
+#   out: what becomes of y: the sum with what is there, or act(y) * partner_y; columns of a row that follow the last are
+#   zeros, and stay so
+#   scale: of y in the sum, and of logits; limit, alpha, shift: of the gate (rkf/model/ops.py); softcap: of logits
+PRODUCT = np.dtype(
+    [(name, _WORD) for name in ("matrix", "input", "input_private", "top")]
+    + [(name, VALUE) for name in ("y", "partner_y", "out")]
+    + [("partner", _WORD)]
+    + [(name, "<f4") for name in ("scale", "limit", "alpha", "shift", "softcap")],
     align=True,
 )
 
-# What does not change between calls. Buffers hold TILE tokens; strides are bytes from one token to the next.
-#   x: the residual stream; qkv: queries, keys, values; gate_up: both, gate first
-#   norm_input, mixed_input, feed_input: ACTIVATIONs of all tokens (hidden, heads * head_dim, intermediate columns)
-#   head_bytes: one head's region in a page of the cache; partials: of one token, [pages, heads]
-#   slots: where threads agree (kernels/sync.py)
-PLAN = np.dtype(
-    [
+# A claimable share of a product phase: rows low … high - 1 of a product's matrix.
+JOB = _struct("product low high")
+
+# One step of a pass, shared out by items: work(item, arguments, batch, thread).
+#   counted: how many items there are, `times` each: COUNTED; window: of the pages that a token sees
+#   own: with one token, every thread does the single item for itself, into memory of its own, and waits for nobody
+#   part: where its time is counted (PARTS)
+PHASE = _struct("work arguments counted times window own part")
+COUNTED = ("once", "tokens", "blocks", "pages")
+
+# The arguments of a token phase: what is done to a token's row, in order. A MICRO: work(token, arguments, batch, thread).
+TOKENS = _struct("micros count")
+MICRO = _struct("work arguments")
+
+# The arguments of micro-ops (kernels/token_ops.py); columns are of one row, groups lie side by side in it.
+EMBED = np.dtype([("matrix", _WORD), ("ids", _WORD), ("out", VALUE), ("columns", _WORD), ("scale", "<f4")], align=True)
+TAKE = np.dtype([("source", VALUE), ("out", VALUE), ("rows", _WORD), ("columns", _WORD)], align=True)
+NORM = np.dtype(
+    [("source", VALUE), ("out", VALUE)]
+    + [(name, _WORD) for name in ("weight", "bias", "columns", "groups")]
+    + [("epsilon", "<f4")],
+    align=True,
+)
+PACK = _struct("activation private")
+PAIR = np.dtype(
+    [(name, VALUE) for name in ("a", "b", "out")]
+    + [(name, _WORD) for name in ("columns", "a_single", "b_single")]
+    + [(name, "<f4") for name in ("scale", "limit", "alpha", "shift")],
+    align=True,
+)
+SCALE = np.dtype(
+    [("source", VALUE), ("out", VALUE)]
+    + [(name, _WORD) for name in ("columns", "factors", "by_token")]
+    + [("scale", "<f4")],
+    align=True,
+)
+ROPE = np.dtype(
+    [("source", VALUE), ("out", VALUE)]
+    + [(name, _WORD) for name in ("sequences", "positions", "table", "turned", "head_dim", "heads")]
+    + [("scale", "<f4")],
+    align=True,
+)
+
+# One Attention with its slot of the cache: head `n` of a page at page + offset + n * head_bytes (kernels/cache_format.py).
+#   sequences, positions: i64[tokens] (BATCH); group: which of a sequence's page tables; padded: value_dim to whole strips
+#   sinks: f32[heads]; partials: of one token, [pages, heads], partial_bytes each; blocks: i64[blocks + 1], the first token
+#   of each block of neighbours
+ATTENTION = np.dtype(
+    [(name, VALUE) for name in ("q", "k", "v", "out")]
+    + [
         (name, _WORD)
-        for name in [
-            "layers",
-            "layer_count",
-            "hidden",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "padded_head_dim",
-            "window",
-            "embedding",
-            "final_norm",
-            "x",
-            "x_stride",
-            "qkv",
-            "qkv_stride",
-            "gate_up",
-            "gate_up_stride",
-            "delta",
-            "delta_stride",
-            "head_bytes",
-            "partials",
-            "partial_bytes",
-            "slots",
-        ]
+        for name in (
+            *("sequences", "positions", "blocks", "group", "offset", "head_bytes"),
+            *("heads", "kv_heads", "head_dim", "value_dim", "padded", "window", "sinks", "partials", "partial_bytes"),
+        )
     ]
-    + [("head", PHASE)]
-    + [(name, ACTIVATION) for name in ("norm_input", "mixed_input", "feed_input")]
-    + [("epsilon", "<f4"), ("query_scale", "<f4")],
+    + [("softcap", "<f4")],
     align=True,
 )
 
-# One thread's own memory: activations of one token, a tile of decoded weights, scores of a page, partial attentions: of
-# the pages so far and of one page; clock: where to count time (PARTS), 0 where nobody wants to know.
-THREAD = np.dtype(
-    [(name, ACTIVATION) for name in ("norm_input", "mixed_input", "feed_input")]
-    + [(name, _WORD) for name in ("scratch", "scores", "totals", "parts", "clock")],
-    align=True,
-)
+# What does not change between calls. Phases of a pass: of the layers' for one token and for several, and of the top's for
+# one wanted token and for several; slots: where threads agree (kernels/sync.py).
+PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count slots")
 
-# One call: token ids and positions i64[tokens]; pages i64[tokens]: the address of the list of page addresses of each
-# token's cache; rope f32[positions, 2, head_dim / 2]: cosines, then sines; where logits go (of all tokens, or of the
-# last; 0: nobody wants them); first_page, page_count: what one token attends to; block: how many neighbouring tokens
-# belong to one sequence and attend together (BLOCK_TOKENS, or 1 where each token is another sequence's).
-BATCH = _struct("tokens ids positions pages rope logits logits_stride all_logits first_page page_count block")
+# One thread's own memory: private values and activations, a tile of decoded weights, scores of a page, partial attentions:
+# of the pages so far and of one page; clock: where to count time (PARTS), 0 where nobody wants to know.
+THREAD = _struct("memory scratch scores totals parts clock")
+
+# One call. wanted: tokens that get logits, f32 rows at `logits`; position: of the only token, if it is one; blocks: of
+# neighbouring tokens that belong to one sequence and attend together. What a call has a token each (ids, positions,
+# sequences, rows that are wanted) lies in arrays of the plan, which a thread that comes late may read without harm.
+BATCH = _struct("tokens wanted logits logits_stride position blocks")
 
 # What a thread's time goes into. clock: i64[1 + len(PARTS)], ticks at the last change, then ticks by part. "outside" is
-# between calls: Python, sampling; "waiting" for other threads, at the end of each phase.
-PARTS = ("outside", "embedding", "norms", "qkv", "rope", "attention", "output", "gate_up", "down", "head", "waiting")
+# between calls: Python, sampling; "vectors": token by token (norms, packing); "waiting" for other threads, at the end of
+# each phase.
+PARTS = (
+    *("outside", "embedding", "vectors", "products", "added products", "gated products", "cache", "attention"),
+    *("experts", "states", "logits", "waiting"),
+)
 
 TILE_ROWS = 32  # rows that a product of many tokens decodes at a time
 PAGE = 256  # positions of one page of the cache
@@ -121,16 +150,16 @@ BLOCK_TOKENS = 4  # neighbouring tokens that attend together
 WIDE = 32  # columns of values that attention sums at a time; a position's values are padded to whole strips
 PARTIAL_HEADER = 64  # bytes before the weighted values of a partial attention: maximum, sum
 
-# Phases: a tag is call << PHASE_BITS | phase; slots of claimed and of finished items hold tag << COUNT_BITS | count.
-PHASE_BITS = 11
+# Phases are numbered for the life of a pool: the tag. Slots of claimed and of finished items hold tag << COUNT_BITS | count.
+# 43 bits of phases last for months at a phase a microsecond.
 COUNT_BITS = 20
 CLAIM_SLOTS = 4
 SLOT_BYTES = 64
 SPINS = 2000  # of about 50 ns each, before a waiting thread lets others run
-PHASES_PER_LAYER = 10  # of a pass of several tokens (kernels/step.py); one token has fewer
 PATIENCE = 6000  # looks at the next call, past SPINS each with a yield, before an idle worker parks: some milliseconds
 
-# The number of the call that runs, alone on its cache line, WRITING while `batch` is; CLOSED ends the workers.
+# The number of the call that runs (its first phase's tag), alone on its cache line, WRITING while `batch` is; CLOSED ends
+# the workers.
 # batch: what the call is about, copied from the caller's at `source`.
 CALL = np.dtype(
     {

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rkf.errors import UsageError
 from rkf.format.codec import workers
-from rkf.runtime.structs import CALL, CLOSED, PHASE_BITS, THREAD, WORKER
+from rkf.runtime.structs import CALL, CLOSED, THREAD, WORKER
 
 ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
@@ -50,14 +50,17 @@ def chosen(threads: int | None) -> int:
 
 
 class Pool:
-    """The caller and threads - 1 workers. `addresses` has the kernels step, serve and publish; `keep` lives as long as
-    a worker may read it.
+    """The caller and threads - 1 workers. `addresses` has the kernels step, serve and publish; phases: the most that a
+    call has; `keep` lives as long as a worker may read it.
     """
 
-    def __init__(self, addresses: dict[str, int], plan: int, batch: int, threads: NDArray[Any], keep: object) -> None:
+    def __init__(
+        self, addresses: dict[str, int], plan: int, batch: int, threads: NDArray[Any], phases: int, keep: object
+    ) -> None:
         self._step, self._publish = ENTRY(addresses["step"]), ENTRY(addresses["publish"])
         self._call = np.zeros(1, CALL)
         self._call["source"] = batch
+        self._phases = phases
         self._workers = np.zeros(len(threads), WORKER)
         self._wake = self._workers["wake"]
         # Addresses are looked up once: numpy takes 1.5 us for each, and a token of a small model takes 500.
@@ -65,7 +68,7 @@ class Pool:
         self._passed = (plan, batch, threads.ctypes.data)
         self._held = (self._call, self._workers, threads, keep)
         self._locks = [threading.Lock() for _ in threads]
-        self._count = 0
+        self._tag = 1  # of the next call's first phase, which is also the call's number
         serve = ENTRY(addresses["serve"])
         for index in range(1, len(threads)):
             worker = self._workers[index : index + 1]
@@ -78,15 +81,16 @@ class Pool:
 
     def run(self) -> None:
         """One call of the step kernel on all threads; returns when the last phase is done."""
-        self._count += 1
         call, workers, count = self._published
+        tag = self._tag
+        self._tag += self._phases
         try:
             if count:
-                self._publish(call, self._count, workers, count)
+                self._publish(call, tag, workers, count)
                 if self._wake.any():
                     self._wake_parked()
         finally:  # after Ctrl-C, workers must not go on with a call whose arrays are freed when it unwinds
-            self._step(*self._passed, self._count << PHASE_BITS)
+            self._step(*self._passed, tag)
 
     def _wake_parked(self) -> None:
         for index in np.flatnonzero(self._wake):

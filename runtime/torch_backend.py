@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 
-from rkf.errors import ContextLengthError, UsageError
+from rkf.errors import UsageError
 from rkf.file.container import Container
-from rkf.model.first_form import ModelConfig
-from rkf.runtime.backend import F32, I64
+from rkf.runtime.backend import F32, I64, Row, Wanted, checked
 from rkf.runtime.threads import chosen
-from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured
-from rkf.runtime.torch_model import Decoder, TorchCache
+from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured, has_fixed_shapes
+from rkf.runtime.torch_model import Decoder
+from rkf.runtime.torch_past import TorchCache
 
 _TILE = 512  # tokens of one pass: bounds the memory that a long prompt takes
 
@@ -21,73 +22,68 @@ _TILE = 512  # tokens of one pass: bounds the memory that a long prompt takes
 class TorchBackend:
     """A model ready to run on `device`, "cpu" or "cuda". f32 on a processor. On a GPU bf16, because products of f32 go
     without tensor cores, and, where Triton is installed, fused kernels and CUDA graphs.
+
+    Rows are computed one after another. Logits may be rounded differently when a sequence's tokens are cut into other
+    calls.
     """
 
     def __init__(self, container: Container, device: str = "cpu", threads: int | None = None) -> None:
-        self.config = ModelConfig.from_metadata(container.metadata["model"])
+        if container.model is None:
+            raise UsageError(f"{container.path}: expected a whole model, got a file without one")
+        self.metadata = container.model
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device cuda: torch finds no GPU here: use cpu or cpu-torch")
         if threads is not None:
             torch.set_num_threads(chosen(threads))
         self._device = torch.device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self._decoder = Decoder(container, self.config, dtype).to(self._device).requires_grad_(False)
+        self._decoder = Decoder(container, dtype).to(self._device).requires_grad_(False)
         self._graph: TokenGraph | None = None
-        self._graphs = device == "cuda" and find_spec("triton") is not None
-        if self._graphs:
+        fused = device == "cuda" and find_spec("triton") is not None
+        self._graphs = fused and has_fixed_shapes(self._decoder.program)
+        if fused:
             from rkf.torch.fused import fuse  # needs Triton
 
             fuse(self._decoder)
 
-    def new_cache(self, tokens: int) -> TorchCache:
-        """An empty cache that can grow to `tokens` positions."""
-        return TorchCache(self.config, 1, min(tokens, self.config.context_length), self._decoder.norm.weight)
+    def new_sequence(self, capacity: int) -> TorchCache:
+        """An empty sequence that can grow to `capacity` tokens."""
+        return self._decoder.new_cache(1, min(capacity, self.metadata.context_length))
 
     @torch.inference_mode()
-    def forward(self, tokens: I64, cache: TorchCache, last_only: bool) -> F32:
-        """Feed `tokens: i64[n]` after what the cache holds; logits of all of them or of the last, `f32[n or 1,
-        vocab]`.
-        """
-        self._check(tokens, cache)
-        if self._graphs and len(tokens) == 1 and (graph := self._captured(int(tokens[0]), cache)):
-            graph.step.place(int(tokens[0]), cache.length)
-            cache.advance(1)
-            return _on_host(graph.replay())
-        found = []
-        for part in np.split(tokens, range(_TILE, len(tokens), _TILE)):
-            ids = torch.from_numpy(np.ascontiguousarray(part, np.int64)).to(self._device)
-            hidden = self._decoder(ids[None], cache)[0]
-            if not last_only:
-                found.append(self._logits(hidden))
-        return np.concatenate(found) if found else self._logits(hidden[-1:])
+    def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
+        """Feed each row's tokens to its sequence; the logits that are wanted, `f32[wanted, vocab]` (backend.py)."""
+        places = checked(rows, wanted, self.metadata.vocab_size)
+        logits = np.empty((len(places), self.metadata.vocab_size), np.float32)
+        done = at = 0
+        for sequence, tokens in rows:
+            for part in np.split(tokens, range(_TILE, len(tokens), _TILE)):
+                end = int(np.searchsorted(places, at + len(part)))
+                found = self._fed(sequence, part, places[done:end] - at, alone=len(rows) == 1)
+                logits[done:end] = found.float().cpu().numpy()
+                done, at = end, at + len(part)
+        return logits
 
-    def _captured(self, token: int, cache: TorchCache) -> TokenGraph | None:
-        """The graph of the next token: a new one when the cache is another, or has moved to grow."""
-        cache.reserve(cache.length + 1)
-        if self._graph is None or self._graph.step.store is not cache.store:
-            step = TokenStep(self._decoder, cache)
-            step.place(token, cache.length)
+    def _fed(self, sequence: TorchCache, tokens: I64, places: I64, alone: bool) -> torch.Tensor:
+        """Feed at most _TILE tokens; the logits at some places among them. alone: this is the only row of its call."""
+        if self._graphs and alone and len(tokens) == 1:
+            graph = self._captured(int(tokens[0]), sequence)
+            if graph is not None:
+                graph.step.place(int(tokens[0]), sequence.length)
+                sequence.advance(1)
+                return graph.replay()[: len(places)]
+        ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64)).to(self._device)
+        hidden = self._decoder(ids[None], sequence)[0]
+        logits: torch.Tensor = self._decoder.head(hidden[torch.from_numpy(places).to(self._device)])
+        return logits
+
+    def _captured(self, token: int, sequence: TorchCache) -> TokenGraph | None:
+        """The graph of the next token: a new one when the sequence is another, or its cache has moved to grow."""
+        sequence.reserve(sequence.length + 1)
+        if self._graph is None or self._graph.step.slots is not sequence.slots:
+            step = TokenStep(self._decoder, sequence)
+            step.place(token, sequence.length)
             self._graph = None  # its memory can be used again
             self._graph = captured(step)
             self._graphs = self._graph is not None
         return self._graph
-
-    def _logits(self, hidden: torch.Tensor) -> F32:
-        return _on_host(self._decoder.head(hidden))
-
-    def _check(self, tokens: I64, cache: TorchCache) -> None:
-        if tokens.ndim != 1 or not len(tokens):
-            raise UsageError(f"tokens: expected i64[n] with n >= 1, got shape {tokens.shape}")
-        if cache.length + len(tokens) > cache.capacity:
-            raise ContextLengthError(
-                f"{cache.length + len(tokens)} tokens do not fit into a context of {cache.capacity}; shorten the prompt"
-            )
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise UsageError(
-                f"token ids must lie in 0..{self.config.vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
-            )
-
-
-def _on_host(logits: torch.Tensor) -> F32:
-    found: F32 = logits.float().cpu().numpy()
-    return found

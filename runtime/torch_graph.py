@@ -11,26 +11,45 @@ import warnings
 import torch
 from torch import Tensor
 
-from rkf.runtime.torch_model import Decoder, TorchCache
+from rkf.model.ops import Experts
+from rkf.model.program import Program
+from rkf.runtime.torch_model import Decoder
+from rkf.runtime.torch_past import KeysValues, TorchCache, is_recurrent
 
 _WARM_UPS = 3  # kernels are compiled, and libraries take their workspaces, before anything is captured
 _CLOSE = 0.02  # of the largest logit, in bf16
+
+
+def has_fixed_shapes(program: Program) -> bool:
+    """Whether a token's computation can be captured: its shapes do not depend on data, and doing it again changes
+    nothing. Experts fail the first, recurrent states the second.
+    """
+    return not is_recurrent(program) and not any(isinstance(op, Experts) for kind in program.kinds for op in kind)
 
 
 class StandingCache:
     """The whole room of a TorchCache, and a position in it that is a tensor: nothing here changes its shape."""
 
     def __init__(self, cache: TorchCache) -> None:
-        self._store = cache.store
-        self.position = torch.zeros(1, dtype=torch.int64, device=cache.store.device)
+        self.capacity, self._slots, self._room = cache.capacity, cache.slots, cache.room
+        self.position = torch.zeros(1, dtype=torch.int64, device=cache.device)
 
     def span(self, tokens: int) -> tuple[Tensor, int]:
-        return self.position, self._store.shape[4]
+        return self.position, self._room
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self._store[0, layer].index_copy_(2, self.position, keys)
-        self._store[1, layer].index_copy_(2, self.position, values)
-        return self._store[0, layer], self._store[1, layer]
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
+        for store, new in zip(self._slots[layer], (keys, values), strict=True):
+            store.index_copy_(2, self.position, new)
+        return self._slots[layer]
+
+    def held(self, layer: int) -> KeysValues:
+        return self._slots[layer]
+
+    def state(self, layer: int, name: str) -> Tensor | None:
+        raise TypeError("a recurrent program has no standing cache")
+
+    def keep(self, layer: int, name: str, state: Tensor) -> None:
+        raise TypeError("a recurrent program has no standing cache")
 
     def advance(self, tokens: int) -> None:
         """The owner sets the position."""
@@ -40,9 +59,9 @@ class TokenStep:
     """One token through a decoder, from buffers that stay where they are to `logits: [1, vocab]`."""
 
     def __init__(self, decoder: Decoder, cache: TorchCache) -> None:
-        self.store = cache.store
+        self.slots = cache.slots
         self._decoder, self._cache = decoder, StandingCache(cache)
-        self._token = torch.zeros(1, 1, dtype=torch.int64, device=cache.store.device)
+        self._token = torch.zeros(1, 1, dtype=torch.int64, device=cache.device)
 
     def place(self, token: int, position: int) -> None:
         """What `compute` is to be of: a token, and how many come before it."""

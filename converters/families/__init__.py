@@ -1,4 +1,4 @@
-"""The families of models that can be converted, each one file. Everything that names a family is in this folder."""
+"""The families of models that can be converted, one file each. Family names appear only in this folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WRAPPED = {family.wrapper.model_type: family for family in FAMILIES.values() if
 def family_of(config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], bool]:
     """The family of a config.json, the decoder's own configuration, and whether it was inside another model's.
 
-    Raises UnsupportedError for a model_type that is not known.
+    Raises UnsupportedError for an unknown model_type.
     """
     name = config.get("model_type")
     if name in _WRAPPED:
@@ -30,7 +30,7 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], b
 
 
 def family_of_gguf(architecture: Any, own: Mapping[str, Any]) -> Family[Any]:
-    """The family of a GGUF's architecture and its own fields; UnsupportedError for one that is not known."""
+    """The family of a GGUF's architecture and its own fields; UnsupportedError for an unknown one."""
     known = {family.gguf.architecture: None for family in FAMILIES.values()}
     if architecture not in known:
         raise UnsupportedError(f"architecture {architecture!r} is not supported; known: {', '.join(known)}")

@@ -1,7 +1,7 @@
 """Pieces of programs that families have in common: embedding, attention, feed-forward, logits. Knows no family.
 
-Values have the same names everywhere: x is the residual stream, h its normed copy, o what attention adds, d what the
-feed-forward part adds.
+Values have the same names everywhere: x is the residual stream, h its normed copy, o the output of attention, d the
+output of the feed-forward part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Layer = tuple[Op, ...]
 
 @dataclass(frozen=True, slots=True)
 class HeadNorm:
-    """A norm of queries and keys before rope. whole: over all heads together, else a head at a time."""
+    """A norm of queries and keys before rope. whole: over all heads together; otherwise per head."""
 
     epsilon: float
     whole: bool = False
@@ -36,7 +36,7 @@ def assemble(
     norm_offset: float = 0.0,
     softcap: float | None = None,
 ) -> Program:
-    """A program of these layers. Equal ones become one kind."""
+    """A program of these layers. Equal layers become one kind."""
     kinds: dict[Layer, int] = {}
     order = tuple(kinds.setdefault(layer, len(kinds)) for layer in layers)
     return Program(
@@ -71,7 +71,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
 ) -> Layer:
-    """Attention of src, written to o. biases: which of q, k, v, o have one. scale: by default head_dim ** -0.5."""
+    """Attention on src, written to o. biases: those of q, k, v, o that have one. scale: by default head_dim ** -0.5."""
     size, heads, kv_heads = config.head_size, config.num_attention_heads, config.kv_heads
     ops: list[Op] = [
         _linear(src, part, f"self_attn.{part}_proj", (heads if part == "q" else kv_heads) * size, part in biases)
@@ -119,7 +119,7 @@ def gated(config: Decoder, src: str = "h", *, bias: bool = False) -> Layer:
 
 
 def experts(config: Decoder, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
-    """The weighted sum of `count` chosen experts, written to d; the softmax of a router's logits weighs them."""
+    """The sum of `count` chosen experts, weighted by the softmax of a router's logits, written to d."""
     return (
         Route(
             src="h",
@@ -145,7 +145,7 @@ def experts(config: Decoder, inner: int, experts: int, count: int, *, normalise:
 
 
 def pre_norm_layer(config: Decoder, attends: Layer, feeds: Layer) -> Layer:
-    """The commonest layer: each branch reads a normed copy of the stream and adds to it."""
+    """The most common layer: each branch reads a normed copy of the stream and adds to it."""
     return (
         norm(config, "input_layernorm"),
         *attends,

@@ -24,7 +24,7 @@ from rkf.model.program import MAX_LAYERS
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """The keys that every family has, with the commonest defaults."""
+    """The keys that every family has, with the most common defaults."""
 
     vocab_size: int = size(32000)
     hidden_size: int = size(4096)
@@ -58,10 +58,10 @@ class Decoder:
 
     @property
     def head_size(self) -> int:
-        """Numbers of a head."""
+        """The width of a head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     def refuse(self, holds: bool, key: str, expected: str) -> None:
-        """Raise UnsupportedError where a key asks for what rkf has no op or no reading for."""
+        """Raise UnsupportedError unless `holds`: the key asks for something that rkf cannot express or read."""
         if holds:
             raise UnsupportedError(f"{key}: {reprlib.repr(getattr(self, key))} is not supported; expected {expected}")

@@ -1,4 +1,4 @@
-"""What a family of models is to the converters: its keys, its program, its names. Knows no family and no format."""
+"""The interface of a family to the converters: its keys, its program, its names. Knows no family and no format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rkf.model.program import Program
 
 C = TypeVar("C", bound=Decoder)
 
-# Not weights: frequencies that old checkpoints stored although the configuration determines them.
+# These are not weights: old checkpoints stored frequencies that the configuration determines.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -24,8 +24,8 @@ _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 class Wrapper:
     """A multimodal model around a decoder; only the decoder is converted.
 
-    prefixes: what stands before the names of the decoder's tensors instead of "model.". dropped: beginnings of the
-    names of what is left out. head: what the head is called.
+    prefixes: prefixes of the decoder's tensor names, in place of "model.". dropped: prefixes of the names that are left
+    out. head: the name of the output head.
     """
 
     model_type: str
@@ -40,7 +40,7 @@ class Wrapper:
         return {**(inner if isinstance(inner, dict) else {}), "model_type": model_type, "tie_word_embeddings": tied}
 
     def name(self, name: str) -> str | None:
-        """The name of a tensor in the decoder alone; None for what is left out."""
+        """The name of a tensor in the decoder alone; None if it is left out."""
         if name.startswith(self.dropped):
             return None
         for prefix in self.prefixes:
@@ -51,8 +51,8 @@ class Wrapper:
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """What a GGUF says of its model. own: its fields without the architecture's prefix. tensors: names. extra: the
-    values of tensors that are no weights (rope factors).
+    """The model in a GGUF. own: its fields without the architecture's prefix. tensors: names. extra: the values of
+    tensors that are not weights (rope factors).
     """
 
     own: Mapping[str, Any]
@@ -62,7 +62,7 @@ class GgufModel:
 
 @dataclass(frozen=True, slots=True)
 class GgufFields:
-    """What only a family's own fields and tensors say in a GGUF that is written."""
+    """The fields and tensors that only this family writes to a GGUF."""
 
     own: Mapping[str, Any]
     extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -70,12 +70,12 @@ class GgufFields:
 
 @dataclass(frozen=True, slots=True)
 class GgufForm(Generic[C]):
-    """A family in GGUF, where names are those of gguf's own tables.
+    """A family in GGUF, where names come from gguf's own tables.
 
-    claims: whether a file of this architecture is of this family. activation: the one that llama.cpp computes, for a
-    GGUF does not say. to_config: keys of config.json beyond the common
-    ones. to_fields: the inverse; raises UnsupportedError for what a GGUF has no field for. layout: over Hugging Face's
-    names, which gguf's tables translate.
+    claims: whether a file of this architecture belongs to the family. activation: the one that llama.cpp uses; a GGUF
+    does not name it. to_config: keys of config.json beyond the common ones. to_fields: the inverse; raises
+    UnsupportedError if a GGUF has no field for a value. layout: over Hugging Face's names, which gguf's tables
+    translate.
     """
 
     architecture: str
@@ -88,8 +88,8 @@ class GgufForm(Generic[C]):
 
 @dataclass(frozen=True, slots=True)
 class Family(Generic[C]):
-    """A family: model_type and class name in transformers, the table of its keys, its forward pass, where its tensors
-    lie in a Hugging Face checkpoint, and its form in GGUF.
+    """A family: its model_type and class name in transformers, its table of keys, its forward pass, the layout of its
+    tensors in a Hugging Face checkpoint, and its form in GGUF.
     """
 
     name: str
@@ -101,6 +101,6 @@ class Family(Generic[C]):
     wrapper: Wrapper | None = None
 
     def own_name(self, name: str, wrapped: bool) -> str | None:
-        """The name of a checkpoint's tensor in the decoder alone; None for what is no weight of it."""
+        """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
         inner = self.wrapper.name(name) if wrapped and self.wrapper else name
         return None if inner is None or _DERIVED.fullmatch(inner) else inner

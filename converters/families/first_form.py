@@ -1,4 +1,4 @@
-"""The config.json of a 1.0 file, which keeps none: from its numbers and the names of its tensors."""
+"""Rebuilds config.json for a 1.0 file, which does not store it, from its numbers and the names of its tensors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
 def config_of(metadata: Any, dtypes: Mapping[str, str]) -> dict[str, Any]:
-    """A config.json. metadata: `metadata.model` of a 1.0 file. dtypes: of its tensors that are no aliases, by name."""
+    """A config.json. metadata: `metadata.model` of a 1.0 file. dtypes: by tensor name, without aliases."""
     config = ModelConfig.from_metadata(metadata)
-    # A GGUF calls a mistral "llama"; in transformers only the one has a window.
+    # A GGUF calls a mistral "llama"; in transformers only mistral has a window.
     windowed = config.architecture == "llama" and config.sliding_window is not None
     name = "mistral" if windowed else config.architecture
     window = config.sliding_window is not None

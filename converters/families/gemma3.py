@@ -1,6 +1,6 @@
-"""gemma3: Gemma 3, its text part. Norms on both sides of a branch with (1 + w), windows and ropes by layer.
+"""gemma3: Gemma 3, text only. Norms with (1 + w) on both sides of a branch; windows and ropes differ by layer.
 
-Of a checkpoint that sees images too, the decoder is converted; the vision tower and its projector are left out.
+From a checkpoint with vision, only the decoder is converted; the vision tower and its projector are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rkf.errors import SourceError, UnsupportedError
 from rkf.model.program import MAX_LAYERS, Program
 
 _GLOBAL_THETA, _LOCAL_THETA = 1000000.0, 10000.0
-_LAYERS_27B = 62  # by which llama.cpp knows the one model whose scores are not scaled by its head's size
+_LAYERS_27B = 62  # llama.cpp recognises by this the one model whose scores are not scaled by its head size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +72,14 @@ class Gemma3Keys(Decoder):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What attends how, a word a layer."""
+        """The kind of attention of each layer, as a word of layer_types."""
         return self.layer_types or tuple(
             SLIDING if (number + 1) % self.sliding_window_pattern else FULL for number in range(self.num_hidden_layers)
         )
 
     @property
     def ropes(self) -> dict[str, dict[str, Any]]:
-        """Rope parameters by kind of layer. rope_scaling is of the full ones alone."""
+        """Rope parameters by kind of layer. rope_scaling applies only to layers without a window."""
         given = dict(self.rope_parameters or {})
         found: dict[str, dict[str, Any]] = {}
         for kind, theta in ((FULL, self.rope_theta), (SLIDING, self.rope_local_base_freq)):
@@ -141,14 +141,14 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "layer_types": _kinds_of(own.get("attention.sliding_window_pattern", 6), layers, window),
         "query_pre_attn_scalar": wide if layers == _LAYERS_27B else width,
         "final_logit_softcapping": shortest(own.get("final_logit_softcapping")) or None,
-        **rope.spelt(full),  # as transformers 4 reads it
+        **rope.spelt(full),  # as read by transformers 4
         "rope_local_base_freq": local["rope_theta"],
         "rope_parameters": {FULL: full, SLIDING: local},
     }
 
 
 def _kinds_of(pattern: Any, layers: int, window: int | None) -> list[str]:
-    """layer_types of a GGUF's pattern: a period, or a flag a layer."""
+    """layer_types from a GGUF's pattern: a period, or one flag per layer."""
     if window is None:
         return [FULL] * layers
     if isinstance(pattern, np.ndarray):
@@ -159,12 +159,12 @@ def _kinds_of(pattern: Any, layers: int, window: int | None) -> list[str]:
 def _to_fields(config: Gemma3Keys) -> GgufFields:
     wide = config.hidden_size // config.num_attention_heads
     scaled_by = wide if config.num_hidden_layers == _LAYERS_27B else config.head_size
-    expected = f"{scaled_by}, which llama.cpp takes for it"
+    expected = f"{scaled_by}, which llama.cpp assumes"
     config.refuse(config.query_pre_attn_scalar != scaled_by, "query_pre_attn_scalar", expected)
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     full, sliding = config.ropes[FULL], config.ropes[SLIDING]
     if sliding["rope_type"] != "default":
-        raise UnsupportedError(f"rope scaling {sliding['rope_type']!r} of layers with a window has no place in a GGUF")
+        raise UnsupportedError(f"rope scaling {sliding['rope_type']!r} of layers with a window has no field in a GGUF")
     found = rope_fields(full, config.head_size)
     own: Mapping[str, Any] = {
         **found.own,

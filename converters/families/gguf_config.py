@@ -1,4 +1,4 @@
-"""The fields of a GGUF <-> a config.json: what all families have in common. Knows no family."""
+"""The fields of a GGUF <-> a config.json, for the part that all families share. Knows no family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rkf.converters.families.gguf_rope import shortest
 from rkf.errors import SourceError, UnsupportedError
 
 C = TypeVar("C", bound=Decoder)
-# config.json key -> GGUF key, behind "<architecture>.".
+# config.json key -> GGUF key, after "<architecture>.".
 KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "embedding_length",
@@ -27,7 +27,7 @@ _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_atten
 
 
 def head_size(model: GgufModel) -> int:
-    """Numbers of a head."""
+    """The width of a head."""
     given, heads, width = (
         model.own.get(key) for key in ("attention.key_length", "attention.head_count", "embedding_length")
     )
@@ -38,7 +38,7 @@ def head_size(model: GgufModel) -> int:
 
 
 def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
-    """A config.json as transformers would have it."""
+    """A config.json in transformers' form."""
     found = {ours: shortest(model.own[theirs]) for ours, theirs in KEYS.items() if theirs in model.own}
     for key in _REQUIRED:
         if key not in found:
@@ -75,7 +75,7 @@ def fields_of(family: Family[C], config: C) -> GgufFields:
 
 
 def only_whole_heads(own: Mapping[str, Any], size: int) -> None:
-    """Refuse a rope that turns part of a head, for a family that always turns whole ones."""
+    """Refuse a rope that rotates part of a head, for a family that always rotates whole heads."""
     turned = own.get("rope.dimension_count", size)
     if turned != size:
         raise UnsupportedError(f"rope.dimension_count is {turned}, expected the head dimension {size}")

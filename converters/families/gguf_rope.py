@@ -1,6 +1,6 @@
 """Rope in GGUF: fields and factor tensors <-> rope_parameters. Knows no family.
 
-A GGUF has no kind "llama3": llama.cpp's converter writes what each frequency is divided by.
+A GGUF has no kind "llama3": llama.cpp's converter writes the divisor of each frequency instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOLERANCE = 1e-5
 def rope_config(model: GgufModel, head_size: int) -> dict[str, Any]:
     """rope_parameters of a GGUF's fields and factors.
 
-    Raises UnsupportedError for a kind that it does not know, SourceError for factors of no kind.
+    Raises UnsupportedError for an unknown kind, SourceError for factors that fit no kind.
     """
     own = model.own
     kind = own.get("rope.scaling.type", "none")
@@ -41,7 +41,7 @@ def rope_config(model: GgufModel, head_size: int) -> dict[str, Any]:
 
 
 def rope_fields(rope: Mapping[str, Any], head_size: int) -> GgufFields:
-    """The fields of standard rope_parameters; UnsupportedError where a GGUF has none for them."""
+    """The fields of standard rope_parameters; UnsupportedError if a GGUF has none for them."""
     kind = rope["rope_type"]
     own: dict[str, Any] = {
         "rope.dimension_count": int(head_size * rope["partial_rotary_factor"]),
@@ -53,7 +53,7 @@ def rope_fields(rope: Mapping[str, Any], head_size: int) -> GgufFields:
         return GgufFields(own | {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])})
     if kind == "llama3":
         return GgufFields(own, {FACTORS: llama3_divisors(rope, head_size).astype(np.float32)})
-    raise UnsupportedError(f"rope scaling {kind!r} has no place in a GGUF that rkf writes")
+    raise UnsupportedError(f"rope scaling {kind!r} cannot be stored in a GGUF written by rkf")
 
 
 def _longrope(model: GgufModel, theta: float) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def llama3_parameters(factors: NDArray[Any], theta: float, head_size: int) -> di
 
     Inverts `_compute_llama3_parameters` (transformers/modeling_rope_utils.py). Between the two thresholds the
     divisor d satisfies (1/d - 1/factor) / (1 - 1/factor) = (context / wavelength - low) / (high - low), a line over
-    1 / wavelength. It has two coefficients for three unknowns, so any low describes it: 1 is taken. One divisor between
-    the thresholds leaves the high one open too: 4 is taken, as in every published model.
+    1 / wavelength. It has two coefficients for three unknowns, so any value of low fits; 1 is used. With one divisor
+    between the thresholds the high factor is open too; 4 is used, as in every published model.
     """
     factors = np.asarray(factors, np.float64).reshape(-1)
     if factors.size != head_size // 2 or not np.all(np.isfinite(factors) & (factors >= 1)):
@@ -97,7 +97,7 @@ def llama3_parameters(factors: NDArray[Any], theta: float, head_size: int) -> di
 
 
 def llama3_divisors(rope: Mapping[str, Any], head_size: int) -> NDArray[np.float64]:
-    """What each rope frequency is divided by, `f64[head_size / 2]`."""
+    """The divisor of each rope frequency, `f64[head_size / 2]`."""
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = rope["original_max_position_embeddings"] * _plain(rope["rope_theta"], head_size) / (2 * np.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
@@ -120,5 +120,5 @@ def _plain(theta: float, head_size: int) -> NDArray[np.float64]:
 
 
 def shortest(value: Any) -> Any:
-    """The shortest decimal that rounds to the same f32: what the model's author wrote before it became f32."""
+    """The shortest decimal that rounds to the same f32: probably the number that the model's author wrote."""
     return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,7 +1,7 @@
 """How a family declares the keys of its config.json, and the one reader of such tables. Knows no family.
 
-A family's table is a frozen dataclass: a field is a key, its default is the reference's (transformers) own, and its
-kind says what may stand there. Keys that no field names are ignored, as the reference ignores them.
+A family's table is a frozen dataclass. A field is a key; its default is that of the reference (transformers); its kind
+restricts the value. Keys without a field are ignored, as in the reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rkf.errors import SourceError, UnsupportedError
 
 MAX_SIZE = (1 << 31) - 1
 FULL, SLIDING = "full_attention", "sliding_attention"
-# Words of hidden_act -> activations of ops. The three tanh forms of gelu are one formula.
+# Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -35,7 +35,7 @@ C = TypeVar("C")
 
 
 def read(kind: type[C], config: Mapping[str, Any]) -> C:
-    """The table of a config.json. Raises SourceError or UnsupportedError naming the key."""
+    """The table of a config.json. Raises SourceError or UnsupportedError that names the key."""
     found: dict[str, Any] = {}
     for key in fields(kind):  # type: ignore[arg-type]
         names = (key.metadata["name"] or key.name, *key.metadata["aliases"])
@@ -49,7 +49,7 @@ def read(kind: type[C], config: Mapping[str, Any]) -> C:
     return kind(**found)
 
 
-# --- kinds of keys: each a function of the default; "optional" ones may also be null
+# --- kinds of keys: functions of the default; "optional" ones may also be null
 
 
 def size(default: int, aliases: tuple[str, ...] = (), most: int = MAX_SIZE) -> Any:
@@ -81,12 +81,12 @@ def flag(default: bool, or_null: bool = False) -> Any:
 
 
 def activation(default: str, name: str = "hidden_act") -> Any:
-    """The name of a function, at the key `name`; its value is the word that ops have for it."""
+    """The name of an activation at the key `name`; its value is the ops' word for it."""
     return _key(_ACTIVATIONS[default], _activation, name=name)
 
 
 def layer_types() -> Any:
-    """What attends how, a word a layer; null: the family's own pattern."""
+    """The kind of attention of each layer, as words; null: the family's own pattern."""
     return _key(None, _or_null(_layer_types))
 
 
@@ -106,7 +106,7 @@ def tokens(*defaults: int) -> Any:
 
 
 def table() -> Any:
-    """An object, or null; rope.py reads what is in it."""
+    """An object, or null; rope.py reads its contents."""
     return _key(None, _or_null(_object))
 
 
@@ -114,7 +114,7 @@ def table() -> Any:
 
 
 class _WrongError(Exception):
-    """A value of another kind than its key's."""
+    """A value of the wrong kind for its key."""
 
     def __init__(self, expected: str) -> None:
         self.expected = expected

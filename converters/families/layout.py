@@ -1,8 +1,8 @@
-"""Where the tensors of a program lie in a checkpoint: names, parts of fused ones, stacks, and what is undone.
+"""Where the tensors of a program are in a checkpoint: names, parts of fused tensors, stacks, and conversions to undo.
 
-Knows no format and no family. A layout is a function from a tensor's name to its origins, the usual one first. What it
-says is read in both directions: converters cut a checkpoint's tensors to those of the program, exporters put them
-together again.
+Knows no format and no family. A layout is a function from a tensor's name to its origins, the usual one first. It works
+in both directions: converters cut a checkpoint's tensors into those of the program, and exporters put them together
+again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class Step(Protocol):
-    """What is done with the values of a checkpoint's tensor. moves: it changes none of them, only where they are."""
+    """A change of a checkpoint tensor's values. moves: whether it only moves values and changes none."""
 
     @property
     def moves(self) -> bool: ...
@@ -36,9 +36,9 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unpermuted:
-    """Rows of each head from rope's neighbour pairs (2i, 2i + 1) to halves (i, i + n), as ops have them.
+    """Rows of each head, from rope's neighbour pairs (2i, 2i + 1) to the halves (i, i + n) that ops use.
 
-    Source: `LlamaModel.permute` of llama.cpp's conversion/llama.py, whose inverse this is; biases too.
+    Source: this is the inverse of `LlamaModel.permute` in llama.cpp's conversion/llama.py. It also applies to biases.
     """
 
     heads: int
@@ -69,11 +69,11 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A tensor of the program, in terms of a checkpoint's.
+    """A tensor of the program in terms of a checkpoint's tensors.
 
-    names: the tensor that it is, or, where stacked, the tensors of the experts in order, which become one
-    [experts, rows, cols]. part: what it is of the named tensor, as a numpy index of slices with both ends; () is all of
-    it. steps: what is done then.
+    names: the tensor it comes from; if stacked, the tensors of the experts in order, which become one
+    [experts, rows, cols]. part: the part of the named tensor, as a numpy index of slices with both ends; () is all of
+    it. steps: changes to apply then.
     """
 
     names: tuple[str, ...]
@@ -85,7 +85,7 @@ class Origin:
         return replace(self, names=tuple(map(rename, self.names)))
 
     def shape(self, stored: Shape) -> Shape:
-        """The shape of the program's tensor, given that of the checkpoint's."""
+        """The shape of the program's tensor, from the shape of the checkpoint's."""
         cut = tuple(
             len(range(*self.part[axis].indices(size))) if axis < len(self.part) else size
             for axis, size in enumerate(stored)
@@ -94,7 +94,7 @@ class Origin:
 
     @property
     def keeps_values(self) -> bool:
-        """Whether values only move, so that they keep their dtype."""
+        """Whether values only move and so keep their dtype."""
         return all(step.moves for step in self.steps)
 
 
@@ -102,12 +102,12 @@ Layout = Callable[[str], tuple[Origin, ...]]
 
 
 def as_named(name: str) -> tuple[Origin, ...]:
-    """The layout of a checkpoint that has the program's own names and shapes."""
+    """The layout of a checkpoint with the program's own names and shapes."""
     return (Origin((name,)),)
 
 
 def by_full_name(layout: Layout) -> Layout:
-    """A family's layout, which knows names inside a layer, as one over full names."""
+    """A family's layout over names inside a layer, as a layout over full names."""
 
     def origins(name: str) -> tuple[Origin, ...]:
         match = _LAYER.fullmatch(name)
@@ -119,12 +119,12 @@ def by_full_name(layout: Layout) -> Layout:
 
 
 def place(program: Program, layout: Layout, stored: Mapping[str, Shape], tied: bool, label: str) -> dict[str, Origin]:
-    """Where each tensor of the program is, in name order. stored: name -> shape of what the checkpoint has.
+    """The origin of each tensor of the program, in name order. stored: name -> shape of the checkpoint's tensors.
 
-    Raises SourceError for a tensor that is missing or of another shape, UnsupportedError for one that no op reads.
+    Raises SourceError for a tensor that is missing or has another shape, UnsupportedError for one that no op reads.
     """
     found: dict[str, Origin] = {}
-    for name, shape, _ in program.weights():  # lazily: a forged number of layers ends at the first that is missing
+    for name, shape, _ in program.weights():  # lazily: with a forged number of layers, the first missing one ends it
         if tied and name == HEAD:
             continue
         possible = layout(name)
@@ -154,7 +154,7 @@ def _refuse_surplus(found: Mapping[str, Origin], stored: Mapping[str, Shape], la
             read[part] = read.get(part, 0) + share
     for name in sorted(stored):
         if name not in read:
-            raise UnsupportedError(f"{label}: tensor {name} has no place in the model that the configuration describes")
+            raise UnsupportedError(f"{label}: tensor {name} is not part of the model that the configuration describes")
         if read[name] != prod(stored[name]):
             raise SourceError(
                 f"{label}: tensor {name}: expected {read[name]} values by the configuration, got {prod(stored[name])}"
@@ -163,7 +163,7 @@ def _refuse_surplus(found: Mapping[str, Origin], stored: Mapping[str, Shape], la
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a checkpoint's tensor. expert: which of a stack it is, None for a tensor that is no stack."""
+    """A piece of a checkpoint's tensor. expert: its number in a stack, None for a tensor that is not a stack."""
 
     tensor: str
     origin: Origin
@@ -172,14 +172,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A tensor of a checkpoint to be written, and the pieces that it is made of."""
+    """A tensor of a checkpoint to be written, and its pieces."""
 
     name: str
     shape: Shape
     parts: tuple[Part, ...]
 
     def values(self, decode: Callable[[str], Values]) -> Values:
-        """f32[shape]. decode: gives a tensor of the program, f32."""
+        """f32[shape]. decode: returns a tensor of the program, f32."""
         out = np.empty(self.shape, np.float32)
         for part in self.parts:
             values = decode(part.tensor)
@@ -190,7 +190,7 @@ class Assembly:
 
 
 def assemblies(layout: Layout, shapes: Mapping[str, Shape]) -> Iterator[Assembly]:
-    """The tensors of a checkpoint with this layout, stacks in turn. shapes: of the program's tensors to be written."""
+    """The tensors of a checkpoint with this layout, each stack in order. shapes: those of the program's tensors."""
     pieces: dict[str, list[Part]] = {}
     for name in shapes:
         origin = layout(name)[0]
@@ -201,7 +201,7 @@ def assemblies(layout: Layout, shapes: Mapping[str, Shape]) -> Iterator[Assembly
 
 
 def _whole(parts: list[tuple[Shape, Origin]]) -> Shape:
-    """The shape of a tensor that parts make up."""
+    """The shape of a tensor made of parts."""
     shape, origin = parts[0]
     inner = shape[1:] if origin.stacked else shape
     cuts = [origin.part for _, origin in parts]

@@ -1,4 +1,4 @@
-"""llama: Llama 1 to 3, and the many models that have its shape."""
+"""llama: Llama 1 to 3, and the many models of the same structure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _to_fields(config: LlamaKeys) -> GgufFields:
 
 
 def unpermuted(config: Decoder) -> Layout:
-    """ggml's "normal" rope turns neighbours, so llama.cpp's converter permutes the rows of q and k."""
+    """ggml's "normal" rope rotates neighbours, so llama.cpp's converter permutes the rows of q and k."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}
 
     def layout(name: str) -> tuple[Origin, ...]:

@@ -1,4 +1,4 @@
-"""mistral: a llama without biases whose layers may all have a window. llama.cpp has no name of its own for it."""
+"""mistral: a llama without biases, optionally with a window in all layers. llama.cpp has no own name for it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: MistralKeys) -> GgufFields:
-    """llama.cpp does not apply the window to this architecture; the field is there for readers that do."""
+    """llama.cpp does not apply the window to this architecture; the field is for readers that do."""
     found = rope_fields(_rope(config), config.head_size)
     return GgufFields({**found.own, "attention.sliding_window": config.sliding_window}, found.extra)
 

@@ -1,4 +1,4 @@
-"""olmo2: OLMo 2. No norm before a branch but one after it; norms of q and k over all heads together."""
+"""olmo2: OLMo 2. A norm after each branch instead of before it; norms of q and k over all heads together."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _rope(config: Olmo2Keys) -> dict[str, Any]:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     if model.own.get("attention.sliding_window"):
-        raise UnsupportedError("attention.sliding_window: OLMo 3 is not supported; expected none, as OLMo 2 has")
+        raise UnsupportedError("attention.sliding_window: OLMo 3 is not supported; expected none, as in OLMo 2")
     only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
@@ -53,7 +53,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: Olmo2Keys) -> GgufFields:
-    config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp wants a head of its own")
+    config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     return rope_fields(_rope(config), config.head_size)
 

@@ -1,4 +1,4 @@
-"""phi3: Phi 3, 3.5 and 4 (mini too). Fused q/k/v and gate/up; part of a head may turn; longrope."""
+"""phi3: Phi 3, 3.5 and 4 (mini too). Fused q/k/v and gate/up; rope may rotate part of a head; longrope."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _program(config: Phi3Keys) -> Program:
 
 
 def _rope(config: Phi3Keys) -> dict[str, Any]:
-    """Here "su" and "yarn" are old names of longrope, which takes the top-level original length."""
+    """Here "su" and "yarn" are old names of longrope, which uses the top-level original length."""
     found = rope.parameters(config)
     if found["rope_type"] in ("su", "yarn"):
         found["rope_type"] = "longrope"
@@ -73,7 +73,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     own, width = model.own, head_size(model)
     found = rope_config(model, width) | {"partial_rotary_factor": own.get("rope.dimension_count", width) / width}
     config: dict[str, Any] = {
-        "sliding_window": own.get("attention.sliding_window") or None,  # 0 stands for none
+        "sliding_window": own.get("attention.sliding_window") or None,  # 0 means none
         "original_max_position_embeddings": own.get("rope.scaling.original_context_length", own["context_length"]),
     }
     given = own.get("rope.scaling.attn_factor")
@@ -91,7 +91,7 @@ def _attention_factor(context: int, original: int) -> float:
 
 def _to_fields(config: Phi3Keys) -> GgufFields:
     if config.head_size * config.num_attention_heads != config.hidden_size:
-        raise UnsupportedError("head_dim: heads that are not as wide together as hidden_size have no place in a GGUF")
+        raise UnsupportedError("head_dim: a GGUF cannot store heads whose total width differs from hidden_size")
     found = _rope(config)
     fields = rope_fields(found | {"rope_type": "default"}, config.head_size)
     own = {

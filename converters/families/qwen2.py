@@ -1,4 +1,4 @@
-"""qwen2: Qwen 2 and 2.5. Biases of q, k and v; a window in the upper layers, if it is used at all."""
+"""qwen2: Qwen 2 and 2.5. Biases of q, k and v; optionally a window in the upper layers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class QwenKeys(Decoder):
 
     @property
     def windows(self) -> list[int | None]:
-        """The window of each layer, None where it sees everything."""
+        """The window of each layer, None for full attention."""
         window = self.sliding_window if self.use_sliding_window else None
         kinds = self.layer_types or [
             SLIDING if number >= self.max_window_layers else FULL for number in range(self.num_hidden_layers)
@@ -66,7 +66,7 @@ def _program(config: QwenKeys) -> Program:
 
 
 def to_config(model: GgufModel) -> dict[str, Any]:
-    """A GGUF of these models names no layers: its window, if it has one, is every layer's."""
+    """A GGUF of these models does not say which layers have a window; if it has one, it applies to every layer."""
     only_whole_heads(model.own, head_size(model))
     window = model.own.get("attention.sliding_window") or None
     return {
@@ -80,7 +80,7 @@ def to_config(model: GgufModel) -> dict[str, Any]:
 def to_fields(config: QwenKeys) -> GgufFields:
     windows = set(config.windows)
     if len(windows) > 1:
-        raise UnsupportedError("layer_types: a window in some layers only has no place in a GGUF of this family")
+        raise UnsupportedError("layer_types: a GGUF of this family cannot store a window for only some layers")
     found = rope_fields(config.rope, config.head_size)
     return GgufFields({**found.own, "attention.sliding_window": windows.pop()}, found.extra)
 

@@ -45,7 +45,7 @@ class Qwen3MoeKeys(Decoder):
 
     @property
     def window(self) -> int | None:
-        """Of every layer, if it is used."""
+        """The window of every layer, if it is used."""
         return self.sliding_window if self.use_sliding_window else None
 
     def is_sparse(self, layer: int) -> bool:
@@ -81,7 +81,7 @@ def _rope(config: Qwen3MoeKeys) -> dict[str, Any]:
 
 
 def _layout(config: Qwen3MoeKeys) -> Layout:
-    """Experts lie one by one; transformers 5 may also store them stacked, gate and up in one, gate first."""
+    """Experts are separate tensors. transformers 5 may also store them stacked, with gate and up in one, gate first."""
     inner = config.moe_intermediate_size
     cuts = {"gate_proj": (0, inner), "up_proj": (inner, 2 * inner)}
 
@@ -100,7 +100,7 @@ def _layout(config: Qwen3MoeKeys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    """llama.cpp always divides by the sum of the chosen weights, and has experts in every layer."""
+    """llama.cpp always divides by the sum of the chosen weights, and assumes experts in every layer."""
     own = model.own
     only_whole_heads(own, head_size(model))
     window = own.get("attention.sliding_window") or None
@@ -119,7 +119,7 @@ def _to_fields(config: Qwen3MoeKeys) -> GgufFields:
     config.refuse(not config.norm_topk_prob, "norm_topk_prob", "true, as llama.cpp computes it")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     if not all(map(config.is_sparse, range(config.num_hidden_layers))):
-        raise UnsupportedError("mlp_only_layers, decoder_sparse_step: layers without experts have no place in a GGUF")
+        raise UnsupportedError("mlp_only_layers, decoder_sparse_step: a GGUF cannot store layers without experts")
     found = rope_fields(_rope(config), config.head_size)
     own = {
         **found.own,

@@ -20,20 +20,20 @@ from rkf.model.frequencies import Frequencies
 from rkf.model.op_maps import MAX_FREQUENCIES
 
 F32 = NDArray[np.float32]
-# Kinds whose original_max_position_embeddings is max_position_embeddings unless it is given.
+# Kinds whose original_max_position_embeddings defaults to max_position_embeddings.
 STRETCHED = ("llama3", "longrope", "yarn")
 
 
 def parameters(config: Decoder) -> dict[str, Any]:
-    """rope_parameters as transformers 5 has them, from its own spelling or that of the versions before it.
+    """rope_parameters in the form of transformers 5, from that form or from that of earlier versions.
 
-    rope_scaling that is not empty replaces rope_parameters; what neither has comes from the keys beside them.
+    A non-empty rope_scaling replaces rope_parameters; values missing from both come from top-level keys.
     """
     return standard({**(config.rope_scaling or config.rope_parameters or {})}, config)
 
 
 def standard(rope: dict[str, Any], config: Decoder) -> dict[str, Any]:
-    """One object of rope parameters with the keys that it leaves out."""
+    """One object of rope parameters with its missing keys filled in."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     found = {"rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor or 1.0} | rope
     if kind in STRETCHED:
@@ -43,7 +43,7 @@ def standard(rope: dict[str, Any], config: Decoder) -> dict[str, Any]:
 
 
 def spelt(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a config.json that say the same to transformers 5 (rope_parameters) and to the versions before it."""
+    """Keys of a config.json with the same meaning for transformers 5 (rope_parameters) and for earlier versions."""
     beside = ("rope_type", "rope_theta", "partial_rotary_factor")
     scaling = {"type": rope["rope_type"], **{key: value for key, value in rope.items() if key not in beside}}
     found = {key: rope[key] for key in beside[1:] if key in rope}
@@ -51,9 +51,9 @@ def spelt(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def whole_heads(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters for a family whose rope always turns whole heads.
+    """The parameters for a family whose rope always rotates whole heads.
 
-    The reference ignores a partial_rotary_factor there while the kind is "default", and fails otherwise.
+    For the kind "default" the reference ignores partial_rotary_factor there; for any other it fails.
     """
     if rope["rope_type"] != "default" and rope["partial_rotary_factor"] != 1:
         raise UnsupportedError(
@@ -66,7 +66,7 @@ def whole_heads(rope: Mapping[str, Any]) -> dict[str, Any]:
 def frequencies(rope: Mapping[str, Any], head_size: int, context: int) -> Frequencies:
     """The frequencies of one object of standard parameters. context: max_position_embeddings.
 
-    Raises UnsupportedError for a kind that is not known, SourceError for a number that is missing or wrong.
+    Raises UnsupportedError for an unknown kind, SourceError for a number that is missing or wrong.
     """
     kind = rope["rope_type"]
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -74,7 +74,7 @@ def frequencies(rope: Mapping[str, Any], head_size: int, context: int) -> Freque
     turned = int(head_size * _number(rope, "partial_rotary_factor"))
     if not 2 <= turned <= min(head_size, 2 * MAX_FREQUENCIES) or turned % 2:
         most = min(head_size, 2 * MAX_FREQUENCIES)
-        raise SourceError(f"rope: expected an even number of at most {most} values of a head turned, got {turned}")
+        raise SourceError(f"rope: expected an even number of rotated values per head, at most {most}, got {turned}")
     return _KINDS[kind](rope, turned, head_size, context)
 
 
@@ -93,7 +93,7 @@ def _default(rope: Mapping[str, Any], turned: int, head_size: int, context: int)
 
 
 def _dynamic(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
-    """Within max_position_embeddings, beyond which rkf does not go, the plain frequencies."""
+    """The plain frequencies, valid within max_position_embeddings, which rkf never exceeds."""
     _number(rope, "factor")
     return _table(_plain(rope, turned))
 
@@ -103,7 +103,7 @@ def _linear(rope: Mapping[str, Any], turned: int, head_size: int, context: int) 
 
 
 def _llama3(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
-    """Long waves are stretched, short ones kept, those between blended by how often they turn in the old context."""
+    """Long waves are stretched, short ones kept, those between blended by their rotations in the old context."""
     factor, old = _number(rope, "factor"), _number(rope, "original_max_position_embeddings")
     low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
     if low >= high:
@@ -115,7 +115,7 @@ def _llama3(rope: Mapping[str, Any], turned: int, head_size: int, context: int) 
 
 
 def _proportional(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
-    """Part of the pairs of the whole head turn; the others have frequency 0."""
+    """Part of the pairs of the whole head rotate; the others have frequency 0."""
     pairs = int(_number(rope, "partial_rotary_factor") * head_size // 2)
     found = np.zeros(head_size // 2, np.float32)
     found[:pairs] = 1 / _powers(rope, 2 * pairs, head_size)
@@ -123,7 +123,7 @@ def _proportional(rope: Mapping[str, Any], turned: int, head_size: int, context:
 
 
 def _yarn(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
-    """Short waves are kept, long ones stretched; a ramp over the pairs' numbers between them."""
+    """Short waves are kept, long ones stretched; a ramp over the pair numbers blends those between."""
     old, theta = _number(rope, "original_max_position_embeddings"), _number(rope, "rope_theta")
     factor = _number(rope, "factor") if rope.get("factor") is not None else context / old
 
@@ -154,7 +154,7 @@ def _yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
 
 
 def _longrope(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
-    """A divisor a pair: one list within the original context, another for sequences that pass it."""
+    """A divisor per pair: one list within the original context, another for longer sequences."""
     old = int(_number(rope, "original_max_position_embeddings"))
     factor = _number(rope, "factor") if rope.get("factor") is not None else context / old
     if rope.get("attention_factor") is not None:

@@ -18,10 +18,12 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from rkf.calibrate import narrow, passes, sensitivity
+from rkf.calibrate.moments import Moments
 from rkf.errors import UsageError
 from rkf.file.atomic import replacing
 from rkf.format.matrix import F32, DenseTensor
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
+from rkf.model.roles import clusterable
 from rkf.text.tokenizer import Tokenizer
 
 U32 = NDArray[np.uint32]
@@ -51,9 +53,11 @@ class CalibrationSource(Protocol):
     """What calibration needs of a source (`rkf.converters.source.Source`)."""
 
     @property
-    def config(self) -> ModelConfig: ...
+    def model(self) -> ModelMetadata: ...
     @property
     def tensors(self) -> Mapping[str, Any]: ...
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
     @property
     def tokenizer_json(self) -> bytes: ...
     @property
@@ -74,17 +78,18 @@ class Calibration:
     def provenance(self) -> dict[str, Any]:
         return _provenance(self.origin, self.tokens.shape, blake3(self.tokens.astype("<u4").tobytes()).hexdigest())
 
-    def moments(self) -> Iterator[Mapping[str, NDArray[np.float64]]]:
-        return passes.moments(self.source.config, _reader(self.source), self.tokens)
+    def moments(self) -> Iterator[Mapping[str, Moments]]:
+        return passes.moments(self.source.model.program, _reader(self.source), self.tokens)
 
     def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
         """Kept ones, else what `coarse` costs (`rkf.calibrate.sensitivity`)."""
-        return self.measured or sensitivity.losses(self.source.config, _reader(self.source), coarse, self.tokens)
+        program = self.source.model.program
+        return self.measured or sensitivity.losses(program, _reader(self.source), coarse, self.tokens)
 
     @property
     def frequent(self) -> NDArray[np.int64]:
         """All tokens of the vocabulary, the most frequent of the text first."""
-        counts = np.bincount(self.tokens.reshape(-1), minlength=self.source.config.vocab_size)
+        counts = np.bincount(self.tokens.reshape(-1), minlength=self.source.model.vocab_size)
         return np.argsort(-counts, kind="stable")
 
 
@@ -127,19 +132,20 @@ def self_written(
     source: CalibrationSource, folder: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> U32:
     """WRITTEN texts of the model's own, u32[WRITTEN, WRITTEN_CTX]: the same for the same weights."""
-    ctx = min(WRITTEN_CTX + _LOST, source.config.context_length)
-    beginnings = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))
+    ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
+    beginnings = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
     begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # each is cut once and once not
     with narrow.mapped(folder or Path(gettempdir())) as keep:
-        text = passes.write_text(source.config, _reader(source), begun, ctx=ctx, keep=keep, progress=progress)
+        reader = _reader(source)
+        text = passes.write_text(source.model.program, reader, begun, ctx=ctx, keep=keep, progress=progress)
     text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
     return text[:, : ctx - _LOST]
 
 
-def prompts(config: ModelConfig, tokenizer: Tokenizer) -> list[list[int]]:
+def prompts(model: ModelMetadata, tokenizer: Tokenizer) -> list[list[int]]:
     """How each text begins."""
-    start = [] if config.bos_id is None else [config.bos_id]
-    start = start or list(config.eos_ids[:1]) or [0]
+    start = [] if model.bos_id is None else [model.bos_id]
+    start = start or list(model.eos_ids[:1]) or [0]
     plain = [start + tokenizer.encode(text, bos=False) for text in _BEGINNINGS]
     chats = plain
     if tokenizer.template is not None:
@@ -151,10 +157,10 @@ def prompts(config: ModelConfig, tokenizer: Tokenizer) -> list[list[int]]:
 def _cut(data: bytes, path: Path, source: CalibrationSource) -> U32:
     """The first SEQUENCES sequences of a text's tokens, spread over all of it."""
     try:
-        ids = Tokenizer(source.tokenizer_json, source.config).encode(data.decode("utf-8"))
+        ids = Tokenizer(source.tokenizer_json, source.model).encode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: expected UTF-8 text, or tokens that `rkf calibrate` kept: {error}") from error
-    ctx = min(CTX, source.config.context_length)
+    ctx = min(CTX, source.model.context_length)
     available = len(ids) // ctx
     if not available:
         raise UsageError(f"{path}: {len(ids)} tokens; expected {ctx} at least, and {SEQUENCES * ctx} to do well")
@@ -170,17 +176,17 @@ def _loaded(data: bytes, path: Path, source: CalibrationSource) -> Calibration:
         raise UsageError(f"{path}: not a calibration that `rkf calibrate` kept: {error}") from error
     if tokens.ndim != 2 or not tokens.size or tokens.dtype != np.uint32:
         raise UsageError(f"{path}: damaged: expected u32 sequences of tokens, got {tokens.dtype} {tokens.shape}")
-    matrices = {name for name, spec in source.tensors.items() if len(spec.shape) > 1}
-    if tokens.max() >= source.config.vocab_size or set(names) not in (set(), matrices) or len(names) != len(losses):
-        raise UsageError(f"{path}: kept for another model than {source.config.architecture}")
+    matrices = set(clusterable(source.model.program)) & source.tensors.keys()
+    if tokens.max() >= source.model.vocab_size or set(names) not in (set(), matrices) or len(names) != len(losses):
+        raise UsageError(f"{path}: kept for another model")
     return Calibration(source, tokens, path.name, dict(zip(names, losses, strict=True)))
 
 
-def _reader(source: CalibrationSource) -> passes.Read:
-    def read(name: str) -> F32 | None:
-        return source.read(name).decode() if name in source.tensors else None
+def _reader(source: CalibrationSource) -> passes.TensorReader:
+    def read(name: str) -> F32:
+        return source.read(name).decode()
 
-    return read
+    return passes.TensorReader(read, source.aliases)
 
 
 def _provenance(origin: str, shape: tuple[int, ...], digest: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _TILE = 1 << 18  # weights widened at once: 1 MB, which the second-level cache h
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """A matrix, bf16[rows, cols]."""
+    """A matrix, bf16[rows, cols], or a stack of them."""
 
     bits: NDArray[np.uint16]
 
@@ -34,6 +34,10 @@ class Narrow:
     def __getitem__(self, rows: NDArray[np.integer]) -> F32:
         """Rows by number, f32[rows' shape, cols]."""
         return to_f32(self.bits[rows], "bf16")
+
+    def matrix(self, number: int) -> Narrow:
+        """One matrix of a stack."""
+        return Narrow(self.bits[number])
 
 
 @contextmanager

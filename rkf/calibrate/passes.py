@@ -1,40 +1,68 @@
 """Calibration: the text a model writes by itself, and the second moments of every matrix' inputs on a text.
 
-Gets the weights through a callable, so that a checkpoint needs no conversion first. Knows no file and no clustering.
+Runs the program of any model. Gets the weights through a callable, so that a checkpoint needs no conversion first.
+Knows no file and no clustering.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf.calibrate.layers import SHARED_INPUTS, KeyValues, Layer, rms_norm
-from rkf.calibrate.narrow import Narrow, product
+from rkf.calibrate.batch_cache import BatchCache
+from rkf.calibrate.interpreter import Flow, Stretch, logits
+from rkf.calibrate.moments import Moments, tapped
+from rkf.calibrate.narrow import Narrow
 from rkf.format.codec import workers
-from rkf.model.first_form import ModelConfig
+from rkf.model.ops import EMBEDDING, MATRIX, STACK
+from rkf.model.program import Program
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U32 = NDArray[np.uint32]
-Read = Callable[[str], "F32 | None"]
-"""A tensor's weights by canonical name; None for one that the model has not."""
 
 # What one thread works on: fixed, so that sums do not depend on the number of threads. A chunk that writes reads all
 # weights for one token of each of its sequences: products reach 30 GFLOPS a core with 16 of them, 80 with 64, 100 with
 # 128. A chunk that reads holds the activations of so many tokens.
 _WRITTEN_SEQUENCES, _READ_TOKENS = 64, 1024
-EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReader:
+    """The tensors of a checkpoint by their names in the program. aliases: name -> the tensor that it stands for."""
+
+    read: Callable[[str], F32]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def stored(self, name: str) -> str:
+        """The name under which a tensor is stored."""
+        return self.aliases.get(name, name)
+
+    def __call__(self, name: str) -> F32:
+        return self.read(self.stored(name))
+
+    def of(self, stretch: Stretch) -> dict[str, F32]:
+        """All tensors of a stretch."""
+        return {name: self(name) for name in stretch.names}
+
+
+def stretches(program: Program, positions: int) -> Iterator[Stretch]:
+    """The stem, each layer, and the top, for sequences of at most so many tokens."""
+    yield Stretch.stem(program, positions)
+    for layer in range(program.layers):
+        yield Stretch.of_layer(program, layer, positions)
+    yield Stretch.top(program, positions)
 
 
 def write_text(
-    config: ModelConfig,
-    read: Read,
+    program: Program,
+    reader: TensorReader,
     prompts: Sequence[Sequence[int]],
     *,
     ctx: int,
@@ -47,108 +75,71 @@ def write_text(
     Token t of sequence i is drawn by number i of Philox stream `seed` at counter t. What is held: the matrices, each as
     `keep` returns it, and the keys and values of all texts and layers in 16 bits.
     """
-    layers = [Layer(config, _kept(layer_weights(config, read, number), keep)) for number in range(config.layers)]
-    embedding, untied, norm = keep(required(read, EMBEDDING)), read(HEAD), required(read, NORM)
-    head = embedding if untied is None else keep(untied)
+    model = list(stretches(program, ctx))
+    kept = _kept(program, model, reader, keep)
+    head = kept[program.logits.weight]
     chunks = [
         range(start, min(start + _WRITTEN_SEQUENCES, len(prompts)))
         for start in range(0, len(prompts), _WRITTEN_SEQUENCES)
     ]
-    pasts = [KeyValues.of_layers(config, len(chunk), ctx) for chunk in chunks]
+    caches = [BatchCache(program, len(chunk), ctx) for chunk in chunks]
     tokens = np.zeros((len(prompts), ctx), np.uint32)
     given = np.zeros((len(prompts), ctx), np.bool_)
     for number, prompt in enumerate(prompts):
-        kept = list(prompt)[:ctx]
-        tokens[number, : len(kept)], given[number, : len(kept)] = kept, True
+        start = list(prompt)[:ctx]
+        tokens[number, : len(start)], given[number, : len(start)] = start, True
 
-    def step(chunk: range, past: list[KeyValues], position: int) -> None:
+    def step(chunk: range, cache: BatchCache, position: int) -> None:
         rows = slice(chunk.start, chunk.stop)
         points = np.random.Generator(np.random.Philox(key=seed, counter=position)).random(size=len(prompts))
-        x = embedding[tokens[rows, position - 1]][:, None]
-        for layer, cache in zip(layers, past, strict=True):
-            x = layer(x, cache)
-        drawn = _drawn(product(rms_norm(x[:, 0], norm, config.norm_epsilon), head), points[rows])
+        flow = Flow(tokens[rows, position - 1][:, None])
+        for stretch in model:
+            flow = stretch(kept, flow, cache)
+        cache.advance(1)
+        drawn = _drawn(logits(program.logits, flow.values[program.logits.src][:, 0], head), points[rows])
         tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
         for position in range(1, ctx):
-            list(pool.map(step, chunks, pasts, repeat(position)))
+            list(pool.map(step, chunks, caches, repeat(position)))
             if progress is not None:
                 progress(position + 1, ctx)
     return tokens
 
 
-def moments(config: ModelConfig, read: Read, tokens: U32) -> Iterator[Mapping[str, F64]]:
-    """Second moments E[x^T x] of the inputs of each layer's matrices, by canonical name, one layer after the other; at
-    the end those of the output head. f64[cols, cols]; matrices that read the same input share one array.
+def moments(program: Program, reader: TensorReader, tokens: U32) -> Iterator[Mapping[str, Moments]]:
+    """Second moments E[x^T x] of the inputs of matrices by name, one layer after the other; those of the stem, where it
+    has matrices, come first, those of the top and its logits last. Matrices that read the same input share one object.
 
-    tokens: u32[sequences, ctx]. One layer's weights and moments are held at a time, and the residual stream.
+    tokens: u32[sequences, ctx]. One layer's weights and moments are held at a time, and what lives through all layers.
     """
-    embedding = required(read, EMBEDDING)
     together = max(1, _READ_TOKENS // tokens.shape[1])
-    chunks = [tokens[start : start + together] for start in range(0, len(tokens), together)]
-    states = [embedding[chunk] for chunk in chunks]
-    del embedding
+    flows = [Flow(tokens[start : start + together]) for start in range(0, len(tokens), together)]
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
-        for number in range(config.layers):
-            states, found = tapped(pool, Layer(config, layer_weights(config, read, number)), states)
-            yield {f"model.layers.{number}.{name}": each for name, each in found.items()}
-    norm = required(read, NORM)
-    total = np.zeros((config.hidden_size, config.hidden_size))
-    for x in states:
-        normed = rms_norm(x, norm, config.norm_epsilon).reshape(-1, config.hidden_size)
-        total += normed.T @ normed
-    yield {HEAD: total / tokens.size}
+        for stretch in stretches(program, tokens.shape[1]):
+            flows, found = tapped(pool, stretch, reader.of(stretch), flows)
+            if found:
+                yield found
 
 
-def tapped(pool: ThreadPoolExecutor, layer: Layer, states: Sequence[F32]) -> tuple[list[F32], dict[str, F64]]:
-    """What a layer makes of each chunk of states, f32[sequences, tokens, hidden], and the second moments of its
-    matrices' inputs over all, by name within the layer.
-    """
-    count = sum(chunk.shape[0] * chunk.shape[1] for chunk in states)
-    after: list[F32] = []
-    means: dict[str, F64] = {}
-    for x, squares in pool.map(partial(_seen, layer), states):  # added as they come: of all chunks they would be many
-        after.append(x)
-        for name, each in squares.items():
-            means[name] = means.get(name, 0) + each / np.float64(count)
-    return after, {f"{name}.weight": means[names[0]] for names in SHARED_INPUTS for name in names}
-
-
-def _seen(layer: Layer, x: F32) -> tuple[F32, dict[str, F32]]:
-    """What the layer makes of one chunk, and x^T x of its matrices' inputs, by the first name that shares an input."""
-    own = {}
-
-    def tap(name: str, values: F32) -> None:
-        flat = values.reshape(-1, values.shape[-1])
-        own[name] = flat.T @ flat
-
-    return layer(x, None, tap), own
-
-
-def _drawn(logits: F32, points: F64) -> NDArray[np.int64]:
-    """The token whose share of [0, 1) holds each row's point. logits: f32[rows, vocab]; points: f64[rows]."""
+def _drawn(scores: F32, points: F64) -> NDArray[np.int64]:
+    """The token whose share of [0, 1) holds each row's point. scores: f32[rows, vocab]; points: f64[rows]."""
     found = []
-    for row, point in zip(logits, points, strict=True):  # one by one: all at once would take four times the logits
+    for row, point in zip(scores, points, strict=True):  # one by one: all at once would take four times the logits
         cumulative = np.cumsum(np.exp(row - row.max()), dtype=np.float64)
         found.append(np.searchsorted(cumulative, point * cumulative[-1], side="right"))
-    return np.minimum(found, logits.shape[1] - 1)
+    return np.minimum(found, scores.shape[1] - 1)
 
 
-def _kept(weights: dict[str, F32], keep: Callable[[F32], Narrow]) -> dict[str, F32 | Narrow]:
-    return {name: keep(each) if each.ndim > 1 else each for name, each in weights.items()}
-
-
-def layer_weights(config: ModelConfig, read: Read, number: int) -> dict[str, F32]:
-    """One layer's tensors by name within the layer."""
-    prefix = f"model.layers.{number}."
-    names = [name for name, _, _ in config.tensors() if name.startswith(prefix)]
-    found = {name.removeprefix(prefix): read(name) for name in names}
-    return {name: weights for name, weights in found.items() if weights is not None}
-
-
-def required(read: Read, name: str) -> F32:
-    weights = read(name)
-    if weights is None:
-        raise KeyError(name)
-    return weights
+def _kept(
+    program: Program, model: Sequence[Stretch], reader: TensorReader, keep: Callable[[F32], Narrow]
+) -> dict[str, F32 | Narrow]:
+    """All tensors by name, those of products and lookups as `keep` returns them, others in f32."""
+    narrow = {weight.name for weight in program.weights() if weight.role in (EMBEDDING, MATRIX, STACK)}
+    names = [*(name for stretch in model for name in stretch.names), program.logits.weight]
+    stored: dict[str, F32 | Narrow] = {}
+    for name in dict.fromkeys(names):
+        if reader.stored(name) not in stored:
+            weights = reader(name)
+            stored[reader.stored(name)] = keep(weights) if name in narrow else weights
+    return {name: stored[reader.stored(name)] for name in names}

@@ -6,20 +6,23 @@ Knows no clustering: the coarse matrices come from a callable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf.calibrate.layers import Layer, rms_norm
-from rkf.calibrate.passes import EMBEDDING, F32, F64, HEAD, NORM, U32, Read, layer_weights, required, tapped
+from rkf.calibrate.interpreter import Flow, Stretch, logits
+from rkf.calibrate.moments import Moments, tapped
+from rkf.calibrate.passes import F32, U32, TensorReader, stretches
 from rkf.format.codec import workers
-from rkf.model.first_form import ModelConfig
+from rkf.model.ops import Embed, Logits
+from rkf.model.program import Program
 
-Coarse = Callable[[F32, "F64 | None"], F32]
+Coarse = Callable[[F32, "Moments | None"], F32]
 """Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
 
 _PIECE = 128  # tokens of a text that count as one
@@ -31,76 +34,123 @@ _ROWS = 4096  # rows of the embedding beyond those that are needed, so that its 
 _TOGETHER = 4  # texts or disturbed copies that one thread works on
 
 
-def losses(config: ModelConfig, read: Read, coarse: Coarse, tokens: U32) -> dict[str, float]:
+def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) -> dict[str, float]:
     """Name of each matrix -> mean KL divergence in nats, by its second-order term, that storing it coarsely costs.
 
     tokens: u32[sequences, ctx]. Two predictions whose logits differ by d diverge by Var(d) / 2 under the first, where d
     is small; the variance is taken over tokens drawn from it, which spares the copies the output head. Few predictions
     would decide a mean: what is taken is the square of the mean root. One layer's weights are held at a time, the
-    embedding and the head, and copies of _MEASURED * _COPIED states for each matrix.
+    head, and copies of _MEASURED * _COPIED states for each matrix.
     """
     piece = min(_PIECE, tokens.shape[1])
     tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
     spread = np.linspace(0, len(tokens) - 1, _SEEN + _MEASURED).astype(int)
     of_measured = np.isin(np.arange(len(spread)), np.linspace(0, len(spread) - 1, _MEASURED).astype(int))
-    seen_ids, ids = tokens[spread[~of_measured]], tokens[spread[of_measured], -_COPIED:]
-    embedding, head = required(read, EMBEDDING), read(HEAD)
-    x = embedding[ids]
-    seen = np.array_split(embedding[seen_ids], _SEEN // _TOGETHER)
-    names, copies = [EMBEDDING], _coarse_rows(embedding, ids, coarse, None)[None]
+    seen = [Flow(ids) for ids in np.array_split(tokens[spread[~of_measured]], _SEEN // _TOGETHER)]
+    true = Flow(tokens[spread[of_measured], -_COPIED:])
+    head = program.logits.weight
+    names: list[str] = []
+    copies: list[Flow] = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
-        for number in range(config.layers):
-            weights = layer_weights(config, read, number)
-            layer = Layer(config, weights)
-            moved = pool.map(partial(_through, layer), np.array_split(copies, -(-len(copies) // _TOGETHER)))
-            seen, moments = tapped(pool, layer, seen)
-            new = pool.map(partial(_disturbed, config, weights, coarse, x), moments, moments.values())
-            copies = np.concatenate([*moved, *(each[None] for each in new)])
-            names += [f"model.layers.{number}.{kind}" for kind in moments]
-            x = layer(x)
-    norm = required(read, NORM)
-    before = rms_norm(x[:, -_SCORED:], norm, config.norm_epsilon).reshape(-1, config.hidden_size)
-    after = rms_norm(copies[:, :, -_SCORED:], norm, config.norm_epsilon).reshape(len(copies), *before.shape)
-    last = embedding if head is None else head
-    drawn = _drawn(before @ last.T)
-    found = {name: _divergence(each - before, last[drawn]) for name, each in zip(names, after, strict=True)}
-    flat = rms_norm(np.concatenate(seen), norm, config.norm_epsilon).reshape(-1, config.hidden_size).astype(np.float64)
-    of_head = _divergence(before, _coarse_rows(last, drawn, coarse, flat.T @ flat / len(flat)) - last[drawn])
-    if head is None:
-        found[EMBEDDING] += of_head
-    else:
-        found[HEAD] = of_head
+        for stretch in stretches(program, piece):
+            weights = reader.of(stretch)
+            moved = _moved(pool, stretch, weights, copies)
+            seen, moments = tapped(pool, stretch, weights, seen)
+            of_head = moments.pop(head, None)
+            disturbed = _disturbed(pool, stretch, weights, coarse, true, moments)
+            names += disturbed
+            copies = [*moved, *disturbed.values()]
+            true = stretch(weights, true)
+    op, last = program.logits, reader(head)
+    before = _scored(op, true)
+    drawn = _drawn(logits(op, before, last))
+    rows = last[drawn]
+    found = {
+        reader.stored(name): _divergence(op, before, rows, _scored(op, copy) - before, rows)
+        for name, copy in zip(names, copies, strict=True)
+    }
+    changed = _CoarseTable.of(last, drawn, coarse, of_head)[drawn] - rows
+    found[reader.stored(head)] = found.get(reader.stored(head), 0) + _divergence(op, before, rows, before, changed)
     return found
 
 
-def _through(layer: Layer, copies: F32) -> F32:
-    """copies: f32[copies, texts, tokens, hidden]"""
-    return layer(copies.reshape(-1, *copies.shape[2:])).reshape(copies.shape)
+class _CoarseTable:
+    """The rows of a coarse embedding that some tokens need."""
+
+    def __init__(self, ids: NDArray[np.integer], rows: F32) -> None:
+        self._ids, self._rows = ids, rows
+
+    @classmethod
+    def of(cls, weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: Moments | None) -> _CoarseTable:
+        spread = np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)
+        needed = np.union1d(ids, spread)
+        return cls(needed, coarse(weights[needed], moments))
+
+    def __getitem__(self, ids: NDArray[np.integer]) -> F32:
+        """f32[ids' shape, cols]"""
+        return self._rows[np.searchsorted(self._ids, ids)]
 
 
-def _disturbed(config: ModelConfig, weights: Mapping[str, F32], coarse: Coarse, x: F32, kind: str, moments: F64) -> F32:
-    return Layer(config, {**weights, kind: coarse(weights[kind], moments)})(x)
+def _moved(
+    pool: ThreadPoolExecutor, stretch: Stretch, weights: Mapping[str, F32], copies: Sequence[Flow]
+) -> list[Flow]:
+    """The copies after a stretch, several at a time."""
+    if not copies:
+        return []
+    groups = np.array_split(np.arange(len(copies)), -(-len(copies) // _TOGETHER))
+    moved = pool.map(partial(_together, stretch, weights), ([copies[i] for i in group] for group in groups))
+    return [flow for group in moved for flow in group]
 
 
-def _coarse_rows(weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: F64 | None) -> F32:
-    """Rows of a coarse embedding, f32[ids' shape, hidden]."""
-    spread = np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)
-    rows = np.union1d(ids, spread)
-    return coarse(weights[rows], moments)[np.searchsorted(rows, ids)]
+def _together(stretch: Stretch, weights: Mapping[str, F32], copies: Sequence[Flow]) -> list[Flow]:
+    return stretch(weights, Flow.joined(copies)).split(len(copies))
 
 
-def _divergence(states: F32, rows: F32) -> float:
-    """From what changes the logits of drawn tokens. states: f32[predictions, hidden]; rows: f32[predictions, draws,
-    hidden].
+def _disturbed(
+    pool: ThreadPoolExecutor,
+    stretch: Stretch,
+    weights: Mapping[str, F32],
+    coarse: Coarse,
+    true: Flow,
+    moments: Mapping[str, Moments],
+) -> dict[str, Flow]:
+    """By name of a table or matrix of the stretch, what comes out where it alone is coarse."""
+    tables = {stretch.prefix + op.table: None for op in stretch.ops if isinstance(op, Embed)}
+
+    def disturb(name: str, seen: Moments | None) -> Flow:
+        if name in tables:
+            stored: Any = _CoarseTable.of(weights[name], true.ids, coarse, None)
+        else:
+            stored = coarse(weights[name], seen)
+        return stretch({**weights, name: stored}, true)
+
+    jobs: dict[str, Moments | None] = {**tables, **moments}
+    return dict(zip(jobs, pool.map(disturb, jobs, jobs.values()), strict=True))
+
+
+def _scored(op: Logits, flow: Flow) -> F32:
+    """What the logits read at the tokens that count, f32[predictions, hidden]."""
+    x = flow.values[op.src][:, -_SCORED:]
+    return cast(F32, x.reshape(-1, x.shape[-1]))
+
+
+def _divergence(op: Logits, before: F32, rows: F32, states: F32, changed_rows: F32) -> float:
+    """From what changes the logits of drawn tokens: states @ changed_rows.
+
+    before: f32[predictions, hidden], what the logits read; rows: f32[predictions, draws, hidden], of the drawn tokens.
+    Either `states` is a change of `before`, or `changed_rows` one of `rows`.
     """
-    changes = np.einsum("nh,ndh->nd", states, rows, dtype=np.float64)
+    changes = op.scale * np.einsum("nh,ndh->nd", states, changed_rows, dtype=np.float64)
+    if op.softcap is not None:
+        raw = op.scale * np.einsum("nh,ndh->nd", before, rows, dtype=np.float64)
+        changes = op.softcap * (np.tanh((raw + changes) / op.softcap) - np.tanh(raw / op.softcap))
     return float(changes.std(axis=1, ddof=1).mean() ** 2 / 2)
 
 
-def _drawn(logits: F32) -> NDArray[np.int64]:
+def _drawn(scores: F32) -> NDArray[np.int64]:
     """Tokens drawn from each prediction, i64[predictions, _DRAWS]."""
     random = np.random.Generator(np.random.Philox(key=0))
-    shares = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64)).cumsum(axis=1)
-    points = random.random((len(logits), _DRAWS)) * shares[:, -1:]
+    shares = np.exp((scores - scores.max(axis=1, keepdims=True)).astype(np.float64)).cumsum(axis=1)
+    points = random.random((len(scores), _DRAWS)) * shares[:, -1:]
     found = [np.searchsorted(row, each, side="right") for row, each in zip(shares, points, strict=True)]
-    return np.minimum(found, logits.shape[1] - 1)
+    return np.minimum(found, scores.shape[1] - 1)

@@ -13,23 +13,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rkf.cluster.clustering import cluster
-from rkf.cluster.compensate import DAMPING, Objective
+from rkf.cluster.compensate import Moments, objectives
 from rkf.cluster.recipe import Recipe, Rule
 from rkf.format.matrix import F32, DenseTensor
+from rkf.model.program import Program, layer_of
+from rkf.model.roles import roles
 
-# What a matrix of a kind cost a 135M model of 30 layers, in 1e-4 nats as MEASURED, on text of its own, between the
-# layers' median and mean: for conversions without data. Values and keys are few, and serve many queries.
+# What a matrix of a role cost a 135M model of 30 layers, in 1e-4 nats as MEASURED, on text of its own, between the
+# layers' median and mean: for conversions without data. Values and keys are few, and serve many queries. All experts of
+# a stack together err as much as the one matrix of a dense layer.
 _LOSS = {
-    "q_proj": 4,
-    "k_proj": 4,
-    "v_proj": 10,
-    "o_proj": 3,
-    "gate_proj": 5,
-    "up_proj": 6,
-    "down_proj": 9,
+    "query": 4,
+    "key": 4,
+    "value": 10,
+    "output": 3,
+    "gate": 5,
+    "up": 6,
+    "down": 9,
+    "expert_gate": 5,
+    "expert_up": 6,
+    "expert_down": 9,
+    "other": 10,
 }
 _ENDS = 4  # times that in the first and the last layer
 _HEAD_LOSS = 200  # of the output head, tied or not; an embedding that is no head costs no more than a layer's matrix
@@ -53,9 +59,9 @@ exact_rows = 64
 """
 
 
-def coarse(weights: F32, moments: NDArray[np.floating] | None) -> F32:
+def coarse(weights: F32, moments: Moments | None) -> F32:
     """Weights stored as losses are measured, suited to the second moments of their inputs where those are known."""
-    objective = None if moments is None else Objective.of(moments, DAMPING)
+    objective = None if moments is None else objectives(moments)
     return cluster(DenseTensor("f32", weights), MEASURED, "", objective)[0].decode()
 
 
@@ -65,12 +71,13 @@ def doublings(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float]
     shapes: of the matrices to be clustered; losses: what each costs at one K, whichever.
     """
     sizes = {name: prod(shape) // 8 for name, shape in shapes.items()}  # a bit a weight
+    tables = {name: prod(shape[:-2]) for name, shape in shapes.items()}
     waiting = [(-losses[name] / sizes[name], name, 0) for name in shapes]
     heapq.heapify(waiting)
     order = []
     while waiting:
         gain, name, step = heapq.heappop(waiting)
-        order.append((name, sizes[name] + _TABLE_BYTES * (KS[step + 1] - KS[step])))
+        order.append((name, sizes[name] + _TABLE_BYTES * tables[name] * (KS[step + 1] - KS[step])))
         if step + 2 < len(KS):
             heapq.heappush(waiting, (gain / _PER_DOUBLING, name, step + 1))
     return order
@@ -88,7 +95,7 @@ def within(steps: Iterable[tuple[str, int]], available: int) -> list[str]:
     return chosen
 
 
-def recipe(names: Sequence[str], steps: Sequence[str]) -> Recipe:
+def recipe(program: Program, names: Sequence[str], steps: Sequence[str]) -> Recipe:
     """A recipe that gives each matrix the least of KS, moved along by one for each time it is among `steps`."""
     at = dict.fromkeys(names, 0)
     for name in steps:
@@ -98,10 +105,12 @@ def recipe(names: Sequence[str], steps: Sequence[str]) -> Recipe:
         chosen = ",\n".join(f'  "{name}"' for name in sorted(names) if at[name] == step)
         if chosen:
             rules.append(f"\n[[rule]]\nk = {k}\ntensors = [\n{chosen},\n]\n")
-    return Recipe.parse(_HEADER + "".join(rules), "budget")
+    return Recipe.parse(_HEADER + "".join(rules), "budget", program)
 
 
-def archive(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], bits: float) -> Recipe:
+def archive(
+    program: Program, shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], bits: float
+) -> Recipe:
     """A recipe for files that are stored packed: even steps whose ranks have an entropy of `bits` on average, finer
     where a weight costs more. K is what the steps need.
     """
@@ -116,15 +125,18 @@ def archive(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], 
         f'\n[[rule]]\nbits = {each:.2f}\nk = {min(1 << ceil(each + _REACH), 255)}\ntensors = ["{name}"]\n'
         for name, each in zip(shapes, np.clip(wanted + low, LEAST_BITS, MOST_BITS), strict=True)
     ]
-    return Recipe.parse(_HEADER + "".join(rules), "archive")
+    return Recipe.parse(_HEADER + "".join(rules), "archive", program)
 
 
-def expected_losses(names: Iterable[str], layers: int, tied: bool) -> dict[str, float]:
-    """The losses of the matrices of a model that nothing was measured on. tied: the embedding is the head."""
-    return {name: _expected(name.split("."), layers, tied) for name in names}
+def expected_losses(program: Program, names: Iterable[str], head: str) -> dict[str, float]:
+    """The losses of the matrices of a model that nothing was measured on. head: the name under which the output head is
+    stored, an embedding's if it is tied.
+    """
+    role_of, last = roles(program), program.layers - 1
+    return {name: _HEAD_LOSS if name == head else _expected(role_of[name], layer_of(name), last) for name in names}
 
 
-def _expected(parts: Sequence[str], layers: int, tied: bool) -> float:
-    if parts[:2] != ["model", "layers"]:
-        return _HEAD_LOSS if tied or parts[0] == "lm_head" else _EMBEDDING_LOSS
-    return _LOSS[parts[-2]] * (_ENDS if int(parts[2]) in (0, layers - 1) else 1)
+def _expected(role: str, layer: int | None, last: int) -> float:
+    if role == "embedding":
+        return _EMBEDDING_LOSS
+    return _LOSS[role] * (_ENDS if layer in (0, last) else 1)

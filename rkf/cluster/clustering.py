@@ -1,12 +1,13 @@
 """One tensor and its rule to a ClusteredMatrix and its statistics. Runs the steps in order; each step has its own
 module.
 
-Everything runs in the caller's thread, and the kernels release the GIL. Several tensors can be clustered in several
-threads; the bytes do not depend on their number.
+The kernels release the GIL. Several tensors, or experts of a stack, can be clustered in several threads; the bytes do
+not depend on their number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 
 from rkf.cluster import affine, assign, calibrated, exceptions, figures, grid, histogram, kmeans
 from rkf.cluster.assign import U8
-from rkf.cluster.compensate import Objective
+from rkf.cluster.compensate import Objective, Objectives
 from rkf.cluster.histogram import Histogram
 from rkf.cluster.recipe import Rule
 from rkf.errors import SourceError
 from rkf.format import bitpack
 from rkf.format.constants import index_bits
-from rkf.format.matrix import F32, ClusteredMatrix, DenseTensor, Exceptions
+from rkf.format.matrix import F32, ClusteredMatrix, DenseTensor, to_f32
 
 # Factors and centroids are fitted in turn; a third round lowers the squared error by less than 0.1 %.
 _ROUNDS = 2
@@ -41,12 +42,51 @@ class _Table:
     squared_error: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A clustered matrix: the whole tensor, or one of a stack.
+
+    planes: u8[rows, row_bytes] each; counts: u64[tables, k]; centroids: f32[tables, k]; scale: f32[rows, groups].
+    positions: i64, flat, of the weights that stay exact; exact: f32, their values. total: the sum of squared weights.
+    """
+
+    planes: tuple[U8, ...]
+    counts: NDArray[np.uint64]
+    centroids: F32
+    scale: F32
+    positions: NDArray[np.int64]
+    exact: F32
+    squared_error: float
+    total: float
+
+
+class _Matrices:
+    """The matrices of a tensor in f32: one, or those of a stack, which are decoded when asked for."""
+
+    def __init__(self, tensor: DenseTensor) -> None:
+        self._dtype = tensor.dtype
+        rows = tensor.shape[-2] if tensor.data.ndim > 2 else -1
+        self._stack = tensor.data.reshape(-1 if rows > 0 else 1, rows, tensor.shape[-1])
+        self._only = to_f32(self._stack[0], tensor.dtype) if len(self._stack) == 1 else None
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def __getitem__(self, number: int) -> F32:
+        """f32[rows, cols]"""
+        return to_f32(self._stack[number], self._dtype) if self._only is None else self._only
+
+    def __iter__(self) -> Iterator[F32]:
+        return (self[number] for number in range(len(self)))
+
+
 def cluster(
     tensor: DenseTensor,
     rule: Rule,
     name: str,
-    objective: Objective | None = None,
+    objective: Objectives | None = None,
     exact_rows: NDArray[np.int64] | None = None,
+    each: Callable[..., Iterable[_Matrix]] = map,
 ) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
     """Cluster one tensor by its rule; returns it with statistics of the loss.
 
@@ -54,34 +94,65 @@ def cluster(
     (`rkf.cluster.calibrated`); centroids, factors and exact weights are those of clustering without data. With factors
     by group, weights keep their nearest centroids. The rows `exact_rows` stay exact under any rule.
 
+    The matrices of a stack, [experts, rows, cols], are clustered one by one. Each has one table under any rule, its own
+    share of exact weights and its own objective; only those in work are held in f32. each: maps over them; the `map` of
+    a pool of threads works on several at a time.
+
     A tensor of one dimension, a tensor of one value, and a tensor that the rule calls dense are returned unchanged,
     without statistics. A matrix whose every table has at most k distinct values is stored losslessly under any rule.
     Statistics: `relative_error` (squared error / squared weights) and `entropy_bits` (per index). Raises SourceError
     for NaN or infinite weights, dense or not.
     """
-    weights = tensor.decode().reshape(-1, tensor.shape[-1])
-    if not histogram.is_finite(weights):
+    matrices = _Matrices(tensor)
+    if not all(map(histogram.is_finite, matrices)):
         raise SourceError(f"{name}: NaN or infinite weights; expected finite ones: the checkpoint is damaged")
     k = rule.k
-    if k is None or tensor.data.ndim < 2 or histogram.few_distinct(weights, 1) is not None:
+    if k is None or tensor.data.ndim < 2 or _is_one_value(matrices):
         return tensor, {}
-    total = figures.squares(weights)
-    rows_per_table = min(rule.rows_per_table or len(weights), len(weights))
-    blocks = [slice(start, start + rows_per_table) for start in range(0, len(weights), rows_per_table)]
-    exact = None
-    if tables := _lossless([weights[block] for block in blocks], k):
+    rows = len(matrices[0])
+    rows_per_table = rows if tensor.data.ndim > 2 else min(rule.rows_per_table or rows, rows)
+    lossless = all(_lossless(_blocks(weights, rows_per_table), k) for weights in matrices)
+    if lossless:
         rule = replace(rule, grid=False, affine="none", group=None)
-    else:
-        positions = exceptions.largest(weights, rule.exceptions, exact_rows)
-        kept = weights.copy()
-        kept.reshape(-1)[positions] = np.nan
-        tables = [_fit(weights[block], kept[block], rule, k, tensor.dtype) for block in blocks]
-        del kept  # memory should not hold the largest matrix twice
-        if objective is not None and rule.affine != "group":
-            tables = _suited(weights, positions, tables, objective)
-        exact = exceptions.exact(weights, positions, tensor.dtype) if positions.size else None
-    stats = {"relative_error": sum(table.squared_error for table in tables) / total}
-    return _assemble(tensor, tables, rows_per_table, exact, rule, stats)
+
+    def clustered(number: int) -> _Matrix:
+        weights, own = matrices[number], objective(number) if callable(objective) else objective
+        if lossless:
+            return _packed(weights, _lossless(_blocks(weights, rows_per_table), k), np.zeros(0, np.int64))
+        return _clustered(weights, rule, k, rows_per_table, tensor.dtype, own, exact_rows)
+
+    over = each if len(matrices) > 1 else map
+    return _assemble(tensor, list(over(clustered, range(len(matrices)))), rows_per_table, rule)
+
+
+def _clustered(
+    weights: F32,
+    rule: Rule,
+    k: int,
+    rows_per_table: int,
+    dtype: str,
+    objective: Objective | None,
+    exact_rows: NDArray[np.int64] | None,
+) -> _Matrix:
+    positions = exceptions.largest(weights, rule.exceptions, exact_rows)
+    kept = weights.copy()
+    kept.reshape(-1)[positions] = np.nan
+    blocks = zip(_blocks(weights, rows_per_table), _blocks(kept, rows_per_table), strict=True)
+    tables = [_fit(block, kept_block, rule, k, dtype) for block, kept_block in blocks]
+    del kept  # memory should not hold the largest matrix twice
+    if objective is not None and rule.affine != "group":
+        tables = _suited(weights, positions, tables, objective)
+    return _packed(weights, tables, positions)
+
+
+def _blocks(weights: F32, rows: int) -> list[F32]:
+    return [weights[start : start + rows] for start in range(0, len(weights), rows)]
+
+
+def _is_one_value(matrices: _Matrices) -> bool:
+    """Whether all weights are equal; told by the first two that differ."""
+    values = {None if (found := histogram.few_distinct(each, 1)) is None else float(found[0]) for each in matrices}
+    return len(values) == 1 and None not in values
 
 
 def _lossless(blocks: list[F32], k: int) -> list[_Table]:
@@ -143,25 +214,39 @@ def _nearest(weights: F32, kept: F32, centroids: F32, scale: F32, group: int) ->
     return _Table(centroids, indices, scale, figures.squared_error(kept, indices, centroids, scale, group))
 
 
+def _packed(weights: F32, tables: list[_Table], positions: NDArray[np.int64]) -> _Matrix:
+    """The tables of a matrix as they will be stored. positions: of the weights that stay exact."""
+    k = tables[0].centroids.size
+    indices = np.concatenate([table.indices for table in tables])
+    return _Matrix(
+        planes=bitpack.pack(indices, index_bits(k)),
+        counts=np.stack([figures.counts(table.indices, k) for table in tables]),
+        centroids=np.stack([table.centroids for table in tables]),
+        scale=np.concatenate([table.scale for table in tables]),
+        positions=positions,
+        exact=weights.reshape(-1)[positions],
+        squared_error=sum(table.squared_error for table in tables),
+        total=figures.squares(weights),
+    )
+
+
 def _assemble(
-    tensor: DenseTensor,
-    tables: list[_Table],
-    rows_per_table: int,
-    exact: Exceptions | None,
-    rule: Rule,
-    stats: dict[str, float],
+    tensor: DenseTensor, matrices: list[_Matrix], rows_per_table: int, rule: Rule
 ) -> tuple[ClusteredMatrix, dict[str, float]]:
-    centroids = np.stack([table.centroids for table in tables])
-    k = centroids.shape[1]
-    counts = np.stack([figures.counts(table.indices, k) for table in tables])
+    size = tensor.data.size // len(matrices)
+    positions = np.concatenate([each.positions + number * size for number, each in enumerate(matrices)])
+    exact = np.concatenate([each.exact for each in matrices])
+    counts = np.concatenate([each.counts for each in matrices])
+    scale = np.concatenate([each.scale for each in matrices])
     matrix = ClusteredMatrix(
         shape=tensor.shape,
-        planes=bitpack.pack(np.concatenate([table.indices for table in tables]), index_bits(k)),
+        planes=tuple(np.concatenate(planes) for planes in zip(*(each.planes for each in matrices), strict=True)),
         counts=counts,
-        centroids=centroids,
+        centroids=np.concatenate([each.centroids for each in matrices]),
         rows_per_table=rows_per_table,
         source_dtype=tensor.dtype,
-        affine=affine.stored(np.concatenate([table.scale for table in tables]), rule, one_table=len(tables) == 1),
-        exceptions=exact,
+        affine=affine.stored(scale, rule, one_table=len(counts) == 1),
+        exceptions=exceptions.exact(exact, positions, tensor.data.size, tensor.dtype) if positions.size else None,
     )
-    return matrix, {**stats, "entropy_bits": figures.entropy_bits(counts)}
+    error = sum(each.squared_error for each in matrices) / sum(each.total for each in matrices)
+    return matrix, {"relative_error": error, "entropy_bits": figures.entropy_bits(counts)}

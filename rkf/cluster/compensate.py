@@ -7,7 +7,9 @@ a kernel's inner loop runs over rows, which are independent of each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numba import njit
@@ -18,6 +20,7 @@ from rkf.format.matrix import F32
 
 Mask = NDArray[np.bool_]
 DAMPING = 0.01  # share of the mean diagonal, as in GPTQ
+_LEAST_TOKENS = 0.5  # that an expert must have seen for each of its columns TODO
 _BLOCK = 64  # columns between two matrix products; 32 and 128 are slower
 _ROWS = 256  # rows processed together: a block of them stays in the second-level cache
 
@@ -47,6 +50,40 @@ class Objective:
         damped = damped[np.ix_(order, order)]
         factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper: factor @ factor.T is damped
         return cls(order, damped.astype(np.float32), (factor / np.diagonal(factor)).astype(np.float32))
+
+
+class ExpertMoments(Protocol):
+    """The second moments of the inputs of each matrix of a stack."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many tokens each matrix saw."""
+        ...
+
+    def of(self, expert: int) -> NDArray[np.float64]:
+        """E[x^T x] of one that saw some, f64[cols, cols]."""
+        ...
+
+
+Moments = NDArray[np.float64] | ExpertMoments
+"""E[x^T x] of a matrix, f64[cols, cols], or of each matrix of a stack."""
+Objectives = Objective | Callable[[int], Objective | None]
+"""Of a matrix, or of each matrix of a stack by its number: None for one without."""
+
+
+def objectives(moments: Moments) -> Objectives:
+    """What indices should suit. Matrices of a stack have theirs made when asked for."""
+    if isinstance(moments, np.ndarray):
+        return Objective.of(moments, DAMPING)
+    counts = moments.counts
+
+    def of(expert: int) -> Objective | None:
+        if not counts[expert]:
+            return None
+        found = moments.of(expert)
+        return Objective.of(found, DAMPING) if counts[expert] >= _LEAST_TOKENS * len(found) else None
+
+    return of
 
 
 def compensated(weights: F32, objective: Objective, centroids: F32, exact: Mask) -> F32:

@@ -49,15 +49,15 @@ def mask(positions: NDArray[np.int64], shape: tuple[int, ...], row: int) -> NDAr
     return found
 
 
-def exact(weights: F32, positions: NDArray[np.int64], source_dtype: str) -> Exceptions:
-    """The exceptions at flat `positions: i64[n]`, ascending, in the source's dtype.
+def exact(values: F32, positions: NDArray[np.int64], size: int, source_dtype: str) -> Exceptions:
+    """The exceptions `values: f32[n]` at flat `positions: i64[n]`, ascending, of a tensor of `size` weights, in the
+    source's dtype.
 
     From an f32 source they are rounded to f16 if its range is sufficient. The error, at most 2^-11, is far below that
     of clustering.
     """
-    values = weights.reshape(-1)[positions]
     dtype = "f16" if source_dtype == "f32" and fits_f16(values) else source_dtype
-    width = np.dtype(f"<u{position_bytes(weights.size)}")
+    width = np.dtype(f"<u{position_bytes(size)}")
     return Exceptions(positions.astype(width), from_f32(values, dtype), dtype)
 
 

@@ -1,4 +1,5 @@
-"""Recipes: which tensor is clustered how. A recipe is data (TOML): ordered patterns over names. Knows no weights.
+"""Recipes: which tensor is clustered how. A recipe is data (TOML): ordered rules over what a program says of its
+tensors. Knows no weights.
 
     description = "one line"
     k = 16                                  # the base K: `--k` replaces it
@@ -6,7 +7,9 @@
     [defaults]                              # options of every rule that does not say otherwise
     exceptions = 0.001
 
-    [[rule]]                                # the first rule with a matching pattern decides
+    [[rule]]                                # the first rule that fits decides; it has at least one of these three:
+    roles = ["query", "key"]                # what a tensor does in its model (rkf.model.roles)
+    layers = "last"                         # "first", "last", or "ends" for both
     tensors = ["model.layers.{last}.*"]     # shell patterns over canonical names; {last} is the last layer's number
     k_factor = 2                            # K = the base times 2, though not raised past 128
     k_min = 32                              # and at least 32; or `k = 64` whatever the base, or `dense = true`
@@ -19,14 +22,15 @@
     bits = 4.5                              # with grid: steps are even, and so wide that ranks have this entropy
     rows_per_table = 1536                   # rows that share a list of centroids; all of them by default
 
-A tensor that no rule names, and every tensor of one dimension, stays dense.
+A stack of experts has a list of centroids for each expert. A tensor that no rule fits stays dense, and so do vectors,
+routers and kernels of convolutions.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +38,8 @@ from typing import Any
 
 from rkf.errors import UsageError
 from rkf.format.constants import GROUP_SIZES, MAX_EXCEPTION_SHARE, MAX_K, MIN_K
+from rkf.model.program import Program, layer_of
+from rkf.model.roles import KEPT_DENSE, ROLES, roles
 
 _SHIPPED = files("rkf.cluster") / "recipes"
 _GRID_MAX_K = 255
@@ -97,23 +103,40 @@ DENSE = Rule()
 
 
 @dataclass(frozen=True, slots=True)
+class _Choice:
+    """Which tensors a rule is for: those that fit all that is not None. layers: numbers."""
+
+    tensors: tuple[str, ...] | None
+    roles: frozenset[str] | None
+    layers: frozenset[int] | None
+
+    def fits(self, name: str, role: str) -> bool:
+        return (
+            (self.tensors is None or any(fnmatchcase(name, pattern) for pattern in self.tensors))
+            and (self.roles is None or role in self.roles)
+            and (self.layers is None or layer_of(name) in self.layers)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """A named list of (patterns, rule). `text` and `k` together say all: they belong in the provenance."""
+    """A named list of rules for one program. `text` and `k` together say all: they belong in the provenance.
+
+    roles: of the program's tensors, by name.
+    """
 
     name: str
     k: int | None
     text: str
-    rules: tuple[tuple[tuple[str, ...], Rule], ...]
+    rules: tuple[tuple[_Choice, Rule], ...]
+    roles: Mapping[str, str]
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "default", k: int | None = None, layers: int | None = None) -> Recipe:
-        """A shipped recipe by name, or a TOML file by path, for a model of so many layers; `k` replaces its base K.
-
-        Without `layers`, patterns with {last} match nothing. Raises UsageError.
-        """
+    def load(cls, name_or_path: str | Path, program: Program, k: int | None = None) -> Recipe:
+        """A shipped recipe by name, or a TOML file by path; `k` replaces its base K. Raises UsageError."""
         name = str(name_or_path)
         if name in shipped_names():
-            return cls.parse((_SHIPPED / f"{name}.toml").read_text("utf-8"), name, k, layers)
+            return cls.parse((_SHIPPED / f"{name}.toml").read_text("utf-8"), name, program, k)
         path = Path(name_or_path)
         if not path.is_file():
             raise UsageError(f"{name}: no such recipe; give a TOML file or one of {', '.join(shipped_names())}")
@@ -121,10 +144,10 @@ class Recipe:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"recipe {name}: {error}") from error
-        return cls.parse(text, name, k, layers)
+        return cls.parse(text, name, program, k)
 
     @classmethod
-    def parse(cls, text: str, name: str, k: int | None = None, layers: int | None = None) -> Recipe:
+    def parse(cls, text: str, name: str, program: Program, k: int | None = None) -> Recipe:
         """A recipe from TOML text; `name` stands in messages. Raises UsageError."""
         try:
             data = tomllib.loads(text)
@@ -132,18 +155,19 @@ class Recipe:
             _check(not unknown, "a recipe has description, k, defaults and rules", ", ".join(sorted(unknown)))
             base = k if k is not None else data.get("k")
             defaults = data.get("defaults", {})
-            rules = tuple((_patterns(entry, layers), _rule(defaults, entry, base)) for entry in data.get("rule", []))
+            last = program.layers - 1
+            rules = tuple((_choice(entry, last), _rule(defaults, entry, base)) for entry in data.get("rule", []))
         except (AttributeError, TypeError, ValueError) as error:  # ValueError: TOML itself, or a check here
             raise UsageError(f"recipe {name}: {error}") from error
-        return cls(name, base, text, rules)
+        return cls(name, base, text, rules, roles(program))
 
     def rule(self, name: str, shape: tuple[int, ...]) -> Rule:
         """How the tensor of this name and shape is stored."""
-        if len(shape) < 2:
+        role = self.roles.get(name)
+        if role is None or role in KEPT_DENSE:
             return DENSE
-        return next(
-            (rule for patterns, rule in self.rules if any(fnmatchcase(name, pattern) for pattern in patterns)), DENSE
-        )
+        rule = next((rule for choice, rule in self.rules if choice.fits(name, role)), DENSE)
+        return replace(rule, rows_per_table=shape[-2]) if rule.k is not None and len(shape) > 2 else rule
 
 
 def shipped_names() -> list[str]:
@@ -151,14 +175,25 @@ def shipped_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".toml"))
 
 
-def _patterns(entry: Mapping[str, Any], layers: int | None) -> tuple[str, ...]:
-    patterns = entry.get("tensors", [])
-    _check(patterns and isinstance(patterns, list), "a rule has a list of tensors", dict(entry))
-    return tuple(pattern if layers is None else pattern.replace("{last}", str(layers - 1)) for pattern in patterns)
+def _choice(entry: Mapping[str, Any], last: int) -> _Choice:
+    """last: the number of the last layer."""
+    given = [key for key in ("tensors", "roles", "layers") if key in entry]
+    _check(given, "a rule has tensors, roles or layers", dict(entry))
+    for key in ("tensors", "roles"):
+        _check(key not in entry or (entry[key] and isinstance(entry[key], list)), f"{key} are a list", dict(entry))
+    unknown = set(entry.get("roles", ())) - set(ROLES)
+    _check(not unknown, f"roles are among {', '.join(ROLES)}", ", ".join(map(str, sorted(unknown))))
+    ends = {"first": {0}, "last": {last}, "ends": {0, last}}
+    _check("layers" not in entry or entry["layers"] in ends, f"layers is one of {', '.join(ends)}", entry.get("layers"))
+    return _Choice(
+        tuple(pattern.replace("{last}", str(last)) for pattern in entry["tensors"]) if "tensors" in entry else None,
+        frozenset(entry["roles"]) if "roles" in entry else None,
+        frozenset(ends[entry["layers"]]) if "layers" in entry else None,
+    )
 
 
 def _rule(defaults: Mapping[str, Any], entry: Mapping[str, Any], base: int | None) -> Rule:
-    own = {key: value for key, value in entry.items() if key != "tensors"}
+    own = {key: value for key, value in entry.items() if key not in ("tensors", "roles", "layers")}
     if own.pop("dense", False):
         _check(not own, "a dense rule has no other options", ", ".join(own))
         return DENSE

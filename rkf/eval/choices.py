@@ -12,6 +12,7 @@ import numpy as np
 
 from rkf.errors import UsageError
 from rkf.eval.perplexity import negative_log_likelihood
+from rkf.runtime.backend import Row
 
 if TYPE_CHECKING:
     from rkf.runtime.model import Model
@@ -88,15 +89,18 @@ def _scores(model: Model, item: Item) -> list[float]:
     first = min(first, *(len(row) - 1 for row in rows))
     if first < 1:
         raise UsageError(f"{item.context!r}: merges with an ending into one token; expected a longer context")
-    cache = model.backend.new_cache(max(map(len, rows)))
-    before = model.backend.forward(np.array(rows[0][:first], np.int64), cache, last_only=True)
+    sequence = model.backend.new_sequence(max(map(len, rows)))
+    before = model.backend.forward([Row(sequence, np.array(rows[0][:first], np.int64))])
     scores = []
     for row, ending in zip(rows, item.endings, strict=True):
-        cache.truncate(first)
+        known = sequence.reusable(first)  # less than `first` where a layer cannot go back
+        sequence.truncate(known)
         targets = np.array(row[first:], np.int64)
         logits = before
         if len(targets) > 1:
-            logits = np.concatenate([before, model.backend.forward(targets[:-1], cache, last_only=False)])
+            new = np.array(row[known:-1], np.int64)
+            after = model.backend.forward([Row(sequence, new)], np.arange(first - known, len(new)))
+            logits = np.concatenate([before, after])
         scores.append(-float(negative_log_likelihood(logits, targets).sum()) / len(ending.encode()))
     return scores
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from typing import Any, NoReturn
 
 import msgpack
@@ -107,7 +108,7 @@ class _Reader:
             if previous is not None and key <= previous:
                 problem = "twice" if key == previous else f"after {reprlib.repr(previous)}"
                 raise StructureError(f"expected keys in order, each once, got {reprlib.repr(key)} {problem}")
-            items[key] = self.read(depth + 1)
+            items[sys.intern(key)] = self.read(depth + 1)  # or half a million small maps hold as many copies of a key
             previous = key
         return items
 

@@ -53,6 +53,10 @@ class ModelMetadata:
     def layers(self) -> int:
         return self.program.layers
 
+    def computes_as(self, other: ModelMetadata) -> bool:
+        """Whether both are one model, whatever its special tokens are called and its authors recommend."""
+        return self.program == other.program and self.context_length == other.context_length
+
     def to_metadata(self) -> dict[str, Any]:
         """The map `metadata.model` of a file that carries its program."""
         found: dict[str, Any] = {

@@ -252,6 +252,12 @@ def layer_prefix(number: int) -> str:
     return f"model.layers.{number}."
 
 
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to; None for the stem's and the top's. Inverts `layer_prefix`."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[:2] == ["model", "layers"] and len(parts) > 3 and parts[2].isdecimal() else None
+
+
 def _check_reads(ops: Sequence[Op], where: str, keep: set[str]) -> None:
     """Refuse a value that nobody reads before it is written again or, unless it is in `keep`, before the end."""
     waiting: set[str] = set()

@@ -59,11 +59,16 @@ def roles(program: Program) -> dict[str, str]:
     return {**_of_ops(program.top), **found}
 
 
+def clusterable(program: Program) -> list[str]:
+    """The tensors that a recipe may cluster, by their full names."""
+    return [name for name, role in roles(program).items() if role not in KEPT_DENSE]
+
+
 def shared_inputs(ops: Sequence[Op]) -> dict[str, tuple[str, ...]]:
     """Names of matrices and stacks of one layer (or the stem, or the top) that read the same value.
 
-    The first name of each group -> the group, in the order of the ops. Experts' gates and ups read the same tokens,
-    which are not all that a Linear sees: they are a group of their own.
+    The first name of each group -> the group, in the order of the ops; routers are not among them. Experts' gates and
+    ups read the same tokens, which are not all that a Linear sees: they are a group of their own.
     """
     groups: dict[tuple[str, int], list[str]] = {}
     written: dict[str, int] = {}  # value -> the op that wrote it last
@@ -76,7 +81,7 @@ def shared_inputs(ops: Sequence[Op]) -> dict[str, tuple[str, ...]]:
             seen.update(new)
 
     for number, op in enumerate(ops):
-        if isinstance(op, (Linear, Logits)):
+        if isinstance(op, (Linear, Logits)) and op.rows > 1:
             add((op.src, written.get(op.src, -1)), op.weight)
         elif isinstance(op, Experts):
             add((f"inputs of {op.dst}", number), op.gate, op.up)

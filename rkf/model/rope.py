@@ -1,34 +1,30 @@
-"""Rope angles as tables that grow with the context. Knows the scalings, not the rotation."""
+"""Rope's angles as tables that grow with the context. Knows frequencies, not how they came about."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.model.first_form import ModelConfig, frequencies
-
-_GROWTH = 1024  # positions computed at a time
+GROWTH = 1024  # positions computed at a time
 
 
 class RopeTable:
-    """Cosines and sines of all positions so far, `f32[positions, 2, head_dim / 2]`."""
+    """Cosines and sines of all positions so far, each times the attention factor: f32[positions, 2, frequencies]."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._frequencies = frequencies(config)
-        self._limit = config.context_length
+    def __init__(self, frequencies: tuple[float, ...], factor: float, limit: int) -> None:
+        self._frequencies, self._factor, self._limit = np.array(frequencies, np.float32), factor, limit
         self._table = np.empty((0, 2, self._frequencies.size), np.float32)
         self._address = self._table.ctypes.data  # kept: numpy takes 1.5 us to tell it
 
     def address(self, positions: int) -> int:
         """Where the table begins, grown to at least `positions`; good until it grows again."""
         if positions > len(self._table):
-            self._table = self._grown(max(positions, min(len(self._table) + _GROWTH, self._limit)))
+            self._table = self._grown(max(positions, min(len(self._table) + GROWTH, self._limit)))
             self._address = self._table.ctypes.data
         return self._address
 
     def _grown(self, positions: int) -> NDArray[np.float32]:
-        # The product is rounded to f32 first, as transformers does; f64 from there keeps the tables alike on all
-        # machines.
+        # The product is rounded to f32 first, as transformers does. From there f64 keeps the tables alike on all machines.
         angles = np.arange(positions, dtype=np.float32)[:, None] * self._frequencies
         exact = angles.astype(np.float64)
-        return np.stack([np.cos(exact), np.sin(exact)], axis=1).astype(np.float32)
+        return (np.stack([np.cos(exact), np.sin(exact)], axis=1) * self._factor).astype(np.float32)

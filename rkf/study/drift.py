@@ -13,7 +13,6 @@ import numpy as np
 
 from rkf.file.container import open_file
 from rkf.format.matrix import F32, ClusteredMatrix, MatrixValues, ascending
-from rkf.model.first_form import ModelConfig
 from rkf.study import trace
 from rkf.study.changes import centring, matching
 from rkf.study.charts import Chart, Row, only
@@ -40,7 +39,6 @@ class Stream:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._config = ModelConfig.from_metadata(subject.container.metadata["model"])
         self._ids = subject.probe.windows[0].ids[:TOKENS]
         self._inputs: dict[str, F32] = {}
         self._states: list[F32] = []
@@ -48,7 +46,7 @@ class Stream:
     def profile(self, values: Path) -> dict[str, Any]:
         """The residual stream under a values file compared with the unchanged one: "profile", by layer."""
         with open_file(self._subject.container.path, values=values) as changed:
-            states = trace.residual_stream(changed, self._config, self._ids, threads=self._subject.probe.threads)
+            states = trace.residual_stream(changed, self._ids, threads=self._subject.probe.threads)
         return {"profile": trace.compared(states, self._unchanged())}
 
     def shrinkage(self, name: str, values: MatrixValues) -> float:
@@ -65,7 +63,6 @@ class Stream:
         if not self._states:
             self._states = trace.residual_stream(
                 self._subject.container,
-                self._config,
                 self._ids,
                 threads=self._subject.probe.threads,
                 seen=self._inputs.__setitem__,

@@ -62,7 +62,7 @@ def study(
         raise UsageError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     out, kind = Path(out), STUDIES[name]
     with open_file(model) as container, open_file(reference or model) as source:
-        if container.config is None or container.config != source.config:
+        if container.model is None or source.model is None or not container.model.computes_as(source.model):
             raise UsageError(f"{source.path}: expected a whole model of the same dimensions as {container.path}")
         options = {"study": name, "windows": windows, "ctx": ctx, "layers": chosen_layers(container, layers)}
         about: dict[str, Any] = {

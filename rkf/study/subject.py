@@ -1,8 +1,7 @@
-"""The model under study: its clustered matrices by layer and kind, and the effect of other values on it."""
+"""The model under study: its clustered matrices by layer and role, and the effect of other values on it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +16,12 @@ from rkf.eval.reference import Window
 from rkf.file.container import Container
 from rkf.file.values import write_values
 from rkf.format.matrix import MatrixValues, ascending
+from rkf.model.program import layer_of
+from rkf.model.roles import roles
 from rkf.runtime.model import load
 from rkf.study.changes import Change, compared
 from rkf.study.charts import Row
 
-_IN_A_LAYER = re.compile(r"model\.layers\.(\d+)\..*?([^.]+)\.weight")
 _SPREAD = 8  # maximum number of layers for trials of one layer
 _KEPT = ("ppl", "ppl_ratio", "ppl_ratio_stderr", "kld", "kld_stderr", "top1", "top1_stderr")
 
@@ -66,7 +66,7 @@ class Subject:
     probe: Probe
 
     def names(self, layers: Iterable[int] | None = None, kind: str | None = None) -> list[str]:
-        """Clustered matrices of some of the study's layers ("q_proj", … as kind), in name order."""
+        """Clustered matrices of some of the study's layers (kind: a role, such as "query"), in name order."""
         wanted = set(self.layers if layers is None else layers)
         return [
             name
@@ -140,9 +140,12 @@ class Subject:
 
 
 def clustered_in_layers(container: Container) -> dict[str, tuple[int, str]]:
-    """Clustered matrices of the layers: name -> (layer, kind)."""
-    found = {name: _IN_A_LAYER.fullmatch(name) for name, entry in container.tensors.items() if entry.clusters}
-    return {name: (int(match[1]), match[2]) for name, match in found.items() if match}
+    """Clustered matrices and stacks of the layers: name -> (layer, role)."""
+    if container.model is None:
+        raise UsageError(f"{container.path}: expected a whole model, got a file without one")
+    found = roles(container.model.program)
+    clustered = [(name, layer_of(name)) for name, entry in container.tensors.items() if entry.clusters]
+    return {name: (layer, found.get(name, "other")) for name, layer in clustered if layer is not None}
 
 
 def chosen_layers(container: Container, wanted: Iterable[int] | None) -> list[int]:

@@ -8,39 +8,46 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf.calibrate.layers import SHARED_INPUTS, Layer
-from rkf.calibrate.passes import EMBEDDING
+from rkf.calibrate import interpreter
+from rkf.calibrate.interpreter import Flow, Stretch
+from rkf.errors import UsageError
 from rkf.file.container import Container
 from rkf.format.matrix import F32
-from rkf.model.first_form import ModelConfig
 
 Seen = Callable[[str, F32], None]
-"""Receives the input of each matrix: its name, f32[tokens, cols]."""
+"""Receives the input of each matrix: its name, f32[tokens, cols]. Experts, which see few tokens each, are left out."""
 
 
 def residual_stream(
-    container: Container, config: ModelConfig, ids: NDArray[np.int64], *, threads: int | None, seen: Seen | None = None
+    container: Container, ids: NDArray[np.int64], *, threads: int | None, seen: Seen | None = None
 ) -> list[F32]:
     """f32[tokens, hidden] after each layer, for one sequence. Holds the weights of one layer at a time."""
-    states = []
-    x = container.decode(EMBEDDING)[ids][None]
+    if container.model is None:
+        raise UsageError(f"{container.path}: no model: expected a whole one, as `rkf convert` writes it")
+    program, states = container.model.program, []
+    stream = program.top[0].reads()[0]
+    tap = None if seen is None else _named(seen)
     with threadpool_limits(threads, "blas"):
-        for number in range(config.layers):
-            prefix = f"model.layers.{number}."
-            found = [name for name in container.tensors if name.startswith(prefix)]
-            layer = Layer(config, {name.removeprefix(prefix): container.decode(name) for name in found})
-            x = layer(x, tap=None if seen is None else _named(prefix, seen))
-            states.append(x[0])
+        stem = Stretch.stem(program, len(ids))
+        flow = stem(_weights(container, stem), Flow(ids[None]))
+        for number in range(program.layers):
+            layer = Stretch.of_layer(program, number, len(ids))
+            flow = layer(_weights(container, layer), flow, tap=tap)
+            states.append(flow.values[stream][0])
     return states
 
 
-def _named(prefix: str, seen: Seen) -> Seen:
-    """A tap of one layer that reports every matrix by its full name."""
-    shared = {names[0]: names for names in SHARED_INPUTS}
+def _weights(container: Container, stretch: Stretch) -> dict[str, F32]:
+    return {name: container.decode(name) for name in stretch.names}
 
-    def tap(first: str, values: F32) -> None:
-        for name in shared[first]:
-            seen(f"{prefix}{name}.weight", values.reshape(-1, values.shape[-1]))
+
+def _named(told: Seen) -> interpreter.Tap:
+    """A tap that reports every matrix by its full name."""
+
+    def tap(seen: interpreter.Seen) -> None:
+        if seen.expert is None:
+            for name in seen.names:
+                told(name, seen.x)
 
     return tap
 

@@ -13,10 +13,10 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError("this needs torch, which is not installed: pip install 'rkf-llm[torch]'") from error
 
-from rkf.torch.clustered_layers import ClusteredEmbedding, ClusteredLinear
+from rkf.torch.clustered_layers import ClusteredEmbedding, ClusteredLinear, ClusteredStack
 from rkf.torch.loading import load_into
 from rkf.torch.weight import ClusteredWeight
 
-__all__ = ["ClusteredEmbedding", "ClusteredLinear", "ClusteredWeight", "load_into"]
+__all__ = ["ClusteredEmbedding", "ClusteredLinear", "ClusteredStack", "ClusteredWeight", "load_into"]
 
 del _torch

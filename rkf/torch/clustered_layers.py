@@ -1,4 +1,4 @@
-"""`ClusteredLinear` and `ClusteredEmbedding`: drop-in layers over a ClusteredWeight. Know products, no files.
+"""`ClusteredLinear`, `ClusteredEmbedding` and `ClusteredStack`: layers over a ClusteredWeight. Know products, no files.
 
 A product decodes the matrix a tile of rows at a time, forwards and again backwards: no dense copy is ever held.
 """
@@ -33,8 +33,22 @@ class ClusteredLinear(nn.Module):
         self.in_features, self.out_features = self.weight.columns, self.weight.rows
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _Product.apply(x, self.weight, *self.weight.values)
+        y = _Product.apply(x, self.weight, 0, self.out_features, *self.weight.values)
         return y if self.bias is None else y + self.bias
+
+
+class ClusteredStack(nn.Module):
+    """Matrices of one shape, [n, out_features, in_features] clustered: (x, number) -> x times the transpose of one."""
+
+    def __init__(self, weight: ClusteredMatrix | ClusteredWeight) -> None:
+        super().__init__()
+        self.weight = weight if isinstance(weight, ClusteredWeight) else ClusteredWeight(weight)
+        _, self.out_features, self.in_features = self.weight.shape
+
+    def forward(self, x: Tensor, number: int) -> Tensor:
+        first = number * self.out_features
+        y: Tensor = _Product.apply(x, self.weight, first, first + self.out_features, *self.weight.values)
+        return y
 
 
 class ClusteredEmbedding(nn.Module):
@@ -54,43 +68,54 @@ class ClusteredEmbedding(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x: [..., columns] times the transpose of a ClusteredWeight of these values: centroids, a, b."""
+    """x: [..., columns] times the transpose of rows first to last of a ClusteredWeight of these values: centroids, a,
+    b.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: ClusteredWeight, centroids: Tensor, a: Tensor | None, b: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        weight: ClusteredWeight,
+        first: int,
+        last: int,
+        centroids: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
     ) -> Tensor:
-        ctx.weight = weight
+        ctx.weight, ctx.span = weight, (first, last)
         ctx.save_for_backward(x, centroids, a, b)
         flat = x.reshape(-1, weight.columns)
-        y = x.new_empty(len(flat), weight.rows)
-        for first, last in _tiles(weight):
-            torch.mm(flat, weight.decode(first, last, (centroids, a, b)).to(x.dtype).T, out=y[:, first:last])
-        return y.view(*x.shape[:-1], weight.rows)
+        y = x.new_empty(len(flat), last - first)
+        for low, high in _tiles(weight, first, last):
+            tile = weight.decode(low, high, (centroids, a, b)).to(x.dtype)
+            torch.mm(flat, tile.T, out=y[:, low - first : high - first])
+        return y.view(*x.shape[:-1], last - first)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *values = ctx.saved_tensors
+        first, last = ctx.span
         flat, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         gradient_x = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
         leaves = tuple(
             None if value is None else value.detach().requires_grad_(wanted)
-            for value, wanted in zip(values, ctx.needs_input_grad[2:], strict=True)
+            for value, wanted in zip(values, ctx.needs_input_grad[4:], strict=True)
         )
-        for first, last in _tiles(ctx.weight):
+        for low, high in _tiles(ctx.weight, first, last):
             with torch.enable_grad():
-                tile = ctx.weight.decode(first, last, leaves)
-            part = gradient[:, first:last]
+                tile = ctx.weight.decode(low, high, leaves)
+            part = gradient[:, low - first : high - first]
             if gradient_x is not None:
                 gradient_x.addmm_(part, tile.detach().to(x.dtype))
             if tile.requires_grad:
                 tile.backward((part.T @ flat).to(tile.dtype))
         shaped = None if gradient_x is None else gradient_x.view(x.shape)
-        return shaped, None, *(None if leaf is None else leaf.grad for leaf in leaves)
+        return shaped, None, None, None, *(None if leaf is None else leaf.grad for leaf in leaves)
 
 
-def _tiles(weight: ClusteredWeight) -> list[tuple[int, int]]:
-    """Spans of rows that together make the matrix."""
+def _tiles(weight: ClusteredWeight, first: int, last: int) -> list[tuple[int, int]]:
+    """Spans of rows that together make rows first to last."""
     step = max(_TILE_WEIGHTS // weight.columns, 1)
-    return [(first, min(first + step, weight.rows)) for first in range(0, weight.rows, step)]
+    return [(low, min(low + step, last)) for low in range(first, last, step)]

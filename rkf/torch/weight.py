@@ -21,7 +21,7 @@ Values = tuple[Tensor, Tensor | None, Tensor | None]  # centroids, a, b
 
 
 class ClusteredWeight(nn.Module):
-    """A matrix of shape [rows, columns] as ranks and values.
+    """A matrix [rows, columns] as ranks and values, or a stack [n, rows / n, columns] as one matrix of all its rows.
 
     Buffers: plane0, plane1, …: u8[rows, row_bytes], most significant first; positions: i64[n], flat, ascending;
     exceptions: f32[n]. Parameters: centroids: f32[tables, k]; a, b: f32[1], [rows] or [rows, groups], or None. They
@@ -35,7 +35,8 @@ class ClusteredWeight(nn.Module):
 
     def __init__(self, matrix: ClusteredMatrix) -> None:
         super().__init__()
-        self.rows, self.columns, self.k, self.bits = matrix.rows, matrix.columns, matrix.k, matrix.bits
+        self.shape, self.rows, self.columns = matrix.shape, matrix.rows, matrix.columns
+        self.k, self.bits = matrix.k, matrix.bits
         self.rows_per_table = matrix.rows_per_table
         for i, plane in enumerate(matrix.planes):
             self.register_buffer(f"plane{i}", _owned(plane))
@@ -65,13 +66,17 @@ class ClusteredWeight(nn.Module):
         return unpack([plane[rows] for plane in self.planes], self.bits, self.columns)
 
     def forward(self) -> Tensor:
-        """The whole matrix, `[rows, columns]`."""
-        return self.decode(0, self.rows)
+        """All of it, in its own shape."""
+        return self.decode(0, self.rows).view(self.shape)
 
     def decode(self, first: int, last: int, values: Values | None = None) -> Tensor:
         """Rows first to last, `[last - first, columns]`, of these values or its own; differentiable in them."""
         rows = torch.arange(first, last, device=self.centroids.device)
-        weights = self._looked_up(slice(first, last), rows, values or self.values)
+        centroids, a, b = values or self.values
+        # Of the tables these rows alone: a stack has one for each of its matrices.
+        table = first // self.rows_per_table
+        centroids = centroids[table : (last - 1) // self.rows_per_table + 1]
+        weights = self._looked_up(slice(first, last), rows, (centroids, a, b), table)
         begin, end = first * self.columns, last * self.columns
         low, high = torch.searchsorted(self.positions, torch.tensor([begin, end], device=rows.device)).tolist()
         if low == high:
@@ -82,7 +87,7 @@ class ClusteredWeight(nn.Module):
 
     def gather(self, rows: Tensor) -> Tensor:
         """Some rows in any order, `rows: i64[n]` -> `[n, columns]`; differentiable in the values."""
-        weights = self._looked_up(rows, rows, self.values)
+        weights = self._looked_up(rows, rows, self.values, 0)
         if not self.most_exceptions:
             return weights
         low = torch.searchsorted(self.positions, rows * self.columns)
@@ -109,8 +114,10 @@ class ClusteredWeight(nn.Module):
         )
         return affine(self.centroids[rows // self.rows_per_table, index.clamp(max=self.k - 1)], a, b)
 
-    def _looked_up(self, chosen: slice | Tensor, rows: Tensor, values: Values) -> Tensor:
-        """(a * centroid) + b of the rows, each operation rounded: nothing here may be fused."""
+    def _looked_up(self, chosen: slice | Tensor, rows: Tensor, values: Values, table: int) -> Tensor:
+        """(a * centroid) + b of the rows, each operation rounded: nothing here may be fused. The centroids among the
+        values are those of tables from `table` on.
+        """
         centroids, a, b = values
         # An index past K is wrong but never unsafe: tables are padded to 2^bits.
         tables = nn.functional.pad(centroids, (0, (1 << self.bits) - self.k))
@@ -118,7 +125,7 @@ class ClusteredWeight(nn.Module):
         if one:  # the same operations on the tables give the same bits, once a rank instead of once a weight
             tables = affine(tables, a, b)
         planes = [plane[chosen] for plane in self.planes]
-        weights = _Lookup.apply(tables, planes, self.columns, rows // self.rows_per_table)
+        weights = _Lookup.apply(tables, planes, self.columns, rows // self.rows_per_table - table)
         if one:
             return weights
         return affine(weights, *(None if factor is None else self._spread(factor, rows) for factor in (a, b)))

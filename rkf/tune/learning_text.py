@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rkf.errors import UsageError
-from rkf.runtime.torch_model import Decoder, TorchCache
+from rkf.runtime.torch_model import Decoder
 
 Progress = Callable[[int, int], None]
 _BATCH = 64  # sequences generated together: a token then costs no more than in a pass over given text
@@ -21,7 +21,7 @@ def written(
     """The text that the model generates at temperature 1 after each prompt in turn, prompts included:
     `i64[sequences, tokens]`, and its last hidden states, `f32[sequences, tokens, hidden]`.
     """
-    random = torch.Generator(decoder.norm.weight.device).manual_seed(seed)
+    random = torch.Generator(decoder.device).manual_seed(seed)
     beginnings = [prompts[i % len(prompts)][:tokens] for i in range(sequences)]
     batches = [beginnings[i : i + _BATCH] for i in range(0, sequences, _BATCH)]
     parts = []
@@ -42,13 +42,12 @@ def _continued(
     random: torch.Generator,
     progress: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
-    like = decoder.norm.weight
     ids = torch.full((len(prompts), tokens), -1)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
-    ids = ids.to(like.device)
-    hidden = torch.empty(len(prompts), tokens, decoder.config.hidden_size, device=like.device)
-    cache = TorchCache(decoder.config, len(prompts), tokens, like)
+    ids = ids.to(decoder.device)
+    hidden = torch.empty(len(prompts), tokens, decoder.width, device=decoder.device)
+    cache = decoder.new_cache(len(prompts), tokens)
     for t in range(tokens):
         states = decoder(ids[:, t : t + 1], cache)[:, 0]
         hidden[:, t] = states

@@ -17,7 +17,7 @@ from rkf.file.container import Container, open_file
 from rkf.file.fingerprint import fingerprint
 from rkf.file.values import write_values
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
-from rkf.model.first_form import ModelConfig
+from rkf.model.metadata import ModelMetadata
 from rkf.runtime.torch_model import Decoder
 from rkf.text.reading import read_text
 from rkf.text.tokenizer import Tokenizer
@@ -60,12 +60,12 @@ def tune(
     refuse_existing(out, force)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with open_file(model) as container, open_file(reference) as source:
-        config = _fitting(container, source)
-        words = None if data == "self" else _tokenizer(source, config).encode(read_text(Path(data)))
+        metadata = _fitting(container, source)
+        words = None if data == "self" else _tokenizer(source, metadata).encode(read_text(Path(data)))
         lesson_hash = fingerprint([source], [seed, words or "self"])
         checkpoint = Checkpoint(out, lesson_hash, fingerprint([container], [lesson_hash, rows]), resume)
-        lesson = _lesson(source, config, checkpoint, words, on, seed, progress)
-        decoder = Decoder(container, config).to(on).requires_grad_(False)
+        lesson = _lesson(source, metadata, checkpoint, words, on, seed, progress)
+        decoder = Decoder(container).to(on).requires_grad_(False)
         live = {name: LiveValues(weight, container.counts(name), rows) for name, weight in decoder.clustered().items()}
         learner = Learner(decoder, live, *lesson.split(max(len(lesson.ids) // 16, 1)))
         spent = checkpoint.restore(learner)
@@ -91,29 +91,29 @@ def tune(
     return report
 
 
-def _fitting(container: Container, source: Container) -> ModelConfig:
-    """The common configuration of both, which must be the same model."""
-    if container.config is None or source.config is None:
+def _fitting(container: Container, source: Container) -> ModelMetadata:
+    """What the model's file says of it. Both files must be of the same model."""
+    if container.model is None or source.model is None:
         raise UsageError(f"{container.path}, {source.path}: expected two whole models")
     if not any(entry.kind == "clustered" for entry in container.tensors.values()):
         raise UsageError(f"{container.path}: has no clustered tensor, so there is nothing to tune")
     if any(entry.kind == "clustered" for entry in source.tensors.values()):
         raise UsageError(f"{source.path}: has clustered tensors: expected `rkf convert SRC OUT --recipe dense`")
-    if container.config != source.config or container.blob(TOKENIZER) != source.blob(TOKENIZER):
+    if not container.model.computes_as(source.model) or container.blob(TOKENIZER) != source.blob(TOKENIZER):
         raise UsageError(f"{source.path}: another model than {container.path}: expected the one it was converted from")
-    return container.config
+    return container.model
 
 
-def _tokenizer(source: Container, config: ModelConfig) -> Tokenizer:
+def _tokenizer(source: Container, metadata: ModelMetadata) -> Tokenizer:
     tokenizer_json, template = source.blob(TOKENIZER), source.blob(CHAT_TEMPLATE)
     if tokenizer_json is None:
         raise UsageError(f"{source.path}: has no tokenizer, so it cannot make a training text")
-    return Tokenizer(tokenizer_json, config, None if template is None else template.decode(errors="replace"))
+    return Tokenizer(tokenizer_json, metadata, None if template is None else template.decode(errors="replace"))
 
 
 def _lesson(
     source: Container,
-    config: ModelConfig,
+    metadata: ModelMetadata,
     checkpoint: Checkpoint,
     words: list[int] | None,
     device: torch.device,
@@ -121,12 +121,12 @@ def _lesson(
     progress: Progress,
 ) -> Lesson:
     """The text and the reference's outputs on it, from the checkpoint if present; keeps only the reference's head."""
-    teacher = Decoder(source, config).to(device).requires_grad_(False)
+    teacher = Decoder(source).to(device).requires_grad_(False)
     found = checkpoint.lesson()
     if found is None:
-        tokens = min(TOKENS, config.context_length)
+        tokens = min(TOKENS, metadata.context_length)
         if words is None:
-            beginnings = prompts(config, _tokenizer(source, config))
+            beginnings = prompts(metadata, _tokenizer(source, metadata))
             found = learning_text.written(teacher, beginnings, SEQUENCES, tokens, seed, partial(progress, "text"))
         else:
             ids = learning_text.cut(words, SEQUENCES, tokens).to(device)

@@ -1,39 +1,22 @@
-"""What happens to a vector between two products: RMSNorm, SwiGLU, exp, and packing for the fast kernels.
-
-Buffers are padded with zeros to whole blocks of columns, so no loop here has a tail; only heads lie side by side.
-"""
+"""Functions of vectors in registers: exp, tanh, erf, and the activations of gates (rkf/model/ops.py names them)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from numba import types
 
 from rkf.runtime.kernels.inline import inline, piece
-from rkf.runtime.kernels.memory import load, store
-from rkf.runtime.kernels.simd import (
-    absolute,
-    arithmetic_shift_right,
-    bitcast,
-    even_lanes,
-    fma,
-    lane_maximum,
-    lane_sum,
-    maximum,
-    minimum,
-    odd_lanes,
-    splat,
-    truncate,
-)
-from rkf.runtime.kernels.vectors import F32x16, I8x16, I16x16, I32x16
-from rkf.runtime.structs import ACTIVATION_LIMIT, ACTIVATION_SUM_LIMIT, BLOCK, LANES, PACKED_BLOCK_BYTES
+from rkf.runtime.kernels.memory import load, store, store_first
+from rkf.runtime.kernels.simd import absolute, bitcast, fma, maximum, minimum, select, splat
+from rkf.runtime.kernels.vectors import F32x16, I32x16
+from rkf.runtime.structs import LANES
 
 _STEP = LANES * 4
 # Adding and subtracting 1.5 * 2^23 rounds an f32 to the nearest even integer, which then lies in the low bits.
-_ROUND = 12582912.0
-_ROUND_BITS = 0x4B400000
+ROUND = 12582912.0
+ROUND_BITS = 0x4B400000
 
 
 @inline
@@ -45,8 +28,8 @@ def constant(value):
 def exponential(x):
     """e^x in 16 lanes, x cut to -87..88: 2^n * polynomial (Cephes expf, within 2 units in the last place)."""
     x = maximum(minimum(x, constant(88.0)), constant(-87.0))
-    shifted = fma(x, constant(1.44269504088896341), constant(_ROUND))
-    n = shifted - constant(_ROUND)
+    shifted = fma(x, constant(1.44269504088896341), constant(ROUND))
+    n = shifted - constant(ROUND)
     r = fma(n, constant(-0.693359375), x)
     r = fma(n, constant(2.12194440e-4), r)
     p = fma(constant(1.9875691500e-4), r, constant(1.3981999507e-3))
@@ -55,111 +38,108 @@ def exponential(x):
     p = fma(p, r, constant(1.6666665459e-1))
     p = fma(p, r, constant(5.0000001201e-1))
     p = fma(p, r * r, r + constant(1.0))
-    exponent = (bitcast(I32x16, shifted) - splat(I32x16, types.int32(_ROUND_BITS))) << 23
+    exponent = (bitcast(I32x16, shifted) - splat(I32x16, types.int32(ROUND_BITS))) << 23
     return bitcast(F32x16, bitcast(I32x16, p) + exponent)
 
 
-@piece
-def rms_norm(x, weight, out, columns, epsilon):
-    """out = x / sqrt(mean(x^2) + epsilon) * weight; x, weight and out may be padded with zeros past `columns`."""
-    total = constant(0.0)
-    for i in range(0, columns * 4, _STEP):
-        value = load(F32x16, x + i)
-        total = fma(value, value, total)
-    mean = lane_sum(total) / types.float32(columns)
-    inverse = splat(F32x16, types.float32(1) / math.sqrt(mean + epsilon))
-    for i in range(0, columns * 4, _STEP):
-        store(out + i, load(F32x16, x + i) * inverse * load(F32x16, weight + i))
-
-
-@piece
-def head_norm(head, weight, head_dim, epsilon):
-    """rms_norm of one head in place; the next head begins right behind it, so its last numbers go singly."""
-    whole, total, rest = head_dim // LANES * _STEP, constant(0.0), types.float32(0)
-    for i in range(0, whole, _STEP):
-        value = load(F32x16, head + i)
-        total = fma(value, value, total)
-    for i in range(whole, head_dim * 4, 4):
-        rest += load(types.float32, head + i) * load(types.float32, head + i)
-    mean = (lane_sum(total) + rest) / types.float32(head_dim)
-    inverse = types.float32(1) / math.sqrt(mean + epsilon)
-    for i in range(0, whole, _STEP):
-        store(head + i, load(F32x16, head + i) * splat(F32x16, inverse) * load(F32x16, weight + i))
-    for i in range(whole, head_dim * 4, 4):
-        store(head + i, load(types.float32, head + i) * inverse * load(types.float32, weight + i))
-
-
-@piece
-def swiglu(gate, up, out, columns):
-    """out = gate / (1 + e^-gate) * up; gate and up have whole lanes of memory."""
-    for i in range(0, columns * 4, _STEP):
-        g = load(F32x16, gate + i)
-        sigmoid = constant(1.0) / (constant(1.0) + exponential(constant(0.0) - g))
-        store(out + i, g * sigmoid * load(F32x16, up + i))
+@inline
+def sigmoid(x):
+    return constant(1.0) / (constant(1.0) + exponential(constant(0.0) - x))
 
 
 @inline
-def _store_bytes(address, even, odd):
-    """For AVX-512 and NEON: high bytes of even columns, of odd ones, then the low bytes: 64 of each a block."""
-    half = splat(I32x16, types.int32(64))
-    even_high, odd_high = arithmetic_shift_right(even + half, 7), arithmetic_shift_right(odd + half, 7)
-    store(address, truncate(I8x16, even_high))
-    store(address + 64, truncate(I8x16, odd_high))
-    store(address + 128, truncate(I8x16, even - (even_high << 7)))
-    store(address + 192, truncate(I8x16, odd - (odd_high << 7)))
+def hyperbolic_tangent(x):
+    """tanh in 16 lanes: below 0.625 by Cephes' polynomial (tanhf), from there by exp."""
+    size, square = absolute(x), x * x
+    p = fma(constant(-5.70498872745e-3), square, constant(2.06390887954e-2))
+    p = fma(p, square, constant(-5.37397155531e-2))
+    p = fma(p, square, constant(1.33314422036e-1))
+    p = fma(p, square, constant(-3.33332819422e-1))
+    small = fma(p * square, x, x)
+    large = constant(1.0) - constant(2.0) / (exponential(size + size) + constant(1.0))
+    large = select(x < constant(0.0), constant(0.0) - large, large)
+    return select(size < constant(0.625), small, large)
 
 
 @inline
-def _store_words(address, even, odd):
-    """For the other kernels: 64 words of even columns, then 64 of odd ones."""
-    store(address, truncate(I16x16, even))
-    store(address + 128, truncate(I16x16, odd))
+def _error_function(x):
+    """erf in 16 lanes, within 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
+    size = absolute(x)
+    t = constant(1.0) / fma(constant(0.3275911), size, constant(1.0))
+    p = fma(constant(1.061405429), t, constant(-1.453152027))
+    p = fma(p, t, constant(1.421413741))
+    p = fma(p, t, constant(-0.284496736))
+    p = fma(p, t, constant(0.254829592))
+    found = constant(1.0) - p * t * exponential(constant(0.0) - size * size)
+    return select(x < constant(0.0), constant(0.0) - found, found)
 
 
-STORES = {
-    "avx512": (_store_bytes, 16),
-    "avx2": (_store_words, 32),
-    "neon": (_store_bytes, 16),
-    "portable": (_store_words, 32),
+@inline
+def _identity(x, alpha):
+    return x
+
+
+@inline
+def _sigmoid(x, alpha):
+    return sigmoid(x)
+
+
+@inline
+def _silu(x, alpha):
+    return x * sigmoid(x * alpha)
+
+
+@inline
+def _gelu(x, alpha):
+    return constant(0.5) * x * (constant(1.0) + _error_function(x * constant(0.70710678118654752)))
+
+
+@inline
+def _gelu_tanh(x, alpha):
+    inner = constant(0.79788456080286536) * (x + constant(0.044715) * x * x * x)
+    return constant(0.5) * x * (constant(1.0) + hyperbolic_tangent(inner))
+
+
+@inline
+def _relu(x, alpha):
+    return maximum(x, constant(0.0))
+
+
+@inline
+def _relu2(x, alpha):
+    return _relu(x, alpha) * _relu(x, alpha)
+
+
+ACTIVATIONS = {
+    "identity": _identity,
+    "sigmoid": _sigmoid,
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": _relu,
+    "relu2": _relu2,
 }
 
 
-def packer(level: str) -> Callable[..., Any]:
-    """pack(activation, token): from f32 values to integers, with a scale and their sum (structs.py has the limits).
-
-    One scale a token: int16 activations leave no need for scales by block, and sums stay integers to the end.
+def gate(act: str) -> Callable[..., Any]:
+    """gated(a, b, out, columns, numbers): out = act(a) * b, cut and shifted as `numbers` (limit, alpha, shift) say; a
+    and b have whole lanes of memory, out is written in `columns` columns.
     """
-    store_integers, bytes_of_16 = STORES[level]
+    function = ACTIVATIONS[act]
 
     @inline
-    def rounded(address, inverse):
-        shifted = fma(load(F32x16, address), inverse, constant(_ROUND))
-        return bitcast(I32x16, shifted) - splat(I32x16, types.int32(_ROUND_BITS))
+    def gated_lanes(a, b, numbers):
+        limit = splat(F32x16, numbers.limit)
+        x = function(minimum(a, limit), splat(F32x16, numbers.alpha))
+        return x * (maximum(minimum(b, limit), constant(0.0) - limit) + splat(F32x16, numbers.shift))
 
     @piece
-    def pack(a, token):
-        values = a.values + token * a.values_stride
-        blocks = (a.columns + BLOCK - 1) // BLOCK
-        largest = total = constant(0.0)
-        for i in range(0, blocks * BLOCK * 4, _STEP):
-            magnitude = absolute(load(F32x16, values + i))
-            largest, total = maximum(largest, magnitude), total + magnitude
-        scale = max(
-            lane_maximum(largest) / types.float32(ACTIVATION_LIMIT),
-            lane_sum(total) / types.float32(ACTIVATION_SUM_LIMIT),
-        )
-        inverse = types.float32(0)
-        if scale > types.float32(1e-30):
-            inverse = types.float32(1) / scale
-        multiplier, whole = splat(F32x16, inverse), splat(I32x16, types.int32(0))
-        for block in range(blocks):
-            packed = a.packed + token * a.packed_stride + block * PACKED_BLOCK_BYTES
-            for part in range(BLOCK // 32):
-                address = values + (block * BLOCK + part * 32) * 4
-                low, high = rounded(address, multiplier), rounded(address + _STEP, multiplier)
-                whole = whole + low + high
-                store_integers(packed + part * bytes_of_16, even_lanes(low, high), odd_lanes(low, high))
-        store(a.scale + token * 4, scale)
-        store(a.total + token * 4, lane_sum(whole))
+    def gated(a, b, out, columns, numbers):
+        whole = columns // LANES * _STEP
+        for i in range(0, whole, _STEP):
+            store(out + i, gated_lanes(load(F32x16, a + i), load(F32x16, b + i), numbers))
+        if columns % LANES > 0:
+            last = gated_lanes(load(F32x16, a + whole), load(F32x16, b + whole), numbers)
+            store_first(out + whole, last, columns % LANES)
 
-    return pack
+    return gated

@@ -11,7 +11,7 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels.activations import constant, exponential
+from rkf.runtime.kernels.activations import constant, exponential, hyperbolic_tangent
 from rkf.runtime.kernels.cache_format import CacheFormat, key_block, value_row
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
 from rkf.runtime.kernels.memory import load, store
@@ -42,15 +42,25 @@ def _within(position, first, end):
     return lanes_below(MASK16, end - position) ^ lanes_below(MASK16, first - position)
 
 
-def page_attention(cache: CacheFormat) -> Callable[..., Any]:
-    """attend(queries, query_bytes, token_bytes, tokens, heads, position, window, region, head_dim, padded, scores, out,
-    out_bytes).
+def page_attention(cache: CacheFormat, capped: bool) -> Callable[..., Any]:
+    """attend(queries, query_bytes, token_bytes, tokens, heads, position, region, op, scores, out).
 
     queries: f32[head_dim] each, already scaled, of neighbouring tokens and of heads that share a key head; position:
-    the first token's, counted from the page's start (it may lie past its end); region: the head's in the page;
-    scores: f32[tokens * heads, 256] is scratch; out: a partial result a query, `out_bytes` apart: maximum, sum (f32),
-    then f32[padded] at PARTIAL_HEADER.
+    the first token's, counted from the page's start (it may lie past its end); region: the head's in the page; op: the
+    ATTENTION; scores: f32[tokens * heads, 256] is scratch; out: a partial result a query, op.partial_bytes apart:
+    maximum, sum (f32), then f32[padded] at PARTIAL_HEADER. capped: scores are softcap * tanh(score / softcap).
     """
+
+    @inline
+    def plain_score(x, softcap):
+        return x
+
+    @inline
+    def capped_score(x, softcap):
+        cap = splat(F32x16, softcap)
+        return cap * hyperbolic_tangent(x / cap)
+
+    finished = capped_score if capped else plain_score
 
     @inline
     def score(q0, q1, q2, q3, region, position, head_dim, scores0, scores1, scores2, scores3):
@@ -67,13 +77,14 @@ def page_attention(cache: CacheFormat) -> Callable[..., Any]:
         _store_pair(scores3 + position * 4, d0, d1)
 
     @inline
-    def soften(scores, begin, stop, first, end, region, head_dim, padded, out):
+    def soften(scores, begin, stop, first, end, region, head_dim, padded, softcap, out):
         """Scores of positions begin … stop - 1 to weights: e^(score - maximum) from first to end - 1, else 0; starts
         the query's partial result.
         """
         highest = constant(_LOWEST)
         for position in range(begin, stop, LANES):
             x = cache.scale_keys(load(F32x16, scores + position * 4), region, position, head_dim, padded)
+            x = finished(x, softcap)
             store(scores + position * 4, x)
             highest = maximum(highest, select(_within(position, first, end), x, constant(_LOWEST)))
         top = lane_maximum(highest)
@@ -102,21 +113,8 @@ def page_attention(cache: CacheFormat) -> Callable[..., Any]:
         _store_pair(out3, d0, d1)
 
     @piece
-    def attend(
-        queries,
-        query_bytes,
-        token_bytes,
-        tokens,
-        heads,
-        position,
-        window,
-        region,
-        head_dim,
-        padded,
-        scores,
-        out,
-        out_bytes,
-    ):
+    def attend(queries, query_bytes, token_bytes, tokens, heads, position, region, op, scores, out):
+        window, head_dim, padded, out_bytes = op.window, op.head_dim, op.padded, op.partial_bytes
         count, score_bytes = tokens * heads, PAGE * 4
         begin = _first_seen(position, window) // WIDE * WIDE
         stop = (smaller(position + tokens, PAGE) + WIDE - 1) // WIDE * WIDE
@@ -140,7 +138,7 @@ def page_attention(cache: CacheFormat) -> Callable[..., Any]:
             own = position + i // heads
             first, end = _first_seen(own, window), smaller(own + 1, PAGE)
             weights, part = scores + i * score_bytes, out + i * out_bytes
-            soften(weights, begin, stop, first, end, region, head_dim, padded, part)
+            soften(weights, begin, stop, first, end, region, head_dim, padded, op.softcap, part)
         for column in range(0, padded, WIDE):
             sums = out + PARTIAL_HEADER + column * 4
             for i in range(0, count, 4):
@@ -185,16 +183,19 @@ def merge(total, part, size):
 
 
 @piece
-def start(total, size):
-    """What no page has given yet."""
+def start(total, size, sinks, head):
+    """What no page has given yet: a head's sink alone, where there are any (0: none)."""
     for offset in range(0, size, LANES * 4):
         store(total + offset, constant(0.0))
     store(total, types.float32(_LOWEST))
+    if sinks != 0:
+        store(total, load(types.float32, sinks + head * 4))
+        store(total + 4, types.float32(1))
 
 
 @piece
-def finish(total, out, head_dim):
-    """out: f32[head_dim] = weighted values over the sum of weights."""
+def finish(total, out, value_dim):
+    """out: f32[value_dim] = weighted values over the sum of weights."""
     inverse = types.float32(1) / load(types.float32, total + 4)
-    for offset in range(0, head_dim * 4, 4):
+    for offset in range(0, value_dim * 4, 4):
         store(out + offset, load(types.float32, total + PARTIAL_HEADER + offset) * inverse)

@@ -17,6 +17,7 @@ from numba import types
 from rkf.runtime.kernels import f32, half
 from rkf.runtime.kernels.inline import inline, larger
 from rkf.runtime.kernels.memory import load, prefetch, store
+from rkf.runtime.kernels.operands import number
 from rkf.runtime.kernels.simd import sign_extend, to_float
 from rkf.runtime.kernels.vectors import F32x16, I8x16, I32x16
 from rkf.runtime.structs import LANES, PAGE, WIDE
@@ -25,7 +26,8 @@ _AHEAD_BYTES = 8192
 
 
 class CacheFormat(NamedTuple):
-    """remember(region, slot, key, value, head_dim, padded): write one position, from f32[head_dim] each.
+    """remember(region, slot, key, value, head_dim, value_dim, padded): write one position, from f32[head_dim] and
+    f32[value_dim].
 
     read(region, number): the 32 numbers from there on (`key_block`, `value_row`), in two registers. They still lack
     their positions' scales: scale_keys(x, region, position, head_dim, padded) and scale_values(…) put them to sixteen
@@ -48,11 +50,6 @@ def key_block(position, d, head_dim):
 def value_row(position, column, head_dim):
     """The values of one position in 32 columns, the first a multiple of 32."""
     return PAGE * (head_dim + column) + position * WIDE
-
-
-@inline
-def _float(address, index):
-    return load(types.float32, address + index * 4)
 
 
 @inline
@@ -86,10 +83,11 @@ def plain(read: Callable[..., Any], write: Callable[..., Any], size: int) -> Cac
     """Floating-point numbers of `size` bytes: read 16 at an address, write one."""
 
     @inline
-    def remember(region, slot, key, value, head_dim, padded):
+    def remember(region, slot, key, value, head_dim, value_dim, padded):
         for i in range(head_dim):
-            write(region + _key_at(slot, i, head_dim) * size, _float(key, i))
-            write(region + _value_at(slot, i, head_dim) * size, _float(value, i))
+            write(region + _key_at(slot, i, head_dim) * size, number(key, i))
+        for i in range(value_dim):
+            write(region + _value_at(slot, i, head_dim) * size, number(value, i))
 
     return CacheFormat(remember, _reader(read, size), _unscaled, _unscaled)
 
@@ -99,7 +97,7 @@ def _byte_scale(source, count):
     """What one step of signed bytes stands for, and its inverse."""
     largest = types.float32(0)
     for i in range(count):
-        largest = larger(largest, larger(_float(source, i), -_float(source, i)))
+        largest = larger(largest, larger(number(source, i), -number(source, i)))
     inverse = types.float32(0)
     if largest > types.float32(1e-30):
         inverse = types.float32(127) / largest
@@ -114,7 +112,7 @@ def _write_byte(address, value):
 
 @inline
 def _read_bytes(address):
-    return to_float(F32x16, sign_extend(I32x16, load(I8x16, address)))
+    return tonumber(F32x16, sign_extend(I32x16, load(I8x16, address)))
 
 
 @inline
@@ -123,13 +121,14 @@ def _scales(region, head_dim, padded):
 
 
 @inline
-def _remember_bytes(region, slot, key, value, head_dim, padded):
+def _remember_bytes(region, slot, key, value, head_dim, value_dim, padded):
     scales = _scales(region, head_dim, padded)
     key_scale, key_inverse = _byte_scale(key, head_dim)
-    value_scale, value_inverse = _byte_scale(value, head_dim)
+    value_scale, value_inverse = _byte_scale(value, value_dim)
     for i in range(head_dim):
-        _write_byte(region + _key_at(slot, i, head_dim), _float(key, i) * key_inverse)
-        _write_byte(region + _value_at(slot, i, head_dim), _float(value, i) * value_inverse)
+        _write_byte(region + _key_at(slot, i, head_dim), number(key, i) * key_inverse)
+    for i in range(value_dim):
+        _write_byte(region + _value_at(slot, i, head_dim), number(value, i) * value_inverse)
     store(scales + slot * 4, key_scale)
     store(scales + (PAGE + slot) * 4, value_scale)
 

@@ -13,7 +13,7 @@ from numba import types
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import add_shared, call4, exchange_shared, give_way, load, load_shared, pause, store
 from rkf.runtime.kernels.views import view
-from rkf.runtime.structs import BATCH, CALL, CLOSED, PATIENCE, PHASE_BITS, SPINS, WORKER, WRITING
+from rkf.runtime.structs import BATCH, CALL, CLOSED, PATIENCE, SPINS, WORKER, WRITING
 
 _CALL_BATCH = CALL.fields["batch"][1]
 _BATCH = WORKER.fields["batch"][1]
@@ -41,7 +41,7 @@ def serve(worker, unused1, unused2, unused3):
             _copy_batch(number + _CALL_BATCH, worker + _BATCH)
             if add_shared(number, 0) != published:
                 continue
-            call4(w.step, w.plan, worker + _BATCH, w.thread, published << PHASE_BITS)
+            call4(w.step, w.plan, worker + _BATCH, w.thread, published)
             seen, idle = published, 0
             store(worker + _SEEN, seen)
         idle += 1

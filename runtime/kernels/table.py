@@ -1,10 +1,16 @@
 """Every kernel by name and level of CPU: the one place where specialisations are listed.
 
-step:f32|f16|int8           a forward pass over a cache of that format
+step                        a forward pass: the phases of a plan
 serve, publish              a worker thread's loop, and what starts a call (threads.py)
 row:f32|bf16|f16|clustered  one row of a matrix as f32
 f32                         product in f32, any number of tokens
 one:W, many:W               fast products of one token and of many; W: index width, or 7i, 8i where ranks are the values
+
+Work of phases, and micro-ops (kernels/linear.py, mixing.py, token_ops.py, norms.py, rope.py, packing.py); C: a format
+of the cache, "capped" with a softcap:
+linear, linear:added, linear:gated:ACT, logits
+attend:one:C[:capped], attend:many:C[:capped], remember:C, join
+tokens, embed, take, add, scale, clip, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
 """
 
 from __future__ import annotations
@@ -14,14 +20,30 @@ from typing import Any
 
 from numba import types
 
-from rkf.runtime.kernels import f32, half, int8_avx2, int8_avx512, int8_neon, int8_portable, products, serve
-from rkf.runtime.kernels.cache_format import cache_format
+from rkf.runtime.kernels import (
+    f32,
+    half,
+    int8_avx2,
+    int8_avx512,
+    int8_neon,
+    int8_portable,
+    linear,
+    mixing,
+    norms,
+    packing,
+    products,
+    rope,
+    serve,
+    token_ops,
+)
+from rkf.runtime.kernels.activations import ACTIVATIONS
 from rkf.runtime.kernels.step import step
 from rkf.runtime.kv_cache import FORMATS
 
 _PRODUCT = (types.int64,) * 8  # matrix, activation, tokens, y, y_stride, low, high, scratch
 _ROW = (types.int64,) * 3  # matrix, row, out
 _STEP = (types.int64,) * 4  # plan, batch, thread, tag
+_WORK = (types.int64,) * 4  # item or token, arguments, batch, thread
 
 _LEVELS: dict[str, Any] = {
     "avx512": int8_avx512,
@@ -42,11 +64,64 @@ def _row(name: str, level: str) -> Callable[..., Any]:
     return f32.dense_row(half.wide(widen), half.single(widen), 2)
 
 
+_PLAIN: dict[str, Callable[..., Any]] = {
+    "linear": linear.linear,
+    "linear:added": linear.linear_added,
+    "logits": linear.logits,
+    "join": mixing.join,
+    "tokens": token_ops.tokens,
+    "embed": token_ops.embed,
+    "take": token_ops.take,
+    "add": token_ops.add,
+    "scale": token_ops.scale,
+    "clip": token_ops.clip,
+}
+
+
+def _attend(variant: str, level: str) -> Callable[..., Any]:
+    tokens, cache, *capped = variant.split(":")
+    build = mixing.attend_one if tokens == "one" else mixing.attend_many
+    return build(cache, level, bool(capped))
+
+
+_FAMILIES: dict[str, tuple[Callable[[str, str], Callable[..., Any]], list[str]]] = {
+    "linear:gated": (lambda act, level: linear.linear_gated(act), list(ACTIVATIONS)),
+    "gated": (lambda act, level: token_ops.gated(act), list(ACTIVATIONS)),
+    "activated": (lambda act, level: token_ops.activated(act), list(ACTIVATIONS)),
+    "norm": (lambda kind, level: norms.norm(kind), list(norms.NORMS)),
+    "rope": (lambda pairs, level: rope.rope(pairs), list(rope.PAIRS)),
+    "remember": (mixing.remember, list(FORMATS)),
+    "attend": (
+        _attend,
+        [f"{tokens}:{cache}{cap}" for tokens in ("one", "many") for cache in FORMATS for cap in ("", ":capped")],
+    ),
+    "pack": (lambda variant, level: packing.pack(level), [""]),
+}
+
+
+def _work(name: str, level: str) -> Callable[..., Any] | None:
+    """The work of a phase or a micro-op, if that is what a name stands for."""
+    if name in _PLAIN:
+        return _PLAIN[name]
+    for family, (build, variants) in _FAMILIES.items():
+        for variant in variants:
+            if name == _joined(family, variant):
+                return build(variant, level)
+    return None
+
+
+def _joined(family: str, variant: str) -> str:
+    return f"{family}:{variant}" if variant else family
+
+
 def kernel(name: str, level: str) -> Kernel:
     """A kernel's function and its arguments' types."""
+    work = _work(name, level)
+    if work is not None:
+        return work, _WORK
     family, _, variant = name.partition(":")
     if family == "step":
-        return step(level, cache_format(variant, level)), _STEP
+        return step, _STEP
     if family in ("serve", "publish"):
         return getattr(serve, family), _STEP
     if family == "row":
@@ -64,6 +139,6 @@ def kernel(name: str, level: str) -> Kernel:
 
 def names(level: str) -> list[str]:
     """Every kernel of a level of CPU."""
-    fixed = ["serve", "publish", "f32", *(f"step:{cache}" for cache in FORMATS)]
-    rows = [f"row:{kind}" for kind in ("f32", "bf16", "f16", "clustered")]
-    return fixed + rows + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]
+    fixed = ["step", "serve", "publish", "f32", *(f"row:{kind}" for kind in ("f32", "bf16", "f16", "clustered"))]
+    work = [_joined(family, variant) for family, (_, variants) in _FAMILIES.items() for variant in variants]
+    return fixed + [*_PLAIN] + work + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]

@@ -1,11 +1,10 @@
-"""Programs written by hand for small random models of transformers, with their weights: what interpreters are tested on.
+"""Programs written by hand for small random models of transformers, with their weights, to test interpreters.
 
 Each makes use of other ops: windows and two ropes and norms with an offset (gemma3_text), experts with biases and sinks
 (gpt_oss), experts (qwen3_moe), the delta rule (qwen3_5_text), short convolutions (lfm2).
 """
 
 import numpy as np
-import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -113,8 +112,8 @@ def random_model(family):
 def small_model(family):
     """(model of transformers, Program, weights by name)."""
     model = random_model(family)
-    weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    weights["lm_head.weight"] = model.get_output_embeddings().weight.detach().numpy()
+    weights = {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+    weights["lm_head.weight"] = model.get_output_embeddings().weight.detach().numpy().copy()
     builder = _Builder(family, model, weights)
     program = builder.program()
     program.check()
@@ -122,11 +121,6 @@ def small_model(family):
     found = {name: np.ascontiguousarray(builder.weights[name]) for name in needed}
     assert {name: each.shape for name, each in found.items()} == needed
     return model, program, found
-
-
-@pytest.fixture(scope="session", params=OPTIONS)
-def small(request):
-    return small_model(request.param)
 
 
 class _Builder:
@@ -160,7 +154,9 @@ class _Builder:
     def layer(self, number):
         self.prefix = layer_prefix(number)
         kind = (getattr(self.config, "layer_types", None) or ["full_attention"] * (number + 1))[number]
-        names = {"lfm2": ("operator_norm", "ffn_norm")}.get(self.family, ("input_layernorm", "post_attention_layernorm"))
+        names = {"lfm2": ("operator_norm", "ffn_norm")}.get(
+            self.family, ("input_layernorm", "post_attention_layernorm")
+        )
         ops = [self.norm("x", "h", names[0])]
         ops += {"conv": self.conv, "linear_attention": self.delta}.get(kind, lambda: self.attention(kind))()
         if self.family == "gemma3_text":
@@ -278,7 +274,11 @@ class _Builder:
         stacks = {part: f"{m}experts.{part}" for part in ("gate", "up", "down")}
         biases = {f"{part}_bias": f"{name}_bias" for part, name in stacks.items()} if oss else {}
         if oss:
-            bias, both, down = self.weights[f"{p}{m}experts.gate_up_proj_bias"], both.swapaxes(1, 2), down.swapaxes(1, 2)
+            bias, both, down = (
+                self.weights[f"{p}{m}experts.gate_up_proj_bias"],
+                both.swapaxes(1, 2),
+                down.swapaxes(1, 2),
+            )
             found = {"gate": both[:, 0::2], "up": both[:, 1::2], "down": down}
             found |= {"gate_bias": bias[:, 0::2], "up_bias": bias[:, 1::2]}
             found["down_bias"] = self.weights[f"{p}{m}experts.down_proj_bias"]

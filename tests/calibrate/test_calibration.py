@@ -4,25 +4,39 @@ import numpy as np
 import pytest
 
 from rkf.calibrate import narrow, passes
-from rkf.calibrate.layers import KeyValues, Layer, rms_norm
+from rkf.calibrate.batch_cache import BatchCache
+from rkf.calibrate.interpreter import Flow, Stretch, logits
+from rkf.calibrate.passes import TensorReader, stretches
 from rkf.errors import OutputError
 from rkf.format.matrix import from_f32, to_f32
+from rkf.model.roles import shared_inputs
+from tests.calibrate.small_models import small_model
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 
 CONFIG = tiny.config()
 WEIGHTS = tiny.weights(CONFIG)
+ALIASES = {"lm_head.weight": "model.embed_tokens.weight"}
+PROGRAM = CONFIG.program(WEIGHTS)
+READER = TensorReader(WEIGHTS.__getitem__, ALIASES)
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(0, CONFIG.vocab_size, (11, 20)).astype(np.uint32)
 
 
-def layer(config, weights, number):
-    prefix = f"model.layers.{number}."
-    return Layer(config, {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)})
+def states(program, reader, ids, cache=None):
+    """The flow after each stretch."""
+    flow = Flow(ids)
+    for stretch in stretches(program, 64):
+        flow = stretch(reader.of(stretch), flow, cache)
+        yield flow
+    if cache is not None:
+        cache.advance(ids.shape[1])
 
 
-def logits(config, weights, x):
-    h = rms_norm(x, weights["model.norm.weight"], config.norm_epsilon)
-    return h @ weights["model.embed_tokens.weight"].T
+def predicted(program, reader, ids, cache=None):
+    """Logits f32[batch, tokens, vocab]."""
+    *_, last = states(program, reader, ids, cache)
+    x = last.values[program.logits.src]
+    return logits(program.logits, x.reshape(-1, x.shape[-1]), reader(program.logits.weight)).reshape(*ids.shape, -1)
 
 
 def oracle(config, weights, tokens):
@@ -43,49 +57,64 @@ def with_extras():
 
 @pytest.mark.parametrize("weights", [WEIGHTS, with_extras()], ids=["llama", "biases and norms"])
 def test_layers_equal_the_oracle_at_once_and_token_by_token(weights):
-    whole = steps = weights["model.embed_tokens.weight"][TOKENS]
-    for number, past in enumerate(KeyValues.of_layers(CONFIG, *TOKENS.shape)):
-        one = layer(CONFIG, weights, number)
-        whole = one(whole)
-        steps = np.concatenate([one(steps[:, [t]], past) for t in range(TOKENS.shape[1])], axis=1)
+    program, reader = CONFIG.program(weights), TensorReader(weights.__getitem__, ALIASES)
+    cache = BatchCache(program, *TOKENS.shape)
+    steps = [predicted(program, reader, TOKENS[:, [t]], cache) for t in range(TOKENS.shape[1])]
     expected = oracle(CONFIG, weights, TOKENS)
-    np.testing.assert_allclose(logits(CONFIG, weights, whole), expected, atol=1e-4)
-    by_steps = logits(CONFIG, weights, steps)  # keys and values of the past are bf16
+    np.testing.assert_allclose(predicted(program, reader, TOKENS), expected, atol=1e-4)
+    by_steps = np.concatenate(steps, axis=1)  # keys and values of the past are bf16
     assert np.std(by_steps - expected) < 0.01 * np.std(expected)
 
 
 def test_a_sliding_window_hides_what_is_further_back():
-    narrow = tiny.config(sliding_window=4)
+    program = tiny.config(sliding_window=4).program(WEIGHTS)
+    layer = Stretch.of_layer(program, 0, 64)
     x = WEIGHTS["model.embed_tokens.weight"][TOKENS]
     changed = x.copy()
     changed[:, 3] += 1
-    one = layer(narrow, WEIGHTS, 0)
-    same = np.isclose(one(x), one(changed), atol=1e-6).all(axis=(0, 2))
+    one, other = (layer(READER.of(layer), Flow(TOKENS, {"x": each})).values["x"] for each in (x, changed))
+    same = np.isclose(one, other, atol=1e-6).all(axis=(0, 2))
     assert np.flatnonzero(~same).tolist() == [3, 4, 5, 6]
 
 
 def test_moments_are_those_of_the_inputs():
-    found = list(passes.moments(CONFIG, WEIGHTS.get, TOKENS))
+    found = list(passes.moments(PROGRAM, READER, TOKENS))
     assert len(found) == CONFIG.layers + 1
-    x = WEIGHTS["model.embed_tokens.weight"][TOKENS]
-    for number, moments in enumerate(found[:-1]):
-        inputs = {}
-        x = layer(CONFIG, WEIGHTS, number)(x, tap=inputs.__setitem__)
-        assert set(moments) == {
-            f"model.layers.{number}.{name}.weight" for names in passes.SHARED_INPUTS for name in names
-        }
-        for names in passes.SHARED_INPUTS:
-            flat = inputs[names[0]].reshape(TOKENS.size, -1).astype(np.float64)
-            for name in names:
-                got = moments[f"model.layers.{number}.{name}.weight"]
-                np.testing.assert_allclose(got, flat.T @ flat / TOKENS.size, rtol=1e-3, atol=1e-5)
-    last = rms_norm(x, WEIGHTS["model.norm.weight"], CONFIG.norm_epsilon).reshape(TOKENS.size, -1)
+    before = list(states(PROGRAM, READER, TOKENS))
+    for number, (moments, flow) in enumerate(zip(found[:-1], before, strict=False)):
+        layer, inputs = Stretch.of_layer(PROGRAM, number, 64), {}
+        layer(READER.of(layer), flow, tap=lambda seen, inputs=inputs: inputs.update(dict.fromkeys(seen.names, seen.x)))
+        groups = shared_inputs(PROGRAM.layer(number)).values()
+        assert set(moments) == set(inputs) == {f"model.layers.{number}.{name}" for group in groups for name in group}
+        for name, x in inputs.items():
+            flat = x.astype(np.float64)
+            np.testing.assert_allclose(moments[name], flat.T @ flat / TOKENS.size, rtol=1e-3, atol=1e-5)
+    last = before[-1].values["h"].reshape(TOKENS.size, -1)
     np.testing.assert_allclose(found[-1]["lm_head.weight"], last.T @ last / TOKENS.size, rtol=1e-3, atol=1e-5)
+
+
+def test_moments_of_experts_are_those_of_the_tokens_that_came_to_them():
+    _, program, weights = small_model("qwen3_moe")
+    reader, tokens = TensorReader(weights.__getitem__), TOKENS % 64
+    found = {}
+    for moments in passes.moments(program, reader, tokens):
+        found |= moments
+    stack = found["model.layers.0.mlp.experts.gate"]
+    assert stack is found["model.layers.0.mlp.experts.up"]
+    assert stack.counts.sum() == tokens.size * 2
+    layer = Stretch.of_layer(program, 0, 64)
+    seen = []
+    layer(reader.of(layer), next(states(program, reader, tokens)), tap=seen.append)
+    for each in seen:
+        if each.expert is not None:
+            x, moments = each.inputs().astype(np.float64), found[each.names[0]]
+            assert moments.counts[each.expert] == each.tokens == len(x)
+            np.testing.assert_allclose(moments.of(each.expert), x.T @ x / len(x), rtol=1e-3, atol=1e-5)
 
 
 def test_text_is_drawn_from_the_models_distribution():
     prompts = [[1]] * 400
-    text = passes.write_text(CONFIG, WEIGHTS.get, prompts, ctx=2)
+    text = passes.write_text(PROGRAM, READER, prompts, ctx=2)
     expected = oracle(CONFIG, WEIGHTS, np.array([[1]]))[0, 0].astype(np.float64)
     expected = np.exp(expected - expected.max())
     expected /= expected.sum()
@@ -104,8 +133,8 @@ def test_kept_matrices_are_rounded_to_bf16(monkeypatch, tmp_path):
             np.testing.assert_array_equal(kept[np.array([[3], [16]])], rounded[[[3], [16]]])
             np.testing.assert_allclose(narrow.product(x, kept), x @ rounded.T, rtol=1e-5, atol=1e-5)
         assert not list(tmp_path.iterdir())
-        mapped = passes.write_text(CONFIG, WEIGHTS.get, [[1], [2]], ctx=9, keep=keep)
-    np.testing.assert_array_equal(mapped, passes.write_text(CONFIG, WEIGHTS.get, [[1], [2]], ctx=9))
+        mapped = passes.write_text(PROGRAM, READER, [[1], [2]], ctx=9, keep=keep)
+    np.testing.assert_array_equal(mapped, passes.write_text(PROGRAM, READER, [[1], [2]], ctx=9))
     with pytest.raises(OutputError, match="missing"), narrow.mapped(tmp_path / "missing"):
         pass
 
@@ -115,9 +144,9 @@ def test_text_keeps_its_prompts_and_does_not_depend_on_threads(monkeypatch):
     texts = []
     for threads in (1, 3):
         monkeypatch.setattr(passes, "workers", lambda threads=threads: threads)
-        texts.append(passes.write_text(CONFIG, WEIGHTS.get, prompts, ctx=12, seed=3))
+        texts.append(passes.write_text(PROGRAM, READER, prompts, ctx=12, seed=3))
     np.testing.assert_array_equal(*texts)
     assert texts[0][1, :3].tolist() == [5, 6, 7]
     assert texts[0][-1].tolist() == list(range(12))
     assert len({tuple(row) for row in texts[0]}) == len(prompts)
-    assert not np.array_equal(texts[0], passes.write_text(CONFIG, WEIGHTS.get, prompts, ctx=12, seed=4))
+    assert not np.array_equal(texts[0], passes.write_text(PROGRAM, READER, prompts, ctx=12, seed=4))

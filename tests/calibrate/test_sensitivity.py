@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from rkf.calibrate import passes, sensitivity
-from tests.calibrate.test_calibration import oracle
+from rkf.calibrate.passes import TensorReader
+from tests.calibrate.test_calibration import ALIASES, oracle
 from tests.runtime import tiny
 
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(0, tiny.config().vocab_size, (43, 60)).astype(np.uint32)
@@ -27,7 +28,7 @@ def divergence(config, weights, changed):
 def test_losses_are_divergences():
     config = tiny.config()
     weights = tiny.weights(config)
-    found = sensitivity.losses(config, weights.get, coarse, TOKENS)
+    found = sensitivity.losses(config.program(weights), TensorReader(weights.__getitem__, ALIASES), coarse, TOKENS)
     clustered = [name for name, w in weights.items() if w.ndim == 2]
     assert sorted(found) == sorted(clustered)
     for name in clustered:
@@ -42,5 +43,6 @@ def test_losses_do_not_depend_on_threads(monkeypatch):
     for threads in (1, 3):
         monkeypatch.setattr(passes, "workers", lambda threads=threads: threads)
         monkeypatch.setattr(sensitivity, "workers", lambda threads=threads: threads)
-        found.append(sensitivity.losses(config, weights.get, coarse, TOKENS))
+        reader = TensorReader(weights.__getitem__, ALIASES)
+        found.append(sensitivity.losses(config.program(weights), reader, coarse, TOKENS))
     assert found[0] == found[1]

@@ -112,12 +112,12 @@ def failing(error):
 def test_ctrl_c_is_130_without_a_traceback(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    # A reader of a pipe waits for its writer: it stands still where we want it to.
+    # The writer of a pipe waits for its reader, so the process stops exactly here.
     process = subprocess.Popen(
         [sys.executable, "-m", "rkf", "eval", "ppl", "model", "--text", str(pipe)],
         stderr=subprocess.PIPE,
         text=True,
-        # What runs the tests may itself ignore Ctrl-C (a job in the background), and children inherit that.
+        # The test runner may itself ignore Ctrl-C (as a background job does), and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     with open(pipe, "w"):  # noqa: PTH123 - returns once the other side has opened it

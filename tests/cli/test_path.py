@@ -1,4 +1,4 @@
-"""Every verb on a tiny checkpoint, in the order of a model's life: convert, look, measure, pack, export, and back."""
+"""Every verb on a tiny checkpoint, in the usual order: convert, inspect, measure, pack, export, and back."""
 
 import json
 
@@ -14,7 +14,7 @@ TEXT = "\n".join(tiny.CORPUS) * 4
 
 
 def rkf(*arguments, code=0):
-    """What a command prints, in this process: test_talk.py and test_errors.py start new ones."""
+    """The output of a command run in this process; test_talk.py and test_errors.py start new processes."""
     done = CliRunner().invoke(cli, list(map(str, arguments)), prog_name="rkf")
     assert done.exit_code == code, done.stderr
     return done.stdout
@@ -26,7 +26,7 @@ def rkf_json(*arguments):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder as Hugging Face lays it out."""
+    """A folder in Hugging Face's layout."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     reference(CONFIG).save_pretrained(folder)
     tiny.byte_level_tokenizer().save(str(folder / "tokenizer.json"))
@@ -71,7 +71,7 @@ def test_footprint_adds_up(checkpoint, model):
 
 
 def test_verify_and_diff(checkpoint, model, tmp_path):
-    assert "sound" in rkf("verify", model)
+    assert "valid" in rkf("verify", model)
     other = tmp_path / "k32.rkf"
     rkf("convert", checkpoint, other, "--k", 32, "--calibrate", "none")
     assert rkf_json("diff", model, model)["identical"] is True

@@ -23,7 +23,7 @@ CONFIG = tiny.config(context_length=2048, eos_ids=())
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp("model") / "tiny.rkf", CONFIG, tiny.weights(CONFIG))
-    with rkf.load(path) as ready:  # compiles what is not in the cache yet, and says so on our stderr, not in a test's
+    with rkf.load(path) as ready:  # compiles missing kernels here, so the message is not in a test's stderr
         ready.generate("The", max_tokens=2)
     return path
 
@@ -107,7 +107,7 @@ def test_chat_forgets_the_oldest_turn_when_the_context_is_full(tmp_path):
 
 
 class Terminal:
-    """`rkf` at a pseudo-terminal: Ctrl-C and Ctrl-D as the keyboard sends them."""
+    """`rkf` on a pseudo-terminal, with Ctrl-C and Ctrl-D sent as by a keyboard."""
 
     def __init__(self, *arguments):
         self.screen = ""
@@ -118,7 +118,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            # What runs the tests may itself ignore Ctrl-C (a job in the background), and children inherit that.
+            # The test runner may itself ignore Ctrl-C (as a background job does), and children inherit that.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         os.close(theirs)
@@ -130,7 +130,7 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def wait_for(self, pattern):
-        """Everything shown up to a pattern, since the last one."""
+        """The output up to a pattern, since the last call."""
         while not (found := re.search(pattern, self.screen)):
             piece = self._read()
             assert piece, f"ended without {pattern!r}: {self.screen!r}"
@@ -139,7 +139,7 @@ class Terminal:
         return text
 
     def finish(self):
-        """The exit code, once it has ended by itself."""
+        """The exit code, after the process has ended by itself."""
         while piece := self._read():
             self.screen += piece
         return self.process.wait(timeout=30)
@@ -149,7 +149,7 @@ class Terminal:
         assert ready, f"silent for 30 s after {self.screen!r}"
         try:
             return os.read(self._terminal, 1 << 16).decode(errors="replace")
-        except OSError:  # how Linux says that the other end has gone
+        except OSError:  # Linux reports a closed other end like this
             return ""
 
 
@@ -163,7 +163,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(model):
     terminal.wait_for("> ")
     terminal.type("half a line")
     terminal.wait_for("half a line")
-    time.sleep(0.2)  # a signal between two reads of the line editor waits for the next key
+    time.sleep(0.2)  # a signal between two reads of the line editor would wait for the next key
     terminal.interrupt()
     terminal.wait_for("Ctrl-D leaves")
     terminal.wait_for("> ")

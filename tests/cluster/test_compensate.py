@@ -22,13 +22,13 @@ def turned(weights, objective):
 
 
 def cost(weights, quantised, objective):
-    """f64[rows]; arguments turned."""
+    """The cost of each row, f64[rows]; the arguments are transposed."""
     error = (weights - quantised).astype(np.float64)
     return np.einsum("cr,cd,dr->r", error, objective.moments.astype(np.float64), error)
 
 
 def textbook(weights, moments, order, exact):
-    """GPTQ by its own words: quantise a column, and let those not yet quantised make up for it."""
+    """GPTQ by its definition: quantise a column, then let the columns after it compensate the error."""
     inverse = np.linalg.inv(moments[np.ix_(order, order)])
     left, out = weights[:, order].astype(np.float64), np.empty(weights.shape)
     for c in range(weights.shape[1]):
@@ -48,7 +48,7 @@ def test_equals_the_textbook(columns, rows):
     exact = np.abs(weights) > 2
     got = compensated(turned(weights, objective), objective, CENTROIDS, turned(exact, objective))
     expected = textbook(weights, damped, objective.order, exact)
-    # A weight next to the middle of two centroids may fall to either side by rounding; whole rows follow it.
+    # A weight near the middle of two centroids may round to either side, and the rest of its row follows.
     same = np.isclose(got, expected, atol=2e-3).all(axis=0)
     assert same.mean() > 0.95
 

@@ -1,5 +1,5 @@
-"""Weights that real checkpoints hardly have: zeros of both signs, empty rows, extremes of f32, all kinds of small
-matrix.
+"""Weights that real checkpoints rarely have: zeros of both signs, empty rows, extremes of f32, many shapes of small
+matrices.
 """
 
 import numpy as np

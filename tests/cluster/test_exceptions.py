@@ -1,4 +1,4 @@
-"""The largest weights, exactly that many, exactly as they were."""
+"""The largest weights: exactly that many, and unchanged."""
 
 import numpy as np
 import pytest

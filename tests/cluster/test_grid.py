@@ -21,7 +21,7 @@ def histogram_of(seed, n, low, high):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_points_are_the_best_for_their_scale(seed):
-    # Values within two steps of the grid's middle: the best points lie there too, few enough to try them all.
+    # All values lie within two steps of the grid's middle. So do the best points, few enough to try all of them.
     found = histogram_of(seed, 40, -4.0, 4.0)
     _, points = grid.optimal_points(found, 1.0, 3)
     tried = min(combinations(range(-5, 6), 3), key=lambda chosen: cost(found, np.array(chosen)))

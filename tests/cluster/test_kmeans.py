@@ -12,7 +12,7 @@ from rkf.cluster.histogram import Histogram
 
 
 def cost(histogram, centroids):
-    """The cost of the clusters that the centroids stand for, free of the centroids' own rounding to f32."""
+    """The cost of the clusters of these centroids, without the rounding of the centroids to f32."""
     nearest = np.abs(histogram.values[:, None] - centroids.astype(np.float64)).argmin(axis=1)
     edges = np.flatnonzero(np.diff(nearest, prepend=-1, append=centroids.size))
     return sum(interval_cost(histogram, a, b) for a, b in pairwise(edges))

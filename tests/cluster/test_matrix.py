@@ -1,4 +1,4 @@
-"""cluster(): what goes in comes out as near as the rule allows, exactly where it can, the same bytes every time."""
+"""cluster(): the result is as close as the rule allows, exact where possible, and has the same bytes every time."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,16 +1,21 @@
-"""Recipes as data: what each pattern and option comes to, and what is refused."""
+"""Recipes as data: the effect of each pattern and option, and the refusals."""
 
 import pytest
 
 from rkf.cluster import Recipe, Rule
 from rkf.cluster.recipe import DENSE, shipped_names
 from rkf.errors import UsageError
+from rkf.model.ops import Add, Conv, Embed, Experts, Logits, Route
+from rkf.model.program import Program
+from tests.runtime import tiny
 
 EMBEDDING, QUERY, NORM = "model.embed_tokens.weight", "model.layers.3.self_attn.q_proj.weight", "model.norm.weight"
+DOWN, UP = "model.layers.3.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"
+PROGRAM = tiny.config(layers=12).program(tiny.weights(tiny.config(layers=12)))
 
 
 def parse(text, k=None):
-    return Recipe.parse(text, "test", k)
+    return Recipe.parse(text, "test", PROGRAM, k)
 
 
 def test_first_match_decides_and_the_rest_is_dense():
@@ -18,7 +23,7 @@ def test_first_match_decides_and_the_rest_is_dense():
         'k = 8\n[[rule]]\ntensors = ["*.q_proj.*", "x"]\nk = 32\n[[rule]]\ntensors = ["*proj*"]\nk_factor = 4'
     )
     assert recipe.rule(QUERY, (4, 4)) == Rule(k=32)
-    assert recipe.rule("model.layers.0.mlp.up_proj.weight", (4, 4)) == Rule(k=32)
+    assert recipe.rule(UP, (4, 4)) == Rule(k=32)
     assert recipe.rule(EMBEDDING, (4, 4)) == DENSE
 
 
@@ -33,25 +38,52 @@ def test_a_factor_raises_k_up_to_128_and_the_grid_holds_255(base, expected):
 
 
 def test_a_rule_overrides_the_defaults():
-    text = 'k = 8\n[defaults]\nexceptions = 0.01\naffine = "row"\n[[rule]]\ntensors = ["a"]\naffine = "none"\n'
-    recipe = parse(text + '[[rule]]\ntensors = ["b"]\n[[rule]]\ntensors = ["c"]\ndense = true')
-    assert recipe.rule("a", (4, 4)) == Rule(k=8, exceptions=0.01)
-    assert recipe.rule("b", (4, 4)) == Rule(k=8, exceptions=0.01, affine="row")
-    assert recipe.rule("c", (4, 4)) == DENSE
+    text = 'k = 8\n[defaults]\nexceptions = 0.01\naffine = "row"\n[[rule]]\nroles = ["query"]\naffine = "none"\n'
+    recipe = parse(text + '[[rule]]\nroles = ["down"]\n[[rule]]\nroles = ["embedding"]\ndense = true')
+    assert recipe.rule(QUERY, (4, 4)) == Rule(k=8, exceptions=0.01)
+    assert recipe.rule(DOWN, (4, 4)) == Rule(k=8, exceptions=0.01, affine="row")
+    assert recipe.rule(EMBEDDING, (4, 4)) == DENSE
 
 
 def test_last_is_the_last_layer():
-    text = '[[rule]]\ntensors = ["model.layers.{last}.*"]\nk = 64'
-    recipe = Recipe.parse(text, "test", layers=12)
+    recipe = parse('[[rule]]\ntensors = ["model.layers.{last}.*"]\nk = 64')
     assert recipe.rule("model.layers.11.mlp.up_proj.weight", (4, 4)) == Rule(k=64)
     assert recipe.rule("model.layers.1.mlp.up_proj.weight", (4, 4)) == DENSE
-    assert parse(text).rule("model.layers.11.mlp.up_proj.weight", (4, 4)) == DENSE
+
+
+@pytest.mark.parametrize(("layers", "expected"), [("first", [0]), ("last", [11]), ("ends", [0, 11])])
+def test_all_that_a_rule_says_must_fit(layers, expected):
+    recipe = parse(f'[[rule]]\nlayers = "{layers}"\nroles = ["up", "down"]\ntensors = ["*up*"]\nk = 64')
+    names = [f"model.layers.{n}.{kind}.weight" for n in range(12) for kind in ("mlp.up_proj", "mlp.down_proj")]
+    found = [name for name in [*names, QUERY, EMBEDDING] if recipe.rule(name, (4, 4)) != DENSE]
+    assert found == [f"model.layers.{n}.mlp.up_proj.weight" for n in expected]
+
+
+def test_routers_and_kernels_stay_dense_and_experts_have_a_table_each():
+    layer = (
+        Route(src="x", dst="r", weight="router", experts=4, count=2, score="softmax"),
+        Experts(
+            **{"src": "x", "route": "r", "dst": "m", "gate": "g", "up": "u", "down": "d", "act": "silu"},
+            **{"gate_bias": "gb", "inner": 6, "rows": 8},
+        ),
+        Conv(src="m", dst="m", weight="kernel", taps=3),
+        Add(a="x", b="m", dst="x"),
+    )
+    stem = (Embed(dst="x", table=EMBEDDING, rows=9, cols=8),)
+    program = Program(stem, (layer,), (0,), (Logits(src="x", dst="logits", weight="lm_head.weight", rows=9),))
+    recipe = Recipe.parse('[[rule]]\ntensors = ["*"]\nk = 16\nrows_per_table = 3', "test", program)
+    shapes = {weight.name.removeprefix("model.layers.0."): weight.shape for weight in program.weights()}
+    found = {name: recipe.rule("model.layers.0." + name, shapes[name]) for name in ("router", "kernel", "gb", "g", "d")}
+    assert found["router"] == found["kernel"] == found["gb"] == DENSE
+    assert found["g"] == Rule(k=16, rows_per_table=6)
+    assert found["d"] == Rule(k=16, rows_per_table=8)
+    assert Recipe.load("default", program, 16).rule("model.layers.0.d", shapes["d"]).k == 32
 
 
 @pytest.mark.parametrize("name", shipped_names())
 @pytest.mark.parametrize("k", [None, 2, 16, 24, 64, 256])
 def test_shipped_recipes_take_every_k(name, k):
-    recipe = Recipe.load(name, k)
+    recipe = Recipe.load(name, PROGRAM, k)
     assert recipe.rule(NORM, (64,)) == DENSE
     assert (recipe.rule(QUERY, (64, 64)) == DENSE) == (name == "dense")
 
@@ -59,7 +91,7 @@ def test_shipped_recipes_take_every_k(name, k):
 def test_a_file_is_a_recipe(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[[rule]]\ntensors = ["*"]\nk = 3\n')
-    assert Recipe.load(path).rule(QUERY, (4, 4)) == Rule(k=3)
+    assert Recipe.load(path, PROGRAM).rule(QUERY, (4, 4)) == Rule(k=3)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +101,13 @@ def test_a_file_is_a_recipe(tmp_path):
         ("kk = 3", "got kk"),
         ("k = 1\n[[rule]]\ntensors = ['*']", "k is 2 to 256; got 1"),
         ('[[rule]]\ntensors = ["*"]', "or the recipe a base k"),
-        ("[[rule]]\nk = 4", "a rule has a list of tensors"),
+        ("[[rule]]\nk = 4", "a rule has tensors, roles or layers"),
+        ('[[rule]]\nroles = ["gate_proj"]\nk = 4', "roles are among embedding, .*; got gate_proj"),
+        ('[[rule]]\nroles = "gate"\nk = 4', "roles are a list"),
+        ('[[rule]]\nlayers = "middle"\nk = 4', "layers is one of first, last, ends; got middle"),
         ("rule = 3", "recipe test: "),
         ('rule = ["x"]', "recipe test: "),
-        ('[[rule]]\ntensors = "x"\nk = 4', "a rule has a list of tensors"),
+        ('[[rule]]\ntensors = "x"\nk = 4', "tensors are a list"),
         ('[[rule]]\ntensors = ["*"]\nk = 4.5', "whole numbers"),
         ('[[rule]]\ntensors = ["*"]\nk = 300', "k is 2 to 256; got 300"),
         ('[[rule]]\ntensors = ["*"]\nk = 16\ncolour = 1', "colour"),
@@ -94,11 +129,11 @@ def test_refusals_say_what_was_expected(text, message):
 
 def test_an_unknown_name_is_refused_with_those_known():
     with pytest.raises(UsageError, match=r"nope: no such recipe; .*default, dense"):
-        Recipe.load("nope")
+        Recipe.load("nope", PROGRAM)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"mine\.toml: "):
-        Recipe.load(path)
+        Recipe.load(path, PROGRAM)

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family, in both foreign formats, made on the fly."""
+"""Tiny random checkpoints of every family, in both formats, made on the fly."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def write_tokenizer(folder: Path) -> None:
 
 @pytest.fixture
 def hf_folder(tmp_path: Path) -> Callable[..., Path]:
-    """hf_folder(family, dtype=…, shard=…, **config overrides) -> a folder as transformers saves it."""
+    """hf_folder(family, dtype=…, shard=…, **config overrides) -> a folder written by transformers."""
 
     def make(family: str = "llama", dtype: str = "bfloat16", shard: str = "5GB", **overrides: Any) -> Path:
         folder = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
@@ -95,7 +95,7 @@ def hf_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 def gguf_permute(weights: np.ndarray, heads: int) -> np.ndarray:
-    """As llama.cpp's LlamaModel.permute writes it."""
+    """The same as llama.cpp's LlamaModel.permute."""
     return (
         weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
         .swapaxes(1, 2)
@@ -145,7 +145,7 @@ def gguf_name(name: str) -> str:
 
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Callable[..., Path]:
-    """gguf_file(family, model=…, kinds={canonical name: type}, edit=…) -> a GGUF as llama.cpp writes it."""
+    """gguf_file(family, model=…, kinds={canonical name: type}, edit=…) -> a GGUF in llama.cpp's form."""
 
     def make(
         family: str = "llama",

@@ -1,4 +1,4 @@
-"""A budget is kept, used up, and spent where it serves most."""
+"""A budget is kept, used fully, and spent where it reduces the loss most."""
 
 from collections.abc import Callable
 from math import prod
@@ -14,30 +14,44 @@ from rkf.commands.output import byte_count
 from rkf.converters.pipeline import convert
 from rkf.errors import UsageError
 from rkf.file.archive import pack
+from tests.runtime import tiny
 
 SHAPES = {f"model.layers.{n}.{kind}.weight": (64, 64) for n in range(6) for kind in ("self_attn.v_proj", "mlp.up_proj")}
-SHAPES["model.embed_tokens.weight"] = (512, 64)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SHAPES[EMBEDDING] = (512, 64)
+PROGRAM = tiny.config(layers=6).program(tiny.weights(tiny.config(layers=6)))
+
+
+def expected(head: str) -> dict[str, float]:
+    return allocation.expected_losses(PROGRAM, SHAPES, head)
 
 
 def test_every_matrix_moves_through_every_k() -> None:
-    steps = [name for name, _ in allocation.doublings(SHAPES, allocation.expected_losses(SHAPES, 6, tied=True))]
+    steps = [name for name, _ in allocation.doublings(SHAPES, expected(EMBEDDING))]
     assert all(steps.count(name) == len(allocation.KS) - 1 for name in SHAPES)
-    recipe = allocation.recipe(list(SHAPES), steps)
+    recipe = allocation.recipe(PROGRAM, list(SHAPES), steps)
     assert {recipe.rule(name, shape).k for name, shape in SHAPES.items()} == {allocation.KS[-1]}
-    assert allocation.recipe(list(SHAPES), []).rule("model.embed_tokens.weight", (512, 64)).k == allocation.KS[0]
+    assert allocation.recipe(PROGRAM, list(SHAPES), []).rule(EMBEDDING, (512, 64)).k == allocation.KS[0]
 
 
 def test_the_sensitive_come_first() -> None:
-    losses = allocation.expected_losses(SHAPES, 6, tied=True)
+    losses = expected(EMBEDDING)
     steps = [name for name, _ in allocation.doublings(SHAPES, losses)]
     first = {name: steps.index(name) for name in SHAPES}
     assert first["model.layers.3.self_attn.v_proj.weight"] < first["model.layers.3.mlp.up_proj.weight"]
     assert first["model.layers.5.mlp.up_proj.weight"] < first["model.layers.1.mlp.up_proj.weight"]
-    untied = [name for name, _ in allocation.doublings(SHAPES, allocation.expected_losses(SHAPES, 6, tied=False))]
-    assert untied.index("model.embed_tokens.weight") > first["model.embed_tokens.weight"]
+    untied = [name for name, _ in allocation.doublings(SHAPES, expected(HEAD))]
+    assert untied.index(EMBEDDING) > first[EMBEDDING]
     losses["model.layers.2.mlp.up_proj.weight"] *= 1e6
     measured = [name for name, _ in allocation.doublings(SHAPES, losses)]
     assert measured[: len(allocation.KS) - 1] == ["model.layers.2.mlp.up_proj.weight"] * (len(allocation.KS) - 1)
+
+
+def test_tables_of_all_experts_are_counted() -> None:
+    (first, one), *_ = allocation.doublings({"a": (64, 64)}, {"a": 1.0})
+    (_, many), *_ = allocation.doublings({"a": (8, 8, 64)}, {"a": 1.0})
+    assert first == "a"
+    assert many - one == 7 * 12 * (allocation.KS[1] - allocation.KS[0])
 
 
 def test_what_does_not_fit_makes_room_for_what_does() -> None:

@@ -24,7 +24,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calibration texts that a test has time for."""
+    """Calibration texts that are short enough for a test."""
     _shorten(monkeypatch)
 
 
@@ -111,10 +111,10 @@ def test_the_heads_rows_of_frequent_tokens_are_exact(
     frequent = calibrate(source).frequent
     counts = np.bincount(calibrate(source).tokens.reshape(-1))
     assert counts[frequent[0]] == counts.max()
-    kept = frequent[: source.config.vocab_size // 16]
+    kept = frequent[: source.model.vocab_size // 16]
     with rkf.open(out) as file:
         for name in source.tensors:
-            if len(source.tensors[name].shape) == 2 and len(source.read(name).decode()) == source.config.vocab_size:
+            if len(source.tensors[name].shape) == 2 and len(source.read(name).decode()) == source.model.vocab_size:
                 same = (file.decode(name) == source.read(name).decode()).all(axis=1)
                 assert np.flatnonzero(same).tolist() == (sorted(kept) if tied or name == "lm_head.weight" else [])
 
@@ -136,7 +136,7 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     assert kept.losses(allocation.coarse) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
-    begun = prompts(source.config, Tokenizer(source.tokenizer_json, source.config, source.chat_template))
+    begun = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
     assert len(made.tokens) == 4 * len(begun)
     for begins, cut, prompt in zip(made.tokens[::2], made.tokens[1::2], 2 * begun, strict=True):
         assert begins[: len(prompt)].tolist() == prompt[:24]
@@ -144,7 +144,7 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
 
 
 def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = None) -> bytes:
-    """What `save` writes."""
+    """The bytes that `save` writes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kept"
         save(path, np.zeros((2, 3), np.uint32) if tokens is None else tokens, losses or {})

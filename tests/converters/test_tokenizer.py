@@ -38,7 +38,7 @@ MIXED = (
     "<|im_end|>\n<|endoftext|><repo_name>x<|im_start|>  "
 )
 
-# As the models' own tokenizer.json cuts words.
+# How the models' own tokenizer.json splits words.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -123,9 +123,9 @@ def test_the_originals_own_form_is_recognised(pre: str) -> None:
 
 
 def sentencepiece_fields() -> dict[str, Any]:
-    """A vocabulary as SentencePiece trains one: unknown, BOS, EOS, bytes, pieces by falling score, characters.
+    """A vocabulary as trained by SentencePiece: unknown, BOS, EOS, bytes, pieces by falling score, characters.
 
-    Every character of a piece is a token, as it is there; some others are not, and fall back to bytes.
+    As in SentencePiece, every character of a piece is a token. Other characters are not; they fall back to bytes.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.train_from_iterator(
@@ -147,7 +147,7 @@ def sentencepiece_fields() -> dict[str, Any]:
 
 
 def sentencepiece_encode(text: str, fields: dict[str, Any]) -> list[int]:
-    """As SentencePiece has it: join the neighbours whose joint piece scores highest, leftmost first, to the end."""
+    """SentencePiece's algorithm: join the neighbours whose joint piece scores highest, leftmost first, to the end."""
     ids = {piece: index for index, piece in enumerate(fields["tokenizer.ggml.tokens"])}
     symbols = list("▁" + text.replace(" ", "▁")) if text else []
     while True:
@@ -182,7 +182,7 @@ def test_sentencepiece_mixed_text_and_special_tokens() -> None:
     assert SPM_CONVERTED.encode(mixed, add_special_tokens=False).ids == sentencepiece_encode(mixed, SPM)
     user = len(SPM["tokenizer.ggml.tokens"]) - 1
     ids = SPM_CONVERTED.encode("ab<|user|>cd</s>", add_special_tokens=False).ids
-    # A space is put before each piece of text between special tokens, as llama.cpp and older transformers do.
+    # llama.cpp and older transformers put a space before each piece of text between special tokens.
     assert ids == [*sentencepiece_encode("ab", SPM), user, *sentencepiece_encode("cd", SPM), 2]
     assert SPM_CONVERTED.encode("a").ids[0] == 1
     bare = Tokenizer.from_buffer(from_gguf(SPM | {"tokenizer.ggml.add_space_prefix": False}, "x"))
@@ -236,8 +236,8 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[RkfErro
         "1 tokens occur twice",
     ),
     "types": (lambda f: f | {"tokenizer.ggml.token_type": [1]}, SourceError, "got 1"),
-    "merge": (lambda f: f | {"tokenizer.ggml.merges": ["q zz"]}, SourceError, "'q zz' joins no two"),
-    "half a merge": (lambda f: f | {"tokenizer.ggml.merges": ["q"]}, SourceError, "'q' joins no two"),
+    "merge": (lambda f: f | {"tokenizer.ggml.merges": ["q zz"]}, SourceError, "'q zz' does not join two"),
+    "half a merge": (lambda f: f | {"tokenizer.ggml.merges": ["q"]}, SourceError, "'q' does not join two"),
     "scores": (lambda f: f | {"tokenizer.ggml.model": "llama"}, SourceError, "scores: expected"),
 }
 
@@ -249,7 +249,7 @@ def test_refusals(case: str) -> None:
         from_gguf(harm(byte_level_fields(trained("gpt-2"), "gpt-2")), "x")
 
 
-# What llama.cpp 0.3.36 (llama-cpp-python) makes of MIXED with the default model's GGUF.
+# llama.cpp 0.3.36's (llama-cpp-python) tokens of MIXED with the default model's GGUF.
 MIXED_IDS = [
     1, 4093, 198, 1589, 506, 216, 33, 34, 35, 36, 37, 30, 38, 39, 40, 263, 23, 17466, 1841, 3247, 982, 357, 47,
     6462, 73, 23, 3256, 619, 1531, 573, 216, 16738, 216, 19133, 216, 173, 223, 117, 216, 164, 113, 164, 114, 1116,

@@ -38,7 +38,7 @@ def model(file):
 
 
 def slow(ready, context, ending):
-    """Log-likelihood a byte of an ending, the whole text in one call."""
+    """Log-likelihood per byte of an ending, with the whole text in one call."""
     ids, alone = ready.tokenizer.encode(context + ending), ready.tokenizer.encode(context)
     assert ids[: len(alone)] == alone
     log_p = torch.log_softmax(torch.from_numpy(ready.logits(ids).astype(np.float64)), -1)
@@ -64,7 +64,7 @@ def test_accuracy_counts_the_likeliest(model):
 
 
 def test_an_ending_that_changes_the_contexts_last_token(model):
-    """Letters that join with the context's: all endings are scored from the last token that they share."""
+    """The ending's letters join with the context's, so all endings are scored from the last token that they share."""
     context = f"{WORDS[0]} {WORDS[1]}"
     ids, joined = model.tokenizer.encode(context[:-1]), model.tokenizer.encode(context)
     assert joined[: len(ids)] != ids

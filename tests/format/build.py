@@ -1,4 +1,4 @@
-"""What the format's tests write: random matrices, a tiny model, a file re-sealed after a change."""
+"""Inputs of the format's tests: random matrices, a tiny model, a file with recomputed hashes after a change."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def clustered(
 
 
 def affine(rng: np.random.Generator, rows: int, columns: int, granularity: str, **factors: str) -> Affine:
-    """Random factors; factors: a="f16", b="f32"; granularity "group 64" has a size."""
+    """Random factors. factors: a="f16", b="f32"; granularity "group 64" includes its size."""
     kind, _, group = granularity.partition(" ")
     size = {"tensor": (1,), "row": (rows,)}.get(kind) or (rows, -(-columns // int(group)))
     arrays = {key: rng.uniform(0.5, 2, size).astype(storage_dtype(dtype)) for key, dtype in factors.items()}
@@ -138,9 +138,9 @@ def directory_of(data: bytes) -> dict[str, Any]:
 
 
 def resealed(data: bytes, change: Callable[[Any], Any]) -> bytes:
-    """The file with `change` applied to its directory and all hashes above it made good again.
+    """The file with `change` applied to its directory and all hashes above it recomputed.
 
-    change edits the directory in place, or returns what takes its place (a value, or the bytes themselves).
+    change edits the directory in place, or returns its replacement (a value, or the bytes themselves).
     """
     fields = list(SUPERBLOCK.unpack_from(data))
     offset, directory = fields[6], directory_of(data)
@@ -151,7 +151,7 @@ def resealed(data: bytes, change: Callable[[Any], Any]) -> bytes:
 
 
 def with_superblock(data: bytes, fields: list[Any]) -> bytes:
-    """The file with these superblock fields, its own hash made good."""
+    """The file with these superblock fields and the superblock's hash recomputed."""
     head = SUPERBLOCK.pack(*fields)[:SUPERBLOCK_HASHED_BYTES]
     return head + blake3(head).digest() + data[SUPERBLOCK_BYTES:]
 
@@ -165,7 +165,7 @@ def packed_section(data: bytes, number: int) -> bytes:
 
 
 def with_section(data: bytes, number: int, stored: bytes, **changes: Any) -> bytes:
-    """The file with other stored bytes in a section of one chunk; what follows moves, all hashes are made good."""
+    """The file with other stored bytes in a section of one chunk; later sections move, all hashes are recomputed."""
     directory = directory_of(data)
     directory["sections"][number] |= changes
     pieces = [data[s["offset"] : s["offset"] + s["length"]] for s in directory["sections"]]
@@ -185,6 +185,6 @@ def with_section(data: bytes, number: int, stored: bytes, **changes: Any) -> byt
 
 
 def with_identities(directory: dict[str, Any]) -> dict[str, Any]:
-    """The directory with the ids that its hashes give."""
+    """The directory with the ids that match its hashes."""
     tensors, sections = directory["tensors"], directory["sections"]
     return {**directory, "ranks_id": ranks_id(tensors, sections), "dense_id": dense_id(tensors, sections)}

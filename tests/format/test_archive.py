@@ -19,7 +19,7 @@ from tests.format import build
 
 
 def skewed(path: Path, rows: int, columns: int) -> Path:
-    """A matrix whose ranks are distributed as in real ones, so that its planes pack."""
+    """A matrix with ranks distributed as in a real one, so that its planes compress."""
     rng = np.random.default_rng(0)
     indices = np.clip(rng.normal(7.5, 2.5, (rows, columns)), 0, 15).astype(np.uint8)
     counts = np.bincount(indices.ravel(), minlength=16).astype(np.uint64)[None]
@@ -48,7 +48,7 @@ def test_pack_and_unpack(tmp_path: Path) -> None:
 
 def test_a_plane_of_several_chunks(tmp_path: Path) -> None:
     raw, packed, back = tmp_path / "m.rkf", tmp_path / "p.rkf", tmp_path / "b.rkf"
-    rows, columns = 2, ZSTD_CHUNK_BYTES + 100  # of 1 byte for two weights: one chunk and 100 bytes
+    rows, columns = 2, ZSTD_CHUNK_BYTES + 100  # two weights a byte: one chunk and 100 bytes
     plane = np.random.default_rng(0).integers(0, 2, (rows, columns // 2), dtype=np.uint8)
     counts = np.zeros((1, 16), np.uint64)
     centroids = np.arange(16, dtype=np.float32)[None]

@@ -1,4 +1,4 @@
-"""Faults while a file is written: the old file intact or the new one whole, a clear message, no litter."""
+"""Faults while a file is written: the old file intact or the new one complete, a clear message, no leftovers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLS = ("write", "fsync", "replace", "truncate", "lseek", "copy_file_range", "p
 
 
 class Faults:
-    """Counts the calls that reach the disk, and makes the k-th of them fail."""
+    """Counts the system calls that reach the disk, and makes the k-th of them fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, calls: tuple[str, ...] = CALLS) -> None:
         self.count, self.fail_at, self.error = 0, 0, errno.ENOSPC
@@ -55,7 +55,7 @@ def names(folder: Path) -> list[str]:
 
 
 def whole(path: Path) -> bytes:
-    """The bytes of a file that opens."""
+    """The bytes of a file, after opening it as a check."""
     rkf.open(path).close()
     return path.read_bytes()
 
@@ -269,7 +269,7 @@ def test_a_writer_is_killed(tmp_path: Path) -> None:
         counted = Faults(patch, ("write", "fsync", "replace"))
         new = build.write_model(tmp_path / "new.rkf", seed=2).read_bytes()
     (tmp_path / "new.rkf").unlink()
-    # Last come the superblock's write, the file's fsync, the rename, the folder's fsync.
+    # The last calls are the superblock's write, the file's fsync, the rename, the folder's fsync.
     for point in (0, 1, counted.count // 2, *range(counted.count - 4, counted.count)):
         command = [sys.executable, "-c", KILLED, str(path), str(point)]
         killed = subprocess.run(command, check=False, cwd=Path(__file__).parents[2])

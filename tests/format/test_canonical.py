@@ -1,4 +1,4 @@
-"""Canonical msgpack: one encoding a value, every other refused before memory is taken for it."""
+"""Canonical msgpack: one encoding per value; every other is refused before memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_directory_over_the_cap_is_refused() -> None:
 
 
 def test_maps_and_lists_are_counted() -> None:
-    count = MAX_CONTAINERS  # and the list that they are in
+    count = MAX_CONTAINERS  # plus the list that contains them
     with pytest.raises(StructureError, match=f"at most {MAX_CONTAINERS} maps and lists"):
         canonical.decode(b"\xdd" + count.to_bytes(4, "big") + b"\x80" * count)
 

@@ -1,4 +1,4 @@
-"""ModelConfig: what comes back from metadata, and every key refused."""
+"""ModelConfig: the round trip through metadata, and the refusal of every bad key."""
 
 from __future__ import annotations
 

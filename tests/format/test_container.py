@@ -1,4 +1,4 @@
-"""The reader: integrity, refusals that name the file, blobs, closing, what importing it costs."""
+"""The reader: integrity, refusals that name the file, blobs, closing, the cost of importing it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_padding_is_zero(path: Path) -> None:
 
 
 def rewrite_section(path: Path, kind: str, change: Any) -> None:
-    """Change the bytes of the first section of a kind, and seal the file again."""
+    """Change the bytes of the first section of a kind and recompute the hashes."""
     data = path.read_bytes()
     sections = build.directory_of(data)["sections"]
     number, section = next((n, section) for n, section in enumerate(sections) if section["kind"] == kind)
@@ -197,7 +197,7 @@ def test_small_arrays_are_checked(tmp_path: Path, kind: str, change: Any, what: 
 
 
 def packed_model(tmp_path: Path) -> Path:
-    """One matrix whose planes pack well, packed."""
+    """A packed file with one matrix whose planes compress well."""
     rng = np.random.default_rng(0)
     matrix = build.clustered(rng, (64, 256), 16)
     matrix.planes[0][:, 64:] = 0

@@ -1,4 +1,4 @@
-"""What changed between two files, counted in the code domain."""
+"""Differences between two files, counted on the stored indices and values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(path: Path, tensors: dict[str, Any], metadata: Any = None, blobs: Any 
 
 
 def changed(tmp_path: Path, tensor: Any, old: Any = MATRIX) -> dict[str, Any]:
-    """What diff says of one tensor that becomes another."""
+    """The output of diff for one tensor that changes into another."""
     a, b = write(tmp_path / "a.rkf", {"w": old}), write(tmp_path / "b.rkf", {"w": tensor})
     found = diff(a, b)
     json.dumps(found)

@@ -1,4 +1,4 @@
-"""Structure: every rule of the directory, each broken alone and sealed again."""
+"""Structure: every rule of the directory, each broken alone, with hashes recomputed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def parse(data: bytes) -> None:
 
 
 def put(*path: Any) -> Change:
-    """A change: the last of `path` at the place that the others name; Ellipsis removes it."""
+    """A change: put the last item of `path` at the place that the others name; Ellipsis removes it."""
 
     def change(directory: dict[str, Any]) -> None:
         *keys, last, value = path
@@ -209,7 +209,7 @@ def test_each_rule_is_checked(data: bytes, change: Change, what: str) -> None:
 
 
 def packed(decoded: Any, *chunks: Any) -> Change:
-    """The first plane, 160 bytes, said to be packed so."""
+    """The first plane, 160 bytes, declared as packed in this way."""
 
     def change(directory: dict[str, Any]) -> None:
         more = {"codec": "zstd", "decoded_length": decoded, "chunks": list(chunks), "stored_hash": bytes(32)}

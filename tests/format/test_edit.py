@@ -1,4 +1,4 @@
-"""Edits of metadata: a new file each time, tensors where they were."""
+"""Edits of metadata: a new file each time, tensors at their old places."""
 
 from __future__ import annotations
 

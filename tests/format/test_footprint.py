@@ -1,4 +1,4 @@
-"""The ledger adds up, and its figures are those of the definition."""
+"""The ledger adds up, and its figures match their definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coarser matrices from a prefix of the planes: the specification's formula, written once more."""
+"""Coarser matrices from a prefix of the planes: the specification's formula, implemented again."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is written comes back, bit for bit, raw and packed."""
+"""A file that is written and read gives the same bits, raw and packed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first 128 bytes: what else a file may be, and each field."""
+"""The first 128 bytes: other file formats, and each field."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def changed(data: bytes, **changes: Any) -> bytes:
-    """The first 128 bytes with other fields, sealed again."""
+    """The first 128 bytes with other fields and the hash recomputed."""
     fields = list(SUPERBLOCK.unpack_from(data))
     for name, value in changes.items():
         fields[FIELDS.index(name)] = value

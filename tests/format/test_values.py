@@ -1,4 +1,4 @@
-"""Values files: bound to their model, applied on open, free in granularity, never taken by another model."""
+"""Values files: bound to their model, applied on open, free in granularity, refused for any other model."""
 
 from __future__ import annotations
 

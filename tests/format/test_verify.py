@@ -1,4 +1,4 @@
-"""Semantics: what hashes cannot tell."""
+"""Semantics: faults that hashes cannot show."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def with_counts(tensor: ClusteredMatrix, table: int, rank: int, change: int) -> 
 
 
 def with_bit(tensor: ClusteredMatrix, plane: int, row: int) -> ClusteredMatrix:
-    """The last bit of a row of a plane set."""
+    """The matrix with the last bit of a plane's row set."""
     planes = [array.copy() for array in tensor.planes]
     planes[plane][row, -1] |= 0x80
     return replace(tensor, planes=tuple(planes))
@@ -160,7 +160,7 @@ def test_values_are_verified_with_their_model(tmp_path: Path) -> None:
     verify(path, values=tmp_path / "fine.rkv")
     with pytest.raises(SemanticsError, match="overflow"):
         verify(path, values=tmp_path / "huge.rkv")
-    with pytest.raises(UsageError, match="with its model"):
+    with pytest.raises(UsageError, match="needs its model"):
         verify(tmp_path / "fine.rkv")
     for name, code in (("fine.rkv", 0), ("huge.rkv", SemanticsError.exit_code)):
         done = CliRunner().invoke(cli, ["verify", str(path), "--values", str(tmp_path / name)])

@@ -1,4 +1,4 @@
-"""The writer: what it refuses before anything is committed."""
+"""The writer's refusals before anything is committed."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_arrays_may_lie_in_any_order_in_memory(tmp_path: Path) -> None:
 
 
 def test_matrices_are_not_kept_in_memory(tmp_path: Path) -> None:
-    """A matrix may be freed as soon as it is written: ranks are on the disk, values in the spool."""
+    """A matrix may be freed as soon as it is written: its ranks are on disk, its values in the spool."""
     affine = Affine("group", 32, np.ones((512, 16), "<f4"))
     tensor = build.clustered(np.random.default_rng(0), (512, 512), 16, affine=affine)
     with Writer(tmp_path / "m.rkf", metadata={}, provenance={}) as writer:

@@ -20,7 +20,7 @@ TWO_TO_63 = 1 << 63
 
 @dataclass(frozen=True)
 class Case:
-    """source: "everything", "zstd", "regrouped" (a values file) or "model"; edits: see tests/hostile/forge.py.
+    """source: a name of tests/hostile/conftest.py ("regrouped" is a values file); edits: see tests/hostile/forge.py.
 
     large: its directory has megabytes, so one test of it is enough.
     """
@@ -208,7 +208,9 @@ DIRECTORIES = [
     Case("order in a model file", "schema", "'order'", {"directory/order": "ascending"}),
     Case("too many maps", "limit", "maps", {"directory/metadata/x": [{}] * (1 << 19)}, large=True),
     Case("too many tensors", "limit", "tensors", {"directory/tensors": [0] * ((1 << 20) + 1)}, large=True),
-    Case("too many sections", "limit", "sections", {"directory/sections": [0] * ((1 << 22) + 1)}, large=True),
+    Case("too many sections", "limit", "sections", {"directory/sections": [0] * ((1 << 20) + 1)}, large=True),
+    Case("too many values", "limit", "values", {"directory/metadata/x": [0] * (1 << 22)}, large=True),
+    Case("too many values that are free", "limit", "values", {"directory/x-free": [0] * (1 << 22)}, large=True),
 ]
 
 SECTIONS = [

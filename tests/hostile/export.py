@@ -1,8 +1,9 @@
-"""Writes the hostile files that need nothing but the vectors to a folder, for testing a reader in another language.
+"""Writes the hostile files that depend only on the vectors to a folder, for testing a reader in another language.
 
     python -m tests.hostile.export FOLDER
 
-index.json lists each with `file`, `refusal`, `level` (rkf-1.md, section 17) and, for values files, the `model`.
+index.json lists each with `file`, `refusal`, `level` (rkf-1.md, section 17, and program.md, section 10) and, for values
+files, the `model`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from pathlib import Path
 
 from tests.hostile.file_cases import BINDINGS
 from tests.hostile.forge import mutate
+from tests.hostile.sources import SOURCES
 from tests.hostile.test_refusals import CASES, LEVELS
 from tests.spec.document import VECTORS
-
-SOURCES = {"everything": "everything.rkf", "zstd": "zstd.rkf", "regrouped": "regrouped.rkv"}
 
 
 def main(folder: Path) -> None:

@@ -153,6 +153,22 @@ MODELS = [
     Case("add_bos without bos_id", "model", "bos_id", {MODEL + "bos_id": REMOVED}, "model"),
     Case("unknown architecture", "architecture", "'mamba'", {MODEL + "architecture": "mamba"}, "model"),
     Case("unknown rope", "architecture", "'yarn'", {MODEL + "rope_scaling": {"type": "yarn"}}, "model"),
+    Case(
+        "unknown architecture beside unknown keys",
+        "architecture",
+        "'mamba'",
+        {MODEL + "architecture": "mamba", MODEL + "states": 16, MODEL + "heads": REMOVED},
+        "model",
+    ),
+    Case(
+        "unknown rope beside unknown keys",
+        "architecture",
+        "'yarn'",
+        {MODEL + "rope_scaling": {"beta": 32, "type": "yarn"}, MODEL + "experts": 8},
+        "model",
+    ),
+    Case("head_dim past every runtime's", "architecture", "head_dim", {MODEL + "head_dim": (1 << 31) - 2}, "model"),
+    Case("frequencies past f32", "model", "rope_theta", {MODEL + "rope_theta": 1e-300}, "model"),
     Case("linear rope without factor", "model", "'factor'", {MODEL + "rope_scaling": {"type": "linear"}}, "model"),
     Case("linear rope by 0", "model", "factor", {MODEL + "rope_scaling": {"factor": 0, "type": "linear"}}, "model"),
     Case(
@@ -210,6 +226,27 @@ MODELS = [
     Case("tokenizer not UTF-8", "tokenizer", "tokenizer.json", tokenizer(b'"\xff"'), "model"),
     Case("tokenizer a list", "tokenizer", "tokenizer.json", tokenizer(b"[]"), "model"),
     Case("tokenizer 100,000 deep", "tokenizer", "tokenizer.json", tokenizer(b"[" * 100_000), "model"),
+    *(
+        Case(f"tokenizer with {what}", "tokenizer", says, tokenizer(text), "model")
+        for what, says, text in (
+            ("a byte order mark", "tokenizer.json", b"\xef\xbb\xbf" + json.dumps(TOKENIZER).encode()),
+            ("another encoding", "tokenizer.json", json.dumps(TOKENIZER).encode("utf-16")),
+            ("a NaN", "NaN", b'{"model": {"vocab": {"a": 0}, "unk": NaN}}'),
+            ("infinity", "Infinity", b'{"model": {"vocab": {"a": 0}, "unk": -Infinity}}'),
+            ("a name twice", "'a' twice", b'{"model": {"vocab": {"a": 0, "b": 1, "a": 2}}}'),
+            ("half of a surrogate pair", "surrogates", b'{"model": {"vocab": {"\\ud83d": 0}}}'),
+            ("half of a pair in a list", "surrogates", b'{"model": {"vocab": {"a": 0}, "merges": ["\\ude00 x"]}}'),
+            ("1.0 as an id", "1.0", b'{"model": {"vocab": {"a": 1.0}}}'),
+            ("1e0 as an id", "1.0", b'{"model": {"vocab": {"a": 1e0}}}'),
+            ("-0 as an id", "-0.0", b'{"model": {"vocab": {"a": -0}}}'),
+            ("true as an id", "True", b'{"model": {"vocab": {"a": true}}}'),
+            ("an id of 5,000 digits", "tokenizer.json", b'{"model": {"vocab": {"a": ' + b"1" * 5000 + b"}}}"),
+            ("a text as vocabulary", "tokenizer.json", b'{"model": {"vocab": "abc"}}'),
+            ("null as added tokens", "tokenizer.json", b'{"model": {"vocab": {"a": 0}}, "added_tokens": null}'),
+            ("an added token without id", "'id'", b'{"model": {"vocab": {}}, "added_tokens": [{"content": "a"}]}'),
+            ("more listed than the vocabulary", "40", b'{"model": {"vocab": [' + b'["a", 0], ' * 40 + b'["b", 0]]}}'),
+        )
+    ),
     Case("tokenizer without a vocabulary", "tokenizer", "tokenizer.json", tokenizer(b'{"model": {}}'), "model"),
     Case(
         "id past the vocabulary",

@@ -1,10 +1,10 @@
-"""Taking a file apart and putting it together wrong. Knows the layout, none of the reader's code.
+"""Takes a file apart and puts it together wrong. Knows the layout, but uses none of the reader's code.
 
-`mutate(data, {path: value})` changes what `path` names: "superblock/major", "directory/tensors/head/k" (lists by number
-or by `name`), "section/3" (its stored bytes), "content/3" (what it decodes to), "padding/300" (a byte of the body),
-"keep/9" (the sections before that number alone), "packed" (the bytes of the directory) or "file" (all bytes). A value
-that is callable is given the old one. `reseal` makes every hash and length right again that was not named, so that the
-check behind the hashes is the one that is met.
+`mutate(data, {path: value})` changes the part that `path` names: "superblock/major", "directory/tensors/head/k" (lists
+by number or by `name`), "section/3" (its stored bytes), "content/3" (its decoded bytes), "padding/300" (a byte of the
+body), "keep/9" (only the sections before that number), "packed" (the bytes of the directory) or "file" (all bytes). A
+callable value receives the old one. `reseal` recomputes every hash and length that was not named, so that the reader
+reaches the check behind the hashes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REMOVED = Edit.REMOVED
 
 
 def mutate(data: bytes, edits: Mapping[str, Any], *, reseal: bool = True) -> bytes:
-    """The file with its edits; see above."""
+    """The file with its edits; see the module's docstring."""
     forge = Forge(data)
     for path, value in edits.items():
         forge.edit(path, value)
@@ -80,7 +80,7 @@ class Forge:
             self.whole = value
 
     def _replace(self, number: int, value: Any) -> None:
-        """Put other bytes into a section; when their number changes, what follows moves."""
+        """Put other bytes into a section; if their number changes, later sections move."""
         stored = [bytes(self.body[start:end]) for start, end in self.extents]
         stored[number] = changed(stored[number], value)
         self.body, extents = self.body[:128], []
@@ -133,12 +133,12 @@ class Forge:
     def _seal_sections(self) -> None:
         for number, (start, end) in enumerate(self.extents):
             if f"section/{number}" in self.edited:
-                with suppress(LookupError, TypeError):  # where the directory is no longer one that has it
+                with suppress(LookupError, TypeError):  # the directory may no longer have it
                     section = self.directory["sections"][number]
                     section["stored_hash" if section["codec"] == "zstd" else "hash"] = digest(self.body[start:end])
 
     def _seal_identities(self) -> None:
-        """Make ranks_id and dense_id right, where the directory is still one that has them."""
+        """Recompute ranks_id and dense_id, if the directory still has them."""
         try:
             ranks, dense = identities(self.directory)
         except (LookupError, TypeError, AttributeError):
@@ -149,7 +149,7 @@ class Forge:
 
 
 def identities(directory: Any) -> tuple[list[Any], list[Any]]:
-    """What ranks_id and dense_id are hashes of."""
+    """The hashed contents of ranks_id and dense_id."""
     hashes = [section["hash"] for section in directory["sections"]]
     ranks, dense = [], []
     for tensor in directory["tensors"]:
@@ -168,7 +168,7 @@ def changed(old: Any, value: Any) -> Any:
 
 
 def edited(node: Any, keys: list[str], value: Any) -> Any:
-    """The node with the value at the end of the keys; keys of maps stay in order."""
+    """The node with the value placed at the end of the keys; keys of maps stay in order."""
     if not keys:
         return changed(node, value)
     key: Any = place(node, keys[0]) if isinstance(node, list) else keys[0]
@@ -182,5 +182,5 @@ def edited(node: Any, keys: list[str], value: Any) -> Any:
 
 
 def place(items: list[Any], key: str) -> int:
-    """Where in a list an item is, by number or by name."""
+    """The index of an item in a list, by number or by name."""
     return int(key) if key.isdigit() else [item.get("name") for item in items].index(key)

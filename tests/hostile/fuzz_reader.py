@@ -1,8 +1,8 @@
-"""A fuzz target for atheris, which is no part of `make test`: only an RkfError may come out of a damaged file.
+"""A fuzz target for atheris, outside `make test`: a damaged file may only raise an RkfError.
 
     pip install atheris && python -m tests.hostile.fuzz_reader -max_total_time=600
 
-Half of the inputs are damage of the vectors with its hashes made good, half are the bytes themselves.
+Half of the inputs are damaged vectors with recomputed hashes; half are the raw bytes.
 """
 
 from __future__ import annotations

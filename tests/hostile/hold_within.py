@@ -1,4 +1,4 @@
-"""Opens every file of a folder in one process and says what each took: a child of test_bounds.py. Linux only."""
+"""Opens every file of a folder in one process and prints the cost of each. test_bounds.py starts it. Linux only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.spec.document import VECTORS
 
 
 def resident(field: str) -> int:
-    """Bytes of a line of /proc/self/status: VmRSS, VmHWM."""
+    """The bytes in a line of /proc/self/status: VmRSS, VmHWM."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
 def main(folder: Path) -> None:
-    outcome(VECTORS / "zstd.rkf")  # what libraries allocate once
+    outcome(VECTORS / "zstd.rkf")  # libraries make their one-time allocations here
     taken = []
     for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_size):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before, start = resident("VmRSS"), time.process_time()
         result = outcome(path)
         seconds, grown = time.process_time() - start, resident("VmHWM") - before

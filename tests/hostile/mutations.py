@@ -1,4 +1,4 @@
-"""Random damage, sealed again: what hypothesis and atheris both draw from. Knows the shape of a directory only."""
+"""Random damage with recomputed hashes, for both hypothesis and atheris. Knows only the shape of a directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.hostile.forge import REMOVED, Forge
 
-# Values that have broken readers before: around every border of the format, of integers, and of other types.
+# Values that have broken readers before: around every limit of the format, of integers, and of other types.
 ODD: tuple[Any, ...] = (
     *(REMOVED, True, False, 0.0, 1.0, 0.5, 1e308, b"", bytes(32), bytes(31)),
     *(0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 32, 33, 35, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1 << 16, -1, -(1 << 63)),
@@ -21,7 +21,7 @@ Draw = Callable[[int], int]  # an integer from 0 to n - 1
 
 
 def places(node: Any, path: tuple[str, ...] = ("directory",)) -> Iterator[tuple[str, ...]]:
-    """Every place of a directory, as a path of tests/hostile/forge.py."""
+    """Every place in a directory, as a path of tests/hostile/forge.py."""
     yield path
     if isinstance(node, dict):
         for key, value in node.items():
@@ -32,7 +32,7 @@ def places(node: Any, path: tuple[str, ...] = ("directory",)) -> Iterator[tuple[
 
 
 def damaged(data: bytes, draw: Draw) -> bytes:
-    """One to three changes of the directory, of sections, of padding or of the superblock, sealed again."""
+    """One to three changes of the directory, sections, padding or superblock, with hashes recomputed."""
     forge = Forge(data)
     kinds = sorted(draw(len(CHANGES)) for _ in range(1 + draw(3)))
     for kind in kinds:
@@ -41,7 +41,7 @@ def damaged(data: bytes, draw: Draw) -> bytes:
 
 
 def change_place(forge: Forge, draw: Draw) -> None:
-    """Put an odd value, or a value of another place, where something else stands."""
+    """Replace a value with an odd one, or with the value of another place."""
     if not isinstance(forge.directory, dict):
         return
     every = [path for path in places(forge.directory) if len(path) > 1]
@@ -69,7 +69,7 @@ def change_content(forge: Forge, draw: Draw) -> None:
 
 
 def change_packed(forge: Forge, draw: Draw) -> None:
-    """Change bytes of the directory as it is encoded."""
+    """Change bytes of the encoded directory."""
 
     def change(old: bytes) -> bytes:
         at = draw(len(old) + 1)
@@ -79,7 +79,7 @@ def change_packed(forge: Forge, draw: Draw) -> None:
 
 
 def change_superblock(forge: Forge, draw: Draw) -> None:
-    """One field, or a byte of padding."""
+    """Change one field, or a byte of padding."""
     fields = ("major", "minor", "kind", "required", "optional", "directory_offset", "directory_length", "file_length")
     if draw(2):
         forge.edit(f"superblock/{fields[draw(len(fields))]}", draw(70))
@@ -87,5 +87,5 @@ def change_superblock(forge: Forge, draw: Draw) -> None:
         forge.edit(f"padding/{128 + draw(len(forge.body) - 128)}", draw(256))
 
 
-# In the order in which they can be made together: sections first, while the directory still describes them.
+# In an order in which they combine: sections first, while the directory still describes them.
 CHANGES = (change_content, change_superblock, change_place, change_place, change_packed)

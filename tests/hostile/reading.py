@@ -1,4 +1,4 @@
-"""What the hostile tests do with a file: read all of it, by the project's reader and by the reference reader."""
+"""How the hostile tests read a file: all of it, with the project's reader and with the reference reader."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def decode_all(container: Container) -> Weights:
 
 
 def read_all(path: Path, values: Path | None = None) -> Weights:
-    """What a runtime does: open, check, decode everything."""
+    """Open, check and decode everything, as a runtime does."""
     with rkf.open(path, values=values) as container:
         return decode_all(container)
 
 
 def outcome(path: Path, values: Path | None = None) -> str | Weights:
-    """The weights, or the level of the refusal. Only an RkfError is one."""
+    """The weights, or the level of the refusal. Only an RkfError is a refusal."""
     try:
         return read_all(path, values)
     except RkfError as error:
@@ -55,7 +55,7 @@ def outcome(path: Path, values: Path | None = None) -> str | Weights:
 
 
 def reference_outcome(path: Path, values: Path | None = None) -> str | Weights:
-    """The same of the strict reference reader."""
+    """The same for the strict reference reader."""
     try:
         return strict.read(path, values)
     except strict.Refused as refusal:

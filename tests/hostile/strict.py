@@ -1,8 +1,8 @@
 """The reference reader made strict: every refusal of rkf-1.md at structure and integrity, a second time and apart.
 
-`read(path, values)` checks the rules of sections 5 to 7, 9, 11 and 12 and then reads as spec/reference_reader.py does.
-What is said about `metadata.model`, and semantics, are left out. It shares no code with the project's reader, so that
-the tests may compare the two.
+`read(path, values)` checks the rules of sections 5 to 7, 9, 11 and 12 and then reads as spec/reference_reader.py does;
+programs are checked by tests/hostile/strict_program.py. What spec/metadata.md says, and semantics, are left out. It
+shares no code with the project's reader, so that the tests may compare the two.
 """
 
 import math
@@ -12,6 +12,7 @@ import msgpack
 import zstandard
 from blake3 import blake3
 
+from tests.hostile import strict_program
 from tests.spec import reference
 from tests.spec.reference import DTYPES, PLANES, Refused, aligned, need, value_fields
 
@@ -56,25 +57,26 @@ def check_names(names):
 
 
 def check_canonical(value, depth=1):
-    """Section 5: what encoding a second time does not show; gives the number of maps and arrays."""
-    count = 0
+    """Section 5: what encoding a second time does not show; counts the maps and arrays, and the other values."""
+    containers, others = 0, 1
     if type(value) in (dict, list):
         need(depth <= 8, "too deep")
         need(type(value) is list or list(value) == sorted(value, key=str.encode), "keys out of order")
         items = value.values() if type(value) is dict else value
-        count = 1 + sum(check_canonical(item, depth + 1) for item in items)
+        counts = [check_canonical(item, depth + 1) for item in items]
+        containers, others = 1 + sum(count[0] for count in counts), sum(count[1] for count in counts)
     else:
         need(type(value) in (str, bytes, int, bool, float), f"not a canonical type: {value!r}")
         need(repr(value) not in ("nan", "inf", "-inf", "-0.0"), f"not a canonical float: {value!r}")
-    return count
+    return containers, others
 
 
 def check_tensor(tensor):
     """Keys, shape and clusters of one tensor (section 6)."""
     name, form = tensor["name"], tensor["kind"]
     check_map(tensor, TENSOR[form], name)
-    for number in tensor.get("stats", {}).values():
-        need(type(number) in (int, float), f"{name}: stats")
+    for key, number in tensor.get("stats", {}).items():
+        need(type(number) in (int, float) or key.startswith("x-"), f"{name}: stats")
     if form == "alias":
         return
     shape, least = tensor["shape"], 1 if form == "dense" else 2
@@ -149,11 +151,10 @@ def check_identities(directory):
     need(directory["dense_id"] == blake3(msgpack.packb(dense)).digest(), "dense_id")
 
 
-def check_directory(kind, directory, end):
-    """The directory, which begins at end, of a file of that kind (1 model, 2 values)."""
+def check_directory(kind, directory, end, program):
+    """The directory, which begins at end, of a file of that kind (1 model, 2 values); program: whether bit 2 is set."""
     check_map(directory, DIRECTORY + " order:ascending|none" * (kind == 2), "directory")
     tensors, sections = directory["tensors"], directory["sections"]
-    need(len(tensors) <= 1 << 20 and len(sections) <= 1 << 22, "too many tensors or sections")
     need(all(type(entry) is dict for entry in tensors + sections), "an entry is not a map")
     check_names([tensor.get("name") for tensor in tensors])
     for tensor in tensors:
@@ -169,7 +170,8 @@ def check_directory(kind, directory, end):
         planned.append(("values", size))
     blobs = [section.get("name") for section in sections[len(planned) :]]
     check_names(blobs)
-    known = (name in ("chat_template.jinja", "tokenizer.json") or name.startswith("x-") for name in blobs)
+    listed = ("chat_template.jinja", "tokenizer.json", *(strict_program.BLOBS if program else ()))
+    known = (name in listed or name.startswith("x-") for name in blobs)
     need(all(known) and (kind == 1 or not blobs), f"blobs {blobs}")
     planned += [("blob", None)] * len(blobs)
     need(len(sections) == len(planned), f"{len(sections)} sections, not {len(planned)}")
@@ -180,6 +182,8 @@ def check_directory(kind, directory, end):
     need(offset == end, f"the directory begins at {end}, not {offset}")
     if kind == 1:
         check_identities(directory)
+        if program:
+            strict_program.check_model(directory)
 
 
 def check_frames(data, section):
@@ -204,12 +208,13 @@ def check_file(data):
     kind = data[12] if len(data) >= 128 else 1
     try:
         directory = reference.open_directory(data, kind)
-        need(check_canonical(directory) <= 1 << 19, "too many maps and arrays")
+        containers, others = check_canonical(directory)
+        need(containers <= 1 << 19 and others <= 1 << 22, "too many maps and arrays, or values")
         offset = int.from_bytes(data[32:40], "little")
         need(msgpack.packb(directory) == data[offset:], "another encoding")
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise Refused("structure", f"not canonical: {error}") from error
-    check_directory(kind, directory, offset)
+    check_directory(kind, directory, offset, bool(data[16] & 4))
     return kind, directory
 
 

@@ -1,5 +1,5 @@
-"""A hostile file costs little: in memory 64 MiB, four times its size and twenty times its directory; in time a second,
-and one more for each MiB.
+"""The cost of a hostile file is bounded. Memory: 64 MiB, four times its size and twenty times its directory. Time: one
+second, and one more for each MiB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.spec.reference import load_section
 
 ROOT = Path(__file__).resolve().parents[2]
 MEBI = 1 << 20
-# Directories of megabytes that are sound msgpack and ask for as much as they can.
+# Directories of megabytes that are valid msgpack and ask for as much memory as they can.
 LARGE: dict[str, Callable[[], bytes]] = {
     "a million empty maps": lambda: msgpack.packb({"tensors": [{}] * MEBI}),
     "a million empty lists": lambda: msgpack.packb({"sections": [[]] * MEBI}),
@@ -69,14 +69,14 @@ def test_memory_and_time(sources: dict[str, bytes], tmp_path: Path) -> None:
 
 
 def directory_bytes(path: Path) -> int:
-    """How long the directory says that it is, if the file has so many bytes."""
+    """The declared length of the directory, if the file has that many bytes."""
     length = int.from_bytes(path.read_bytes()[40:48], "little")
     return length if length <= path.stat().st_size else 0
 
 
 @pytest.fixture(scope="module")
 def three_chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with raw.rkf, whose one plane is two whole chunks and a short one, and packed.rkf."""
+    """A folder with raw.rkf, whose one plane is two full chunks and a short one, and with packed.rkf."""
     columns = 4096
     rows = (2 * ZSTD_CHUNK_BYTES + 12_345) * 2 // columns
     noise = blake3(b"three chunks").digest(length=rows * columns // 2)
@@ -108,7 +108,7 @@ def test_chunks_of_both_readers(three_chunks: Path) -> None:
 
 @pytest.mark.parametrize("change", ("swapped", "moved", "short first"))
 def test_chunks_out_of_place(change: str, three_chunks: Path, tmp_path: Path) -> None:
-    """Chunks that are frames of the right sizes, in the wrong order; a border moved; chunks of other decoded sizes."""
+    """Chunks that are frames of the right sizes in the wrong order; a moved border; chunks of other decoded sizes."""
     data, path = (three_chunks / "packed.rkf").read_bytes(), tmp_path / "hostile.rkf"
     _, directory = strict.check_file(data)
     first, second, third = directory["sections"][0]["chunks"]

@@ -1,4 +1,4 @@
-"""Damage of any place is found: every truncation, every flipped bit, blocks zeroed and swapped."""
+"""Damage at any place is found: every truncation, every flipped bit, blocks zeroed and swapped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def refusal(path: Path) -> type[RkfError] | None:
 
 
 def due(offset: int, directory: int) -> type[RkfError]:
-    """The error for a change of the byte at an offset, the directory beginning at `directory`."""
+    """The expected error for a changed byte at an offset; the directory begins at `directory`."""
     if offset < 8:
         return NotRkfError
     return StructureError if offset < 128 or offset >= directory else IntegrityError
@@ -46,7 +46,7 @@ def test_every_flipped_bit_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ("everything.rkf", "free.rkf"))
 def test_a_flipped_bit_of_every_byte_is_refused(name: str, tmp_path: Path) -> None:
-    """Files of more sections take longer: one bit a byte."""
+    """Files with more sections take longer, so only one bit of each byte is flipped."""
     check_flips((VECTORS / name).read_bytes(), tmp_path / name, range(3, 4))
 
 
@@ -104,7 +104,7 @@ def test_blocks_zeroed_or_swapped(sources: dict[str, bytes], tmp_path: Path) -> 
 
 
 def test_files_joined_or_cut_apart(tmp_path: Path) -> None:
-    """A head of one file and the tail of another; a file twice; a file behind another."""
+    """The head of one file with the tail of another; a file twice; one file behind another."""
     one, other = (VECTORS / "everything.rkf").read_bytes(), (VECTORS / "zstd.rkf").read_bytes()
     path = tmp_path / "joined.rkf"
     for file in (one + one, one + other, one[:128] + other[128:], one[:1000] + other[1000:], one[64:]):

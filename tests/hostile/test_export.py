@@ -1,4 +1,4 @@
-"""The files for readers in other languages are the cases."""
+"""The exported files for readers in other languages match the cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random damage, sealed again: both readers refuse it at the same level, or read the same weights."""
+"""Random damage with recomputed hashes: both readers refuse it at the same level, or read the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.spec.document import VECTORS
 SEEDS = given(seed=st.integers(0, (1 << 64) - 1))
 SETTINGS = settings(
     max_examples=250,
-    phases=[Phase.generate],  # a smaller seed is no simpler file
+    phases=[Phase.generate],  # a smaller seed does not make a simpler file
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -43,12 +43,12 @@ def test_models(name: str, seed: int, tmp_path: Path) -> None:
 def test_values(seed: int, tmp_path: Path) -> None:
     model, path = VECTORS / "everything.rkf", tmp_path / "damaged.rkv"
     path.write_bytes(damaged((VECTORS / "regrouped.rkv").read_bytes(), random.Random(seed).randrange))
-    if path.read_bytes()[12] == 2:  # else it is not offered as one
+    if path.read_bytes()[12] == 2:  # otherwise it is not read as a values file
         agree(outcome(model, path), reference_outcome(model, path))
 
 
 def agree(ours: str | Weights, theirs: str | Weights) -> bool:
-    """Both read the same weights; a refusal must be at the same level."""
+    """Whether both read the same weights, or refuse at the same level."""
     if isinstance(ours, str) or isinstance(theirs, str):
         assert isinstance(ours, str) and ours == theirs
         return False

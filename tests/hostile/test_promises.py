@@ -1,4 +1,4 @@
-"""The promises of SECURITY.md that no other hostile test holds: what opening touches, what later versions may add."""
+"""The promises of SECURITY.md that no other hostile test checks: what opening touches, what later versions may add."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WATCHED = (
 
 
 class Watch:
-    """Notes what happens while `on`; an audit hook stays for the life of the process."""
+    """Records events while `on`; an audit hook stays for the life of the process."""
 
     def __init__(self) -> None:
         self.on = False
@@ -51,7 +51,7 @@ def test_loading_opens_one_file_and_runs_nothing(watch: Watch, tmp_path: Path) -
             "tokenizer.json": b'{"model": {"vocab": {}}, "added_tokens": []}',
         },
     )
-    verify(path)  # imports what is imported late
+    verify(path)  # triggers the late imports
     watch.seen.clear()
     watch.on = True
     verify(path)
@@ -62,7 +62,7 @@ def test_loading_opens_one_file_and_runs_nothing(watch: Watch, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ("everything", "zstd"))
 def test_what_a_later_minor_version_may_add(name: str, sources: dict[str, bytes], tmp_path: Path) -> None:
-    """Another minor, optional bits, keys that begin with x-: the same weights."""
+    """Another minor version, optional bits and keys that begin with x-: the weights are the same."""
     path = tmp_path / "later.rkf"
     edits = {"superblock/minor": 9, "superblock/optional": (1 << 64) - 1, "directory/metadata/new": {"a": [1]}}
     for place in (

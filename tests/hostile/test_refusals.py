@@ -16,14 +16,19 @@ from tests.hostile import strict
 from tests.hostile.cases import DIRECTORIES, NOT_RKF, SECTIONS, SUPERBLOCKS, Case
 from tests.hostile.file_cases import BINDINGS, MODELS, VALUES, ZSTD
 from tests.hostile.forge import mutate
+from tests.hostile.program_cases import PROGRAMS
 from tests.hostile.reading import LEVEL_ERRORS, decode_all, read_all
 from tests.hostile.tensor_cases import CLUSTERS, TENSORS
 from tests.spec.document import VECTORS, code, table
 
-CASES = [*NOT_RKF, *SUPERBLOCKS, *DIRECTORIES, *SECTIONS, *TENSORS, *CLUSTERS, *ZSTD, *MODELS, *VALUES]
+CASES = [*NOT_RKF, *SUPERBLOCKS, *DIRECTORIES, *SECTIONS, *TENSORS, *CLUSTERS, *ZSTD, *MODELS, *VALUES, *PROGRAMS]
 SMALL = [case for case in CASES if not case.large]
-LEVELS = {code(row[0])[0]: row[1] for row in table("rkf-1.md", "refusal", "level", "the file is refused if")}
-# What needs the meaning of metadata.model or the whole of a file's content, which the reference reader leaves out.
+LEVELS = {
+    code(row[0])[0]: row[1]
+    for document in ("rkf-1.md", "program.md")
+    for row in table(document, "refusal", "level", "the file is refused if")
+}
+# What needs the meaning of 1.0 metadata or the whole of a file's content, which the reference reader leaves out.
 NOT_OF_THE_REFERENCE = {"architecture", "model"} | {name for name, level in LEVELS.items() if level == "semantics"}
 
 
@@ -38,7 +43,7 @@ def test_every_refusal_has_cases() -> None:
     assert not {name for name in names if names.count(name) > 1}
 
 
-@pytest.mark.parametrize("source", ("everything", "zstd", "model"))
+@pytest.mark.parametrize("source", ("everything", "zstd", "model", "experts", "plain", "recurrent", "windows"))
 def test_sources_are_sound(source: str, sources: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "sound.rkf"
     path.write_bytes(mutate(sources[source], {}))

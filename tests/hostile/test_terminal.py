@@ -1,4 +1,4 @@
-"""Strings of a file cannot drive the terminal of who looks at it."""
+"""Strings in a file cannot control the terminal of a user who inspects it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BELL_AND_CLEAR = "\a\x1b[2J\x9b31m\r\x7f\u202egnp.exe"
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """Sound but for what it says about itself."""
+    """A valid file with a hostile description of itself."""
     path = tmp_path / "hostile.rkf"
     edits = {
         "directory/metadata/" + BELL_AND_CLEAR: BELL_AND_CLEAR,

@@ -83,7 +83,9 @@ def test_a_mixture_beside_a_shared_expert():
     layer = (
         Route(src="x", dst="r", weight="router", experts=4, count=2, score="softmax"),
         Experts(
-            **{"src": "x", "route": "r", "dst": "m", "gate": "g", "up": "u", "down": "d", "act": "silu"}, inner=6, rows=8
+            **{"src": "x", "route": "r", "dst": "m", "gate": "g", "up": "u", "down": "d", "act": "silu"},
+            inner=6,
+            rows=8,
         ),
         linear("x", "sg"),
         linear("x", "su"),
@@ -102,7 +104,7 @@ def test_a_mixture_beside_a_shared_expert():
     assert shared_inputs(layer) == {
         "g": ("g", "u"),
         "d": ("d",),
-        "sg.weight": ("sg.weight", "su.weight", "w.weight"),
+        "sg.weight": ("sg.weight", "su.weight"),
         "s.weight": ("s.weight",),
     }
 

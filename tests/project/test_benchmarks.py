@@ -1,4 +1,4 @@
-"""What the benchmarks compute themselves, on numbers small enough to check by hand."""
+"""The benchmarks' own computations, on numbers small enough to check by hand."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Imports point one way (docs/architecture.md), only the CLI reaches everything, and no name is taken twice."""
+"""Imports point one way (docs/architecture.md), only the CLI reaches everything, and no name is used twice."""
 
 import ast
 from collections import Counter
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"rkf": ROOT / "rkf", "rkf.runtime": ROOT / "runtime", "rkf.converters": ROOT / "converters"}
 
-# Room -> the rooms it may import beside itself. Only the commands reach everything.
+# Room -> the other rooms it may import. Only the commands reach everything.
 FILE = {"base", "model", "format", "file"}
 MAY = {
     "base": set(),
@@ -50,7 +50,7 @@ def room(module):
 
 
 def imports(module):
-    """(module, at import time?) for each import; those for type checkers alone are left out."""
+    """(module, at import time?) for each import, without those for type checkers only."""
     tree = ast.parse(modules()[module].read_text("utf-8"))
     for_checkers = inside(tree, lambda n: isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     in_functions = inside(tree, lambda n: isinstance(n, ast.FunctionDef))
@@ -66,7 +66,7 @@ def imports(module):
 
 
 def inside(tree, chosen):
-    """All nodes below those that are chosen."""
+    """All nodes below the chosen ones."""
     return {child for node in ast.walk(tree) if chosen(node) for child in ast.walk(node)}
 
 

@@ -1,4 +1,4 @@
-"""Two rooms stand outside `rkf/`: the guards that keep them one package, and the wheel that users get."""
+"""Two rooms are outside `rkf/`: the guards that keep them one package, and the wheel that users get."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 VECTORS = sorted((ROOT / "spec" / "vectors").glob("*.rkf"))
-PLACES = {"rkf": "rkf", "runtime": "rkf/runtime", "converters": "rkf/converters"}  # folder -> where a wheel has it
+PLACES = {"rkf": "rkf", "runtime": "rkf/runtime", "converters": "rkf/converters"}  # folder -> its place in a wheel
 
 
 def run(*command, cwd):
@@ -41,7 +41,7 @@ def test_tests_run_in_importlib_mode(pytestconfig):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with the sdist and the wheel that is built from it."""
+    """A folder with the sdist and the wheel built from it."""
     folder = tmp_path_factory.mktemp("dist")
     done = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT), cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_the_sdist_holds_what_the_wheel_is_built_from(built):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """The Python of a fresh environment outside the checkout: our wheel, the libraries of this one."""
+    """The Python of a fresh environment outside the checkout, with our wheel and this environment's libraries."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
@@ -78,7 +78,7 @@ def installed(built, tmp_path_factory):
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).stdout.strip()
     done = run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, str(wheel), cwd=folder)
     assert done.returncode == 0, done.stderr
-    # Libraries alone are shared: a .pth file in there, such as an editable install's, is not followed from here.
+    # Only libraries are shared: .pth files there, such as an editable install's, have no effect from here.
     Path(site, "libraries.pth").write_text(sysconfig.get_path("purelib"))
     return python
 
@@ -94,7 +94,7 @@ def test_the_wheel_works_outside_the_checkout(installed, tmp_path):
 
 
 def test_the_installed_package_is_typed(installed, tmp_path):
-    """What a caller's type checker sees: the public surface, the two rooms included."""
+    """A caller's type checker sees the public surface, the two outer rooms included."""
     caller = tmp_path / "caller.py"
     caller.write_text(
         "import rkf\n"

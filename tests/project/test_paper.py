@@ -1,4 +1,4 @@
-"""docs/paper.md is what its results say, and the tunings on it are measured as it says."""
+"""docs/paper.md matches its stored results, and its tunings are measured as it says."""
 
 import json
 

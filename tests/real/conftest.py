@@ -1,4 +1,4 @@
-"""The real default model, fetched once into the user's cache, converted once a run."""
+"""The real default model: fetched once into the user's cache, converted once per test run."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def checkpoint():
 
 @pytest.fixture(scope="session")
 def converted(checkpoint, tmp_path_factory):
-    """Makes the file of a recipe and K, each once."""
+    """A function that returns the file for a recipe and K, made once each."""
     folder, made = tmp_path_factory.mktemp("real"), {}
 
     def make(recipe=None, k=None):

@@ -1,4 +1,4 @@
-"""The default model from end to end: what it answers, and that it is the model that transformers knows."""
+"""The default model end to end: its answers, and its agreement with transformers' version."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def test_it_knows_the_capital_of_france(converted, k):
 
 
 def test_as_a_newcomer_types_it(checkpoint, tmp_path):
-    """In a new cache, but for the checkpoint: converted and compiled and said so; the second time neither."""
+    """A new cache with only the checkpoint: the first run converts, compiles and says so; the second does neither."""
     (tmp_path / "checkpoints").symlink_to(cache_dir() / "checkpoints")
     command = [sys.executable, "-m", "rkf", "run", "--prompt", QUESTION]
     environment = os.environ | {"RKF_CACHE": str(tmp_path)}
@@ -37,7 +37,7 @@ def test_as_a_newcomer_types_it(checkpoint, tmp_path):
 
 @pytest.fixture(scope="module")
 def reference(checkpoint):
-    """transformers' own model of the checkpoint, a GGUF file dequantised to f32 by transformers' own loader."""
+    """transformers' own model of the checkpoint: a GGUF file, dequantised to f32 by transformers' loader."""
     folder, options = (checkpoint, {}) if checkpoint.is_dir() else (checkpoint.parent, {"gguf_file": checkpoint.name})
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
 

@@ -1,4 +1,4 @@
-"""An ARM processor in this process: kernels compiled for it, run by Unicorn on this process's own memory."""
+"""An ARM processor in this process: kernels compiled for ARM, run by Unicorn on this process's own memory."""
 
 import platform
 import struct
@@ -15,13 +15,13 @@ from rkf.runtime.kernels.table import kernel
 
 ROOT = Path(__file__).parents[2]
 CODE, STACK, STACK_BYTES, PAGE_BYTES = 0x1000_0000, 0x2000_0000, 1 << 20, 4096
-TRIPLE, CPU = "aarch64-unknown-linux-gnu", "cortex-a76"  # the first of ARM's own with a dot product
+TRIPLE, CPU = "aarch64-unknown-linux-gnu", "cortex-a76"  # ARM's first own design with a dot product
 SYMBOL, TEXT, RELOCATIONS = "kernel", ".text", 4
 
 
 def compiled(name):
-    """A kernel's object file for ARM. Those that wait or look at the clock ask what machine this is, and pieces of
-    them may have been compiled for it: they need `compiled_elsewhere`.
+    """A kernel's object file for ARM. Kernels that wait or read the clock depend on the machine at compile time, and
+    parts of them may already be compiled for it, so they need `compiled_elsewhere`.
     """
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -30,13 +30,13 @@ def compiled(name):
 
 
 def compiled_elsewhere(name, path):
-    """The same by a process that takes this machine for one of ARM; path: where it may write."""
+    """The same from a process that believes it runs on ARM; path: a file for its output."""
     subprocess.run([sys.executable, "-m", "tests.runtime.arm", name, path], cwd=ROOT, check=True, timeout=300)
     return path.read_bytes()
 
 
 class Sections:
-    """The sections of an ELF object: name -> offset in the file, bytes, and what relocations need."""
+    """The sections of an ELF object: name -> offset in the file, bytes, and the data that relocations need."""
 
     def __init__(self, code):
         self.code = bytearray(code)
@@ -51,7 +51,7 @@ class Sections:
         return [word for (word,) in struct.iter_unpack("<I", self.code[offset : offset + size])]
 
     def entry(self):
-        """Where the kernel begins in the file."""
+        """The offset of the kernel in the file."""
         header = self.headers[self.names.index(".symtab")]
         strings = self.headers[header[6]][4]
         for name, _, _, section, value, _ in struct.iter_unpack(
@@ -62,7 +62,7 @@ class Sections:
         raise LookupError(SYMBOL)
 
     def linked(self, base):
-        """The whole file as it must lie at `base`, with its relocations done (constants that the code loads)."""
+        """The whole file prepared for the address `base`, with its relocations (constants that the code loads) done."""
         for header in self.headers:
             if header[1] != RELOCATIONS or self.names[header[7]] != TEXT:
                 continue
@@ -86,7 +86,7 @@ class Sections:
 
 
 class Processor:
-    """Runs one object's kernel. Memory that it touches is this process's, a page at a time."""
+    """Runs one object's kernel. It sees this process's memory, mapped one page at a time."""
 
     def __init__(self, code):
         sections = Sections(code)
@@ -96,7 +96,7 @@ class Processor:
         self._engine.mem_map(CODE, -(-len(image) // PAGE_BYTES) * PAGE_BYTES)
         self._engine.mem_write(CODE, image)
         self._engine.mem_map(STACK, STACK_BYTES)
-        self._engine.reg_write(registers.UC_ARM64_REG_CPACR_EL1, 3 << 20)  # vector registers are on
+        self._engine.reg_write(registers.UC_ARM64_REG_CPACR_EL1, 3 << 20)  # enables vector registers
         self._engine.hook_add(unicorn.UC_HOOK_MEM_UNMAPPED, self._map)
         self._entry = CODE + sections.entry()
 

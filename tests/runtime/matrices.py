@@ -1,4 +1,4 @@
-"""Random clustered matrices, and one product through a kernel, for tests of the kernels."""
+"""Random clustered matrices, and one product through a kernel, for tests of kernels."""
 
 import ctypes
 
@@ -48,13 +48,13 @@ def random_matrix(k, rows, columns, *, grid=True, affine="row", exceptions=0, ta
 
 
 def whole_activations(tokens, columns, seed=1):
-    """Activations in integers (i64[tokens, columns]) and a scale a token, as packing makes them."""
+    """Activations as integers (i64[tokens, columns]) with one scale per token, as packing makes them."""
     random = np.random.Generator(np.random.Philox(key=seed))
     return random.integers(-16256, 16257, (tokens, columns)), random.uniform(1e-4, 1e-3, tokens).astype(np.float32)
 
 
 def packed(whole, level):
-    """The packed form of integers, `u8[tokens, bytes]` (structs.py), written anew in numpy."""
+    """The packed form of integers, `u8[tokens, bytes]` (structs.py), implemented again in numpy."""
     tokens, columns = whole.shape
     blocks = np.pad(whole, ((0, 0), (0, -columns % BLOCK))).reshape(tokens, -1, BLOCK)
     even, odd = blocks[..., ::2], blocks[..., 1::2]
@@ -66,9 +66,9 @@ def packed(whole, level):
 
 
 def product(matrix, whole, scale, level, *, fast=True, span=None, run=None):
-    """Rows span of matrix times activations through its kernel, `f32[tokens, rows]`; rows outside stay NaN. Exceptions
-    of a fast product are the caller's business, as in the step kernel. run(name, *arguments): calls a kernel, by
-    default one of this CPU's.
+    """Rows `span` of matrix times activations through its kernel, `f32[tokens, rows]`; rows outside stay NaN. As in the
+    step kernel, the caller adds the exceptions of a fast product. run(name, *arguments): calls a kernel, by default
+    one of this CPU's.
     """
     memory = Memory()
     prepared = clustered(matrix, memory, level if fast else None)

@@ -1,4 +1,4 @@
-"""Every level of CPU gives the same bits, forced in subprocesses; a level that this CPU lacks is refused, not tried."""
+"""Every CPU level gives the same bits, forced in subprocesses; a level that this CPU lacks is refused, not tried."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: filled by several processes at once, torn, or not to be written at all."""
+"""The cache of compiled kernels: filled by several processes at once, with incomplete files, and not writable."""
 
 import os
 import subprocess

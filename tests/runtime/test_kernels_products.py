@@ -17,7 +17,7 @@ def expected(matrix, whole, scale):
 
 
 def close(found, wanted, whole, scale, matrix):
-    """Within f32 rounding of sums whose terms have a known size."""
+    """Whether values agree within f32 rounding of sums whose terms have a known size."""
     size = np.abs(whole * scale[:, None]) @ np.abs(matrix.decode()).T
     assert np.all(np.abs(found - wanted) <= 4e-6 * size + 1e-30)
 

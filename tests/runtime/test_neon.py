@@ -1,4 +1,4 @@
-"""The kernels for ARM: they compile, to the instructions meant, and give the same bits as this CPU's own."""
+"""The kernels for ARM: they compile to the intended instructions and give the same bits as this CPU's own."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_a_whole_pass_compiles(tmp_path):
     assert len(Sections(code).text()) > 1000
 
 
-# Of 255 values on the grid each rank is its value: no table.
+# With 255 values on the grid, each rank is its value, so there is no table.
 @pytest.mark.parametrize(("k", "grid", "tables"), [(16, True, 1), (24, False, 1), (100, True, 2), (255, True, 0)])
 def test_products_have_this_cpus_bits(k, grid, tables):
     codes = {}

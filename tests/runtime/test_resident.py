@@ -1,4 +1,4 @@
-"""What a model costs in memory: the file's pages, which processes share, and little besides."""
+"""The memory of a model: the file's pages, which processes share, and little else."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class Process:
 def test_two_processes_share_the_file_and_hold_little_besides(tmp_path):
     config = tiny.config()
     path = tiny.write(tmp_path / "tiny.rkf", config, tiny.weights(config))
-    Process(path).close()  # compiles, where nobody has
+    Process(path).close()  # compiles missing kernels
     one = Process(path)
     alone = one.resident()
     two = Process(path)

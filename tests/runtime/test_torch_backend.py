@@ -1,4 +1,4 @@
-"""The torch backend against the numpy oracle and the exact CPU backend: families, caches, refusals."""
+"""The torch backend against the reference of the specification and the exact CPU backend: rows, caches, refusals."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,16 @@ import torch
 import rkf
 from rkf.cluster.recipe import Rule
 from rkf.errors import ContextLengthError, UsageError
+from rkf.runtime import torch_backend
+from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.torch_backend import TorchBackend
 from rkf.runtime.torch_graph import TokenStep
-from rkf.runtime.torch_model import Decoder, TorchCache
+from rkf.runtime.torch_model import Decoder
 from tests.runtime import tiny
 from tests.runtime.files import write_model
-from tests.runtime.numpy_backend import NumpyBackend
 from tests.runtime.test_numpy_backend import FAMILIES, reference
+from tests.spec.reference import run_program
 
 IDS = np.random.Generator(np.random.Philox(key=3)).integers(0, 400, 150)
 PARTS = np.split(IDS, [1, 2, 20, 130, 131])
@@ -26,8 +28,8 @@ RULES = {
 
 
 def logits(backend, parts):
-    cache = backend.new_cache(256)
-    return np.concatenate([backend.forward(part, cache, last_only=False) for part in parts])
+    sequence = backend.new_sequence(256)
+    return np.concatenate([backend.forward([Row(sequence, part)], "all") for part in parts])
 
 
 def relative(found, wanted):
@@ -35,12 +37,13 @@ def relative(found, wanted):
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_equals_numpy_and_the_exact_processor_backend(tmp_path, rule):
+def test_equals_the_specifications_reference_and_the_exact_processor_backend(tmp_path, rule):
     config = tiny.config()
     with rkf.open(write_model(tmp_path / "m.rkf", config, tiny.weights(config), rule)) as container:
         found = logits(TorchBackend(container), PARTS)
         decoded = {name: container.decode(name) for name in container.tensors}
-        assert relative(found, logits(NumpyBackend(config, decoded), PARTS)) < 1e-4
+        wanted = run_program(container.model.program.to_metadata(), decoded, IDS)
+        assert relative(found, wanted) < 1e-5
         assert relative(found, logits(CpuBackend(container, exact=True), PARTS)) < 1e-4
 
 
@@ -66,12 +69,30 @@ def test_a_truncated_cache_continues_as_a_fresh_one(tmp_path):
     config = tiny.config()
     with rkf.open(write_model(tmp_path / "m.rkf", config, tiny.weights(config))) as container:
         backend = TorchBackend(container)
-        cache = backend.new_cache(256)
-        backend.forward(IDS[:60], cache, last_only=True)
-        cache.truncate(30)
-        found = backend.forward(IDS[30:40], cache, last_only=True)
-        assert cache.length == 40
-        assert relative(found, backend.forward(IDS[:40], backend.new_cache(256), last_only=True)) < 1e-5
+        sequence = backend.new_sequence(256)
+        backend.forward([Row(sequence, IDS[:60])])
+        sequence.truncate(30)
+        found = backend.forward([Row(sequence, IDS[30:40])])
+        assert sequence.length == 40
+        assert relative(found, backend.forward([Row(backend.new_sequence(256), IDS[:40])])) < 1e-5
+
+
+def test_rows_give_the_logits_that_are_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_backend, "_TILE", 16)  # so that a row has several passes
+    config = tiny.config()
+    with rkf.open(write_model(tmp_path / "m.rkf", config, tiny.weights(config))) as container:
+        backend = TorchBackend(container)
+        parts = IDS[:40], IDS[40:41], IDS[41:60]
+        alone = np.concatenate([backend.forward([Row(backend.new_sequence(64), part)], "all") for part in parts])
+
+        def together(wanted):
+            return backend.forward([Row(backend.new_sequence(64), part) for part in parts], wanted)
+
+        assert relative(together("all"), alone) < 1e-5
+        assert relative(together("last"), alone[[39, 40, 59]]) < 1e-5
+        for places in ([0, 15, 16, 39, 40, 45], [58], []):
+            assert together(np.array(places, np.int64)).shape == (len(places), config.vocab_size)
+        assert relative(together(np.array([0, 15, 16, 39, 40, 45])), alone[[0, 15, 16, 39, 40, 45]]) < 1e-5
 
 
 @pytest.mark.parametrize("window", [None, 24])
@@ -79,9 +100,9 @@ def test_steps_of_standing_buffers_equal_the_decoder(tmp_path, window):
     config = tiny.config(architecture="mistral", sliding_window=window)
     path = write_model(tmp_path / "m.rkf", config, tiny.weights(config), RULES["groups"])
     with rkf.open(path) as container, torch.inference_mode():
-        decoder = Decoder(container, config)
+        decoder = Decoder(container)
         expected = decoder.head(decoder(torch.from_numpy(IDS)[None])[0])
-        cache = TorchCache(config, 1, 256, decoder.norm.weight)
+        cache = decoder.new_cache(1, 256)
         decoder(torch.from_numpy(IDS[:100])[None], cache)
         step = TokenStep(decoder, cache)
         for position in range(100, 150):
@@ -95,14 +116,16 @@ def test_what_does_not_fit_is_refused(tmp_path):
     config = tiny.config()
     with rkf.open(write_model(tmp_path / "m.rkf", config, tiny.weights(config))) as container:
         backend = TorchBackend(container)
-        cache = backend.new_cache(16)
+        sequence = backend.new_sequence(16)
         with pytest.raises(ContextLengthError):
-            backend.forward(IDS[:17], cache, last_only=True)
+            backend.forward([Row(sequence, IDS[:17])])
         for bad in (np.array([400]), np.array([-1]), np.array([], np.int64)):
             with pytest.raises(UsageError):
-                backend.forward(bad, cache, last_only=True)
+                backend.forward([Row(sequence, bad)])
         with pytest.raises(UsageError):
-            cache.truncate(1)
+            backend.forward([Row(sequence, IDS[:1]), Row(sequence, IDS[:1])])
+        with pytest.raises(UsageError):
+            sequence.truncate(1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

@@ -1,10 +1,12 @@
-"""Reading the specification: its tables, its hexdump."""
+"""Reads the specification: its tables, its hexdump."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import MISSING
 from pathlib import Path
+from typing import Any
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
 VECTORS = SPEC / "vectors"
@@ -34,7 +36,7 @@ def _rows(lines: list[str]) -> list[list[str]]:
 
 
 def code(cell: str) -> list[str]:
-    """What stands in backticks in a cell."""
+    """The texts in backticks in a cell."""
     return re.findall(r"`([^`]*)`", cell)
 
 
@@ -46,3 +48,24 @@ def hexdump(document: str) -> bytes:
         if match:
             data += bytes(int(match[1], 16) - len(data)) + bytes.fromhex(match[2])
     return bytes(data)
+
+
+def op_keys() -> dict[str, dict[str, dict[str, Any]]]:
+    """op -> key -> its kind, its default (MISSING: required) and, for a number, what it has to be above."""
+    kinds = {"values read": "value", "tensors": "tensor", "sizes": "size", "numbers": "number", "others": ""}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in table("program.md", "op", *kinds):
+        entries = found.setdefault(code(row[0])[0], {"dst": {"kind": "value", "default": MISSING, "above": None}})
+        for column, cell in zip(kinds.values(), row[1:], strict=True):
+            for word, text in re.findall(r"(\w*) ?`([^`]+)`", cell):
+                match = re.fullmatch(r"(\w+)(\??)( > 0)?(?: = (\w+))?", text)
+                assert match is not None, text
+                name, optional, positive, default = match.groups()
+                kind = {"word": "choice"}.get(word, word) or column
+                entry = {"kind": kind, "default": MISSING, "above": 0 if positive else None}
+                if optional or kind == "flag":
+                    entry["default"] = None if optional else False
+                elif default:
+                    entry["default"] = float(default) if kind == "number" else default
+                entries[name] = entry
+    return found

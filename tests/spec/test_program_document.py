@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import MISSING
 from typing import Any
 
 import numpy as np
@@ -17,34 +16,14 @@ from rkf.model import metadata, op_maps
 from rkf.model.ops import OPS, Op, keys, kind_of
 from rkf.model.program import Program
 from tests.spec import reference
-from tests.spec.document import SPEC, VECTORS, code, table
+from tests.spec.document import SPEC, VECTORS, code, op_keys, table
 
 DOCUMENT = "program.md"
-COLUMNS = ("op", "values read", "tensors", "sizes", "numbers", "others")
-KINDS = {"values read": "value", "tensors": "tensor", "sizes": "size", "numbers": "number"}
 LOGITS = json.loads((VECTORS / "manifest.json").read_text())["logits"]
 
 
-def listed_keys() -> dict[str, dict[str, dict[str, Any]]]:
-    """op -> key -> its kind, its default (MISSING: required) and, for a number, what it has to be above."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in table(DOCUMENT, *COLUMNS):
-        entries = found.setdefault(code(row[0])[0], {"dst": {"kind": "value", "default": MISSING, "above": None}})
-        for column, cell in zip(COLUMNS[1:], row[1:], strict=True):
-            for word, text in re.findall(r"(\w*) ?`([^`]+)`", cell):
-                name, optional, positive, default = re.fullmatch(r"(\w+)(\??)( > 0)?(?: = (\w+))?", text).groups()  # type: ignore[union-attr]
-                kind = {"word": "choice"}.get(word, word) or KINDS[column]
-                entry = {"kind": kind, "default": MISSING, "above": 0 if positive else None}
-                if optional or kind == "flag":
-                    entry["default"] = None if optional else False
-                elif default:
-                    entry["default"] = float(default) if kind == "number" else default
-                entries[name] = entry
-    return found
-
-
 def test_keys_of_ops() -> None:
-    listed = listed_keys()
+    listed = op_keys()
     assert list(listed) == list(OPS)
     for name, op in OPS.items():
         expected = {

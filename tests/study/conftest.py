@@ -32,7 +32,7 @@ def study(model):
 
 @pytest.fixture(scope="session")
 def studied(tmp_path_factory, study):
-    """Study's name -> the folder of its results, two seeds."""
+    """Study name -> the folder of its results with two seeds."""
 
     @cache
     def folder(name):

@@ -1,4 +1,4 @@
-"""What studies do to one list of centroids: permutations, ordered draws, moments."""
+"""Changes of one list of centroids in studies: permutations, ordered draws, moments."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SIZES = (2, 3, 4, 5, 16, 31, 256)
 
 
 def matrix(k, seed=0):
-    """Ascending centroids and counts, as clustering leaves them."""
+    """Ascending centroids and counts, as clustering produces them."""
     random = np.random.Generator(np.random.Philox(key=seed))
     return np.sort(random.standard_normal(k)), random.integers(1, 1000, k).astype(np.uint64)
 

@@ -1,4 +1,4 @@
-"""Drift: the residual stream that is followed, and the corrections that are said to hold."""
+"""Drift: the measured residual stream, and the quantities that each correction preserves."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ def values_file(folder, correction):
 def test_the_stream_followed_is_the_models(model):
     ids = np.arange(20)
     with rkf.open(model) as container, rkf.load(model, exact=True) as ready:
-        states = trace.residual_stream(container, CONFIG, ids, threads=1)
+        states = trace.residual_stream(container, ids, threads=1)
         assert [state.shape for state in states] == [(20, CONFIG.hidden_size)] * CONFIG.layers
         normed = states[-1] / np.sqrt((states[-1] ** 2).mean(axis=1, keepdims=True) + CONFIG.norm_epsilon)
         normed *= container.decode("model.norm.weight")
@@ -43,7 +43,7 @@ def test_the_scale_of_outputs_is_restored(model, studied):
     (predictions,) = folder.glob("reference-*.kld")
     ids = reference.read(predictions)[0].ids
     with rkf.open(model) as old, rkf.open(model, values=values_file(folder, "output")) as new:
-        trace.residual_stream(old, CONFIG, ids, threads=1, seen=inputs.__setitem__)
+        trace.residual_stream(old, ids, threads=1, seen=inputs.__setitem__)
         assert set(inputs) == set(clustered_in_layers(old))
         for name, x in inputs.items():
             before, after = (np.linalg.norm(x @ replace(c.load(name), exceptions=None).decode().T) for c in (old, new))
@@ -75,7 +75,7 @@ def test_survivors_end_at_the_first_doubling():
         for count, ratio in ((1, 1.1), (3, 1.9), (7, 2.5), (15, 1.2))
     ]
     found = {(row["order"], row["correction"]): row["survive"] for row in survivors(rows)}
-    assert found == {("last", "none"): 3}  # nothing is said of what has not been tried
+    assert found == {("last", "none"): 3}  # no entry for combinations that were not tried
 
 
 def test_an_order_ends_where_the_model_is_lost(studied):

@@ -1,4 +1,4 @@
-"""Studies of a tiny model from end to end: what they leave behind, and what an interruption costs."""
+"""Studies of a tiny model end to end: the files they leave, and the cost of an interruption."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ def test_preserving_keeps_the_order(model, studied):
 
 
 def test_only_what_a_trial_names_is_changed(model, studied):
-    path = studied("scramble") / "values" / "change-whole_restored-True_kind-q_proj_seed-0.rkv"
+    path = studied("scramble") / "values" / "change-whole_restored-True_kind-query_seed-0.rkv"
     with rkf.open(model) as old, rkf.open(model, values=path) as new:
         changed = [
             name
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(tmp_path, model, study):
 
 
 def test_predictions_of_another_text_are_not_taken(tmp_path, study):
-    """Whether the first trial was interrupted, or the results were removed to start again."""
+    """Both when the first trial was interrupted and when the results were removed to start again."""
 
     def stop(trial, done, total):
         raise KeyboardInterrupt
@@ -130,7 +130,7 @@ def test_predictions_of_another_text_are_not_taken(tmp_path, study):
 
 
 def test_divergence_is_from_the_reference(tmp_path, model, study):
-    """A dense source: the clustered model itself is away from it, and is measured too."""
+    """With a dense source, the clustered model itself has a divergence, which is measured too."""
     dense = write_model(tmp_path / "dense.rkf", CONFIG, tiny.weights(CONFIG))
     study("interpolate", tmp_path / "out", reference=dense, layers=[1])
     stored = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -26,8 +26,8 @@ def weights():
 
 
 def convert(out, *, recipe, k, calibrated):
-    """By the shipped recipes, but that one matrix has two values in the plain one."""
-    rules = Recipe.load(recipe, k, CONFIG.layers)
+    """Use the built-in recipes, except that one matrix has two values in the plain one."""
+    rules = Recipe.load(recipe, CONFIG.program(weights()), k)
 
     def rule(name):
         found = rules.rule(name, weights()[name].shape)
@@ -65,7 +65,7 @@ def test_the_matrix_that_collapses_is_found(folder):
     kinds = [row for row in rows if row["kind"]]
     assert {row["layer"] for row in kinds} == {1} and len(kinds) == 7 + 1
     (spared,) = [row for row in rows if row["variant"] == "all but one plain"]
-    assert (spared["layer"], spared["kind"]) == (1, "up_proj")
+    assert (spared["layer"], spared["kind"]) == (1, "up")
     matrices = json.loads((folder / "results.json").read_text())["matrices"]
     largest = max(matrices, key=lambda row: row["largest"])
     assert largest["name"] == WEAK and largest["largest"] > 20
@@ -92,7 +92,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, folder):
 
 
 def test_models_of_other_inputs_are_not_taken(tmp_path, folder):
-    """Nor is a folder of the user's own removed."""
+    """A folder that the user owns is not removed either."""
     (tmp_path / "models").mkdir()
 
     def stop(trial, done, total):
@@ -108,7 +108,7 @@ def test_models_of_other_inputs_are_not_taken(tmp_path, folder):
 
 
 def another(out, *, recipe, k, calibrated):
-    rules = Recipe.load(recipe, k, CONFIG.layers)
+    rules = Recipe.load(recipe, CONFIG.program(weights()), k)
     write_model(out, CONFIG, tiny.weights(CONFIG, seed=1), lambda name: rules.rule(name, weights()[name].shape))
 
 

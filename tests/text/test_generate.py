@@ -1,4 +1,4 @@
-"""The loop: feeding, reuse of the cache, ends, stop strings."""
+"""The generation loop: computing tokens, reuse of the cache, ends, stop strings."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ PROMPT = TOKENIZER.encode("The capital of France")
 
 
 class Counting(NumpyBackend):
-    """Counts the tokens that are fed."""
+    """Counts the tokens that are computed."""
 
     fed = 0
 
@@ -75,7 +75,7 @@ def test_a_conversation_that_leaves_the_cached_path_is_right(backend):
     run = generation(session, other, max_tokens=5)
     "".join(run)
     assert run.ids[len(other) :] == greedy(other, 5)
-    again = generation(session, PROMPT[:1], max_tokens=3)  # wholly within what is cached
+    again = generation(session, PROMPT[:1], max_tokens=3)  # the cache already holds all of it
     "".join(again)
     assert again.ids[1:] == greedy(PROMPT[:1], 3)
 
@@ -161,14 +161,14 @@ def test_a_stop_string_ends_the_text_before_it(backend):
 
 @given(st.text("ab\n", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.data())
 def test_stop_strings_against_the_whole_text(text, stops, data):
-    """However the text is cut into pieces, what comes out is the text before the earliest stop string."""
+    """For any split of the text into pieces, the output is the text before the earliest stop string."""
     stop, out, rest = StopStrings(stops), "", text
     while rest and not stop.found:
         size = data.draw(st.integers(1, len(rest)))
         out += stop.push(rest[:size])
         rest = rest[size:]
     out += stop.finish()
-    # Earliest by its end: a stream cannot wait for a longer one that began before.
+    # Earliest by its end: a stream cannot wait for a longer one that started before.
     ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
     if not ends:
         assert (out, stop.found) == (text, False)

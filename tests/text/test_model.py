@@ -1,4 +1,4 @@
-"""Model: prompts, messages, options, over the numpy backend; files and kernels are other tests' business."""
+"""Model: prompts, messages, options, over the numpy backend; other tests cover files and kernels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each cut against transformers' own, the draw against its distribution."""
+"""Each sampling option against transformers', and the draw against its distribution."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ CUTS = [
 
 
 def theirs(logits, temperature, top_k=None, top_p=None, min_p=None):
-    """Probabilities over the whole vocabulary by transformers."""
+    """transformers' probabilities over the whole vocabulary."""
     steps = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k is not None:
         steps.append(TopKLogitsWarper(top_k))
@@ -99,7 +99,7 @@ def test_draws_follow_the_distribution():
 
 
 def test_uniform_is_pinned():
-    """Golden: a seed gives the same text in every later version."""
+    """Golden values: a seed gives the same text in every later version."""
     assert [uniform(0, 0), uniform(0, 1), uniform(7, 0)] == [
         0.011546754286331562,
         0.5023796042735054,

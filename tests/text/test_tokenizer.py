@@ -1,4 +1,4 @@
-"""Encode, decode, and the stream that never breaks a character."""
+"""Encode, decode, and a stream that never breaks a character."""
 
 import pytest
 from hypothesis import given
@@ -31,7 +31,7 @@ def pieces(tokenizer, ids, context=()):
 def test_stream_gives_each_word_as_soon_as_it_is_there():
     ids = SENTENCEPIECE.encode("the the. 日 the", bos=False)
     stream = SENTENCEPIECE.stream()
-    # 日 is three byte tokens: it comes whole with the last of them.
+    # 日 is three byte tokens: it appears whole with the last of them.
     assert [stream.push(token) for token in ids] == ["the", " the", ".", " ", "", "", "日", " the"]
 
 
@@ -60,12 +60,12 @@ def test_byte_level_stream_gives_a_character_with_its_last_byte(data):
     for character in text:
         *first, last = [stream.push(alphabet[byte]) for byte in character.encode()]
         assert "".join(first) == ""
-        # U+FFFD itself cannot be told from an unfinished character until the next one has come.
+        # U+FFFD itself looks like an unfinished character until the next one arrives.
         assert character in last or character == "\ufffd" or "\ufffd" in text
 
 
 def byte_tokens():
-    """Byte -> the id of its one-byte token, by the alphabet of GPT-2."""
+    """Byte -> the id of its one-byte token, in GPT-2's alphabet."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {byte: chr(byte) for byte in printable}
     letters |= {byte: chr(256 + i) for i, byte in enumerate(b for b in range(256) if b not in printable)}
@@ -79,7 +79,7 @@ def test_byte_fallback_stream_survives_any_bytes(ids):
     text = "".join(stream.push(token) for token in ids) + stream.finish()
     data = bytes(token - 3 for token in ids)
     try:
-        # The decoder strips one space at the very beginning.
+        # The decoder strips one space at the start of the text.
         assert text == data.decode().removeprefix(" ")
     except UnicodeDecodeError:
         assert "\ufffd" in text

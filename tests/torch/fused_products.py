@@ -19,7 +19,7 @@ FORMS = [
 
 
 def products(matrix, tokens, bias=None, dtype=torch.float32):
-    """What the kernels give, and the product with the decoded matrix in f64."""
+    """The kernels' products, and the product with the decoded matrix in f64."""
     torch.manual_seed(tokens)
     layer = ClusteredLinear(matrix, bias).to(DEVICE)
     x = torch.randn(tokens, matrix.columns, device=DEVICE).to(dtype)

@@ -1,4 +1,4 @@
-"""The Triton kernels, in a process of their own: Triton must know before its first import that it is to interpret."""
+"""The Triton kernels, in a separate process: Triton must know before its first import whether to interpret."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def test_products_of_the_kernels():
 
 @pytest.mark.parametrize("name,blocks", [("matvec", fused._MATVEC), ("matmul", {"BLOCK_T": 16, **fused._MATMUL})])
 def test_kernels_compile_for_a_gpu(name, blocks):
-    """The interpreter takes more than the compiler does. No GPU is needed to compile for one."""
+    """The compiler refuses code that the interpreter accepts. No GPU is needed to compile for one."""
     kernel = getattr(triton_kernels, name)
     fixed = {"W0": 4, "W1": 1, "W2": 0, "HAS_A": True, "HAS_B": True, "HAS_BIAS": True, **blocks}
     floats, words = dict.fromkeys(("tables", "a", "b", "deltas"), "*fp32"), {"plane0": "*i32", "plane1": "*u8"}
@@ -35,5 +35,5 @@ def test_kernels_compile_for_a_gpu(name, blocks):
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): value for key, value in fixed.items()})
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True})
-    assert made.metadata.shared < 100_000  # what consumer GPUs have
+    assert made.metadata.shared < 100_000  # the limit of consumer GPUs
     assert made.asm["cubin"]

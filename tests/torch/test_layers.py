@@ -1,9 +1,11 @@
 """Clustered layers against dense ones of the same weights: values, gradients, dtypes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from rkf.torch import ClusteredEmbedding, ClusteredLinear, clustered_layers
+from rkf.torch import ClusteredEmbedding, ClusteredLinear, ClusteredStack, clustered_layers
 from tests.runtime.matrices import random_matrix
 
 FORMS = [
@@ -21,7 +23,7 @@ def small_tiles(monkeypatch):
 
 
 def whole(weight):
-    """The matrix that torch's autograd knows how to differentiate: a plain gather over plain indices."""
+    """The matrix in a form that torch's autograd can differentiate: a plain gather over plain indices."""
     index = weight.ranks(slice(None)).long()
     tables = torch.arange(weight.rows) // weight.rows_per_table
     dense = weight.centroids[tables[:, None], index]
@@ -65,6 +67,20 @@ def test_linear_and_its_gradients_equal_a_dense_one(k, form):
     direction = torch.randn_like(y)
     close([y], [expected])
     close(gradients(y, direction, *wanted), gradients(expected, direction, *wanted))
+
+
+@pytest.mark.parametrize("form", [*FORMS[:-1], {"affine": "row", "tables": 4, "exceptions": 9}], ids=str)
+def test_one_of_a_stack_and_its_gradients_equal_a_dense_one(form):
+    torch.manual_seed(0)
+    matrix = replace(random_matrix(16, 24, 37, grid=False, **form), shape=(4, 6, 37))
+    layer = ClusteredStack(matrix).double()
+    x = torch.randn(2, 5, 37, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *learned(layer.weight)]
+    for number in range(4):
+        y, expected = layer(x, number), x @ whole(layer.weight)[6 * number : 6 * number + 6].T
+        direction = torch.randn_like(y)
+        close([y], [expected])
+        close(gradients(y, direction, *wanted), gradients(expected, direction, *wanted))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

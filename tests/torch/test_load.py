@@ -1,4 +1,4 @@
-"""`load_into`: transformers models that carry an rkf file compute what its decoded weights say."""
+"""`load_into`: transformers models that carry an rkf file compute the same as with its decoded weights."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,7 @@
 """Decoding in torch against ClusteredMatrix.decode, bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,18 @@ def test_exceptions_land_in_their_tile():
             assert np.array_equal(weight.decode(first, last).numpy(), expected[first:last])
         rows = torch.tensor([3, 49, 3, 0])
         assert np.array_equal(weight.gather(rows).numpy(), expected[rows.numpy()])
+
+
+@pytest.mark.parametrize("tables", [1, 3, 6])
+@pytest.mark.parametrize("affine", ["none", "tensor", "row", 32])
+def test_a_stack_decodes_matrix_by_matrix(tables, affine):
+    matrix = random_matrix(16, 18, 40, tables=tables, affine=affine, exceptions=60)
+    matrix = replace(matrix, shape=(3, 6, 40))
+    weight, expected = ClusteredWeight(matrix), matrix.decode()
+    with torch.no_grad():
+        assert np.array_equal(weight().numpy(), expected)
+        for number in range(3):
+            assert np.array_equal(weight.decode(6 * number, 6 * number + 6).numpy(), expected[number])
 
 
 def test_ranks_are_state_and_values_are_parameters():

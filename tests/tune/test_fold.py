@@ -1,4 +1,4 @@
-"""Values become a file's own: by `fold`, and in one go by `rkf convert --tune`."""
+"""Values built into a file: by `fold`, and in one step by `rkf convert --tune`."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_a_folded_file_is_the_model_with_its_values(tmp_path):
         assert found.blob("tokenizer.json") == wanted.blob("tokenizer.json")
         for name in wanted.tensors:
             assert np.array_equal(found.decode(name), wanted.decode(name))
-    assert verify(out).clustered > 0  # or it raises
+    assert verify(out).clustered > 0  # verify raises for a bad file
     with pytest.raises(OutputError, match="the output is the input"):
         fold(model, values, model, force=True)
 
@@ -65,7 +65,7 @@ def arguments(source, out, *more):
 def test_convert_and_tune_in_one_go(tmp_path, source, monkeypatch):
     monkeypatch.setattr(tuning, "SEQUENCES", 6)
     out = tmp_path / "out.rkf"
-    own = tmp_path / "out.rkf.tuned" / "notes"  # a user's
+    own = tmp_path / "out.rkf.tuned" / "notes"  # a file of the user's
     own.parent.mkdir()
     own.write_text("mine")
 
@@ -82,7 +82,7 @@ def test_convert_and_tune_in_one_go(tmp_path, source, monkeypatch):
         assert not np.array_equal(tuned.decode(NAME), plain.decode(NAME))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rkf", "out.rkf.tuned", "plain.rkf", "tiny"]
     assert [path.name for path in own.parent.iterdir()] == ["notes"]
-    assert convert(out, "--tune", "0.02").exit_code == 2  # exists
+    assert convert(out, "--tune", "0.02").exit_code == 2  # the output exists
 
 
 def test_the_source_is_not_overwritten(source):

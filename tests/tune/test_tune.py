@@ -1,4 +1,4 @@
-"""Tuning a tiny model: it comes closer to its source, ranks and order stay, interruptions cost nothing."""
+"""Tuning a tiny model: it gets closer to its source, ranks and order stay, interruptions lose nothing."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_goes_on_after_an_interruption(tmp_path, files):
 
     def interrupt(what, done, total):
         told.append(what)
-        if sum(what.startswith("tune") for what in told) == 11:  # past the first check, and before the second
+        if sum(what.startswith("tune") for what in told) == 11:  # after the first check, before the second
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -97,7 +97,7 @@ def test_goes_on_after_an_interruption(tmp_path, files):
     with pytest.raises(UsageError, match="other inputs or options"):
         tune(model, dense, out, data=text, minutes=5.0, rows=True, resume=True)
     report = tune(model, dense, out, data=text, minutes=0.0001, resume=True, progress=lambda *told: seen.append(told))
-    assert report["steps"] == 11  # those before the interruption: their time counts
+    assert report["steps"] == 11  # only those before the interruption: their time counts
     assert report["kld"] < report["kld_before"]
     assert not [what for what, *_ in seen if what == "reference"]
 
@@ -130,7 +130,7 @@ def test_a_table_with_few_distinct_values_ascends_however_it_rises(values):
     matrix, _ = cluster(DenseTensor("f32", weights), Rule(k=8), "w")
     live = LiveValues(ClusteredWeight(matrix), matrix.counts, rows=False)
     with torch.no_grad():
-        for last in (1.0, 1.5):  # the second real one rises past those that fill the table
+        for last in (1.0, 1.5):  # at 1.5 the second real value rises past those that fill the table
             live.weight.centroids[:, 1] = last
             live.restore_order()
             assert (np.diff(live.to_matrix(matrix.values).centroids) > 0).all()

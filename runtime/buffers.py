@@ -1,0 +1,123 @@
+"""Memory for the values of a program: rows of all tokens that threads share, and one row of each thread's own.
+
+Each value has a buffer a width, because columns past its last must stay zero. Knows structs, no ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.runtime.matrices import Memory
+from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES
+
+TILE = 256  # tokens of one pass
+_LINE = 64
+
+
+class Place(NamedTuple):
+    """A VALUE of structs.py."""
+
+    address: int
+    stride: int
+    private: int
+
+    def later(self, columns: int) -> Place:
+        """The same rows from a column on."""
+        return self._replace(address=self.address + 4 * columns)
+
+
+NOWHERE = Place(0, 0, 0)
+
+
+class _Private(NamedTuple):
+    """An ACTIVATION of one row in each thread's memory: where the struct lies, its values and what is packed."""
+
+    offset: int
+    columns: int
+    values: Place
+    packed: int
+
+
+class Buffers:
+    """Where values lie. Private ones are offsets, until `thread_memory` makes the memory of a thread."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._shared: dict[Hashable, Place] = {}
+        self._shared_activations: dict[Hashable, int] = {}
+        self._private: dict[Hashable, Place] = {}
+        self._private_activations: dict[Hashable, _Private] = {}
+        self._private_bytes = _LINE  # an offset of 0 would look like nothing
+        self.widest = 0
+
+    def value(self, name: Hashable, columns: int, *, private: bool, rows: int = 1) -> Place:
+        """The place of a value. rows: of each token."""
+        self.widest = max(self.widest, columns)
+        key = name, columns, rows
+        if private:
+            if key not in self._private:
+                stride = padded(columns, BLOCK) * 4
+                self._private[key] = Place(self._take(stride * rows), stride, 1)
+            return self._private[key]
+        if key not in self._shared:
+            stride = apart(padded(columns, BLOCK) * 4)
+            self._shared[key] = Place(self._memory.zeros(stride * TILE * rows), stride, 0)
+        return self._shared[key]
+
+    def activation(self, values: Place, columns: int, *, private: bool) -> tuple[int, int]:
+        """The ACTIVATION of a value at a place: its address, or its offset in a thread's memory and 1."""
+        key = values, columns
+        if not private:
+            if key not in self._shared_activations:
+                self._shared_activations[key] = self._memory.hold(self._shared_activation(values, columns))
+            return self._shared_activations[key], 0
+        if key not in self._private_activations:
+            packed = self._take(_packed_bytes(columns))
+            self._private_activations[key] = _Private(self._take(_SIZE), columns, values, packed)
+        return self._private_activations[key].offset, 1
+
+    def thread_memory(self) -> int:
+        """The address of a thread's private memory, its activations filled in."""
+        base = self._memory.zeros(self._private_bytes)
+        for offset, columns, values, packed in self._private_activations.values():
+            a = np.zeros(1, ACTIVATION)
+            a["columns"], a["values"], a["values_stride"] = columns, values.address + values.private * base, values.stride
+            a["packed"], a["packed_stride"] = base + packed, _packed_bytes(columns)
+            a["scale"], a["total"] = base + offset + ACTIVATION.itemsize, base + offset + ACTIVATION.itemsize + 4
+            self._memory.copy(a, base + offset)
+        return base
+
+    def _shared_activation(self, values: Place, columns: int) -> NDArray:
+        a, memory = np.zeros(1, ACTIVATION), self._memory
+        stride = apart(_packed_bytes(columns))
+        a["columns"], a["values"], a["values_stride"] = columns, values.address, values.stride
+        a["packed"], a["packed_stride"] = memory.zeros(stride * TILE), stride
+        a["scale"], a["total"] = memory.zeros(4 * TILE), memory.zeros(4 * TILE)
+        return a
+
+    def _take(self, size: int) -> int:
+        offset = self._private_bytes
+        self._private_bytes += padded(size, _LINE)
+        return offset
+
+
+_SIZE = ACTIVATION.itemsize + 8  # with the scale and the sum behind it
+
+
+def _packed_bytes(columns: int) -> int:
+    return padded(columns, BLOCK) // BLOCK * PACKED_BLOCK_BYTES
+
+
+def apart(size: int) -> int:
+    """Bytes from one token to the next: a line more than the rows take. Tokens whole pages apart would compete for the
+    same places in the caches (docs/log.md says what little is measured of it).
+    """
+    return size + _LINE
+
+
+def padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

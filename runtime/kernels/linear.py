@@ -1,0 +1,133 @@
+"""The items of a product phase: some rows of a matrix times the rows of its input, and what becomes of them at once.
+
+All four write whole rows of tokens in lanes; columns past the last row of a matrix are left as they are, zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+
+from rkf.runtime.kernels.activations import gate, hyperbolic_tangent
+from rkf.runtime.kernels.inline import inline, piece, smaller
+from rkf.runtime.kernels.memory import call8, load, load_first, store, store_first
+from rkf.runtime.kernels.operands import add_to, number, row_of, word
+from rkf.runtime.kernels.simd import splat
+from rkf.runtime.kernels.vectors import F32x16
+from rkf.runtime.kernels.views import view
+from rkf.runtime.structs import ACTIVATION, BATCH, JOB, LANES, MATRIX, PRODUCT, THREAD
+
+_JOB_BYTES = JOB.itemsize
+_STEP = LANES * 4
+
+
+@inline
+def _add_exceptions(m, values, out, begin, end):
+    """Add the corrections for exceptions begin … end - 1 to one token's output. Per token, so its vectors stay in
+    cache.
+    """
+    rows, columns, deltas = m.exception_row, m.exception_column, m.exception_delta
+    for exception in range(begin, end):
+        row = types.int64(load(types.int32, rows + exception * 4))
+        column = types.int64(load(types.int32, columns + exception * 4))
+        add_to(out, row, number(deltas, exception) * number(values, column))
+
+
+@piece
+def _finish_rows(m, x, tokens, y, y_stride, low, high):
+    """What a fast product leaves out: the exceptions' deltas, and the bias."""
+    for token in range(tokens):
+        values, out = x.values + token * x.values_stride, y + token * y_stride
+        if m.exception_delta != 0:
+            _add_exceptions(m, values, out, word(m.exception_start, low), word(m.exception_start, high))
+        if m.bias != 0:
+            for row in range(low, high):
+                add_to(out, row, number(m.bias, row))
+
+
+@piece
+def multiply(matrix, activation, tokens, y, y_stride, low, high, scratch):
+    """y[token, row] = row of the matrix times the activation's token, plus bias, for rows low … high - 1."""
+    m = view(MATRIX, matrix)
+    kernel = m.multiply_many
+    if tokens == 1:
+        kernel = m.multiply_one
+    call8(kernel, matrix, activation, tokens, y, y_stride, low, high, scratch)
+    _finish_rows(m, view(ACTIVATION, activation), tokens, y, y_stride, low, high)
+
+
+@inline
+def _input(p, thread):
+    return p.input + p.input_private * thread.memory
+
+
+@inline
+def _rows(p, batch):
+    """How many tokens a product is of."""
+    if p.top != 0:
+        return batch.wanted
+    return batch.tokens
+
+
+def linear(item, jobs, batch_address, thread_address):
+    """y = matrix times input."""
+    job, batch, thread = view(JOB, jobs + item * _JOB_BYTES), view(BATCH, batch_address), view(THREAD, thread_address)
+    p = view(PRODUCT, job.product)
+    y = row_of(p.y, thread, 0)
+    multiply(p.matrix, _input(p, thread), _rows(p, batch), y, p.y.stride, job.low, job.high, thread.scratch)
+
+
+def linear_added(item, jobs, batch_address, thread_address):
+    """out += scale * (matrix times input)."""
+    job, batch, thread = view(JOB, jobs + item * _JOB_BYTES), view(BATCH, batch_address), view(THREAD, thread_address)
+    p = view(PRODUCT, job.product)
+    rows, y = _rows(p, batch), row_of(p.y, thread, 0)
+    multiply(p.matrix, _input(p, thread), rows, y, p.y.stride, job.low, job.high, thread.scratch)
+    scale = splat(F32x16, p.scale)
+    for token in range(rows):
+        target, delta = row_of(p.out, thread, token), y + token * p.y.stride
+        for at in range(job.low * 4, job.high * 4, _STEP):  # both are padded, and zero past the last row
+            store(target + at, load(F32x16, target + at) + load(F32x16, delta + at) * scale)
+
+
+def linear_gated(act: str) -> Callable[..., Any]:
+    """out = act(matrix times input) * (partner times input), for the same rows of both."""
+    gated = gate(act)
+
+    def kernel(item, jobs, batch_address, thread_address):
+        job, batch = view(JOB, jobs + item * _JOB_BYTES), view(BATCH, batch_address)
+        thread = view(THREAD, thread_address)
+        p = view(PRODUCT, job.product)
+        rows, x, low, high = _rows(p, batch), _input(p, thread), job.low, job.high
+        a, b = row_of(p.y, thread, 0), row_of(p.partner_y, thread, 0)
+        multiply(p.matrix, x, rows, a, p.y.stride, low, high, thread.scratch)
+        multiply(p.partner, x, rows, b, p.partner_y.stride, low, high, thread.scratch)
+        for token in range(rows):
+            gates, values = a + token * p.y.stride, b + token * p.partner_y.stride
+            gated(gates + low * 4, values + low * 4, row_of(p.out, thread, token) + low * 4, high - low, p)
+
+    return kernel
+
+
+@inline
+def _finish_logits(logits, low, high, scale, softcap):
+    """logits = scale * logits, then softcap * tanh(logits / softcap) where there is one."""
+    for row in range(low, high, LANES):
+        count = smaller(high - row, LANES)
+        x = load_first(F32x16, logits + row * 4, count) * splat(F32x16, scale)
+        if softcap > 0:
+            x = splat(F32x16, softcap) * hyperbolic_tangent(x / splat(F32x16, softcap))
+        store_first(logits + row * 4, x, count)
+
+
+def logits(item, jobs, batch_address, thread_address):
+    """The call's logits: rows of the output matrix times the wanted tokens."""
+    job, batch, thread = view(JOB, jobs + item * _JOB_BYTES), view(BATCH, batch_address), view(THREAD, thread_address)
+    p = view(PRODUCT, job.product)
+    y, stride = batch.logits, batch.logits_stride
+    multiply(p.matrix, _input(p, thread), batch.wanted, y, stride, job.low, job.high, thread.scratch)
+    if p.scale != types.float32(1) or p.softcap > types.float32(0):
+        for token in range(batch.wanted):
+            _finish_logits(y + token * stride, job.low, job.high, p.scale, p.softcap)

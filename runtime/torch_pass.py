@@ -1,0 +1,59 @@
+"""What the ops of one pass share: the tokens, their positions, rope angles, masks and the past. Knows no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rkf.model.frequencies import Frequencies
+from rkf.runtime.torch_past import Past
+
+
+class RopeTables(nn.Module):
+    """The frequencies of a program's ropes as buffers, f32[pairs] each, and for long sequences where they differ."""
+
+    def __init__(self, ropes: Sequence[Frequencies]) -> None:
+        super().__init__()
+        self._ropes = tuple(ropes)
+        for number, rope in enumerate(self._ropes):
+            self.register_buffer(f"short{number}", torch.tensor(rope.frequencies, dtype=torch.float32))
+            if rope.long is not None:
+                self.register_buffer(f"long{number}", torch.tensor(rope.long, dtype=torch.float32))
+
+    def angles(self, table: int, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, f32[tokens, pairs], in sequences that may grow to `capacity` positions."""
+        rope = self._ropes[table]
+        length = "long" if rope.of(capacity) is rope.long else "short"
+        turned = positions.to(torch.float32)[:, None] * self.get_buffer(f"{length}{table}")
+        return turned.cos() * rope.factor, turned.sin() * rope.factor
+
+
+class TorchPass:
+    """ids: i64[sequences, tokens], the next of every sequence. What is made once is kept for all layers."""
+
+    def __init__(self, ropes: RopeTables, ids: Tensor, past: Past) -> None:
+        self.ids, self.past = ids, past
+        self.positions, self._end = past.span(ids.shape[1])
+        self._ropes = ropes
+        self._angles: dict[int, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[int | None, Tensor] = {}
+
+    def angles(self, table: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the tokens' positions by a rope of the program, f32[tokens, pairs]."""
+        if table not in self._angles:
+            self._angles[table] = self._ropes.angles(table, self.positions, self.past.capacity)
+        return self._angles[table]
+
+    def is_plain(self, window: int | None) -> bool:
+        """Whether every token sees itself and all tokens of this pass before it, and there are no others."""
+        tokens = self.ids.shape[1]
+        return self._end == tokens and (window is None or tokens <= window)
+
+    def mask(self, window: int | None) -> Tensor:
+        """Which positions a token sees, `bool[tokens, positions]`."""
+        if window not in self._masks:
+            ago = self.positions[:, None] - torch.arange(self._end, device=self.positions.device)
+            self._masks[window] = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
+        return self._masks[window]
