@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,37 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.command()
 @MODEL
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--program", is_flag=True, help="List the ops of the model's forward pass.")
 @JSON
-def info(model: Path, tensors: bool, as_json: bool) -> None:
+def info(model: Path, tensors: bool, program: bool, as_json: bool) -> None:
     """Describe a file. Reads only its directory; `rkf verify` checks the rest."""
     from rkf.file.container import open_file
     from rkf.file.describe import describe
+    from rkf.model.listing import listing
 
     with open_file(model, check="structure") as container:
         description = describe(container, tensors=tensors)
+        ops = list(listing(container.model.program)) if program and container.model else []
     if as_json:
         print_json(description)
         return
     listed = description.pop("tensors", [])
+    description["metadata"] = _short(description["metadata"])
     print_map(description | {"file_bytes": f"{description['file_bytes']} ({size(description['file_bytes'])})"})
     if listed:
         click.echo()
         print_table([("tensor", "kind", "shape", "dtype", "k", "exceptions"), *map(_row, listed)])
+    if ops:
+        click.echo()
+        for line in ops:
+            click.echo(printable(line))
+
+
+def _short(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata without the maps of its program: `description["program"]` says in a line what it is."""
+    if "model" not in metadata:
+        return dict(metadata)
+    return {**metadata, "model": {key: value for key, value in metadata["model"].items() if key != "program"}}
 
 
 def _row(tensor: dict[str, Any]) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from rkf.file.container import Container
 from rkf.format.constants import KIND_VALUES, MAJOR, index_bits
 from rkf.format.tensors import TensorEntry
+from rkf.model.listing import summary
 
 
 def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
         "provenance": container.provenance,
         "blobs": {section.name: section.decoded_length for section in container.sections if section.name is not None},
     }
+    if container.model is not None:
+        description["program"] = summary(container.model.program)
     if tensors:
         description["tensors"] = [_tensor(entry) for entry in entries]
     return description
