@@ -1,7 +1,7 @@
-"""`fuse`: for inference on a GPU, linear layers whose products decode in registers. Knows the kernels' arguments.
+"""`fuse`: linear layers for inference on a GPU whose products decode in registers. Knows the kernels' arguments.
 
-A `FusedLinear` shares the planes of the layer that it replaces and holds the rest in the kernels' form. It learns
-nothing: values that change afterwards do not reach it.
+A `FusedLinear` shares the planes of the layer that it replaces and holds the rest in the kernels' form. It cannot be
+trained, and later changes of the values do not reach it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from rkf.torch.clustered_layers import ClusteredLinear
 from rkf.torch.weight import affine
 
 _LANE = 8  # columns
-_WORDS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}  # width of a plane's fields -> what holds a lane of them
+_WORDS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}  # width of a plane's fields -> dtype that holds one lane
 
-# Rows and lanes of a program, tuned on no GPU yet. A matvec's program loads 512 bytes of a row at once; a matmul's, of
-# up to 64 tokens, takes 75 kB of shared memory for three stages of its tiles, which GPUs have had since 2020.
+# Rows and lanes of a program, not tuned on a GPU yet. A matvec program loads 512 bytes of a row at once. A matmul
+# program for up to 64 tokens takes 75 kB of shared memory for three stages of its tiles; GPUs have had that since 2020.
 _MATVEC = {"BLOCK_R": 4, "BLOCK_L": 128, "BLOCK_E": 16}
 _MATMUL = {"BLOCK_R": 64, "BLOCK_L": 16}
 _TOKENS = (16, 32, 64)
@@ -36,7 +36,7 @@ def fuse(module: nn.Module) -> nn.Module:
 
 
 class FusedLinear(nn.Module):
-    """y = x W^T + bias, as ClusteredLinear gives it, but W is never in memory. x: [..., in_features]; y has its dtype.
+    """y = x W^T + bias, like ClusteredLinear, but W is never in memory. x: [..., in_features]; y has its dtype.
 
     Sums are f32; products of several tokens round W to x's dtype. No gradients.
     """
@@ -95,7 +95,7 @@ class FusedLinear(nn.Module):
         )  # fmt: skip
 
     def _pointers(self) -> list[Tensor]:
-        """An absent array is any other: its kernel does not look at it."""
+        """Pass any array in place of an absent one; the kernel does not read it."""
         names = ("plane0", "plane1", "plane2", "tables", "a", "b", "bias", "starts", "columns_of", "deltas")
         found = [getattr(self, name, None) for name in names]
         return [self.get_buffer("tables") if value is None else value for value in found]
@@ -106,10 +106,10 @@ class FusedLinear(nn.Module):
     def _forms(self) -> dict[str, Any]:
         present = {f"HAS_{name.upper()}": getattr(self, name) is not None for name in ("a", "b", "bias")}
         widths = {f"W{i}": width for i, width in enumerate(self._widths)}
-        return {**widths, **present, "enable_fp_fusion": True}  # sums may be fused, and Triton 3.9 wants to hear it
+        return {**widths, **present, "enable_fp_fusion": True}  # sums may be fused; Triton 3.9 requires the flag
 
 
 def _words(plane: Tensor, bits: int, lanes: int) -> Tensor:
-    """A plane u8[rows, row_bytes] as words [rows, lanes]; copied only if its rows end within a lane."""
+    """A plane u8[rows, row_bytes] as words [rows, lanes]; copied only if its rows end inside a lane."""
     whole = nn.functional.pad(plane, (0, lanes * bits - plane.shape[1])) if lanes * bits > plane.shape[1] else plane
     return whole.view(_WORDS[bits])
