@@ -17,7 +17,7 @@ from rkf.model.ops import Attention, Delta, Experts, Gate, Norm, Rope, Route
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-_SCORES = 1 << 21  # attention scores held at once, if one sequence does not have more (they grow with its tokens squared)
+_SCORES = 1 << 21  # attention scores held at once, unless one sequence has more (they grow with its tokens squared)
 _GELU_TANH = np.float32(np.sqrt(2 / np.pi))
 
 

@@ -43,7 +43,7 @@ from rkf.model.roles import KEPT_DENSE, ROLES, roles
 
 _SHIPPED = files("rkf.cluster") / "recipes"
 _GRID_MAX_K = 255
-_RAISED_K = 128  # above, an integer grid gains little: 255 points in even steps have 0.7 times the error for one more bit
+_RAISED_K = 128  # beyond it an integer grid gains little: 255 even steps have 0.7 times the error, for one more bit
 _LEAST_ROWS = 16  # for each exact row: MAX_EXCEPTION_SHARE allows one in 8, other exceptions included
 _AFFINE = ("none", "tensor", "row", "group")
 
