@@ -1,4 +1,4 @@
-"""`fuse`: for inference on a GPU, linear layers whose products decode in registers. Knows the kernels' arguments.
+"""`fuse`: linear layers for inference on a GPU whose products decode in registers. Knows the kernels' arguments.
 
 A `FusedLinear` or `FusedStack` shares the planes of the layer that it replaces and holds the rest in the kernels' form.
 It learns nothing: values that change afterwards do not reach it.
@@ -17,10 +17,10 @@ from rkf.torch.clustered_layers import ClusteredLinear, ClusteredStack
 from rkf.torch.weight import ClusteredWeight, affine
 
 _LANE = 8  # columns
-_WORDS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}  # width of a plane's fields -> what holds a lane of them
+_WORDS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}  # width of a plane's fields -> dtype that holds one lane
 
-# Rows and lanes of a program, tuned on no GPU yet. A matvec's program loads 512 bytes of a row at once; a matmul's, of
-# up to 64 tokens, takes 75 kB of shared memory for three stages of its tiles, which GPUs have had since 2020.
+# Rows and lanes of a program, not tuned on a GPU yet. A matvec program loads 512 bytes of a row at once. A matmul
+# program for up to 64 tokens takes 75 kB of shared memory for three stages of its tiles; GPUs have had that since 2020.
 _MATVEC = {"BLOCK_R": 4, "BLOCK_L": 128, "BLOCK_E": 16}
 _MATMUL = {"BLOCK_R": 64, "BLOCK_L": 16}
 _TOKENS = (16, 32, 64)
@@ -117,7 +117,7 @@ class _FusedProduct(nn.Module):
     def _forms(self) -> dict[str, Any]:
         present = {f"HAS_{name.upper()}": getattr(self, name) is not None for name in ("a", "b", "bias")}
         widths = {f"W{i}": width for i, width in enumerate(self._widths)}
-        return {**widths, **present, "enable_fp_fusion": True}  # sums may be fused, and Triton 3.9 wants to hear it
+        return {**widths, **present, "enable_fp_fusion": True}  # sums may be fused; Triton 3.9 requires the flag
 
 
 class FusedLinear(_FusedProduct):
@@ -144,6 +144,6 @@ class FusedStack(_FusedProduct):
 
 
 def _words(plane: Tensor, bits: int, lanes: int) -> Tensor:
-    """A plane u8[rows, row_bytes] as words [rows, lanes]; copied only if its rows end within a lane."""
+    """A plane u8[rows, row_bytes] as words [rows, lanes]; copied only if its rows end inside a lane."""
     whole = nn.functional.pad(plane, (0, lanes * bits - plane.shape[1])) if lanes * bits > plane.shape[1] else plane
     return whole.view(_WORDS[bits])
