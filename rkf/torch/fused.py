@@ -1,7 +1,7 @@
 """`fuse`: linear layers for inference on a GPU whose products decode in registers. Knows the kernels' arguments.
 
 A `FusedLinear` or `FusedStack` shares the planes of the layer that it replaces and holds the rest in the kernels' form.
-It learns nothing: values that change afterwards do not reach it.
+It cannot be trained, and later changes of the values do not reach it.
 """
 
 from __future__ import annotations
