@@ -85,7 +85,11 @@ class Buffers:
         base = self._memory.zeros(self._private_bytes)
         for offset, columns, values, packed in self._private_activations.values():
             a = np.zeros(1, ACTIVATION)
-            a["columns"], a["values"], a["values_stride"] = columns, values.address + values.private * base, values.stride
+            a["columns"], a["values"], a["values_stride"] = (
+                columns,
+                values.address + values.private * base,
+                values.stride,
+            )
             a["packed"], a["packed_stride"] = base + packed, _packed_bytes(columns)
             a["scale"], a["total"] = base + offset + ACTIVATION.itemsize, base + offset + ACTIVATION.itemsize + 4
             self._memory.copy(a, base + offset)

@@ -15,7 +15,7 @@ from rkf.model.program import Program
 from rkf.runtime.buffers import NOWHERE, TILE, Buffers, Place
 from rkf.runtime.kv_cache import CacheLayout, padded_value_dim
 from rkf.runtime.matrices import Memory
-from rkf.runtime.phases import Micro, OpPhase, Packed, Phase, Product, ProductPhase, Stream, TokenPhase, Value
+from rkf.runtime.phases import Micro, OpPhase, Phase, Product, ProductPhase, Stream, TokenPhase, Value
 from rkf.runtime.structs import (
     ATTENTION,
     COUNTED,
@@ -162,7 +162,9 @@ class Section:
         columns = self.columns.get(micro.reads[0], 0) if micro.reads else 0
         if micro.what == "take":
             out = self._write(micro.writes[0], columns, own=own)
-            return self._struct(TAKE, source=source, out=out, rows=self._ground.arrays.wanted.ctypes.data, columns=columns)
+            return self._struct(
+                TAKE, source=source, out=out, rows=self._ground.arrays.wanted.ctypes.data, columns=columns
+            )
         if micro.what == "pack":
             name = micro.reads[0]
             assert isinstance(name, str)
@@ -369,4 +371,3 @@ def _ones(size: int) -> NDArray[np.float32]:
     ones = np.zeros(-(-size // 128) * 128, np.float32)
     ones[:size] = 1
     return ones
-

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rkf.model.ops import Add, Attention, Gate, Linear, Logits, Op, Rope
 
+
 class Packed(NamedTuple):
     """The packed form of a value."""
 
@@ -242,9 +243,7 @@ def _add_attention(
         found.append(Micro("join", (PARTIALS,), (op.dst,), op))
 
 
-def _scaled_query(
-    found: list[_Item], op: Attention, ops: Sequence[Op], at: int, lasting: Collection[str]
-) -> Value:
+def _scaled_query(found: list[_Item], op: Attention, ops: Sequence[Op], at: int, lasting: Collection[str]) -> Value:
     """Multiply the query by the attention's scale: in the rope that wrote it, if nobody else reads it."""
     written = next((n for n in reversed(range(at)) if ops[n].dst == op.q), None)
     alone = written is not None and _only_reader(ops, written, at, lasting)

@@ -1,6 +1,6 @@
 """A program as the PLAN that threads walk: its phases on this machine, and memory that is allocated once.
 
-    program -> phases (phases.py) -> structs (lowering.py) -> PLAN and a THREAD each
+program -> phases (phases.py) -> structs (lowering.py) -> PLAN and a THREAD each
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _write_byte(address, value):
 
 @inline
 def _read_bytes(address):
-    return tonumber(F32x16, sign_extend(I32x16, load(I8x16, address)))
+    return to_float(F32x16, sign_extend(I32x16, load(I8x16, address)))
 
 
 @inline

@@ -141,4 +141,9 @@ def names(level: str) -> list[str]:
     """Every kernel of a level of CPU."""
     fixed = ["step", "serve", "publish", "f32", *(f"row:{kind}" for kind in ("f32", "bf16", "f16", "clustered"))]
     work = [_joined(family, variant) for family, (_, variants) in _FAMILIES.items() for variant in variants]
-    return fixed + [*_PLAIN] + work + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]
+    return (
+        fixed
+        + [*_PLAIN]
+        + work
+        + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]
+    )
