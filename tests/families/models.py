@@ -94,6 +94,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 32,
         },
     ),
+    "qwen3-plain": ("qwen3", {"head_dim": 32, "use_sliding_window": False, "sliding_window": WINDOW}),
     "qwen3-biases": (
         "qwen3",
         {

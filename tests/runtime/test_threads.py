@@ -51,7 +51,7 @@ def test_any_number_of_threads_gives_the_same_bits(container, monkeypatch, count
 
 
 def windows(backend, lengths):
-    """One call each of so many tokens, of all logits or the last ones, in a sequence that begins anew when it is full."""
+    """A call of each length, with all logits or the last ones, in a sequence that starts again when it is full."""
     sequence, found = backend.new_sequence(256), []
     for length in lengths:
         sequence.truncate(sequence.length if sequence.length + length <= 256 else 0)
