@@ -17,7 +17,7 @@ from rkf.torch.weight import ClusteredWeight
 def load_into(module: nn.Module, path: str | PathLike[str], *, values: str | PathLike[str] | None = None) -> nn.Module:
     """Put the tensors of an rkf file into `module`, and return it.
 
-    module: a model whose parameters are named as the file's tensors are, such as a transformers LlamaForCausalLM.
+    module: a model whose parameters are named as the file's tensors are, such as one of transformers.
     Linear and embedding layers whose weights are clustered are replaced by clustered ones; other parameters take the
     file's values in their own dtype. Tied weights become one. values: a values file to use in place of the file's own.
 
