@@ -19,7 +19,8 @@ from tests.spec.document import VECTORS
 
 ENTRIES = json.loads((VECTORS / "manifest.json").read_text())["logits"]
 EVERY = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["logits"].removesuffix(".logits.json"))
-TOLERANCE = 1e-4  # of program.md, section 13
+# program.md grants 1e-4. A norm of small sums of the delta rule makes more of rounding: 1.7e-5 in torch and numpy.
+TOLERANCE, OF_RECURRENT = 1e-5, 1e-4
 
 
 def text(entry: dict[str, Any]) -> tuple[list[int], int, NDArray[np.float64]]:
@@ -28,9 +29,10 @@ def text(entry: dict[str, Any]) -> tuple[list[int], int, NDArray[np.float64]]:
     return found["tokens"], found.get("positions", len(found["tokens"])), np.array(found["logits"])
 
 
-def check(found: NDArray[np.float32], expected: NDArray[np.float64]) -> None:
+def check(entry: dict[str, Any], found: NDArray[np.float32], expected: NDArray[np.float64]) -> None:
     assert found.shape == expected.shape
-    assert abs(found - expected).max() < TOLERANCE * abs(expected).max()
+    tolerance = OF_RECURRENT if "recurrent" in entry["file"] else TOLERANCE
+    assert abs(found - expected).max() < tolerance * abs(expected).max()
 
 
 @EVERY
@@ -39,11 +41,11 @@ def test_cpu(entry: dict[str, Any]) -> None:
     try:
         model = rkf.load(VECTORS / entry["file"], exact=True)
     except UnsupportedError as error:
-        assert "has no op" in str(error)
+        assert "recurrent" in entry["file"] and "has no op" in str(error)
         return
     with model:
         sequence = model._backend.new_sequence(positions)
-        check(model._backend.forward([Row(sequence, np.array(tokens))], "all"), expected)
+        check(entry, model._backend.forward([Row(sequence, np.array(tokens))], "all"), expected)
 
 
 @EVERY
@@ -58,7 +60,7 @@ def test_numpy_interpreter(entry: dict[str, Any]) -> None:
     parts += [Stretch.of_layer(program, number, positions) for number in range(program.layers)]
     for part in (*parts, Stretch.top(program, positions)):
         flow = part(weights, flow, None, None)
-    check(logits(program.logits, flow.values[program.logits.src][0], weights[program.logits.weight]), expected)
+    check(entry, logits(program.logits, flow.values[program.logits.src][0], weights[program.logits.weight]), expected)
 
 
 @EVERY
@@ -68,4 +70,4 @@ def test_torch_decoder(entry: dict[str, Any]) -> None:
     with rkf.open(VECTORS / entry["file"]) as container:
         decoder = Decoder(container)
     cache = decoder.new_cache(1, positions)
-    check(decoder.head(decoder(torch.tensor([tokens]), cache))[0].numpy(), expected)
+    check(entry, decoder.head(decoder(torch.tensor([tokens]), cache))[0].numpy(), expected)
