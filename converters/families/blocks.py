@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.model.frequencies import Frequencies
 from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Linear, Logits, Norm, Op, Rope, Route
 from rkf.model.program import Program
@@ -28,7 +28,7 @@ class HeadNorm:
 
 
 def assemble(
-    config: Decoder,
+    config: DecoderKeys,
     layers: Iterable[Layer],
     ropes: tuple[Frequencies, ...],
     *,
@@ -51,7 +51,7 @@ def assemble(
     )
 
 
-def norm(config: Decoder, name: str, src: str = "x", dst: str = "h", offset: float = 0.0) -> Norm:
+def norm(config: DecoderKeys, name: str, src: str = "x", dst: str = "h", offset: float = 0.0) -> Norm:
     """An RMS norm over the whole of src."""
     return Norm(src=src, dst=dst, weight=f"{name}.weight", epsilon=config.rms_norm_eps, offset=offset)
 
@@ -62,7 +62,7 @@ def add(branch: str) -> Add:
 
 
 def attention(
-    config: Decoder,
+    config: DecoderKeys,
     src: str = "h",
     *,
     biases: str = "",
@@ -108,7 +108,7 @@ def attention(
     )
 
 
-def gated(config: Decoder, src: str = "h", *, bias: bool = False) -> Layer:
+def gated(config: DecoderKeys, src: str = "h", *, bias: bool = False) -> Layer:
     """act(gate) * up, then down, written to d."""
     return (
         _linear(src, "gate", "mlp.gate_proj", config.intermediate_size, bias),
@@ -118,7 +118,7 @@ def gated(config: Decoder, src: str = "h", *, bias: bool = False) -> Layer:
     )
 
 
-def experts(config: Decoder, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
+def experts(config: DecoderKeys, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
     """The sum of `count` chosen experts, weighted by the softmax of a router's logits, written to d."""
     return (
         Route(
@@ -144,7 +144,7 @@ def experts(config: Decoder, inner: int, experts: int, count: int, *, normalise:
     )
 
 
-def pre_norm_layer(config: Decoder, attends: Layer, feeds: Layer) -> Layer:
+def pre_norm_layer(config: DecoderKeys, attends: Layer, feeds: Layer) -> Layer:
     """The most common layer: each branch reads a normed copy of the stream and adds to it."""
     return (
         norm(config, "input_layernorm"),

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, add, assemble, attention, gated, norm
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
@@ -39,7 +39,7 @@ _LAYERS_27B = 62  # llama.cpp recognises by this the one model whose scores are 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma3Keys(Decoder):
+class Gemma3Keys(DecoderKeys):
     vocab_size: int = size(262208)
     hidden_size: int = size(2304)
     intermediate_size: int = size(9216)
@@ -88,13 +88,13 @@ class Gemma3Keys(Decoder):
                 raise SourceError(f"rope_parameters, {kind}: expected an object, got {inner!r}")
             if kind == FULL:
                 inner = inner | dict(self.rope_scaling or {})
-            found[kind] = rope.whole_heads(rope.standard({"rope_theta": theta} | inner, self))
+            found[kind] = rope_scaling.whole_heads(rope_scaling.standard({"rope_theta": theta} | inner, self))
         return found
 
 
 def _program(config: Gemma3Keys) -> Program:
     ropes = {
-        kind: rope.frequencies(config.ropes[kind], config.head_size, config.max_position_embeddings)
+        kind: rope_scaling.frequencies(config.ropes[kind], config.head_size, config.max_position_embeddings)
         for kind in dict.fromkeys(config.kinds)
     }
     numbers = {kind: number for number, kind in enumerate(ropes)}
@@ -141,7 +141,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "layer_types": _kinds_of(own.get("attention.sliding_window_pattern", 6), layers, window),
         "query_pre_attn_scalar": wide if layers == _LAYERS_27B else width,
         "final_logit_softcapping": shortest(own.get("final_logit_softcapping")) or None,
-        **rope.spelt(full),  # as read by transformers 4
+        **rope_scaling.spelt(full),  # as read by transformers 4
         "rope_local_base_freq": local["rope_theta"],
         "rope_parameters": {FULL: full, SLIDING: local},
     }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufModel
 from rkf.converters.families.gguf_rope import shortest
 from rkf.errors import SourceError, UnsupportedError
 
-C = TypeVar("C", bound=Decoder)
+C = TypeVar("C", bound=DecoderKeys)
 # config.json key -> GGUF key, after "<architecture>.".
 KEYS = {
     "vocab_size": "vocab_size",

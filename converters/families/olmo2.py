@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, add, assemble, attention, gated, norm
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -17,7 +17,7 @@ from rkf.model.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class Olmo2Keys(Decoder):
+class Olmo2Keys(DecoderKeys):
     vocab_size: int = size(50304)
     rms_norm_eps: float = number(1e-5)
     attention_bias: bool = flag(False)
@@ -25,7 +25,7 @@ class Olmo2Keys(Decoder):
 
 
 def _program(config: Olmo2Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     biases, head_norm = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps, whole=True)
     layer = (
         *attention(config, "x", biases=biases, head_norm=head_norm),
@@ -39,7 +39,7 @@ def _program(config: Olmo2Keys) -> Program:
 
 
 def _rope(config: Olmo2Keys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.frequencies import Frequencies
 from rkf.model.op_maps import MAX_FREQUENCIES
@@ -24,7 +24,7 @@ F32 = NDArray[np.float32]
 STRETCHED = ("llama3", "longrope", "yarn")
 
 
-def parameters(config: Decoder) -> dict[str, Any]:
+def parameters(config: DecoderKeys) -> dict[str, Any]:
     """rope_parameters in the form of transformers 5, from that form or from that of earlier versions.
 
     A non-empty rope_scaling replaces rope_parameters; values missing from both come from top-level keys.
@@ -32,7 +32,7 @@ def parameters(config: Decoder) -> dict[str, Any]:
     return standard({**(config.rope_scaling or config.rope_parameters or {})}, config)
 
 
-def standard(rope: dict[str, Any], config: Decoder) -> dict[str, Any]:
+def standard(rope: dict[str, Any], config: DecoderKeys) -> dict[str, Any]:
     """One object of rope parameters with its missing keys filled in."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     found = {"rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor or 1.0} | rope
