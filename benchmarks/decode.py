@@ -24,6 +24,7 @@ import numpy as np
 import rkf
 from benchmarks.ceiling import Loader, planes
 from rkf.file.container import open_file
+from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.kv_cache import FORMATS
 from rkf.runtime.model import Model
@@ -63,17 +64,17 @@ class Peer:
 def ours(model: Model, case: str) -> float:
     """Seconds of one case; `peer_speed.py` times the same work."""
     what, count, *after = case.split()
-    forward, cache = model.backend.forward, model.backend.new_cache(CONTEXT)
+    forward, sequence = model.backend.forward, model.backend.new_sequence(CONTEXT)
     before = np.arange(int(after[0]) if after else 0) % 1000 + 1
     if before.size:
-        forward(before, cache, last_only=True)
+        forward([Row(sequence, before)])
     began = perf_counter()
     if what == "prefill":
-        forward(np.arange(int(count)) % 1000 + 1, cache, last_only=True)
+        forward([Row(sequence, np.arange(int(count)) % 1000 + 1)])
     else:
         token = np.ones(1, np.int64)
         for _ in range(int(count)):
-            token = forward(token, cache, last_only=True).argmax(axis=1)
+            token = forward([Row(sequence, token)]).argmax(axis=1)
     return perf_counter() - began
 
 
@@ -101,15 +102,15 @@ def ceiling(path: str, threads: int, loader: Loader, token_s: float) -> dict[str
 
 
 def parts(backend: CpuBackend, context: int) -> dict[str, float]:
-    """Microseconds of each part (layout.PARTS) of one token after `context` others; the median of several."""
-    clock, cache = backend.watch(), backend.new_cache(CONTEXT)
+    """Microseconds of each part (structs.PARTS) of one token after `context` others; the median of several."""
+    clock, sequence = backend.watch(), backend.new_sequence(CONTEXT)
     if context:
-        backend.forward(np.arange(context) % 1000 + 1, cache, last_only=True)
+        backend.forward([Row(sequence, np.arange(context) % 1000 + 1)])
     token, found = np.ones(1, np.int64), []
     for _ in range(8 * ROUNDS_OF_PARTS):
         clock[1:] = 0
         began = perf_counter()
-        token = backend.forward(token, cache, last_only=True).argmax(axis=1)
+        token = backend.forward([Row(sequence, token)]).argmax(axis=1)
         found.append(clock[1:] / clock[1:].sum() * (perf_counter() - began) * 1e6)
     medians = np.median(found[1:], axis=0)
     return dict(zip(PARTS, np.round(medians, 1).tolist(), strict=True))

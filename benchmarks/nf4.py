@@ -44,7 +44,7 @@ def _rounded_scales(scale: F32) -> F32:
 def write(source: Source, out: Path) -> int:
     """Write the dense file `out`; returns the bytes that the model would take in NF4."""
     size = len(source.tokenizer_json)
-    with Writer(out, metadata={"model": source.config.to_metadata()}, provenance={}, force=True) as file:
+    with Writer(out, metadata={"model": source.model.to_metadata()}, provenance={}, force=True) as file:
         for name in sorted([*source.tensors, *source.aliases]):
             if name in source.aliases:
                 file.add(name, Alias(source.aliases[name]))

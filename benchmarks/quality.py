@@ -176,7 +176,7 @@ class Bench:
     def _peer_divergence(self, path: Path, windows: list[Window]) -> Figures:
         ids = self.work / "tokens.npy"
         np.save(ids, np.stack([window.ids for window in windows]).astype(np.uint32))
-        scores, vocab = [], open_source(path).config.vocab_size
+        scores, vocab = [], open_source(path).model.vocab_size
         with subprocess.Popen([self.python, PEER, "logits", path, ids], stdout=subprocess.PIPE) as peer:
             for window in windows:
                 raw = peer.stdout.read(4 * len(window.target) * vocab)

@@ -108,7 +108,12 @@ class GgufSource:
             raise SourceError(f"{self.label}: {count} tokens, expected at most one a row of {EMBEDDING}")
         self.tokenizer_json = gguf_tokenizer.from_gguf(fields, self.label)
         self.chat_template: str | None = fields.get("tokenizer.chat_template")
-        told = {"bos_token_id": self.model.bos_id, "eos_token_id": list(self.model.eos_ids)}
+        pad = self.model.special_tokens.get("pad_token")
+        told = {
+            "bos_token_id": self.model.bos_id,
+            "eos_token_id": list(self.model.eos_ids),
+            "pad_token_id": None if pad is None else pad.id,  # some classes have a default past a small vocabulary
+        }
         self.verbatim = {"config.json": json.dumps(config | told, indent=2).encode()}
 
     def _config(self, header: GgufHeader, fields: Mapping[str, Any]) -> dict[str, Any]:

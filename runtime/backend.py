@@ -1,4 +1,4 @@
-"""What the generation loop, the server and the evaluators ask of an engine. Knows no device."""
+"""The interface of an engine to the generation loop, the server and the evaluators. Knows no device."""
 
 from __future__ import annotations
 
@@ -16,76 +16,76 @@ I64 = NDArray[np.int64]
 
 
 class TokenSequence(Protocol):
-    """The tokens that a model has read, as what it remembers of them: keys, values, states."""
+    """The tokens that a model has read, in the form of its memory of them: keys, values, states."""
 
     @property
     def capacity(self) -> int:
-        """The most tokens that it can hold."""
+        """The maximum number of tokens."""
         ...
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """The number of tokens held."""
         ...
 
     def truncate(self, tokens: int) -> None:
-        """Keep the first `tokens` alone, so that another continuation can follow a common beginning.
+        """Keep only the first `tokens`, so that another continuation can follow a common beginning.
 
         Raises UsageError for a length that it cannot go back to.
         """
         ...
 
     def reusable(self, tokens: int) -> int:
-        """The longest beginning of at most `tokens` that `truncate` can go back to.
+        """The longest beginning of at most `tokens` to which `truncate` can go back.
 
-        A layer that keeps a state forgets all or nothing, one with a window has given back what lies behind it.
+        A layer with a state forgets all or nothing; a layer with a window no longer holds the positions behind it.
         """
         ...
 
 
 class Row(NamedTuple):
-    """What one sequence is fed: `tokens: i64[n]`, n >= 1, come after those that it holds."""
+    """New tokens of one sequence: `tokens: i64[n]`, n >= 1, which follow those that it holds."""
 
     sequence: Any
     tokens: I64
 
 
 Wanted = Literal["last", "all"] | I64
-"""Which of the tokens fed get logits: the last of each row, all, or those at some places, ascending, where the tokens
-of all rows are counted on from 0. An empty array: none.
+"""The new tokens that get logits: the last of each row, all, or those at ascending places, where the tokens of all rows
+are numbered from 0. An empty array: none.
 """
 
 
 class Backend(Protocol):
-    """A model that is ready to run. Weights are shared; each sequence is its own.
+    """A model that is ready to run. Sequences share its weights and nothing else.
 
-    A sequence's logits do not depend on the other rows, nor on how its tokens are cut into calls; a backend may round
-    differently, but says so.
+    A sequence's logits depend neither on the other rows nor on how its tokens are split into calls. A backend that may
+    round differently says so.
     """
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What the file says of its model."""
+        """The file's description of its model."""
         ...
 
     def new_sequence(self, capacity: int) -> Any:
-        """An empty sequence (a TokenSequence) that can grow to `capacity` tokens, at most the model's context length;
-        memory is taken as it grows.
+        """An empty sequence (a TokenSequence) that can grow to `capacity` tokens, at most the model's context length.
+        Its memory grows with it.
         """
         ...
 
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
-        """Feed each row's tokens to its sequence; the logits that are wanted, in order, `f32[wanted, vocab]`.
+        """Compute each row's tokens in its sequence. Returns the wanted logits, in order, `f32[wanted, vocab]`.
 
-        Rows may be of any mix of lengths, each of another sequence. Raises ContextLengthError if tokens do not fit,
-        UsageError for an id outside the vocabulary, an empty row, a sequence fed twice, or a place outside the tokens;
-        then every sequence is as it was.
+        Rows may have any mix of lengths, each for another sequence. Raises ContextLengthError if tokens do not fit,
+        UsageError for an id outside the vocabulary, an empty row, a sequence used twice, or a place outside the tokens.
+        After an error every sequence is unchanged.
         """
         ...
 
 
 def checked(rows: Sequence[Row], wanted: Wanted, vocab_size: int) -> I64:
-    """The places of the tokens that get logits, ascending. Raises what `Backend.forward` raises for its arguments."""
+    """The places of the tokens that get logits, ascending. Raises the errors of `Backend.forward` for its arguments."""
     if not rows or len({id(row.sequence) for row in rows}) != len(rows):
         raise UsageError(f"rows: expected at least one, each of another sequence, got {len(rows)}")
     for sequence, tokens in rows:

@@ -1,4 +1,4 @@
-"""How fast a model runs here: load, first token, prefill, decode, memory. Measures the product, imitates nothing."""
+"""Measures a model's speed on this machine: load, first token, prefill, decode, memory. It times the product itself."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def bench(
     bits: int | None = None,
 ) -> dict[str, float]:
     """{"prefill_tok_s", "decode_tok_s", "load_s", "first_token_s", "rss_bytes"} of a file on this machine, and
-    "batch_tok_s" where `batch` is above 1. threads, kv_cache, bits: as `rkf.load` takes them.
+    "batch_tok_s" if `batch` is above 1. threads, kv_cache, bits: as for `rkf.load`.
 
-    load_s: `rkf.load`. first_token_s: from the same beginning to the first token after a prompt of 8, in this
-    process, so both hold whatever had to be compiled. prefill_tok_s: a prompt of `prefill` tokens. decode_tok_s:
-    `decode` tokens one by one from an empty context; batch_tok_s: the same for `batch` sequences, a token of each in
-    one pass, all tokens together. Rates are the best of 3 rounds after a warm-up. rss_bytes: resident memory at the
-    end; on Linux also mapped_bytes, what of it is the file's pages (resident.py).
+    load_s: `rkf.load`. first_token_s: from the same start to the first token after a prompt of 8, in this process, so
+    both include any compilation. prefill_tok_s: a prompt of `prefill` tokens. decode_tok_s: `decode` tokens one by one
+    from an empty context. batch_tok_s: the same for `batch` sequences, one token of each per pass, all tokens counted.
+    Rates are the best of 3 rounds after a warm-up. rss_bytes: resident memory at the end; on Linux also mapped_bytes,
+    the part that is pages of the file (resident.py).
     """
     began = perf_counter()
     with load(path, threads=threads, kv_cache=kv_cache, bits=bits) as model:
@@ -58,7 +58,7 @@ def _tokens(model: Model, prefill: int, decode: int) -> np.ndarray:
     longest = model.metadata.context_length - 1
     if not (1 <= prefill <= longest and 1 <= decode <= longest):
         raise UsageError(f"prefill and decode: expected 1 to {longest} tokens, got {prefill} and {decode}")
-    # Any ids will do: the time of a step depends on none of them.
+    # Any ids will do: the time of a step does not depend on them.
     return np.random.Generator(np.random.Philox(key=0)).integers(0, model.metadata.vocab_size, max(prefill, 8))
 
 

@@ -1,6 +1,6 @@
-"""Memory for the values of a program: rows of all tokens that threads share, and one row of each thread's own.
+"""Memory for the values of a program: rows of all tokens, shared by the threads, and one private row for each thread.
 
-Each value has a buffer a width, because columns past its last must stay zero. Knows structs, no ops.
+Each value has a buffer for each width, because columns past its last must stay zero. Knows structs, no ops.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _LINE = 64
 
 
 class Place(NamedTuple):
-    """A VALUE of structs.py."""
+    """The place of a value: a VALUE of structs.py."""
 
     address: int
     stride: int
     private: int
 
     def later(self, columns: int) -> Place:
-        """The same rows from a column on."""
+        """The same rows from a given column on."""
         return self._replace(address=self.address + 4 * columns)
 
 
@@ -34,7 +34,7 @@ NOWHERE = Place(0, 0, 0)
 
 
 class _Private(NamedTuple):
-    """An ACTIVATION of one row in each thread's memory: where the struct lies, its values and what is packed."""
+    """An ACTIVATION of one row in each thread's memory: the offsets of the struct, its values and its packed form."""
 
     offset: int
     columns: int
@@ -43,7 +43,7 @@ class _Private(NamedTuple):
 
 
 class Buffers:
-    """Where values lie. Private ones are offsets, until `thread_memory` makes the memory of a thread."""
+    """Places of values. Private ones are offsets until `thread_memory` allocates the memory of a thread."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -51,11 +51,11 @@ class Buffers:
         self._shared_activations: dict[Hashable, int] = {}
         self._private: dict[Hashable, Place] = {}
         self._private_activations: dict[Hashable, _Private] = {}
-        self._private_bytes = _LINE  # an offset of 0 would look like nothing
+        self._private_bytes = _LINE  # an offset of 0 would mean "not there"
         self.widest = 0
 
     def value(self, name: Hashable, columns: int, *, private: bool, rows: int = 1) -> Place:
-        """The place of a value. rows: of each token."""
+        """The place of a value. rows: per token."""
         self.widest = max(self.widest, columns)
         key = name, columns, rows
         if private:
@@ -69,7 +69,7 @@ class Buffers:
         return self._shared[key]
 
     def activation(self, values: Place, columns: int, *, private: bool) -> tuple[int, int]:
-        """The ACTIVATION of a value at a place: its address, or its offset in a thread's memory and 1."""
+        """The ACTIVATION of a value at a place: its address and 0, or its offset in a thread's memory and 1."""
         key = values, columns
         if not private:
             if key not in self._shared_activations:
@@ -81,11 +81,15 @@ class Buffers:
         return self._private_activations[key].offset, 1
 
     def thread_memory(self) -> int:
-        """The address of a thread's private memory, its activations filled in."""
+        """The address of a new thread's private memory, with its activations filled in."""
         base = self._memory.zeros(self._private_bytes)
         for offset, columns, values, packed in self._private_activations.values():
             a = np.zeros(1, ACTIVATION)
-            a["columns"], a["values"], a["values_stride"] = columns, values.address + values.private * base, values.stride
+            a["columns"], a["values"], a["values_stride"] = (
+                columns,
+                values.address + values.private * base,
+                values.stride,
+            )
             a["packed"], a["packed_stride"] = base + packed, _packed_bytes(columns)
             a["scale"], a["total"] = base + offset + ACTIVATION.itemsize, base + offset + ACTIVATION.itemsize + 4
             self._memory.copy(a, base + offset)
@@ -105,7 +109,7 @@ class Buffers:
         return offset
 
 
-_SIZE = ACTIVATION.itemsize + 8  # with the scale and the sum behind it
+_SIZE = ACTIVATION.itemsize + 8  # with the scale and the sum after it
 
 
 def _packed_bytes(columns: int) -> int:
@@ -113,8 +117,8 @@ def _packed_bytes(columns: int) -> int:
 
 
 def apart(size: int) -> int:
-    """Bytes from one token to the next: a line more than the rows take. Tokens whole pages apart would compete for the
-    same places in the caches (docs/log.md says what little is measured of it).
+    """Bytes from one token to the next: one cache line more than the row takes. Tokens whole pages apart would compete
+    for the same places in the caches (docs/log.md has the few measurements).
     """
     return size + _LINE
 

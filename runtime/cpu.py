@@ -26,8 +26,8 @@ MAX_BITS = index_bits(MAX_K)
 class CpuBackend:
     """A model ready to run. exact: f32 arithmetic on the decoded weights, the reference for the fast path.
 
-    cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, else f16. bits: read no more rank planes of a matrix
-    than hold so many bits a weight (rkf/file/prefix.py).
+    cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, otherwise f16. bits: read only the rank planes that
+    fit into this many bits per weight (rkf/file/prefix.py).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CpuBackend:
             raise UsageError(f"bits: expected 1 to {MAX_BITS}, got {bits}")
         if bits is not None and container.order == "none":
             raise BindingError(
-                f"{container.path}: bits={bits} needs values in ascending order, and these are in none: leave it out"
+                f"{container.path}: bits={bits} needs values in ascending order, and these are unordered: omit it"
             )
         level = cpu_features.level()
         self._plan = Plan(
@@ -80,8 +80,8 @@ class CpuBackend:
         return PagedSequence(self._plan.layout, capacity, len(self.metadata.program.ropes))
 
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
-        """Feed each row's tokens to its sequence; the logits that are wanted, `f32[wanted, vocab]` (backend.py). A
-        sequence's logits have the same bits alone, in any mix of rows, and however its tokens are cut into calls.
+        """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py). A
+        sequence's logits have the same bits alone, in any mix of rows, and for any split of its tokens into calls.
         """
         with self._lock:
             places = checked(rows, wanted, self.metadata.vocab_size)
@@ -95,8 +95,8 @@ class CpuBackend:
         return logits
 
     def watch(self) -> I64:
-        """Where the calling thread's time goes from now on: i64[1 + len(PARTS)], which structs.py explains, in ticks of
-        a constant rate; whoever reads may set all but the first to zero.
+        """Measure the calling thread's time from now on: i64[1 + len(PARTS)], explained in structs.py, in ticks of a
+        constant rate. The reader may set all but the first to zero.
         """
         clock = np.zeros(1 + len(PARTS), np.int64)
         self._plan.watch(clock)
@@ -120,7 +120,7 @@ class CpuBackend:
         arrays.wanted[: len(wanted)] = wanted
         for (beta, every), factors in arrays.temperatures.items():
             factors[:at] = 1 + beta * np.log(1 + arrays.positions[:at] // every)
-        self._batch[0] = (  # all fields at once: one by one they take ten microseconds
+        self._batch[0] = (  # all fields in one assignment: one by one they take ten microseconds
             at,
             len(wanted),
             logits.ctypes.data,
@@ -134,7 +134,7 @@ class CpuBackend:
 
 
 class _Ropes:
-    """The tables of a program's ropes, with those for long sequences, as far as any sequence has come."""
+    """The tables of a program's ropes, including those for long sequences, up to the longest sequence so far."""
 
     def __init__(self, model: ModelMetadata) -> None:
         self._ropes, self._limit = model.program.ropes, model.context_length
@@ -142,13 +142,13 @@ class _Ropes:
         self._reached = self._version = 0
 
     def reach(self, positions: int) -> None:
-        """Have tables for so many positions. Sequences must be told of the new ones."""
+        """Grow the tables to `positions`. Sequences must then get the new addresses."""
         if positions > self._reached:
             self._reached = max(positions, min(self._reached + GROWTH, self._limit))
             self._version += 1
 
     def give_to(self, sequence: PagedSequence) -> None:
-        """Name the tables in a sequence's words."""
+        """Write the tables' addresses into a sequence's words."""
         if sequence.ropes_version != self._version:
             sequence.name_ropes([self._address(n, sequence.capacity) for n in range(len(self._ropes))], self._version)
 

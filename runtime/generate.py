@@ -1,4 +1,4 @@
-"""The loop from a prompt's ids to text: feed, sample, decode, stop. Knows Backend, no weights, no files."""
+"""The loop from a prompt's ids to text: compute, sample, decode, stop. Knows Backend, no weights, no files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 
 
 class Session:
-    """A backend's sequence and the ids that it holds, so that a conversation feeds only what is new."""
+    """A backend's sequence and its ids, so that a conversation computes only new tokens."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -30,11 +30,11 @@ class Session:
         self._held: list[int] = []
 
     def next_logits(self, ids: Sequence[int]) -> F32:
-        """Logits after `ids` (all of them), `f32[vocab]`; the longest beginning that is held is not fed again."""
-        common = min(_common(self._held, ids), len(ids) - 1)  # the last one is fed in any case: its logits are wanted
+        """Logits after all of `ids`, `f32[vocab]`; the longest beginning in the sequence is not computed again."""
+        common = min(_common(self._held, ids), len(ids) - 1)  # always compute the last one, for its logits
         known = self._sequence.reusable(common)
         self._sequence.truncate(known)
-        del self._held[known:]  # before feeding: whatever interrupts it leaves a sequence that is known to be good
+        del self._held[known:]  # before computing, so that an interruption leaves a valid sequence
         new = np.asarray(ids[known:], np.int64)
         logits = self._backend.forward([Row(self._sequence, new)])
         self._held.extend(ids[known:])
@@ -43,7 +43,7 @@ class Session:
 
 @dataclass(slots=True)
 class Stats:
-    """What one generation did. Times in seconds; finish is "eos", "stop" or "length", empty until it ends."""
+    """Statistics of one generation. Times in seconds; finish is "eos", "stop" or "length", empty until it ends."""
 
     prompt_tokens: int = 0
     tokens: int = 0
@@ -54,7 +54,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a generation ends: max_tokens (None: the context's end), eos_ids, stop strings (left out of the text)."""
+    """When a generation ends: max_tokens (None: the context's end), eos_ids, stop strings (not part of the text)."""
 
     max_tokens: int | None
     eos_ids: Sequence[int]
@@ -69,7 +69,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Generation:
-    """Pieces of text, generated as they are taken, to be iterated once. ids: the prompt and what was generated."""
+    """Pieces of text, generated during iteration, which is possible once. ids: the prompt and the generated tokens."""
 
     session: Session
     ids: list[int]
@@ -81,11 +81,11 @@ class Generation:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            raise UsageError("the prompt is empty: there is nothing to continue")
+            raise UsageError("the prompt is empty: expected at least one token")
         if len(self.ids) + (self.limits.max_tokens != 0) > self.context_length:
             raise ContextLengthError(
-                f"the prompt has {len(self.ids)} tokens, the model's context {self.context_length}: shorten it, so that"
-                " there is room for an answer"
+                f"the prompt has {len(self.ids)} tokens, the model's context {self.context_length}: shorten it to leave"
+                " room for an answer"
             )
         self.stats.prompt_tokens = len(self.ids)
 
@@ -113,7 +113,7 @@ class Generation:
         self.stats.finish = "length"
 
     def _next(self) -> int:
-        """One step, timed: the first one is the prompt's."""
+        """One timed step; the first one computes the prompt."""
         began = perf_counter()
         token = sample(self.session.next_logits(self.ids), self.sampling, self.ids)
         elapsed = perf_counter() - began
@@ -127,13 +127,13 @@ class Generation:
 
 
 class StopStrings:
-    """Cuts a stream of text at the first stop string, holding back what may yet become one."""
+    """Cuts a stream of text at the first stop string; holds back text that may become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops, self._held, self.found = tuple(stops), "", False
 
     def push(self, text: str) -> str:
-        """What can be given out after `text` has come."""
+        """The text that can be returned after `text` has arrived."""
         self._held += text
         places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         self.found = bool(places)
@@ -142,12 +142,12 @@ class StopStrings:
         return text
 
     def finish(self) -> str:
-        """What was held back, when nothing more comes."""
+        """The text held back, once no more comes."""
         text, self._held = self._held, ""
         return "" if self.found else text
 
     def _unsettled(self) -> int:
-        """Characters at the end of what is held that begin a stop string."""
+        """The number of characters at the end of the held text that may begin a stop string."""
         longest = min(len(self._held), max((len(stop) - 1 for stop in self._stops), default=0))
         return next((n for n in range(longest, 0, -1) if self._begins(self._held[-n:])), 0)
 
@@ -156,7 +156,7 @@ class StopStrings:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
+    """The length of the longest common beginning."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:  # the usual case, one token more each step, without a loop in Python
         return n

@@ -128,7 +128,10 @@ def warm_up(progress: Callable[[int, int], None] = lambda done, total: None) -> 
 def _linker() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm.create_lljit_compiler()
+    # JITLink puts all sections of an object into one piece of memory. LLVM's older linker takes a piece for each. With
+    # a large file mapped between them, 32-bit offsets do not reach, and it aborts the process: on every first start
+    # with a file of 2.5 GB, and on one warm start in eight.
+    return llvm.create_lljit_compiler(use_jit_link=True)
 
 
 _linked: dict[tuple[str, str], Any] = {}

@@ -1,8 +1,8 @@
-"""Keys and values of sequences, in pages of 256 positions that sequences may share. Growing moves nothing.
+"""Keys and values of sequences, in pages of 256 positions that sequences may share. Growing copies nothing.
 
-Slots (an Attention that keeps its own keys and values) of one window lie in pages of their own, so that pages behind
-the window can be given back. A page holds [kv_heads] of one head's keys and values for each of its slots, whose order
-inside is the kernels' business (kernels/cache_format.py).
+Slots (an Attention that keeps its own keys and values) with the same window share pages, so that pages behind the
+window can be freed. A page holds [kv_heads] of one head's keys and values for each of its slots;
+kernels/cache_format.py defines the order inside.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from rkf.model.ops import Attention
 from rkf.model.program import Program
 from rkf.runtime.structs import PAGE, WIDE
 
-FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes of a number
+FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes per number
 
 
 def padded_value_dim(op: Attention) -> int:
-    """Columns of one position's values."""
+    """Columns of one position's values, padded."""
     return -(-op.value_dim // WIDE) * WIDE
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a layer's keys and values lie: `offset` bytes into the pages of a group, `head_bytes` a key head."""
+    """The place of a layer's keys and values: `offset` bytes into the pages of a group, `head_bytes` per key head."""
 
     group: int
     offset: int
@@ -37,14 +37,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Slots that forget alike. window: how many positions they see, None: all."""
+    """Slots with the same window. window: the number of positions they see, None: all."""
 
     window: int | None
     page_bytes: int
 
 
 class CacheLayout:
-    """The slots of a program's layers, and the groups of pages that they lie in, for a format of numbers."""
+    """The slots of a program's layers, and their groups of pages, for a number format."""
 
     def __init__(self, program: Program, number_format: str) -> None:
         self.slots: dict[int, Slot] = {}
@@ -64,7 +64,7 @@ class CacheLayout:
 
 
 def _seen(program: Program, layer: int, op: Attention) -> int | None:
-    """How far back a slot is read: by the widest window of those that share it."""
+    """How far back a slot is read: the widest window of those that share it."""
     sharing = [
         other
         for number in range(layer + 1, program.layers)
@@ -76,41 +76,41 @@ def _seen(program: Program, layer: int, op: Attention) -> int | None:
 
 
 def _head_bytes(op: Attention, number_format: str) -> int:
-    """One head's keys and values in a page; int8 has two f32 scales a position besides."""
+    """Bytes of one head's keys and values in a page; int8 adds two f32 scales per position."""
     numbers = PAGE * (op.head_dim + padded_value_dim(op)) * FORMATS[number_format]
     return numbers + (8 * PAGE if number_format == "int8" else 0)
 
 
 class _Page:
-    """Memory of one page. holders: the tables that it is in, by id; a set, so that dropping it is one step of Python."""
+    """Memory of one page. holders: the ids of the tables that use it; a set, because dropping one must be atomic."""
 
     __slots__ = ("address", "array", "holders")
 
     def __init__(self, size: int) -> None:
-        # Zeros: what lies past a sequence's end is read, and weighs nothing.
+        # Zeros: positions past a sequence's end are read, with weight 0.
         self.array = np.zeros(size, np.uint8)
         self.address = self.array.ctypes.data
         self.holders: set[int] = set()
 
 
 class _Table:
-    """The pages of one sequence in one group. addresses: what the kernels read, 0 where there is no page."""
+    """The pages of one sequence in one group. addresses: read by kernels, 0 where there is no page."""
 
     def __init__(self, group: Group, capacity: int) -> None:
         self._group = group
         self._pages: list[_Page | None] = []
-        self._first = 0  # pages before it have been given back
+        self._first = 0  # pages before this one have been freed
         self.addresses = np.zeros(max(-(-capacity // PAGE), 1), np.int64)
 
     def reserve(self, length: int, tokens: int) -> None:
-        """Have pages of one's own for positions length … tokens - 1."""
+        """Make sure that positions length … tokens - 1 have pages of this table alone."""
         for number in range(length // PAGE, -(-tokens // PAGE)):
             page = self._pages[number] if number < len(self._pages) else None
             if page is None or len(page.holders) > 1:
                 self._put(number, self._copy(page))
 
     def give_back(self, length: int) -> None:
-        """Let go of the pages that the position `length`, and those after it, do not see."""
+        """Free the pages that the position `length` and later ones do not see."""
         if self._group.window is not None:
             keep = max(length - self._group.window + 1, 0) // PAGE
             for number in range(self._first, min(keep, len(self._pages))):
@@ -118,19 +118,19 @@ class _Table:
             self._first = max(self._first, keep)
 
     def can_go_back_to(self, length: int) -> bool:
-        """Whether all that the position `length` sees is still there."""
+        """Whether everything that the position `length` sees is still there."""
         seen = length if self._group.window is None else min(self._group.window - 1, length)
         return seen == 0 or (length - seen) // PAGE >= self._first
 
     def truncate(self, length: int) -> None:
-        """Keep the pages of the first `length` positions alone."""
+        """Keep only the pages of the first `length` positions."""
         for number in range(-(-length // PAGE), len(self._pages)):
             self._drop(number)
         del self._pages[-(-length // PAGE) :]
         self._first = min(self._first, len(self._pages))
 
     def share_with(self, other: _Table) -> None:
-        """Give another, empty table the same pages."""
+        """Give the same pages to another, empty table."""
         for number, page in enumerate(self._pages):
             if page is not None:
                 other._put(number, page)
@@ -166,15 +166,15 @@ class _Table:
 
 
 class PagedSequence:
-    """The tokens of one sequence as its keys and values; it grows up to `capacity` tokens.
+    """The tokens of one sequence as keys and values; it grows up to `capacity` tokens.
 
-    words: i64[groups + ropes], which kernels read: the page tables' addresses, then the rope tables'.
+    words: i64[groups + ropes], read by kernels: the page tables' addresses, then the rope tables'.
     """
 
     def __init__(self, layout: CacheLayout, capacity: int, ropes: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self.ropes_version = 0  # of the rope tables that `words` names; 0: none yet
+        self.ropes_version = 0  # version of the rope tables in `words`; 0: none yet
         self._layout, self._ropes = layout, ropes
         self._tables = [_Table(group, capacity) for group in layout.groups]
         tables = [table.addresses.ctypes.data for table in self._tables]
@@ -182,7 +182,7 @@ class PagedSequence:
         self.address = self.words.ctypes.data
 
     def truncate(self, tokens: int) -> None:
-        """Keep the first `tokens` alone. Raises UsageError for a length that it cannot go back to."""
+        """Keep only the first `tokens`. Raises UsageError for a length that it cannot go back to."""
         if not 0 <= tokens <= self.length or self.reusable(tokens) != tokens:
             raise UsageError(f"sequence: cannot keep {tokens} of {self.length} tokens")
         for table in self._tables:
@@ -190,12 +190,12 @@ class PagedSequence:
         self.length = tokens
 
     def reusable(self, tokens: int) -> int:
-        """The longest beginning of at most `tokens` that `truncate` can go back to."""
+        """The longest beginning of at most `tokens` to which `truncate` can go back."""
         longest = min(tokens, self.length)
         return longest if all(table.can_go_back_to(longest) for table in self._tables) else 0
 
     def fork(self) -> PagedSequence:
-        """Another sequence of the same tokens. Pages are shared until one of the two writes to them."""
+        """Another sequence with the same tokens. They share pages until one of the two writes to them."""
         other = PagedSequence(self._layout, self.capacity, self._ropes)
         for mine, its in zip(self._tables, other._tables, strict=True):
             mine.share_with(its)
@@ -203,12 +203,12 @@ class PagedSequence:
         return other
 
     def name_ropes(self, addresses: Sequence[int], version: int) -> None:
-        """Put the addresses of rope tables into `words`."""
+        """Write the addresses of rope tables into `words`."""
         self.words[len(self._tables) :] = addresses
         self.ropes_version = version
 
     def reserve(self, tokens: int) -> None:
-        """Have pages for `tokens` more, and give back those that no coming token sees."""
+        """Allocate pages for `tokens` more, and free those that no future token sees."""
         for table in self._tables:
             table.give_back(self.length)
             table.reserve(self.length, self.length + tokens)

@@ -1,4 +1,4 @@
-"""Phases to the structs that kernels read: where each value lies, which kernel does the work, how jobs are cut."""
+"""Phases to the structs that kernels read: the places of values, the kernels, and the split into jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rkf.model.program import Program
 from rkf.runtime.buffers import NOWHERE, TILE, Buffers, Place
 from rkf.runtime.kv_cache import CacheLayout, padded_value_dim
 from rkf.runtime.matrices import Memory
-from rkf.runtime.phases import Micro, OpPhase, Packed, Phase, Product, ProductPhase, Stream, TokenPhase, Value
+from rkf.runtime.phases import Micro, OpPhase, Phase, Product, ProductPhase, Stream, TokenPhase, Value
 from rkf.runtime.structs import (
     ATTENTION,
     COUNTED,
@@ -35,15 +35,15 @@ from rkf.runtime.structs import (
 )
 from rkf.runtime.weights import Weights
 
-_JOB_ROWS = 32  # a job's rows are a multiple of this
-_JOBS_PER_THREAD = 4  # of one phase: enough that a late thread finds its share taken by the others
+_JOB_ROWS = 32  # the rows of a job are a multiple of this
+_JOBS_PER_THREAD = 4  # per phase: enough for the other threads to take over a late thread's share
 _ONCE, _TOKENS, _BLOCKS, _PAGES = range(len(COUNTED))
 _PRODUCT_PARTS = {"linear": "products", "linear:added": "added products", "logits": "logits"}
 
 
 class TokenArrays:
-    """What a call has for each of its tokens (BATCH of structs.py), TILE of them. They stay where they are: a thread that
-    comes late to a call may read them.
+    """Arrays with one entry per token of a call (BATCH of structs.py), TILE of them. They keep their addresses, because
+    a thread that is late for a call may still read them.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -55,7 +55,7 @@ class TokenArrays:
             memory.hold(array)
 
     def temperature(self, beta: float, length: int) -> NDArray[np.float32]:
-        """Factors of queries by position, f32[TILE]; whoever calls the kernels fills them in."""
+        """Factors of queries by position, f32[TILE]; the caller of the kernels fills them in."""
         if (beta, length) not in self.temperatures:
             self.temperatures[beta, length] = np.zeros(TILE, np.float32)
             self._memory.hold(self.temperatures[beta, length])
@@ -64,7 +64,7 @@ class TokenArrays:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What all sections of a plan are lowered onto. addresses: of kernels by name; partials: see ATTENTION."""
+    """The common parts of all sections of a plan. addresses: of kernels by name; partials: see ATTENTION."""
 
     program: Program
     weights: Weights
@@ -95,8 +95,8 @@ def partial_bytes(op: Attention) -> int:
 class Section:
     """The stem, a layer or the top, lowered phase by phase.
 
-    layer: its number, None outside of layers; held: columns of the values that live through all layers; top: rows are
-    the wanted tokens'.
+    layer: its number, None outside of layers; held: columns of the values that live through all layers; top: its rows
+    are the wanted tokens.
     """
 
     def __init__(self, ground: Ground, prefix: str, layer: int | None, held: Mapping[str, int], *, top: bool) -> None:
@@ -124,7 +124,7 @@ class Section:
     # --- values
 
     def _write(self, value: Value, columns: int, *, own: bool = False) -> Place:
-        """Where a value is written from here on."""
+        """The new place of a value that is written here."""
         name = ("top", value) if self._top else value
         self.columns[value] = columns
         self._places[value] = self._ground.buffers.value(name, columns, private=own)
@@ -133,7 +133,7 @@ class Section:
         return self._places[value]
 
     def _struct(self, dtype: np.dtype[Any], **fields: Any) -> int:
-        """The address of a struct of these fields; the others are 0."""
+        """The address of a struct with these fields; all others are 0."""
         struct = np.zeros(1, dtype)
         for name, value in fields.items():
             struct[name] = value
@@ -162,7 +162,9 @@ class Section:
         columns = self.columns.get(micro.reads[0], 0) if micro.reads else 0
         if micro.what == "take":
             out = self._write(micro.writes[0], columns, own=own)
-            return self._struct(TAKE, source=source, out=out, rows=self._ground.arrays.wanted.ctypes.data, columns=columns)
+            return self._struct(
+                TAKE, source=source, out=out, rows=self._ground.arrays.wanted.ctypes.data, columns=columns
+            )
         if micro.what == "pack":
             name = micro.reads[0]
             assert isinstance(name, str)
@@ -177,7 +179,7 @@ class Section:
         return self._plain_micro(micro, micro.op, source, columns, own)
 
     def _plain_micro(self, micro: Micro, op: Op, source: Place, columns: int, own: bool) -> int:
-        """The arguments of an op that is a micro-op as it stands."""
+        """The arguments of an op that is exactly one micro-op."""
         written = self._written_columns(op)
         before = dict(self._places)
         out = self._write(op.dst, written, own=own)
@@ -250,7 +252,7 @@ class Section:
     # --- products
 
     def _product_phase(self, phase: ProductPhase) -> tuple[int, ...]:
-        """Jobs of the phase's products, cut by rows."""
+        """The jobs of the phase's products, split by rows."""
         products = [(self._product(product), product.op.rows) for product in phase.products]
         total, threads = sum(rows for _, rows in products), self._ground.threads
         jobs_wanted = 1 if threads == 1 else _JOBS_PER_THREAD * threads
@@ -369,4 +371,3 @@ def _ones(size: int) -> NDArray[np.float32]:
     ones = np.zeros(-(-size // 128) * 128, np.float32)
     ones[:size] = 1
     return ones
-

@@ -1,8 +1,7 @@
-"""A container's matrices as the structs that kernels read, each with the kernel that suits it: all decided once, at
-load.
+"""A container's matrices as the structs that kernels read, each with its kernel. All decisions are made once, at load.
 
-The precision ladder: centroids on the integer grid -127..127 are exact as one byte; others become two bytes (16 bits);
-a matrix that no fast kernel takes (factors by group, dense tensors, exact mode) goes through f32.
+The precision ladder: centroids on the integer grid -127..127 are exact in one byte; others become two bytes (16 bits);
+a matrix that no fast kernel supports (factors by group, dense tensors, exact mode) is multiplied in f32.
 """
 
 from __future__ import annotations
@@ -39,24 +38,24 @@ class Memory:
         self._held: list[NDArray] = []
 
     def hold(self, array: NDArray) -> int:
-        """The address of an array that from now on lives as long as this."""
+        """The address of an array, which now lives as long as this object."""
         array = np.ascontiguousarray(array)
         self._held.append(array)
         return array.ctypes.data
 
     def zeros(self, size: int) -> int:
-        """So many bytes of zeros, aligned to cache lines."""
+        """Zeroed memory of `size` bytes, aligned to cache lines."""
         raw = np.zeros(size + 64, np.uint8)
         return self.hold(raw) + -raw.ctypes.data % 64
 
     def copy(self, array: NDArray, address: int) -> None:
-        """Put an array's bytes at an address in memory that this holds."""
+        """Copy an array's bytes to an address in this memory."""
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
 
 @dataclass
 class Prepared:
-    """A matrix struct (without kernel addresses) and the kernels it wants."""
+    """A matrix struct (without kernel addresses) and the names of its kernels."""
 
     struct: NDArray = field(default_factory=lambda: np.zeros(1, MATRIX))
     kernels: Kernels = field(default_factory=lambda: Kernels("", "", ""))
@@ -72,9 +71,7 @@ def dense(tensor: DenseTensor, memory: Memory) -> Prepared:
 
 
 def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Prepared:
-    """A clustered matrix: its exact decode in any case, and the fast product of a level of CPU if asked for and
-    possible.
-    """
+    """A clustered matrix: always its exact decode, and the fast product of a CPU level if wanted and possible."""
     prepared = Prepared(kernels=Kernels("f32", "f32", "row:clustered"))
     m = prepared.struct[0]
     m["rows"], m["columns"], m["rows_per_table"] = matrix.rows, matrix.columns, matrix.rows_per_table
@@ -107,15 +104,15 @@ def _exact_values(matrix: ClusteredMatrix, m: NDArray, memory: Memory) -> None:
 
 
 def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory, level: str) -> NDArray[np.float64]:
-    """Lookup tables, row factors and kernel names; returns what the fast path takes each rank for, `[tables, k]`,
-    before factors.
+    """Lookup tables, row factors and kernel names; returns the fast path's value of each rank, `[tables, k]`, before
+    factors.
     """
     m = prepared.struct[0]
     digits, units = _digits(matrix.centroids)
-    signed = level == "neon"  # its dot product takes signed bytes, the others' an unsigned one
+    signed = level == "neon"  # its dot product takes signed bytes; the others take one unsigned operand
     width, m["offset"] = str(matrix.bits), 0 if signed else -128
     if matrix.bits >= 7 and digits.shape[:2] == (1, 1) and (np.diff(digits) == 1).all():
-        # Ranks are the values, but for an offset: no lookup. Signed, 8 bits come as rank - 128.
+        # Apart from an offset, ranks are the values: no lookup. With signed bytes, 8-bit ranks become rank - 128.
         width, m["offset"] = f"{width}i", digits[0, 0, 0] + (128 if signed and matrix.bits == 8 else 0)
     prepared.kernels.one, prepared.kernels.many = f"one:{width}", f"many:{width}"
     tables = _tables(digits, matrix.bits, level)
@@ -126,7 +123,7 @@ def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory, le
 
 
 def _digits(centroids: F32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Centroids as whole numbers of base 256, most significant first, `[tables, digits, k]`, and a unit a table."""
+    """Centroids as integers in base 256, most significant digit first, `[tables, digits, k]`, and a unit per table."""
     values = centroids.astype(np.float64)
     if (values == np.rint(values)).all() and np.abs(values).max() <= GRID:
         return values.astype(np.int64)[:, None, :], np.ones(len(values))
@@ -137,26 +134,26 @@ def _digits(centroids: F32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint8]:
-    """Lookup bytes (digit + 128, but for neon) as a level's kernels read them, `u8[tables, digits, bytes]`."""
+    """Lookup bytes (digit + 128, except for neon) in the layout of a level's kernels, `u8[tables, digits, bytes]`."""
     values = np.full((*digits.shape[:2], 1 << bits), 128, np.uint8)
     values[..., : digits.shape[-1]] = digits + 128
     if level == "portable":
         return values
-    if level == "neon":  # whole registers of 16, of the values themselves
+    if level == "neon":  # whole registers of 16 with the values themselves
         return np.tile(values ^ 128, max(16 >> bits, 1))
-    if level == "avx512":  # registers of 64; odd widths: the values of even ranks, then those of odd ranks
+    if level == "avx512":  # registers of 64; for odd widths: the values of even ranks, then those of odd ranks
         if bits == 8:
             return values
         parts = [values] if bits % 2 == 0 else [values[..., 0::2], values[..., 1::2]]
         return np.concatenate([np.tile(part, 64 // part.shape[-1]) for part in parts], axis=-1)
-    # avx2: registers of twice 16, one for each setting of the bits below the first plane
+    # avx2: registers of twice 16, one for each combination of the bits below the first plane
     below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
     parts = [values[..., low::below] for low in range(below)]
     return np.concatenate([np.tile(part, 32 // part.shape[-1]) for part in parts], axis=-1)
 
 
 def _row_factors(matrix: ClusteredMatrix, m: NDArray, memory: Memory, units: NDArray[np.float64]) -> None:
-    """scale = a * unit and shift = b, by row or one for all."""
+    """scale = a * unit and shift = b, by row or one for all rows."""
     a = np.ones(1, np.float32) if matrix.affine is None or matrix.affine.a is None else matrix.affine.a
     scale = a.reshape(-1).astype(np.float64)
     scale = scale * (units if len(units) == 1 else np.repeat(units, matrix.rows_per_table)[: matrix.rows])
@@ -166,7 +163,7 @@ def _row_factors(matrix: ClusteredMatrix, m: NDArray, memory: Memory, units: NDA
 
 
 def _factor(values: NDArray, memory: Memory) -> tuple[int, int]:
-    """Address and bytes from row to row; a single value is repeated and stepped over by zero."""
+    """Address and stride in bytes; a single value is repeated with a stride of zero."""
     if len(values) == 1:
         return memory.hold(np.repeat(values, _OVERREAD).astype(np.float32)), 0
     return memory.hold(np.pad(values, (0, _OVERREAD)).astype(np.float32)), 4
@@ -175,7 +172,7 @@ def _factor(values: NDArray, memory: Memory) -> tuple[int, int]:
 def _exceptions(
     matrix: ClusteredMatrix, exceptions: Exceptions, m: NDArray, memory: Memory, fast: NDArray[np.float64] | None
 ) -> None:
-    """Exceptions by row: what each weight is, and what a fast product must still add."""
+    """Exceptions by row: the exact weights, and the corrections that a fast product must add."""
     positions = exceptions.positions.astype(np.int64)
     rows, columns = np.divmod(positions, matrix.columns)
     values = to_f32(exceptions.values, exceptions.dtype)
@@ -186,7 +183,7 @@ def _exceptions(
     if fast is None:
         return
     a, b = _factors_of(matrix, rows)
-    fast = np.pad(fast, ((0, 0), (0, (1 << matrix.bits) - matrix.k)))  # a damaged rank may lie past the centroids
+    fast = np.pad(fast, ((0, 0), (0, (1 << matrix.bits) - matrix.k)))  # a damaged rank may exceed the centroids
     there = a * fast[rows // matrix.rows_per_table, _ranks_at(matrix, rows, columns)] + b
     m["exception_delta"] = memory.hold((values - there).astype(np.float32))
 

@@ -1,4 +1,4 @@
-"""`rkf.load`: a file as a language model that writes text. Joins container, backend, tokenizer and loop."""
+"""`rkf.load`: a file as a language model that generates text. Joins container, backend, tokenizer and loop."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from rkf.runtime.backend import Backend
 
 F32 = NDArray[np.float32]
-TORCH_DEVICES = {"cpu-torch": "cpu", "cuda": "cuda"}  # name -> torch's own
+TORCH_DEVICES = {"cpu-torch": "cpu", "cuda": "cuda"}  # name -> torch's name
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are chosen: the fields of `rkf.runtime.sampling.Sampling`. The default is greedy."""
+    """How to choose tokens: the fields of `rkf.runtime.sampling.Sampling`. The default is greedy."""
 
     temperature: float
     top_k: int | None
@@ -38,17 +38,17 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class Options(SamplingOptions, total=False):
-    """Keywords of every call that generates; `Model.stream` says what they mean."""
+    """Keywords of every call that generates text; `Model.stream` explains them."""
 
     max_tokens: int | None
     stop: str | Sequence[str]
 
 
 class Model:
-    """A model that is ready to run. A context manager; `close` gives the file back.
+    """A model that is ready to run. It is a context manager; `close` releases the file.
 
-    One conversation at a time is kept in the cache: a call that begins as the last one did (the next turn of a chat)
-    computes only what is new. Not for several threads at once.
+    The cache keeps one conversation at a time: a call that begins like the last one (the next turn of a chat) computes
+    only the new tokens. Not thread-safe.
     """
 
     def __init__(self, container: Container, backend: Backend, tokenizer: Tokenizer) -> None:
@@ -63,7 +63,7 @@ class Model:
 
     @property
     def backend(self) -> Backend:
-        """What computes: for those who measure it."""
+        """The backend, for measuring it."""
         return self._backend
 
     def stream(
@@ -79,15 +79,15 @@ class Model:
         """Generate an answer, piece by piece: iterate for the text; `.stats` holds counts and times, `.ids` the tokens.
 
         prompt: a user's message, or a whole conversation ({"role": …, "content": …} each); the model's chat template is
-        applied. system: a message before it. raw: continue `prompt` as it stands; so does a model that has no template.
-        max_tokens: most tokens to generate (None: up to the model's context length). stop: strings that end the text
-        and are left out of it.
+        applied. system: a message before it. raw: continue `prompt` unchanged, which is also done for a model without a
+        template. max_tokens: the maximum number of tokens to generate (None: up to the model's context length). stop:
+        strings that end the text; they are not part of it.
 
-        UsageError: an option out of range, an empty prompt or one longer than the context, messages the template
+        UsageError: an option out of range, an empty prompt or one longer than the context, messages that the template
         refuses.
         """
         ids = self._prompt_ids(prompt, system, raw)
-        context = ids if self._continues(prompt, raw) else ()  # an answer begins a text of its own
+        context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
         limits = Limits(max_tokens, self.metadata.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
         text = self.tokenizer.stream(context)
         return Generation(self._session, ids, Sampling(**sampling), limits, self.metadata.context_length, text)
@@ -100,7 +100,7 @@ class Model:
         raw: bool = False,
         **options: Unpack[Options],
     ) -> str:
-        """The whole text that `stream` gives."""
+        """The whole text of `stream`."""
         return "".join(self.stream(prompt, system=system, raw=raw, **options))
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> str:
@@ -135,14 +135,14 @@ class Model:
         if self._continues(prompt, raw):
             if system is not None:
                 raise UsageError(
-                    "a system message needs the model's chat template: leave it out, or put it into the prompt"
+                    "a system message needs the model's chat template: omit it, or put it into the prompt"
                 )
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
             return self.tokenizer.encode(prompt)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        # The template writes BOS itself where the model wants one.
+        # The template writes BOS itself if the model wants one.
         return self.tokenizer.encode(self.tokenizer.render(messages), bos=False)
 
 
@@ -156,14 +156,14 @@ def load(
     kv_cache: str | None = None,
     bits: int | None = None,
 ) -> Model:
-    """Open a `.rkf` file, check it against its hashes, and make it ready to run.
+    """Open a `.rkf` file, check its hashes, and make it ready to run.
 
-    threads: default one a core, by affinity and quota. exact: f32 throughout, as the normative decode gives the
-    weights; otherwise activations are int8 where that is faster. values: a `.rkv` file to use in place of the file's
-    own values. kv_cache: numbers of the cache of keys and values, "f16" (the default), "int8" or "f32" (the default of
-    exact). bits: run a coarser model, from the rank planes that hold so many bits a weight. device: "cpu"; or through
-    torch, an extra, "cpu-torch" (f32) and "cuda" (bf16), which take no `exact`, `kv_cache` or `bits`.
-    Raises RkfError: not an rkf file, corrupt, unsupported; a values file of other ranks; no torch or no such device.
+    threads: default one per core, within affinity and quota. exact: f32 throughout, with the weights of the normative
+    decode; otherwise integer products where they are faster. values: a `.rkv` file to use in place of the file's own
+    values. kv_cache: number format of the key/value cache, "f16" (the default), "int8" or "f32" (the default with
+    exact). bits: run a coarser model from the rank planes that fit into this many bits per weight. device: "cpu", or,
+    with the torch extra, "cpu-torch" (f32) and "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
+    Raises RkfError: not an rkf file, corrupt, unsupported; a values file for other ranks; no torch or no such device.
     """
     container = open_file(path, values=values)
     try:
@@ -177,7 +177,7 @@ def load(
 def _backend(
     container: Container, device: str, threads: int | None, exact: bool, kv_cache: str | None, bits: int | None
 ) -> Backend:
-    """What computes on `device`. Imported after the file has proved sound: it costs a compiler, or torch."""
+    """The backend for `device`. It is imported only after the file has been checked: it loads a compiler, or torch."""
     if device == "cpu":
         from rkf.runtime.cpu import CpuBackend
 
@@ -185,8 +185,8 @@ def _backend(
     if device not in TORCH_DEVICES:
         raise UsageError(f"device: expected cpu, {' or '.join(TORCH_DEVICES)}, got {device!r}")
     if exact or kv_cache is not None or bits is not None:
-        raise UsageError(f"device {device}: exact, kv_cache and bits are for the cpu alone: leave them out")
-    import rkf.torch  # noqa: F401 - says in one line that torch is missing
+        raise UsageError(f"device {device}: exact, kv_cache and bits are only for cpu: omit them")
+    import rkf.torch  # noqa: F401 - reports a missing torch in one line
     from rkf.runtime.torch_backend import TorchBackend
 
     return TorchBackend(container, TORCH_DEVICES[device], threads=threads)

@@ -1,7 +1,7 @@
-"""A program's ops as the phases of a pass: what can be done at once, and where threads must wait for each other.
+"""A program's ops as the phases of a pass: what can run together, and where threads must wait for each other.
 
-Products of values that are ready go together, with the gate or the sum that follows them; what is done to a token's row
-alone becomes micro-ops, and neighbours of those one phase. Pure: knows no memory and no kernel.
+Products whose inputs are ready share a phase, together with the gate or the sum that follows them. Work on a single
+token's row becomes micro-ops; neighbouring micro-ops share a phase. Pure: knows no memory and no kernel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rkf.model.ops import Add, Attention, Gate, Linear, Logits, Op, Rope
 
+
 class Packed(NamedTuple):
     """The packed form of a value."""
 
@@ -19,19 +20,19 @@ class Packed(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """A query times its scale, where the query itself is still wanted."""
+    """A query times its scale, where the unscaled query is also needed."""
 
     of: str
 
 
 class Stream(NamedTuple):
-    """A value of the layers as the top sees it: of all tokens, not of the wanted ones alone."""
+    """A value of the layers as the top sees it: of all tokens, not only of the wanted ones."""
 
     of: str
 
 
 class Inside(NamedTuple):
-    """What only phases of one op hand to each other."""
+    """A value passed only between the phases of one op."""
 
     what: str
 
@@ -42,10 +43,10 @@ PARTIALS, CACHE = Inside("partials"), Inside("cache")
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """Something done to one token's row. what: the op's name, or "take", "pack", "keep", "temper", "join".
+    """Work on one token's row. what: the op's name, or "take", "pack", "keep", "temper", "join".
 
-    scale: what a rope or a scale multiplies by besides. outside: it reads or writes what is no plain value (the cache,
-    a sequence's tables), so one thread does it.
+    scale: an additional factor in a rope or a scale. outside: it reads or writes something that is not a plain value
+    (the cache, a sequence's tables), so only one thread does it.
     """
 
     what: str
@@ -58,8 +59,8 @@ class Micro:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A Linear or the Logits. gate: with the product `partner` becomes act(it) * partner, or the other way round; added:
-    the sum that it goes into.
+    """A Linear or the Logits. gate: with the product `partner` it becomes act(this) * partner, or the reverse; added:
+    the sum that it is added to.
     """
 
     op: Linear | Logits
@@ -94,14 +95,14 @@ class Product:
 
 @dataclass(slots=True)
 class TokenPhase:
-    """Micro-ops of one token. own: with one token, every thread does them for itself."""
+    """Micro-ops of one token. own: when there is one token, every thread runs them for itself."""
 
     micros: list[Micro]
     own: bool = False
 
     @property
     def reads(self) -> set[Value]:
-        """What it takes from before it."""
+        """The values it reads from earlier phases."""
         found: set[Value] = set()
         written: set[Value] = set()
         for micro in self.micros:
@@ -135,7 +136,7 @@ class ProductPhase:
 
 @dataclass(slots=True)
 class OpPhase:
-    """A phase of an op that has items of its own."""
+    """A phase of an op with its own kind of items."""
 
     what: str
     op: Op
@@ -148,8 +149,8 @@ _Item = Micro | Product | OpPhase
 
 
 def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
-    """The phases of the top, of several wanted tokens or of one. streams: the values that live through all layers; fast:
-    as in `phases`.
+    """The phases of the top, for several wanted tokens or for one. streams: the values that live through all layers;
+    fast: as in `phases`.
     """
     read: dict[str, None] = {}
     written: set[str] = set()
@@ -161,9 +162,10 @@ def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[s
 
 
 def phases(ops: Sequence[Op], *, lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
-    """The phases of some ops in order, of a pass of several tokens or of one.
+    """The phases of some ops in order, for a pass of several tokens or of one.
 
-    lasting: values that live on after them; fast: the matrices, by their names in the ops, that take packed activations.
+    lasting: values that live on after them; fast: the matrices, by their names in the ops, that read packed
+    activations.
     """
     return _phases(_items(ops, lasting, many), lasting, fast, many)
 
@@ -172,7 +174,7 @@ def phases(ops: Sequence[Op], *, lasting: Collection[str], fast: frozenset[str],
 
 
 def _items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[_Item]:
-    """Ops as products, micro-ops and phases of their own, with what is done at once put together."""
+    """Ops as products, micro-ops and separate phases, with combined work fused."""
     found: list[_Item] = []
     done: set[int] = set()
     for at, op in enumerate(ops):
@@ -192,7 +194,7 @@ def _items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[_Ite
 
 
 def _fused(first: Linear, ops: Sequence[Op], at: int, lasting: Collection[str]) -> tuple[Product, set[int]]:
-    """The product of the Linear at a place, with the places of the ops that it takes in."""
+    """The product of the Linear at a place, with the places of the ops fused into it."""
     if at + 2 < len(ops):
         partner, gate = ops[at + 1], ops[at + 2]
         if (
@@ -217,7 +219,7 @@ def _fused(first: Linear, ops: Sequence[Op], at: int, lasting: Collection[str]) 
 
 
 def _only_reader(ops: Sequence[Op], written: int, reader: int, lasting: Collection[str]) -> bool:
-    """Whether the value that one op writes is read by one other alone."""
+    """Whether the value that one op writes is read only by one other op."""
     value = ops[written].dst
     for at in range(written + 1, len(ops)):
         if value in ops[at].reads() and at != reader:
@@ -242,10 +244,8 @@ def _add_attention(
         found.append(Micro("join", (PARTIALS,), (op.dst,), op))
 
 
-def _scaled_query(
-    found: list[_Item], op: Attention, ops: Sequence[Op], at: int, lasting: Collection[str]
-) -> Value:
-    """Multiply the query by the attention's scale: in the rope that wrote it, if nobody else reads it."""
+def _scaled_query(found: list[_Item], op: Attention, ops: Sequence[Op], at: int, lasting: Collection[str]) -> Value:
+    """Multiply the query by the attention's scale: in the rope that wrote it, if no other op reads it."""
     written = next((n for n in reversed(range(at)) if ops[n].dst == op.q), None)
     alone = written is not None and _only_reader(ops, written, at, lasting)
     for place, item in enumerate(found):
@@ -297,7 +297,7 @@ def _add_micro(found: list[Phase], micro: Micro) -> None:
 
 
 def _together(items: Sequence[_Item]) -> list[Product]:
-    """The products at the beginning that make one phase."""
+    """The products at the start of `items` that form one phase."""
     run: list[Product] = []
     read: set[Value] = set()
     written: set[Value] = set()
@@ -313,10 +313,10 @@ def _together(items: Sequence[_Item]) -> list[Product]:
 
 
 def _choose_own(found: Sequence[Phase], lasting: Collection[str]) -> None:
-    """Let every thread do for itself what it can.
+    """Mark the phases that every thread can run for itself.
 
-    A thread may come late and compute from values that have gone on. That is harmless as long as it finds no item to
-    claim where its result is read: no phase up to the last reader may change what the result was made of.
+    A late thread may compute from values that have already changed. That does no harm if it finds no item to claim
+    where its result is read. So no phase up to the last reader may change the inputs of the result.
     """
     sources: dict[Value, set[Value]] = {}
     for at, phase in enumerate(found):
@@ -340,7 +340,7 @@ def _choose_own(found: Sequence[Phase], lasting: Collection[str]) -> None:
 
 
 def _last_reader(found: Sequence[Phase], at: int, value: Value) -> int:
-    """The last phase that reads a value before it is written anew."""
+    """The last phase that reads a value before it is overwritten."""
     last = at
     for number in range(at + 1, len(found)):
         if value in found[number].reads:
@@ -351,8 +351,8 @@ def _last_reader(found: Sequence[Phase], at: int, value: Value) -> int:
 
 
 def _shared_by(later: Iterable[Phase], written: set[Value]) -> bool:
-    """Whether a later phase wants in shared memory what a phase writes: to pack it, as products find a value and its
-    packed form in one place, or to add to it.
+    """Whether a later phase needs the written value in shared memory: to pack it, because products expect a value and
+    its packed form in one place, or to add to it.
     """
     for phase in later:
         if isinstance(phase, TokenPhase):

@@ -1,6 +1,6 @@
-"""A program as the PLAN that threads walk: its phases on this machine, and memory that is allocated once.
+"""A program as the PLAN that threads run: its phases on this machine, and memory that is allocated once.
 
-    program -> phases (phases.py) -> structs (lowering.py) -> PLAN and a THREAD each
+program -> phases (phases.py) -> structs (lowering.py) -> one PLAN and a THREAD each
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _KNOWN = ("embed", "norm", "linear", "rope", "attention", "gate", "add", "scale"
 
 
 class Plan:
-    """The plan of a model on some threads; `plan_array` and `thread_arrays` are what the step kernel reads.
+    """The plan of a model for a number of threads; the step kernel reads `plan_array` and `thread_arrays`.
 
-    layout: how sequences keep keys and values; arrays: what a call fills in by token; most_phases: of one call.
+    layout: how sequences store keys and values; arrays: those that a call fills in per token; most_phases: the maximum
+    of one call.
     """
 
     def __init__(
@@ -85,13 +86,13 @@ class Plan:
         self._fill_threads(ground)
 
     def watch(self, clock: NDArray[np.int64]) -> None:
-        """Let the first thread count its time there, as long as this lives."""
+        """Let the first thread count its time in `clock`, for the life of this plan."""
         self.thread_arrays[0]["clock"] = self._memory.hold(clock)
 
     # --- phases
 
     def _refuse_unknown(self) -> None:
-        """Name what this runtime cannot run, before anything is loaded."""
+        """Refuse what this runtime cannot run, by name, before anything is loaded."""
         program = self._model.program
         for where, ops in (("stem", program.stem), *(("layers", kind) for kind in program.kinds), ("top", program.top)):
             for op in ops:
@@ -131,7 +132,7 @@ class Plan:
     # --- structs
 
     def _fill_plan(self, ground: Ground, sections: Mapping[bool, Sequence[Sequence[Phase]]]) -> int:
-        """Lower all phases; returns how many a call has at most."""
+        """Lower all phases; returns the maximum number of a call."""
         plan, memory, counts = self.plan_array[0], self._memory, []
         plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
         for many, (stem, *layers, top) in sections.items():
@@ -148,7 +149,7 @@ class Plan:
         return sum(map(max, zip(*counts, strict=True)))
 
     def _partials(self, memory: Memory) -> int:
-        """Partial attentions of one token, [pages, heads], as many as the longest context has."""
+        """Partial attentions of one token, [pages, heads], with pages for the longest context."""
         pages = -(-self._model.context_length // PAGE)
         size = max((op.heads * partial_bytes(op) for op in self._attentions()), default=0)
         try:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 128  # columns of one step of a fast kernel; activations are packed by blocks, the last one padded with zeros
+BLOCK = 128  # columns of one step of a fast kernel; activations are packed in blocks, the last one padded with zeros
 PACKED_BLOCK_BYTES = 2 * BLOCK
 # Activations of the fast path are integers in -LIMIT..LIMIT, split as 128 * high + low into two signed bytes.
 ACTIVATION_LIMIT = 16256
-# Their absolute sum stays below this, so that no sum of products with weights in -128..127 leaves int32.
+# The sum of their absolute values stays below this, so that no sum of products with weights in -128..127 leaves int32.
 ACTIVATION_SUM_LIMIT = 0.99 * 2**24
-LANES = 16  # f32 sums run in so many lanes on every CPU, so that every CPU gives the same bits
+LANES = 16  # f32 sums run in this many lanes on every CPU, so that every CPU gives the same bits
 
 _WORD = "<i8"
 
@@ -22,16 +22,15 @@ def _struct(words: str, floats: str = "") -> np.dtype:
     return np.dtype([(name, _WORD) for name in words.split()] + [(name, "<f4") for name in floats.split()], align=True)
 
 
-# A weight matrix, ready for its kernels.
+# A weight matrix, prepared for its kernels.
 #   multiply_one, multiply_many: addresses of kernels; decode_row: address of the kernel that writes one f32 row
 #   plane*, stride*, width*: rank planes, the bytes of their rows, the bits of their fields (0: no such plane)
-#   table: u8[tables, digits, table_bytes] lookup tables of the fast path; offset: what to add to each looked-up byte
+#   table: u8[tables, digits, table_bytes] lookup tables of the fast path; offset: added to each looked-up byte
 #   scale, shift: f32 by row (step 4) or one value (step 0): row = scale * integer row + shift * sum of activations
-#   centroids, a, b: exact decode; a_row: bytes from one row's factors to the next's; group: columns of one factor
+#   centroids, a, b: exact decode; a_row: bytes from one row's factors to the next; group: columns per factor
 #   dense: the values of a dense tensor, row-major
-#   exception_start: i64[rows + 1] into exception_row i32, exception_column i32, exception_value f32 (what the weight
-#   is) and
-#   exception_delta f32 (what the fast path must still add to it)
+#   exception_start: i64[rows + 1] into exception_row i32, exception_column i32, exception_value f32 (the exact weight)
+#   and exception_delta f32 (the correction that the fast path must add)
 #   bias: f32[rows], added to the output
 MATRIX = _struct(
     "multiply_one multiply_many decode_row rows columns "
@@ -41,19 +40,19 @@ MATRIX = _struct(
     "exception_start exception_row exception_column exception_value exception_delta bias"
 )
 
-# Activations of some tokens: f32[tokens, columns] and, for fast matrices, packed integers with a scale and a sum a
+# Activations of some tokens: f32[tokens, columns] and, for fast matrices, packed integers with a scale and a sum per
 # token. Columns are padded with zeros to a whole block.
 ACTIVATION = _struct("columns values values_stride packed packed_stride scale total")
 
-# A value of the program in memory: `stride` bytes from one token's row to the next. private: 1 where each thread has its
-# own copy, `address` counted from its THREAD.memory; 0 where all share one.
+# A value of the program in memory: `stride` bytes from one token's row to the next. private: 1 if each thread has its
+# own copy, with `address` relative to its THREAD.memory; 0 if all threads share one.
 VALUE = _struct("address stride private")
 
 # One Linear, as the jobs of its phase read it.
-#   input: where its ACTIVATION lies, input_private: as VALUE's
-#   y: what the matrix gives; partner, partner_y: another matrix of the same input, whose rows go with this one's (gates)
-#   out: what becomes of y: the sum with what is there, or act(y) * partner_y; columns of a row that follow the last are
-#   zeros, and stay so
+#   input: address of its ACTIVATION, input_private: as in VALUE
+#   y: the matrix's output; partner, partner_y: another matrix of the same input, computed together with it (gates)
+#   out: the result from y: its sum with the present values, or act(y) * partner_y; columns of a row past the last are
+#   zeros and stay zeros
 #   scale: of y in the sum, and of logits; limit, alpha, shift: of the gate (rkf/model/ops.py); softcap: of logits
 PRODUCT = np.dtype(
     [(name, _WORD) for name in ("matrix", "input", "input_private", "top")]
@@ -66,18 +65,18 @@ PRODUCT = np.dtype(
 # A claimable share of a product phase: rows low … high - 1 of a product's matrix.
 JOB = _struct("product low high")
 
-# One step of a pass, shared out by items: work(item, arguments, batch, thread).
-#   counted: how many items there are, `times` each: COUNTED; window: of the pages that a token sees
-#   own: with one token, every thread does the single item for itself, into memory of its own, and waits for nobody
-#   part: where its time is counted (PARTS)
+# One step of a pass, whose items the threads share: work(item, arguments, batch, thread).
+#   counted: the number of items, `times` each: COUNTED; window: limits the pages that a token sees
+#   own: with one token, every thread runs the single item for itself, in private memory, without waiting
+#   part: the part that its time counts towards (PARTS)
 PHASE = _struct("work arguments counted times window own part")
 COUNTED = ("once", "tokens", "blocks", "pages")
 
-# The arguments of a token phase: what is done to a token's row, in order. A MICRO: work(token, arguments, batch, thread).
+# The arguments of a token phase: the work on a token's row, in order. A MICRO: work(token, arguments, batch, thread).
 TOKENS = _struct("micros count")
 MICRO = _struct("work arguments")
 
-# The arguments of micro-ops (kernels/token_ops.py); columns are of one row, groups lie side by side in it.
+# The arguments of micro-ops (kernels/token_ops.py); columns are those of one row, which holds its groups side by side.
 EMBED = np.dtype([("matrix", _WORD), ("ids", _WORD), ("out", VALUE), ("columns", _WORD), ("scale", "<f4")], align=True)
 TAKE = np.dtype([("source", VALUE), ("out", VALUE), ("rows", _WORD), ("columns", _WORD)], align=True)
 NORM = np.dtype(
@@ -106,10 +105,10 @@ ROPE = np.dtype(
     align=True,
 )
 
-# One Attention with its slot of the cache: head `n` of a page at page + offset + n * head_bytes (kernels/cache_format.py).
-#   sequences, positions: i64[tokens] (BATCH); group: which of a sequence's page tables; padded: value_dim to whole strips
-#   sinks: f32[heads]; partials: of one token, [pages, heads], partial_bytes each; blocks: i64[blocks + 1], the first token
-#   of each block of neighbours
+# One Attention with its slot of the cache: head `n` of a page is at page + offset + n * head_bytes.
+#   sequences, positions: i64[tokens] (BATCH); group: a sequence's page table; padded: value_dim in whole strips
+#   sinks: f32[heads]; partials: of one token, [pages, heads], partial_bytes each
+#   blocks: i64[blocks + 1], the first token of each block of neighbours
 ATTENTION = np.dtype(
     [(name, VALUE) for name in ("q", "k", "v", "out")]
     + [
@@ -123,44 +122,44 @@ ATTENTION = np.dtype(
     align=True,
 )
 
-# What does not change between calls. Phases of a pass: of the layers' for one token and for several, and of the top's for
-# one wanted token and for several; slots: where threads agree (kernels/sync.py).
+# The constant data between calls. Phases of the layers for one token and for several, and of the top for one wanted
+# token and for several; slots: how threads share phases (kernels/sync.py).
 PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count slots")
 
-# One thread's own memory: private values and activations, a tile of decoded weights, scores of a page, partial attentions:
-# of the pages so far and of one page; clock: where to count time (PARTS), 0 where nobody wants to know.
+# One thread's private memory: values and activations, a tile of decoded weights, scores of a page, partial attentions
+# of the pages so far and of one page; clock: where to count time (PARTS), 0 to count nothing.
 THREAD = _struct("memory scratch scores totals parts clock")
 
-# One call. wanted: tokens that get logits, f32 rows at `logits`; position: of the only token, if it is one; blocks: of
-# neighbouring tokens that belong to one sequence and attend together. What a call has a token each (ids, positions,
-# sequences, rows that are wanted) lies in arrays of the plan, which a thread that comes late may read without harm.
+# One call. wanted: tokens that get logits, f32 rows at `logits`; position: that of the token, if there is only one;
+# blocks: of neighbouring tokens that belong to one sequence and attend together. The arrays with one entry per token
+# (ids, positions, sequences, wanted rows) belong to the plan, so a late thread may still read them.
 BATCH = _struct("tokens wanted logits logits_stride position blocks")
 
-# What a thread's time goes into. clock: i64[1 + len(PARTS)], ticks at the last change, then ticks by part. "outside" is
-# between calls: Python, sampling; "vectors": token by token (norms, packing); "waiting" for other threads, at the end of
-# each phase.
+# The parts of a thread's time. clock: i64[1 + len(PARTS)], ticks at the last change, then ticks by part. "outside" is
+# the time between calls: Python, sampling; "vectors": work by token (norms, packing); "waiting": for other threads, at
+# the end of each phase.
 PARTS = (
     *("outside", "embedding", "vectors", "products", "added products", "gated products", "cache", "attention"),
     *("experts", "states", "logits", "waiting"),
 )
 
-TILE_ROWS = 32  # rows that a product of many tokens decodes at a time
+TILE_ROWS = 32  # rows decoded at a time by a product of many tokens
 PAGE = 256  # positions of one page of the cache
 BLOCK_TOKENS = 4  # neighbouring tokens that attend together
 WIDE = 32  # columns of values that attention sums at a time; a position's values are padded to whole strips
 PARTIAL_HEADER = 64  # bytes before the weighted values of a partial attention: maximum, sum
 
-# Phases are numbered for the life of a pool: the tag. Slots of claimed and of finished items hold tag << COUNT_BITS | count.
-# 43 bits of phases last for months at a phase a microsecond.
+# Phases are numbered over the life of a pool: the tag. The slots for claimed and for finished items hold
+# tag << COUNT_BITS | count. 43 bits of phases last for months at one phase per microsecond.
 COUNT_BITS = 20
 CLAIM_SLOTS = 4
 SLOT_BYTES = 64
-SPINS = 2000  # of about 50 ns each, before a waiting thread lets others run
-PATIENCE = 6000  # looks at the next call, past SPINS each with a yield, before an idle worker parks: some milliseconds
+SPINS = 2000  # of about 50 ns each, before a waiting thread yields the core
+PATIENCE = 6000  # checks for the next call, beyond SPINS each with a yield, before an idle worker parks: milliseconds
 
-# The number of the call that runs (its first phase's tag), alone on its cache line, WRITING while `batch` is; CLOSED ends
-# the workers.
-# batch: what the call is about, copied from the caller's at `source`.
+# number: that of the running call (its first phase's tag), alone on its cache line; WRITING while `batch` is written;
+# CLOSED ends the workers.
+# batch: the call's data, copied from the caller's at `source`.
 CALL = np.dtype(
     {
         "names": ["number", "source", "batch"],
@@ -171,8 +170,8 @@ CALL = np.dtype(
 )
 WRITING, CLOSED = 0, -1
 
-# One worker thread: parked is taken by compare-and-swap, so it is alone on its line; wake: whom the caller must wake.
-# batch: the worker's copy of the call's, which the next call cannot change under its hands.
+# One worker thread. parked is set by compare-and-swap, so it is alone on its line; wake: the caller must wake it.
+# batch: the worker's copy of the call's batch, which the next call cannot change.
 WORKER = np.dtype(
     {
         "names": ["parked", "seen", "wake", "call", "step", "plan", "thread", "batch"],

@@ -1,6 +1,6 @@
 """The op Attention as a torch module (rkf/model/ops.py says what it computes). Knows no files.
 
-Torch's fused attention where it can be had; scores in the open where they are capped or have sinks.
+Uses torch's fused attention where possible, and explicit scores where they are capped or have sinks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TorchAttention(nn.Module):
         return mixed.transpose(1, 2).flatten(2)
 
     def _in_the_open(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """The same, with every score at hand. q: [sequences, heads, tokens, head_dim]."""
+        """The same with explicit scores. q: [sequences, heads, tokens, head_dim]."""
         grouped = q.unflatten(1, (self._op.kv_heads, -1))  # [sequences, kv_heads, heads of each, tokens, head_dim]
         scores = (grouped @ keys[:, :, None].transpose(-1, -2)).float() * self._op.scale
         if self._op.softcap is not None:

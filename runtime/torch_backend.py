@@ -1,4 +1,4 @@
-"""The torch backend: the Backend protocol over `torch_model.Decoder`, on a processor or a GPU. Knows no text."""
+"""The torch backend: the Backend protocol over `torch_model.Decoder`, on a CPU or a GPU. Knows no text."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured, has_fixed_s
 from rkf.runtime.torch_model import Decoder
 from rkf.runtime.torch_past import TorchCache
 
-_TILE = 512  # tokens of one pass: bounds the memory that a long prompt takes
+_TILE = 512  # tokens of one pass: bounds the memory of a long prompt
 
 
 class TorchBackend:
-    """A model ready to run on `device`, "cpu" or "cuda". f32 on a processor. On a GPU bf16, because products of f32 go
-    without tensor cores, and, where Triton is installed, fused kernels and CUDA graphs.
+    """A model ready to run on `device`, "cpu" or "cuda". It uses f32 on a CPU. On a GPU it uses bf16, because products
+    of f32 do not use tensor cores, and, if Triton is installed, fused kernels and CUDA graphs.
 
-    Rows are computed one after another. Logits may be rounded differently when a sequence's tokens are cut into other
+    Rows are computed one after another. Logits may be rounded differently when a sequence's tokens are split into other
     calls.
     """
 
@@ -52,7 +52,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
-        """Feed each row's tokens to its sequence; the logits that are wanted, `f32[wanted, vocab]` (backend.py)."""
+        """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py)."""
         places = checked(rows, wanted, self.metadata.vocab_size)
         logits = np.empty((len(places), self.metadata.vocab_size), np.float32)
         done = at = 0
@@ -65,7 +65,7 @@ class TorchBackend:
         return logits
 
     def _fed(self, sequence: TorchCache, tokens: I64, places: I64, alone: bool) -> torch.Tensor:
-        """Feed at most _TILE tokens; the logits at some places among them. alone: this is the only row of its call."""
+        """Compute at most _TILE tokens; the logits at some places. alone: this is the only row of its call."""
         if self._graphs and alone and len(tokens) == 1:
             graph = self._captured(int(tokens[0]), sequence)
             if graph is not None:
@@ -78,12 +78,12 @@ class TorchBackend:
         return logits
 
     def _captured(self, token: int, sequence: TorchCache) -> TokenGraph | None:
-        """The graph of the next token: a new one when the sequence is another, or its cache has moved to grow."""
+        """The graph for the next token; a new one if the sequence is another, or its cache was reallocated."""
         sequence.reserve(sequence.length + 1)
         if self._graph is None or self._graph.step.slots is not sequence.slots:
             step = TokenStep(self._decoder, sequence)
             step.place(token, sequence.length)
-            self._graph = None  # its memory can be used again
+            self._graph = None  # frees its memory
             self._graph = captured(step)
             self._graphs = self._graph is not None
         return self._graph

@@ -1,7 +1,7 @@
 """The op Delta as a torch module (rkf/model/ops.py says what it computes). Knows no files.
 
-Tokens go through in chunks: within one, the rule is a triangular system (Yang et al., arXiv 2406.06484 and 2412.06464);
-the state passes from chunk to chunk. All of it in f32.
+Tokens are processed in chunks. Within a chunk the rule is a triangular system (Yang et al., arXiv 2406.06484 and
+2412.06464); the state passes from chunk to chunk. Everything is f32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rkf.model.ops import Delta
 from rkf.runtime.torch_pass import TorchPass
 from rkf.runtime.torch_tensors import TorchTensors
 
-_CHUNK = 64  # tokens; as the references of the papers have it
+_CHUNK = 64  # tokens; the value in the papers' reference code
 
 
 class TorchDelta(nn.Module):
@@ -44,7 +44,7 @@ class TorchDelta(nn.Module):
         return torch.cat(found, dim=2).transpose(1, 2).flatten(2).to(src.dtype)
 
     def _normed(self, x: Tensor) -> Tensor:
-        """Of length 1, a copy for every value head: [sequences, value_heads, tokens, key_dim]."""
+        """Normalised to length 1, with a copy for every value head: [sequences, value_heads, tokens, key_dim]."""
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
         return x.repeat_interleave(self._op.value_heads // self._op.key_heads, dim=1)
 
@@ -54,11 +54,11 @@ def _chunk(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sta
     [sequences, heads, tokens]; state: [sequences, heads, key_dim, value_dim]. Returns the outputs and the state after.
     """
     tokens = q.shape[2]
-    since = log_decay.cumsum(-1)  # of the state, up to and with each token
+    since = log_decay.cumsum(-1)  # decay of the state up to and including each token
     lower = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
     between = (since[..., :, None] - since[..., None, :]).masked_fill(~lower, -torch.inf).exp()
     grown, beta = since.exp()[..., None], beta[..., None]
-    # What each token adds to the state depends on what the earlier ones have added: (1 + overlap) added = wanted.
+    # What a token adds to the state depends on what earlier tokens have added: (1 + overlap) added = wanted.
     overlap = (beta * k) @ k.transpose(-1, -2) * between
     wanted = beta * (v - grown * (k @ state))
     added = torch.linalg.solve_triangular(overlap, wanted, upper=False, unitriangular=True)

@@ -1,6 +1,6 @@
 """The ops Route and Experts as torch modules (rkf/model/ops.py says what they compute). Know no files.
 
-Routing is f32. Of the experts only those are decoded that some token goes to, each once for all of its tokens.
+Routing is f32. Only experts that some token goes to are decoded, each once for all of its tokens.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class ExpertChoice(NamedTuple):
-    """Where tokens go. experts: i64[sequences, tokens, count]; weights: f32 of the same shape."""
+    """The routes of tokens. experts: i64[sequences, tokens, count]; weights: f32 of the same shape."""
 
     experts: Tensor
     weights: Tensor
 
 
 class TorchRoute(nn.Module):
-    """src: [sequences, tokens, width] -> the experts of each token, the best first."""
+    """src: [sequences, tokens, width] -> the experts of each token, best first."""
 
     def __init__(self, op: Route, tensors: TorchTensors) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class TorchRoute(nn.Module):
 
 
 class TorchExperts(nn.Module):
-    """src: [sequences, tokens, width], and where each token goes -> [sequences, tokens, rows]."""
+    """src: [sequences, tokens, width], and the routes -> [sequences, tokens, rows]."""
 
     def __init__(self, op: Experts, tensors: TorchTensors) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class TorchExperts(nn.Module):
         return total.to(src.dtype).view(*src.shape[:2], -1)
 
     def _expert(self, expert: int, x: Tensor, weight: Tensor) -> Tensor:
-        """What one expert makes of its tokens, weighted: f32[tokens, rows]."""
+        """The weighted output of one expert for its tokens: f32[tokens, rows]."""
         op = self._op
         if op.scale_input:
             x = (x * weight).to(x.dtype)
@@ -100,7 +100,7 @@ def _biased(x: Tensor, bias: Tensor | None, expert: int) -> Tensor:
 
 
 def _of_best_groups(ranking: Tensor, groups: int, count: int) -> Tensor:
-    """Minus infinity for experts outside the `count` groups whose two best sum highest."""
+    """Minus infinity for experts outside the `count` groups with the highest sum of their two best."""
     grouped = ranking.unflatten(-1, (groups, -1))
     best = _highest(grouped.topk(2, dim=-1).values.sum(-1), count)
     kept = torch.zeros(*best.shape[:-1], groups, dtype=torch.bool, device=best.device).scatter(-1, best, True)
@@ -108,5 +108,5 @@ def _of_best_groups(ranking: Tensor, groups: int, count: int) -> Tensor:
 
 
 def _highest(values: Tensor, count: int) -> Tensor:
-    """Numbers of the highest values, highest first; the lower number where two are equal, which topk does not say."""
+    """Indices of the highest values, highest first. Ties go to the lower index, which topk does not guarantee."""
     return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]

@@ -1,4 +1,4 @@
-"""Activations and their gates, as the ops Gate and Experts have them (rkf/model/ops.py). Knows no weights."""
+"""Activations and gates for the ops Gate and Experts (rkf/model/ops.py). Knows no weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 def gated(
     a: Tensor, b: Tensor | None, act: str, limit: float | None = None, alpha: float = 1.0, shift: float = 0.0
 ) -> Tensor:
-    """act(a) * (b + shift), both cut by `limit` first; act(a) where b is None. "silu" is a * sigmoid(alpha * a)."""
+    """act(a) * (b + shift), both clamped by `limit` first; act(a) if b is None. "silu" is a * sigmoid(alpha * a)."""
     if limit is not None:
         a, b = a.clamp(max=limit), None if b is None else b.clamp(-limit, limit)
     a = a * torch.sigmoid(alpha * a) if act == "silu" and alpha != 1 else _ACTIVATIONS[act](a)

@@ -1,7 +1,7 @@
-"""One token of decoding as a CUDA graph: one launch where the decoder makes hundreds. Knows no text.
+"""One token of decoding as a CUDA graph: one launch instead of hundreds by the decoder. Knows no text.
 
-The replay is compared with the decoder once, when it is captured. `TokenStep` is tested on processors; `TokenGraph` has
-not run on a GPU yet.
+The replay is compared with the decoder once, when it is captured. `TokenStep` is tested on CPUs; `TokenGraph` has not
+run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from rkf.model.program import Program
 from rkf.runtime.torch_model import Decoder
 from rkf.runtime.torch_past import KeysValues, TorchCache, is_recurrent
 
-_WARM_UPS = 3  # kernels are compiled, and libraries take their workspaces, before anything is captured
-_CLOSE = 0.02  # of the largest logit, in bf16
+_WARM_UPS = 3  # before capture, kernels are compiled and libraries allocate their workspaces
+_CLOSE = 0.02  # tolerance relative to the largest logit, in bf16
 
 
 def has_fixed_shapes(program: Program) -> bool:
-    """Whether a token's computation can be captured: its shapes do not depend on data, and doing it again changes
-    nothing. Experts fail the first, recurrent states the second.
+    """Whether a token's computation can be captured: its shapes do not depend on data, and repeating it changes
+    nothing. Experts fail the first condition, recurrent states the second.
     """
     return not is_recurrent(program) and not any(isinstance(op, Experts) for kind in program.kinds for op in kind)
 
 
 class StandingCache:
-    """The whole room of a TorchCache, and a position in it that is a tensor: nothing here changes its shape."""
+    """The whole allocation of a TorchCache with its position as a tensor, so that no shape changes."""
 
     def __init__(self, cache: TorchCache) -> None:
         self.capacity, self._slots, self._room = cache.capacity, cache.slots, cache.room
@@ -56,7 +56,7 @@ class StandingCache:
 
 
 class TokenStep:
-    """One token through a decoder, from buffers that stay where they are to `logits: [1, vocab]`."""
+    """One token through a decoder, from buffers at fixed addresses to `logits: [1, vocab]`."""
 
     def __init__(self, decoder: Decoder, cache: TorchCache) -> None:
         self.slots = cache.slots
@@ -64,7 +64,7 @@ class TokenStep:
         self._token = torch.zeros(1, 1, dtype=torch.int64, device=cache.device)
 
     def place(self, token: int, position: int) -> None:
-        """What `compute` is to be of: a token, and how many come before it."""
+        """Set the token for `compute` and the number of tokens before it."""
         self._token.fill_(token)
         self._cache.position.fill_(position)
 
@@ -74,11 +74,11 @@ class TokenStep:
 
 
 class TokenGraph:
-    """A TokenStep, captured. Whatever `place` was told last is computed by `replay`."""
+    """A captured TokenStep. `replay` computes the token that `place` set last."""
 
     def __init__(self, step: TokenStep) -> None:
         self.step = step
-        # A computation writes the cache at its own position alone, so that doing it again changes nothing.
+        # A computation writes the cache only at its own position, so repeating it changes nothing.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -94,20 +94,20 @@ class TokenGraph:
         return self._logits
 
     def faithful(self) -> bool:
-        """Whether a replay gives what the decoder gave before it was captured."""
+        """Whether a replay gives the decoder's result from before the capture."""
         off = (self.replay() - self._expected).abs().max()
         return bool(off <= _CLOSE * self._expected.abs().max())
 
 
 def captured(step: TokenStep) -> TokenGraph | None:
-    """The graph of a step, or None, with a warning, where it cannot be captured or gives something else."""
+    """The graph of a step; None, with a warning, if it cannot be captured or gives another result."""
     try:
         graph = TokenGraph(step)
-    except RuntimeError as error:  # what torch raises for every failure of CUDA
+    except RuntimeError as error:  # torch raises this for every failure of CUDA
         reason = str(error).partition("\n")[0]
     else:
         if graph.faithful():
             return graph
         reason = "its replay differs from the decoder"
-    warnings.warn(f"decoding goes on without a CUDA graph, and slower: {reason}", stacklevel=2)
+    warnings.warn(f"decoding continues without a CUDA graph, more slowly: {reason}", stacklevel=2)
     return None

@@ -1,4 +1,4 @@
-"""A file's program as a torch module: any number of sequences, with a past or (to learn) without. Knows no text."""
+"""A file's program as a torch module: any number of sequences, with a past or, for training, without. Knows no text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rkf.torch import ClusteredWeight
 
 
 class Decoder(nn.Module):
-    """ids: i64[sequences, tokens] -> the last hidden states, `[sequences, tokens, width]`, which `head` reads; `head`
-    makes logits of them. dtype: of dense matrices and activations.
+    """ids: i64[sequences, tokens] -> the last hidden states, `[sequences, tokens, width]`; `head` computes logits from
+    them. dtype: that of dense matrices and activations.
     """
 
     def __init__(self, container: Container, dtype: torch.dtype = torch.float32) -> None:
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the last hidden states."""
+        """The width of the last hidden states."""
         return int(self.head.matrix.in_features)
 
     @property
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         return next(self.parameters()).device
 
     def new_cache(self, sequences: int, capacity: int) -> TorchCache:
-        """The past of sequences that begin, and may grow to `capacity` positions."""
+        """The empty past of new sequences that may grow to `capacity` positions."""
         return TorchCache(self.program, sequences, capacity, self.dtype, self.device)
 
     def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         for layer in self.layers:
             inside = dict(values)
             layer(run, inside)
-            values = {name: inside[name] for name in values}  # what the stem has written lives on
+            values = {name: inside[name] for name in values}  # values of the stem live on
         run.past.advance(tokens)
         self.top(run, values)
         return values[self.program.logits.src]

@@ -1,8 +1,8 @@
-"""The ops of a program as torch modules, one a class (rkf/model/ops.py says what each computes). Knows no files.
+"""The ops of a program as torch modules, one per class (rkf/model/ops.py says what each computes). Knows no files.
 
 A module is made from its op and the tensors of its layer. It is called with the pass and the values that the op reads,
 `[sequences, tokens, width]` each, and returns the value that it writes. Norms, rope, routing and softmax compute in f32
-whatever the dtype of the values is.
+for values of any dtype.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class _Clip(nn.Module):
 
 
 class TorchHead(nn.Module):
-    """The op that ends a program: hidden: [..., width] -> logits: [..., vocab]. It needs no pass."""
+    """The last op of a program: hidden: [..., width] -> logits: [..., vocab]. It needs no pass."""
 
     def __init__(self, op: ops.Logits, tensors: TorchTensors) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ _MODULES: Mapping[type[Op], Callable[..., nn.Module]] = {
 
 
 class TorchOps(nn.Module):
-    """Ops in a row: reads and writes `values`, by name."""
+    """A sequence of ops that reads and writes `values`, by name."""
 
     def __init__(self, found: tuple[Op, ...], tensors: TorchTensors) -> None:
         super().__init__()

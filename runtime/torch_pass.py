@@ -1,4 +1,4 @@
-"""What the ops of one pass share: the tokens, their positions, rope angles, masks and the past. Knows no weights."""
+"""The data that the ops of one pass share: tokens, positions, rope angles, masks and the past. Knows no weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rkf.runtime.torch_past import Past
 
 
 class RopeTables(nn.Module):
-    """The frequencies of a program's ropes as buffers, f32[pairs] each, and for long sequences where they differ."""
+    """The frequencies of a program's ropes as buffers, f32[pairs] each, with separate ones for long sequences."""
 
     def __init__(self, ropes: Sequence[Frequencies]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class RopeTables(nn.Module):
 
 
 class TorchPass:
-    """ids: i64[sequences, tokens], the next of every sequence. What is made once is kept for all layers."""
+    """ids: i64[sequences, tokens], the next of every sequence. Shared data is computed once for all layers."""
 
     def __init__(self, ropes: RopeTables, ids: Tensor, past: Past) -> None:
         self.ids, self.past = ids, past
@@ -47,12 +47,12 @@ class TorchPass:
         return self._angles[table]
 
     def is_plain(self, window: int | None) -> bool:
-        """Whether every token sees itself and all tokens of this pass before it, and there are no others."""
+        """Whether every token sees itself and all earlier tokens of this pass, and no others."""
         tokens = self.ids.shape[1]
         return self._end == tokens and (window is None or tokens <= window)
 
     def mask(self, window: int | None) -> Tensor:
-        """Which positions a token sees, `bool[tokens, positions]`."""
+        """The positions that each token sees, `bool[tokens, positions]`."""
         if window not in self._masks:
             ago = self.positions[:, None] - torch.arange(self._end, device=self.positions.device)
             self._masks[window] = (ago >= 0) if window is None else (ago >= 0) & (ago < window)

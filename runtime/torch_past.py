@@ -1,7 +1,7 @@
-"""What a sequence leaves behind for its next tokens: keys and values by layer, and recurrent states. Knows no weights.
+"""The past of a sequence for its next tokens: keys and values by layer, and recurrent states. Knows no weights.
 
-A layer with an attention of its own has keys and values, `[sequences, kv_heads, positions, head_dim or value_dim]`; one
-that shares reads an earlier layer's. A layer with a convolution or a delta rule has a state of fixed size.
+A layer with its own attention has keys and values, `[sequences, kv_heads, positions, head_dim or value_dim]`; one that
+shares reads an earlier layer's. A layer with a convolution or a delta rule has a state of fixed size.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from rkf.model.ops import Attention, Conv, Delta
 from rkf.model.program import Program
 
 KeysValues = tuple[Tensor, Tensor]
-_FIRST_ROOM = 256  # positions
+_FIRST_ROOM = 256  # positions allocated first
 
 
 class Past(Protocol):
-    """What a pass looks back at."""
+    """The past as a pass sees it."""
 
     @property
     def capacity(self) -> int:
-        """The positions that the sequences may grow to: long rope tables are chosen by it."""
+        """The positions that the sequences may grow to; it decides whether long rope tables are used."""
         ...
 
     def span(self, tokens: int) -> tuple[Tensor, int]:
-        """Positions of the next tokens, i64[tokens], and how many `extend` will give keys of."""
+        """Positions of the next tokens, i64[tokens], and the number of positions in the keys from `extend`."""
         ...
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
-        """Put in those of the next tokens, [sequences, kv_heads, tokens, …]; get all."""
+        """Add those of the next tokens, [sequences, kv_heads, tokens, …]; returns all."""
         ...
 
     def held(self, layer: int) -> KeysValues:
-        """All of an earlier layer, the next tokens included."""
+        """All of an earlier layer, including the next tokens."""
         ...
 
     def state(self, layer: int, name: str) -> Tensor | None:
@@ -44,11 +44,11 @@ class Past(Protocol):
         ...
 
     def keep(self, layer: int, name: str, state: Tensor) -> None:
-        """Put in the state after the next tokens."""
+        """Store the state after the next tokens."""
         ...
 
     def advance(self, tokens: int) -> None:
-        """All layers have put theirs in."""
+        """Count the next tokens, once all layers have stored theirs."""
         ...
 
 
@@ -82,7 +82,7 @@ class NoPast:
 class TorchCache:
     """The past of a batch of sequences of one length, which may grow to `capacity` positions.
 
-    slots: layer -> its keys and values, with room for `room` positions; another object once they have moved to grow.
+    slots: layer -> its keys and values, with room for `room` positions; a new object after each reallocation.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class TorchCache:
         self.slots = {layer: _empty(op, sequences, dtype, device) for layer, op in own.items()}
         self.room = 0
         self._states: dict[tuple[int, str], Tensor] = {}
-        self._next_states: dict[tuple[int, str], Tensor] = {}  # until all layers are done: a pass may be interrupted
+        self._next_states: dict[tuple[int, str], Tensor] = {}  # kept apart until all layers are done: a pass may fail
 
     def truncate(self, tokens: int) -> None:
-        """Forget all but the first `tokens`. Recurrent states only go back to the start."""
+        """Forget all but the first `tokens`. Recurrent states can only go back to the start."""
         if not 0 <= tokens <= self.length:
             raise UsageError(f"cache: cannot keep {tokens} of {self.length} tokens")
         if self.reusable(tokens) != tokens:
@@ -106,7 +106,7 @@ class TorchCache:
         self.length = tokens
 
     def reusable(self, tokens: int) -> int:
-        """The longest beginning of at most `tokens` that `truncate` can go back to."""
+        """The longest beginning of at most `tokens` to which `truncate` can go back."""
         if self._states and tokens < self.length:
             return 0
         return min(tokens, self.length)
@@ -137,14 +137,14 @@ class TorchCache:
         self.length += tokens
 
     def reserve(self, tokens: int) -> None:
-        """Room for so many, or twice what there was: what is held is copied a constant number of times in all."""
+        """Make room for `tokens`, or double the old room, so that each position is copied only a few times in all."""
         if tokens <= self.room:
             return
         self.room = min(max(2 * self.room, tokens, _FIRST_ROOM), max(self.capacity, tokens))
         self.slots = {layer: (self._moved(keys), self._moved(values)) for layer, (keys, values) in self.slots.items()}
 
     def _moved(self, old: Tensor) -> Tensor:
-        # Zeros: whoever masks what is not held multiplies it by 0, and 0 times whatever was in memory may be NaN.
+        # Zeros: masked positions are multiplied by 0, and 0 times uninitialised memory may be NaN.
         new = old.new_zeros((*old.shape[:2], self.room, old.shape[3]))
         new[:, :, : self.length] = old[:, :, : self.length]
         return new

@@ -17,7 +17,7 @@ from rkf.torch.loading import dense
 
 @dataclass(frozen=True, slots=True)
 class TorchTensors:
-    """dtype: of dense matrices, and so of activations. layer: whose tensors are named; None for those outside layers.
+    """dtype: that of dense matrices, and so of activations. layer: the layer of the names; None outside layers.
 
     clustered: every clustered matrix so far, by the name under which it is stored.
     """
@@ -29,7 +29,7 @@ class TorchTensors:
     dense: dict[str, nn.Parameter] = field(default_factory=dict)
 
     def at(self, layer: int) -> TorchTensors:
-        """The same, for the names inside a layer."""
+        """The same for the names inside a layer."""
         return replace(self, layer=layer)
 
     def vector(self, name: str, dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -38,7 +38,7 @@ class TorchTensors:
         return nn.Parameter(values.to(dtype), requires_grad=False)
 
     def optional(self, name: str | None, dtype: torch.dtype = torch.float32) -> nn.Parameter | None:
-        """The vector of a name that may be left out."""
+        """The vector of an optional name."""
         return None if name is None else self.vector(name, dtype)
 
     def linear(self, name: str, bias: str | None = None) -> nn.Module:

@@ -1,6 +1,6 @@
-"""A model's tensors, ready for kernels: matrices with the kernels that suit them, vectors as f32. Each is made once.
+"""A model's tensors, prepared for kernels: matrices with their kernels, vectors as f32. Each is prepared once.
 
-Knows which tensors a program names and where they are kept, not what is computed with them.
+Knows the tensors that a program names and their places in memory, not their use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MATRICES = (EMBEDDING, MATRIX, STACK, ROUTER)
 
 
 class Weights:
-    """The tensors of a container. level: of CPU, None for exact arithmetic alone; bits: as CpuBackend takes them."""
+    """The tensors of a container. level: the CPU level, None for exact arithmetic only; bits: as in CpuBackend."""
 
     def __init__(
         self, container: Container, program: Program, memory: Memory, *, level: str | None, bits: int | None
@@ -50,18 +50,18 @@ class Weights:
         return max(int(item.struct["columns"][0]) for item in self._prepared.values())
 
     def link(self, addresses: Mapping[str, int]) -> None:
-        """Tell the matrices where their kernels are."""
+        """Write the kernels' addresses into the matrices."""
         for item in self._prepared.values():
             m = item.struct[0]
             m["multiply_one"], m["multiply_many"] = addresses[item.kernels.one], addresses[item.kernels.many]
             m["decode_row"] = addresses[item.kernels.row]
 
     def is_fast(self, name: str) -> bool:
-        """Whether a matrix takes packed activations."""
+        """Whether a matrix reads packed activations."""
         return self._prepared[self._stored(name)].kernels.one != "f32"
 
     def matrix(self, name: str, bias: str | None = None) -> int:
-        """The address of a MATRIX, with the bias that goes with it here. `link` comes first."""
+        """The address of a MATRIX with this bias. Call `link` first."""
         key = self._stored(name), bias
         if key not in self._with_bias:
             struct = self._prepared[key[0]].struct
@@ -80,5 +80,5 @@ class Weights:
         return self._vectors[name, offset]
 
     def _stored(self, name: str) -> str:
-        """The tensor that holds a tensor's numbers: aliases are followed."""
+        """The tensor that stores a tensor's numbers, with aliases followed."""
         return self._container.tensors[name].target or name

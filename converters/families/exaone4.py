@@ -15,7 +15,7 @@ from rkf.converters.families.windows import Windowed, periodic, window_config, w
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.program import Program
 
-_LAYERS_32B, _WINDOW = 64, 4096  # llama.cpp recognises by this the one model that has windows, in three of four layers
+_LAYERS_32B = 64  # llama.cpp recognises by this the one model that has windows, in three of four layers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,9 +72,10 @@ class GgufFields:
 class GgufForm(Generic[C]):
     """A family in GGUF, where names come from gguf's own tables.
 
-    claims: whether a file of this architecture belongs to the family. to_config: keys of config.json beyond the common
-    ones. to_fields: the inverse; raises UnsupportedError if a GGUF has no field for a value. layout: over Hugging
-    Face's names, which gguf's tables translate.
+    claims: whether a file of this architecture belongs to the family. activation: the one that llama.cpp uses; a GGUF
+    does not name it. to_config: keys of config.json beyond the common ones. to_fields: the inverse; raises
+    UnsupportedError if a GGUF has no field for a value. layout: over Hugging Face's names, which gguf's tables
+    translate.
     """
 
     architecture: str
@@ -82,6 +83,7 @@ class GgufForm(Generic[C]):
     to_fields: Callable[[C], GgufFields]
     layout: Callable[[C], Layout] = lambda config: as_named
     claims: Callable[[Mapping[str, Any]], bool] = lambda own: True
+    activation: str = "silu"
 
 
 @dataclass(frozen=True, slots=True)

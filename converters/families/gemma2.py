@@ -120,5 +120,5 @@ FAMILY = Family(
     class_name="Gemma2ForCausalLM",
     keys=Gemma2Keys,
     program=_program,
-    gguf=GgufForm("gemma2", _to_config, _to_fields, one_added),
+    gguf=GgufForm("gemma2", _to_config, _to_fields, one_added, activation="gelu_tanh"),
 )

@@ -162,7 +162,7 @@ FAMILY = Family(
     class_name="Gemma3ForCausalLM",
     keys=Gemma3Keys,
     program=_program,
-    gguf=GgufForm("gemma3", _to_config, _to_fields, one_added),
+    gguf=GgufForm("gemma3", _to_config, _to_fields, one_added, activation="gelu_tanh"),
     wrapper=Wrapper(
         model_type="gemma3",
         prefixes=("language_model.model.", "model.language_model."),

@@ -59,7 +59,12 @@ def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
 
 
 def fields_of(family: Family[C], config: C) -> GgufFields:
-    """The fields of a GGUF, without the architecture's prefix and without the tokenizer's."""
+    """The fields of a GGUF, without the architecture's prefix and without the tokenizer's.
+
+    Raises UnsupportedError for what a GGUF of the family cannot say.
+    """
+    activation = family.gguf.activation
+    config.refuse(config.hidden_act != activation, "hidden_act", f"{activation}, which llama.cpp computes")
     own = family.gguf.to_fields(config)
     common: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
     common |= {

@@ -18,7 +18,7 @@ from rkf.errors import SourceError, UnsupportedError
 FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 EXTRA = (FACTORS, LONG, SHORT)
 # llama.cpp writes rope factors only for the kind "llama3", whose low_freq_factor is 1 in every published model.
-_LOW_FREQ_FACTOR = 1.0
+_LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR = 1.0, 4.0
 _TOLERANCE = 1e-5
 
 
@@ -75,18 +75,22 @@ def llama3_parameters(factors: NDArray[Any], theta: float, head_size: int) -> di
 
     Inverts `_compute_llama3_parameters` (transformers/modeling_rope_utils.py). Between the two thresholds the
     divisor d satisfies (1/d - 1/factor) / (1 - 1/factor) = (context / wavelength - low) / (high - low), a line over
-    1 / wavelength. It has two coefficients for three unknowns, so any value of low fits; 1 is used.
+    1 / wavelength. It has two coefficients for three unknowns, so any value of low fits; 1 is used. With one divisor
+    between the thresholds the high factor is open too; 4 is used, as in every published model.
     """
     factors = np.asarray(factors, np.float64).reshape(-1)
     if factors.size != head_size // 2 or not np.all(np.isfinite(factors) & (factors >= 1)):
         raise SourceError(f"{FACTORS}: expected {head_size // 2} divisors of at least 1")
     factor = float(factors.max())
     between = (factors > 1) & (factors < factor)
-    candidates = [_llama3(theta, factor, 4.0, 8192)]
+    candidates = [_llama3(theta, factor, _HIGH_FREQ_FACTOR, 8192)]
+    inverse_wavelength = _plain(theta, head_size)[between] / (2 * np.pi)
+    smooth = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
+    if between.sum() == 1:
+        turns = _LOW_FREQ_FACTOR + smooth[0] * (_HIGH_FREQ_FACTOR - _LOW_FREQ_FACTOR)
+        candidates.append(_llama3(theta, factor, _HIGH_FREQ_FACTOR, round(float(turns / inverse_wavelength[0]))))
     if between.sum() >= 2:
-        inverse_wavelength = _plain(theta, head_size) / (2 * np.pi)
-        smooth = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
-        slope, intercept = np.polyfit(inverse_wavelength[between], smooth, 1)
+        slope, intercept = np.polyfit(inverse_wavelength, smooth, 1)
         if slope > 0 > intercept:
             span = -_LOW_FREQ_FACTOR / intercept
             high = float(np.round(_LOW_FREQ_FACTOR + span, 3))

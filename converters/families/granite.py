@@ -60,7 +60,6 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: GraniteKeys) -> GgufFields:
-    config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases of all four here")
     found = rope_fields(_rope(config), config.head_size)
     own = {
         **found.own,

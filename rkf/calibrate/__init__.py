@@ -1,1 +1,1 @@
-"""Whose text a conversion is suited to, and what a model in numpy says of it."""
+"""Calibration: its text, and statistics of the model on it, computed by a numpy interpreter of programs."""

@@ -1,6 +1,6 @@
 """The arithmetic of ops on batches of tokens, in numpy f32 (spec/program.md, section 4). Knows no names of values.
 
-Values are f32[batch, tokens, width]. Calibrated files must not change: the order of operations is part of this file.
+Values are f32[batch, tokens, width]. Calibrated files must not change, so the order of operations here is fixed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from rkf.model.ops import Attention, Delta, Experts, Gate, Norm, Rope, Route
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-_SCORES = 1 << 21  # of attention held at once, unless one sequence has more: they grow with the square of its tokens
+_SCORES = 1 << 21  # attention scores held at once, unless one sequence has more (they grow with its tokens squared)
 _GELU_TANH = np.float32(np.sqrt(2 / np.pi))
 
 
 class Routed(NamedTuple):
-    """What Route writes. experts: i64[batch, tokens, count], the best first; weights: f32[batch, tokens, count]."""
+    """The output of Route. experts: i64[batch, tokens, count], best first; weights: f32[batch, tokens, count]."""
 
     experts: I64
     weights: F32
@@ -50,7 +50,7 @@ def rotation(frequencies: F32, factor: float, positions: I64) -> tuple[F32, F32]
 
 
 def turned(op: Rope, x: F32, turn: tuple[F32, F32]) -> F32:
-    """Each head's first numbers turned. turn: cosines and sines of the tokens."""
+    """x with the first numbers of each head rotated. turn: cosines and sines of the tokens."""
     cos, sin = (part[:, None] for part in turn)
     heads = x.reshape(*x.shape[:2], -1, op.head_dim)
     width = 2 * cos.shape[-1]
@@ -92,7 +92,7 @@ def _mixed(queries: F32, keys: F32, values: F32, bias: F32, softcap: float | Non
 
     queries: f32[batch, heads, tokens, head_dim]; bias: f32[tokens, keys]; sinks: f32[heads].
     """
-    grouped = queries.reshape(*keys.shape[:2], -1, keys.shape[3])  # the heads that share keys, one below the other
+    grouped = queries.reshape(*keys.shape[:2], -1, keys.shape[3])  # heads that share keys are adjacent
     scores: F32 = grouped @ keys.swapaxes(2, 3)
     by_query = scores.reshape(*queries.shape[:3], -1)  # a view
     if softcap is not None:
@@ -113,13 +113,13 @@ def _mixed(queries: F32, keys: F32, values: F32, bias: F32, softcap: float | Non
 
 
 def _hidden(positions: I64, keys: int, window: int | None) -> NDArray[np.bool_]:
-    """Which keys each token may not see, bool[tokens, keys]: later ones, and those before a sliding window."""
+    """bool[tokens, keys]: the keys that each token may not see: later ones, and those before a sliding window."""
     distance = positions[:, None] - np.arange(keys)
     return (distance < 0) | (distance >= (window or keys + 1))
 
 
 def activated(name: str, x: F32, alpha: float = 1.0) -> F32:
-    """One of ops.ACTIVATIONS; alpha is silu's."""
+    """One of ops.ACTIVATIONS; alpha belongs to silu."""
     if name == "silu":
         out = x / (1 + np.exp(np.minimum(-x if alpha == 1 else x * np.float32(-alpha), 80)))
     elif name == "sigmoid":
@@ -146,7 +146,7 @@ def _erf(x):
 
 
 def gated(op: Gate | Experts, a: F32, b: F32 | None) -> F32:
-    """act(a) * b, with the cuts and the shift of the op."""
+    """act(a) * b, with the clamps and the shift of the op."""
     if op.limit is not None:
         a = np.minimum(a, np.float32(op.limit))
         b = None if b is None else np.clip(b, np.float32(-op.limit), np.float32(op.limit))
@@ -180,7 +180,7 @@ def routed(op: Route, logits: F32, select: F32 | None, expert_scale: F32 | None)
 
 
 def _in_best_groups(ranked: F32, groups: int, best: int) -> F32:
-    """-inf for the experts outside the groups whose two best sum highest."""
+    """-inf for the experts outside the groups with the highest sum of their two best."""
     by_group = ranked.reshape(*ranked.shape[:-1], groups, -1)
     sums = np.sort(by_group, axis=-1)[..., -2:].sum(axis=-1)
     chosen = np.argsort(-sums, axis=-1, kind="stable")[..., :best]
@@ -196,7 +196,7 @@ def _softmax(x: F32) -> F32:
 
 
 def convolved(x: F32, before: F32, weight: F32, bias: F32 | None, act: str) -> tuple[F32, F32]:
-    """(What Conv writes, the inputs that the next chunk needs).
+    """(The output of Conv, the inputs that the next chunk needs).
 
     x: f32[batch, tokens, width]; before: f32[batch, taps - 1, width]; weight: f32[width, taps].
     """
@@ -211,8 +211,8 @@ def convolved(x: F32, before: F32, weight: F32, bias: F32 | None, act: str) -> t
 
 
 def delta_rule(op: Delta, x: F32, a: F32, b: F32, a_log: F32, dt_bias: F32, state: F32) -> tuple[F32, F32]:
-    """(What Delta writes, the state after it). x, a, b: the op's src, a and b; state: f32[batch, value_heads, key_dim,
-    value_dim].
+    """(The output of Delta, the state after it). x, a, b: the op's src, a and b; state: f32[batch, value_heads,
+    key_dim, value_dim].
     """
     keys = op.key_heads * op.key_dim
     copies = op.value_heads // op.key_heads

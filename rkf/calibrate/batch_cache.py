@@ -1,4 +1,4 @@
-"""What a batch of sequences keeps from the tokens before: keys and values in 16 bits, and the states of ops in f32."""
+"""The cache of a batch of sequences: keys and values in 16 bits, and the states of ops in f32."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ KeyValues = tuple[F32, F32]
 
 
 class BatchCache:
-    """length: tokens so far of each sequence, all layers done. states: by layer and name of the op."""
+    """length: tokens of each sequence so far, through all layers. states: by layer and name of the op."""
 
     def __init__(self, program: Program, batch: int, capacity: int) -> None:
         self.length = 0
         self.states: dict[tuple[int, str], F32] = {}
         owners = {layer: op for layer in range(program.layers) if (op := program.cache_of(layer)) is not None}
         shapes = {layer: _shapes(op, batch, capacity) for layer, op in owners.items()}
-        # One piece of memory, which the system gets back as a whole.
+        # One allocation, which the system gets back as a whole.
         room = np.zeros(sum(prod(shape) for pair in shapes.values() for shape in pair), np.uint16)
         self._slots: dict[int, tuple[NDArray[np.uint16], NDArray[np.uint16]]] = {}
         start = 0
@@ -33,19 +33,19 @@ class BatchCache:
             start = end
 
     def extend(self, layer: int, keys: F32, values: F32) -> KeyValues:
-        """All keys and values of a layer with these of the next tokens, rounded to bf16."""
+        """All keys and values of a layer, including these of the next tokens, rounded to bf16."""
         end = self.length + keys.shape[2]
         for kept, new in zip(self._slots[layer], (keys, values), strict=True):
             kept[:, :, self.length : end] = from_f32(new, "bf16")
         return self.read(layer, keys.shape[2])
 
     def read(self, layer: int, tokens: int) -> KeyValues:
-        """Keys and values of a layer that has been extended by so many tokens."""
+        """Keys and values of a layer that already holds those of the next `tokens` tokens."""
         keys, values = (to_f32(kept[:, :, : self.length + tokens], "bf16") for kept in self._slots[layer])
         return keys, values
 
     def advance(self, tokens: int) -> None:
-        """Count tokens that all layers have seen."""
+        """Count tokens that have passed through all layers."""
         self.length += tokens
 
 

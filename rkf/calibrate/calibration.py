@@ -1,6 +1,7 @@
-"""Calibration of a checkpoint: whose text, and how its tokens are kept. Joins the tokenizer and the runtime's passes.
+"""Calibration of a checkpoint: choosing its text and storing its tokens. Joins the tokenizer and the interpreter.
 
-By default the source model writes the text itself: no corpus is needed, and any language or domain it knows is there.
+By default the source model generates the text itself: it needs no corpus, and it covers the model's own languages and
+domains.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from rkf.text.tokenizer import Tokenizer
 
 U32 = NDArray[np.uint32]
 
-# Of a text from a file, and of what is written.
+# Size of a text from a file, then of a generated text.
 SEQUENCES, CTX = 32, 512
 WRITTEN, WRITTEN_CTX = 128, 128
-# Every other text loses its first tokens, for as many at its end: it begins in the midst, as a user's may. The first
-# token takes massive activations, and it should not always be BOS.
+# Every other text drops its first tokens and gets as many more at its end: it starts mid-text, as user prompts often
+# do. The first token causes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
-_MAGIC = b"PK"  # of npz
-# Half of the texts begin with BOS alone, a quarter as an answer in a chat, a quarter with one of these.
+_MAGIC = b"PK"  # first bytes of an npz file
+# Half of the texts start with BOS alone, a quarter as an answer in a chat, a quarter with one of these questions.
 _QUESTIONS = (
     "Who was the most important scientist of the last century, and why?",
     "Write a short story about a lighthouse.",
@@ -50,7 +51,7 @@ _BEGINNINGS = ("The", "In 19", "It was", "= ", "# ", "def ", "According to", "1.
 
 
 class CalibrationSource(Protocol):
-    """What calibration needs of a source (`rkf.converters.source.Source`)."""
+    """The part of a source (`rkf.converters.source.Source`) that calibration needs."""
 
     @property
     def model(self) -> ModelMetadata: ...
@@ -67,7 +68,7 @@ class CalibrationSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or the name of a file; measured: kept losses."""
+    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or a file's name; measured: stored losses."""
 
     source: CalibrationSource
     tokens: U32
@@ -82,27 +83,27 @@ class Calibration:
         return passes.moments(self.source.model.program, _reader(self.source), self.tokens)
 
     def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
-        """Kept ones, else what `coarse` costs (`rkf.calibrate.sensitivity`)."""
+        """Stored losses, otherwise those measured with `coarse` (`rkf.calibrate.sensitivity`)."""
         program = self.source.model.program
         return self.measured or sensitivity.losses(program, _reader(self.source), coarse, self.tokens)
 
     @property
     def frequent(self) -> NDArray[np.int64]:
-        """All tokens of the vocabulary, the most frequent of the text first."""
+        """All tokens of the vocabulary, from the most frequent of the text."""
         counts = np.bincount(self.tokens.reshape(-1), minlength=self.source.model.vocab_size)
         return np.argsort(-counts, kind="stable")
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrate:
-    """Makes a Calibration: with text that the model writes, from a text file, or from one kept by `save`."""
+    """Makes a Calibration from text that the model generates, from a text file, or from a file written by `save`."""
 
     text: Path | None = None
-    progress: Callable[[int, int], None] | None = None  # of the writing: (tokens done, tokens in all) of a sequence
+    progress: Callable[[int, int], None] | None = None  # of the generation: (tokens done, tokens in all) of a sequence
 
     @property
     def announced(self) -> dict[str, Any]:
-        """The provenance to come, but for the hash."""
+        """The final provenance without the hash."""
         if self.text is None:
             return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64)
         return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64)
@@ -110,7 +111,7 @@ class Calibrate:
     def __call__(self, source: CalibrationSource, folder: Path | None = None) -> Calibration:
         """folder: for a temporary file of the source's size in 16 bits; the system's own by default.
 
-        Raises UsageError for a text that is not UTF-8 or shorter than one sequence, OutputError for no space left.
+        Raises UsageError for a text that is not UTF-8 or shorter than one sequence, OutputError if the disk is full.
         """
         if self.text is None:
             return Calibration(source, self_written(source, folder, self.progress), "self")
@@ -121,7 +122,7 @@ class Calibrate:
 
 
 def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = False) -> None:
-    """Keep a calibration: a zip of arrays (numpy's npz, no pickles), `tokens`, and by matrix `names` and `losses`."""
+    """Write a calibration: a zip of arrays (numpy's npz, no pickles): `tokens`, and matrices' `names` and `losses`."""
     packed = io.BytesIO()
     np.savez(packed, tokens=tokens, names=np.array(sorted(losses), np.str_), losses=[losses[n] for n in sorted(losses)])
     with replacing(path, force) as output:
@@ -131,10 +132,10 @@ def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = Fal
 def self_written(
     source: CalibrationSource, folder: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> U32:
-    """WRITTEN texts of the model's own, u32[WRITTEN, WRITTEN_CTX]: the same for the same weights."""
+    """WRITTEN texts generated by the model, u32[WRITTEN, WRITTEN_CTX]; the same weights give the same texts."""
     ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
     beginnings = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
-    begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # each is cut once and once not
+    begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # once with a cut, once without
     with narrow.mapped(folder or Path(gettempdir())) as keep:
         reader = _reader(source)
         text = passes.write_text(source.model.program, reader, begun, ctx=ctx, keep=keep, progress=progress)
@@ -143,7 +144,7 @@ def self_written(
 
 
 def prompts(model: ModelMetadata, tokenizer: Tokenizer) -> list[list[int]]:
-    """How each text begins."""
+    """The beginning of each text."""
     start = [] if model.bos_id is None else [model.bos_id]
     start = start or list(model.eos_ids[:1]) or [0]
     plain = [start + tokenizer.encode(text, bos=False) for text in _BEGINNINGS]
@@ -155,15 +156,15 @@ def prompts(model: ModelMetadata, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _cut(data: bytes, path: Path, source: CalibrationSource) -> U32:
-    """The first SEQUENCES sequences of a text's tokens, spread over all of it."""
+    """SEQUENCES sequences of a text's tokens, evenly spread over it."""
     try:
         ids = Tokenizer(source.tokenizer_json, source.model).encode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text, or tokens that `rkf calibrate` kept: {error}") from error
+        raise UsageError(f"{path}: expected UTF-8 text, or a file written by `rkf calibrate`: {error}") from error
     ctx = min(CTX, source.model.context_length)
     available = len(ids) // ctx
     if not available:
-        raise UsageError(f"{path}: {len(ids)} tokens; expected {ctx} at least, and {SEQUENCES * ctx} to do well")
+        raise UsageError(f"{path}: {len(ids)} tokens; expected at least {ctx}, better {SEQUENCES * ctx}")
     chosen = np.unique(np.linspace(0, available - 1, SEQUENCES).astype(int))
     return np.array([ids[i * ctx : (i + 1) * ctx] for i in chosen], np.uint32)
 
@@ -173,12 +174,12 @@ def _loaded(data: bytes, path: Path, source: CalibrationSource) -> Calibration:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not a calibration that `rkf calibrate` kept: {error}") from error
+        raise UsageError(f"{path}: not a calibration written by `rkf calibrate`: {error}") from error
     if tokens.ndim != 2 or not tokens.size or tokens.dtype != np.uint32:
         raise UsageError(f"{path}: damaged: expected u32 sequences of tokens, got {tokens.dtype} {tokens.shape}")
     matrices = set(clusterable(source.model.program)) & source.tensors.keys()
     if tokens.max() >= source.model.vocab_size or set(names) not in (set(), matrices) or len(names) != len(losses):
-        raise UsageError(f"{path}: kept for another model")
+        raise UsageError(f"{path}: written for another model")
     return Calibration(source, tokens, path.name, dict(zip(names, losses, strict=True)))
 
 

@@ -1,8 +1,7 @@
-"""Runs a program on batches of token sequences, a layer at a time, in numpy f32, for calibration. Knows no file.
+"""Runs a program on batches of token sequences, one layer at a time, in numpy f32, for calibration. Knows no file.
 
-What the CPU backend does with all layers in memory, this does with one layer in memory for many sequences, and lets the
-inputs of every matrix be seen. The bytes do not depend on the number of threads as long as BLAS has one thread a call
-(`threadpoolctl`).
+The CPU backend holds all layers in memory; this holds one layer, for many sequences, and exposes the inputs of every
+matrix. The bytes do not depend on the number of threads if BLAS uses one thread per call (`threadpoolctl`).
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Weights = Mapping[str, "F32 | Narrow"]
 
 
 class Seen(NamedTuple):
-    """What some matrices read.
+    """An input of some matrices.
 
-    names: full names of the matrices that share this input, or of the stacks. x: f32[tokens, cols]. expert: which
-    matrix of the stacks; rows: i64, the rows of x that come to it.
+    names: full names of the matrices, or of the stacks, that share this input. x: f32[tokens, cols]. expert: number of
+    the matrix in the stacks; rows: i64, the rows of x that go to it.
     """
 
     names: tuple[str, ...]
@@ -54,10 +53,10 @@ Tap = Callable[[Seen], None]
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What goes from one stretch of a program to the next, for a batch of sequences.
+    """The values passed from one stretch of a program to the next, for a batch of sequences.
 
     ids: [batch, tokens]. values: f32[batch, tokens, width] by name, those that live through all layers. shared: keys
-    and values by layer, of the layers whose cache later ones read.
+    and values by layer, for layers whose cache later ones read.
     """
 
     ids: Ids
@@ -75,7 +74,7 @@ class Flow:
         )
 
     def split(self, parts: int) -> list[Flow]:
-        """So many flows of the same batch size; the inverse of `joined`."""
+        """The inverse of `joined`: this many flows of equal batch size."""
         size = len(self.ids) // parts
         return [self._part(slice(number * size, (number + 1) * size)) for number in range(parts)]
 
@@ -95,9 +94,9 @@ def _stacked(parts: Sequence[KeyValues]) -> KeyValues:
 class Stretch:
     """The stem, one layer, or the top up to the input of the logits.
 
-    names: the tensors it needs, by their full names: those of all ops but the logits. matrices: those that read one
-    value, by the first name of each group. positions: how many tokens a sequence may come to have, by which long rope
-    tables are chosen.
+    names: full names of the tensors it needs, those of all ops except the logits. matrices: those that read the same
+    value, by the first name of each group. positions: the maximum length of a sequence, which decides whether long rope
+    tables are used.
     """
 
     def __init__(self, program: Program, ops: Sequence[Op], keeps: set[str], positions: int, layer: int = -1) -> None:
@@ -129,8 +128,8 @@ class Stretch:
         return cls(program, program.top, {program.logits.src}, positions)
 
     def __call__(self, weights: Weights, flow: Flow, cache: BatchCache | None = None, tap: Tap | None = None) -> Flow:
-        """The flow after this stretch. cache: what the sequences had before these tokens, rounded to bf16; it is
-        extended but not advanced. Without it the sequences begin here.
+        """The flow after this stretch. cache: the earlier tokens of the sequences, rounded to bf16; it is extended but
+        not advanced. Without it, the sequences start here.
         """
         run = _Run(self, weights, flow, cache, tap)
         for op, dying in zip(self.ops, self.dying, strict=True):
@@ -160,7 +159,7 @@ def _lasting(program: Program) -> set[str]:
 
 
 def _dying(ops: Sequence[Op], keeps: set[str]) -> list[set[str]]:
-    """The values that are not read after each op."""
+    """For each op, the values that no later op reads."""
     live, found = set(keeps), []
     for op in reversed(ops):
         reads = set(op.reads())
@@ -180,7 +179,7 @@ class _Run:
         self.positions = (cache.length if cache else 0) + np.arange(flow.ids.shape[1])
 
     def see(self, name: str, x: F32, expert: int | None = None, rows: I64 | None = None) -> None:
-        """Tell the tap of an input, at the first of the matrices that share it."""
+        """Pass an input to the tap, once, at the first of the matrices that share it."""
         names = self.stretch.matrices.get(self.stretch.prefix + name)
         if self.tap is not None and names is not None:
             self.tap(Seen(names, x.reshape(-1, x.shape[-1]), expert, rows))
@@ -229,7 +228,7 @@ class _Run:
         return out.reshape(*x.shape[:-1], op.rows)
 
     def _expert(self, op: model_ops.Experts, expert: int, flat: F32, rows: I64, share: F32) -> F32:
-        """What one expert adds to the tokens `rows`. share: f32[tokens, 1], its weight for each of them."""
+        """The contribution of one expert to the tokens `rows`. share: f32[tokens, 1], its weight for each of them."""
         x = flat[rows]
         if op.scale_input:
             x = x * share
@@ -283,7 +282,7 @@ class _Run:
         return keys, values
 
     def _state(self, op: Op, shape: tuple[int, ...]) -> F32:
-        """What the op kept of the tokens before, zero at the start."""
+        """The op's state after the earlier tokens, zero at the start."""
         kept = self.cache.states.get((self.stretch.layer, op.name)) if self.cache else None
         return np.zeros(shape, np.float32) if kept is None else kept
 

@@ -1,4 +1,4 @@
-"""Second moments of what matrices read on a text, a stretch of a program at a time. Knows no clustering."""
+"""Second moments of matrices' inputs on a text, one stretch of a program at a time. Knows no clustering."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F64 = NDArray[np.float64]
 
 
 class StackMoments:
-    """Of each matrix of a stack, made when asked for: all 128 of a 30B mixture's layer at once would take 2 GB."""
+    """Second moments for each matrix of a stack, computed on demand: all 128 of a 30B mixture's layer take 2 GB."""
 
     def __init__(self, experts: int) -> None:
         self._inputs: list[list[Seen]] = [[] for _ in range(experts)]
@@ -25,7 +25,7 @@ class StackMoments:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How many tokens each expert saw."""
+        """The number of tokens that each expert saw."""
         return np.array([sum(seen.tokens for seen in inputs) for inputs in self._inputs])
 
     def of(self, expert: int) -> F64:
@@ -41,12 +41,12 @@ Moments = F64 | StackMoments
 def tapped(
     pool: ThreadPoolExecutor, stretch: Stretch, weights: Mapping[str, F32], flows: Sequence[Flow]
 ) -> tuple[list[Flow], dict[str, Moments]]:
-    """What a stretch makes of each flow, and the second moments of its matrices' inputs over all, by full name."""
+    """The flows after a stretch, and the second moments of its matrices' inputs over all flows, by full name."""
     count = sum(flow.ids.size for flow in flows)
     after: list[Flow] = []
     means: dict[str, F64] = {}
     stacks: dict[str, StackMoments] = {}
-    for flow, squares, inputs in pool.map(partial(_seen, stretch, weights), flows):  # all at once would be many
+    for flow, squares, inputs in pool.map(partial(_seen, stretch, weights), flows):  # large: added one by one
         after.append(flow)
         for name, each in squares.items():
             means[name] = means.get(name, 0) + each / np.float64(count)
@@ -60,8 +60,8 @@ def tapped(
 def _seen(
     stretch: Stretch, weights: Mapping[str, F32], flow: Flow
 ) -> tuple[Flow, dict[str, F32], list[tuple[Seen, int]]]:
-    """What the stretch makes of one flow, x^T x of its matrices' inputs, by the first name that shares an input, and
-    the inputs of its stacks.
+    """The flow after the stretch; x^T x of its matrices' inputs, by the first name that shares an input; and the inputs
+    of its stacks.
     """
     squares: dict[str, F32] = {}
     inputs: list[tuple[Seen, int]] = []

@@ -1,4 +1,4 @@
-"""Matrices of 16 bits that products read again and again, widened to f32 a tile at a time. Knows no model.
+"""Matrices in 16 bits that are read by many products, widened to f32 one tile at a time. Knows no model.
 
 Widening takes a fifth of a product's time with 64 rows of x; f32 matrices would take twice the memory.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rkf.file.atomic import reporting
 from rkf.format.matrix import F32, from_f32, to_f32
 
-_TILE = 1 << 18  # weights widened at once: 1 MB, which the second-level cache holds
+_TILE = 1 << 18  # weights widened at once: 1 MB, which fits the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,12 @@ class Narrow:
 
 @contextmanager
 def mapped(folder: Path) -> Iterator[Callable[[F32], Narrow]]:
-    """What `Narrow.of` does, in an unnamed file in `folder`: the system may drop such pages from memory at any time.
+    """The same as `Narrow.of`, in an unnamed file in `folder`: the system may drop its pages from memory at any time.
 
-    Raises OutputError where the file can't be written.
+    Raises OutputError if the file cannot be written.
     """
     with reporting(folder):
-        opened = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - what is done with it is no failure to write
+        opened = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - an error in the caller's block is not a write error
     with opened as file:
 
         def keep(weights: F32) -> Narrow:

@@ -1,7 +1,7 @@
-"""Calibration: the text a model writes by itself, and the second moments of every matrix' inputs on a text.
+"""Passes over a text: generates a model's own text, and computes the second moments of every matrix's inputs.
 
-Runs the program of any model. Gets the weights through a callable, so that a checkpoint needs no conversion first.
-Knows no file and no clustering.
+Runs the program of any model. A callable supplies the weights, so a checkpoint needs no conversion first. Knows no file
+and no clustering.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U32 = NDArray[np.uint32]
 
-# What one thread works on: fixed, so that sums do not depend on the number of threads. A chunk that writes reads all
-# weights for one token of each of its sequences: products reach 30 GFLOPS a core with 16 of them, 80 with 64, 100 with
-# 128. A chunk that reads holds the activations of so many tokens.
+# The work of one thread, of fixed size so that sums do not depend on the number of threads. When generating, a chunk
+# reads all weights for one token of each of its sequences: products reach 30 GFLOPS a core with 16 sequences, 80 with
+# 64, 100 with 128. When reading, a chunk holds the activations of this many tokens.
 _WRITTEN_SEQUENCES, _READ_TOKENS = 64, 1024
 
 
 @dataclass(frozen=True, slots=True)
 class TensorReader:
-    """The tensors of a checkpoint by their names in the program. aliases: name -> the tensor that it stands for."""
+    """The tensors of a checkpoint by their names in the program. aliases: name -> the stored tensor."""
 
     read: Callable[[str], F32]
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class TensorReader:
 
 
 def stretches(program: Program, positions: int) -> Iterator[Stretch]:
-    """The stem, each layer, and the top, for sequences of at most so many tokens."""
+    """The stem, each layer, and the top, for sequences of at most this many tokens."""
     yield Stretch.stem(program, positions)
     for layer in range(program.layers):
         yield Stretch.of_layer(program, layer, positions)
@@ -70,10 +70,10 @@ def write_text(
     keep: Callable[[F32], Narrow] = Narrow.of,
     progress: Callable[[int, int], None] | None = None,
 ) -> U32:
-    """What the model writes after each prompt at temperature 1, u32[prompts, ctx], prompts included.
+    """The text that the model generates after each prompt at temperature 1, u32[prompts, ctx], prompts included.
 
-    Token t of sequence i is drawn by number i of Philox stream `seed` at counter t. What is held: the matrices, each as
-    `keep` returns it, and the keys and values of all texts and layers in 16 bits.
+    Token t of sequence i is drawn with number i of Philox stream `seed` at counter t. Memory holds the matrices, each
+    in the form that `keep` returns, and the keys and values of all texts and layers in 16 bits.
     """
     model = list(stretches(program, ctx))
     kept = _kept(program, model, reader, keep)
@@ -108,10 +108,11 @@ def write_text(
 
 
 def moments(program: Program, reader: TensorReader, tokens: U32) -> Iterator[Mapping[str, Moments]]:
-    """Second moments E[x^T x] of the inputs of matrices by name, one layer after the other; those of the stem, where it
-    has matrices, come first, those of the top and its logits last. Matrices that read the same input share one object.
+    """Second moments E[x^T x] of the inputs of matrices by name, one layer after the other. Those of the stem, if it
+    has matrices, come first; those of the top and its logits last. Matrices that read the same input share one object.
 
-    tokens: u32[sequences, ctx]. One layer's weights and moments are held at a time, and what lives through all layers.
+    tokens: u32[sequences, ctx]. Memory holds one layer's weights and moments, and the values that live through all
+    layers.
     """
     together = max(1, _READ_TOKENS // tokens.shape[1])
     flows = [Flow(tokens[start : start + together]) for start in range(0, len(tokens), together)]
@@ -123,9 +124,9 @@ def moments(program: Program, reader: TensorReader, tokens: U32) -> Iterator[Map
 
 
 def _drawn(scores: F32, points: F64) -> NDArray[np.int64]:
-    """The token whose share of [0, 1) holds each row's point. scores: f32[rows, vocab]; points: f64[rows]."""
+    """The token whose share of [0, 1) contains each row's point. scores: f32[rows, vocab]; points: f64[rows]."""
     found = []
-    for row, point in zip(scores, points, strict=True):  # one by one: all at once would take four times the logits
+    for row, point in zip(scores, points, strict=True):  # one by one: all at once takes four times the logits' size
         cumulative = np.cumsum(np.exp(row - row.max()), dtype=np.float64)
         found.append(np.searchsorted(cumulative, point * cumulative[-1], side="right"))
     return np.minimum(found, scores.shape[1] - 1)
@@ -134,7 +135,7 @@ def _drawn(scores: F32, points: F64) -> NDArray[np.int64]:
 def _kept(
     program: Program, model: Sequence[Stretch], reader: TensorReader, keep: Callable[[F32], Narrow]
 ) -> dict[str, F32 | Narrow]:
-    """All tensors by name, those of products and lookups as `keep` returns them, others in f32."""
+    """All tensors by name: matrices and tables in the form that `keep` returns, others in f32."""
     narrow = {weight.name for weight in program.weights() if weight.role in (EMBEDDING, MATRIX, STACK)}
     names = [*(name for stretch in model for name in stretch.names), program.logits.weight]
     stored: dict[str, F32 | Narrow] = {}

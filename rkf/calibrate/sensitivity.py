@@ -1,7 +1,7 @@
-"""What each matrix costs a model's predictions when it alone is stored coarsely: measured, on a few tokens.
+"""Measures how much a model's predictions lose when one matrix alone is stored coarsely, on a few tokens.
 
-Disturbed copies of the residual stream go through the layers side by side with the true one, so weights are read once.
-Knows no clustering: the coarse matrices come from a callable.
+Perturbed copies of the residual stream pass through the layers beside the true one, so weights are read once. Knows no
+clustering: a callable makes the coarse matrices.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from rkf.model.ops import Embed, Logits
 from rkf.model.program import Program
 
 Coarse = Callable[[F32, "Moments | None"], F32]
-"""Weights as they would be stored coarsely; given the second moments of their inputs, so as to suit those."""
+"""Weights as a coarse file would store them. If the second moments of their inputs are given, fitted to those."""
 
-_PIECE = 128  # tokens of a text that count as one
-_SEEN = 40  # texts that give the moments of the inputs
-_MEASURED = 3  # other texts, which copies are made of
-_COPIED, _SCORED = 96, 48  # their last tokens: after little context the first layers seem to matter more than they do
+_PIECE = 128  # tokens of a piece of text
+_SEEN = 40  # pieces for the moments of the inputs
+_MEASURED = 3  # other pieces, from which copies are made
+_COPIED, _SCORED = 96, 48  # their last tokens: after little context the first layers seem more important than they are
 _DRAWS = 16  # tokens drawn from each prediction
-_ROWS = 4096  # rows of the embedding beyond those that are needed, so that its centroids are those of the whole
-_TOGETHER = 4  # texts or disturbed copies that one thread works on
+_ROWS = 4096  # rows of the embedding beyond the needed ones, so that its centroids match those of the whole
+_TOGETHER = 4  # pieces or perturbed copies that one thread processes together
 
 
 def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) -> dict[str, float]:
-    """Name of each matrix -> mean KL divergence in nats, by its second-order term, that storing it coarsely costs.
+    """Name of each matrix -> its loss: the mean KL divergence in nats when it is stored coarsely, to second order.
 
-    tokens: u32[sequences, ctx]. Two predictions whose logits differ by d diverge by Var(d) / 2 under the first, where d
-    is small; the variance is taken over tokens drawn from it, which spares the copies the output head. Few predictions
-    would decide a mean: what is taken is the square of the mean root. One layer's weights are held at a time, the
-    head, and copies of _MEASURED * _COPIED states for each matrix.
+    tokens: u32[sequences, ctx]. If the logits of two predictions differ by a small d, they diverge by Var(d) / 2 under
+    the first. The variance is taken over tokens drawn from it, so the copies need no output head. A few predictions
+    would dominate a mean, so the result is the square of the mean root. Memory holds one layer's weights, the head, and
+    copies of _MEASURED * _COPIED states for each matrix.
     """
     piece = min(_PIECE, tokens.shape[1])
     tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
@@ -75,7 +75,7 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
 
 
 class _CoarseTable:
-    """The rows of a coarse embedding that some tokens need."""
+    """The rows of a coarse embedding for some tokens."""
 
     def __init__(self, ids: NDArray[np.integer], rows: F32) -> None:
         self._ids, self._rows = ids, rows
@@ -114,7 +114,7 @@ def _disturbed(
     true: Flow,
     moments: Mapping[str, Moments],
 ) -> dict[str, Flow]:
-    """By name of a table or matrix of the stretch, what comes out where it alone is coarse."""
+    """For each table or matrix of the stretch, by name, the flow after it if that matrix alone is coarse."""
     tables = {stretch.prefix + op.table: None for op in stretch.ops if isinstance(op, Embed)}
 
     def disturb(name: str, seen: Moments | None) -> Flow:
@@ -129,16 +129,16 @@ def _disturbed(
 
 
 def _scored(op: Logits, flow: Flow) -> F32:
-    """What the logits read at the tokens that count, f32[predictions, hidden]."""
+    """The input of the logits at the scored tokens, f32[predictions, hidden]."""
     x = flow.values[op.src][:, -_SCORED:]
     return cast(F32, x.reshape(-1, x.shape[-1]))
 
 
 def _divergence(op: Logits, before: F32, rows: F32, states: F32, changed_rows: F32) -> float:
-    """From what changes the logits of drawn tokens: states @ changed_rows.
+    """The divergence from a change of the logits of drawn tokens: states @ changed_rows.
 
-    before: f32[predictions, hidden], what the logits read; rows: f32[predictions, draws, hidden], of the drawn tokens.
-    Either `states` is a change of `before`, or `changed_rows` one of `rows`.
+    before: f32[predictions, hidden], the input of the logits; rows: f32[predictions, draws, hidden], of the drawn
+    tokens. Either `states` is a change of `before`, or `changed_rows` is a change of `rows`.
     """
     changes = op.scale * np.einsum("nh,ndh->nd", states, changed_rows, dtype=np.float64)
     if op.softcap is not None:

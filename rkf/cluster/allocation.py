@@ -1,9 +1,10 @@
-"""Which matrix gets how many centroids within a budget: least loss by measured losses. Knows no file.
+"""Chooses the number of centroids of each matrix within a budget, for the least total of measured losses. Knows no
+file.
 
-Losses of single matrices add (1.15 times the sum was lost by all together), and a doubling of K divides one by 3.6
-(4.4, 3.5 and 3.9 of three kinds). They fall geometrically, so taking the best doubling for its bytes again and again is
-optimal. Matrices of one kind differ a hundredfold: those that massive activations come from, the first layers' and the
-last's, which none after them smooths (`docs/log.md`).
+Losses of single matrices add up (all together lost 1.15 times their sum). Doubling K divides a loss by 3.6 (4.4, 3.5
+and 3.9 for three kinds). Losses fall geometrically, so it is optimal to take the doubling with the best gain per byte
+again and again. Matrices of one kind differ a hundredfold. The most sensitive are those that cause massive activations,
+those of the first layers, and those of the last, whose errors no later layer smooths (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from rkf.format.matrix import F32, DenseTensor
 from rkf.model.program import Program, layer_of
 from rkf.model.roles import roles
 
-# What a matrix of a role cost a 135M model of 30 layers, in 1e-4 nats as MEASURED, on text of its own, between the
-# layers' median and mean: for conversions without data. Values and keys are few, and serve many queries. All experts of
-# a stack together err as much as the one matrix of a dense layer.
+# For conversions without data: the loss of a matrix by role, measured on a 135M model of 30 layers, on its own text, in
+# 1e-4 nats. Values lie between the layers' median and mean. Value and key projections are small and serve many queries.
+# All experts of a stack together have the loss of the one matrix in a dense layer.
 _LOSS = {
     "query": 4,
     "key": 4,
@@ -37,18 +38,18 @@ _LOSS = {
     "expert_down": 9,
     "other": 10,
 }
-_ENDS = 4  # times that in the first and the last layer
-_HEAD_LOSS = 200  # of the output head, tied or not; an embedding that is no head costs no more than a layer's matrix
+_ENDS = 4  # factor for the first and the last layer
+_HEAD_LOSS = 200  # of the output head, tied or not; an untied embedding costs no more than a layer's matrix
 _EMBEDDING_LOSS = 10
 _PER_DOUBLING = 3.6
-_TABLE_BYTES = 12  # of a centroid and its count
-LEAST_BITS, MOST_BITS = 2.0, 6.5  # of entropy, in an archive
-_REACH = 1.2  # bits of a rank above its entropy, at least: only what lies past 4.7 deviations may be clipped
+_TABLE_BYTES = 12  # bytes of a centroid and its count
+LEAST_BITS, MOST_BITS = 2.0, 6.5  # limits of the entropy in an archive
+_REACH = 1.2  # minimum bits of a rank above its entropy: only values beyond 4.7 deviations may be clipped
 _HALVINGS = 50
 KS = (8, 16, 32, 64, 128, 255)
 MEASURED = Rule(k=32, grid=True, affine="tensor", exceptions=0.001)
-# exact_rows: of the tokens that a text has most of, a third of it. What the embedding costs is measured without them:
-# with them it got K = 32 in 91 MB, and the mean divergence rose by 8 %, for the rare tokens' sake.
+# exact_rows: the 64 most frequent tokens, which make up a third of the text. The loss of the embedding is measured
+# without them. With them it got K = 32 in 91 MB, and the mean divergence rose by 8 % because of rare tokens.
 _HEADER = """description = "K chosen for a budget."
 
 [defaults]
@@ -60,17 +61,17 @@ exact_rows = 64
 
 
 def coarse(weights: F32, moments: Moments | None) -> F32:
-    """Weights stored as losses are measured, suited to the second moments of their inputs where those are known."""
+    """Weights in the coarse form for measuring losses, fitted to the second moments of their inputs if known."""
     objective = None if moments is None else objectives(moments)
     return cluster(DenseTensor("f32", weights), MEASURED, "", objective)[0].decode()
 
 
 def doublings(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float]) -> list[tuple[str, int]]:
-    """(matrix, bytes) for every step of every matrix along KS, the step that gains most for its bytes first.
+    """(matrix, bytes) for every step of every matrix along KS, the step with the best gain per byte first.
 
-    shapes: of the matrices to be clustered; losses: what each costs at one K, whichever.
+    shapes: those of the matrices to cluster; losses: the loss of each at one K, the same for all.
     """
-    sizes = {name: prod(shape) // 8 for name, shape in shapes.items()}  # a bit a weight
+    sizes = {name: prod(shape) // 8 for name, shape in shapes.items()}  # one more bit per weight
     tables = {name: prod(shape[:-2]) for name, shape in shapes.items()}
     waiting = [(-losses[name] / sizes[name], name, 0) for name in shapes]
     heapq.heapify(waiting)
@@ -84,7 +85,7 @@ def doublings(shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float]
 
 
 def within(steps: Iterable[tuple[str, int]], available: int) -> list[str]:
-    """The matrices of the steps that fit, the first ones first; what follows a step that does not fit is left out."""
+    """The matrices of the steps that fit, in order; everything from the first step that does not fit is left out."""
     chosen, closed = [], set()
     for name, size in steps:
         if name not in closed and size <= available:
@@ -96,7 +97,7 @@ def within(steps: Iterable[tuple[str, int]], available: int) -> list[str]:
 
 
 def recipe(program: Program, names: Sequence[str], steps: Sequence[str]) -> Recipe:
-    """A recipe that gives each matrix the least of KS, moved along by one for each time it is among `steps`."""
+    """A recipe that gives each matrix the smallest of KS, then the next one for each time it is among `steps`."""
     at = dict.fromkeys(names, 0)
     for name in steps:
         at[name] += 1
@@ -112,10 +113,10 @@ def archive(
     program: Program, shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], bits: float
 ) -> Recipe:
     """A recipe for files that are stored packed: even steps whose ranks have an entropy of `bits` on average, finer
-    where a weight costs more. K is what the steps need.
+    where a weight has a larger loss. K is as large as the steps need.
     """
     weights = np.array([prod(shape) for shape in shapes.values()], np.float64)
-    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(4)  # a bit more quarters the squared error
+    wanted = np.log([losses[name] for name in shapes] / weights) / np.log(4)  # one more bit quarters the squared error
     low, high = bits - wanted.max(), bits - wanted.min() + MOST_BITS
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -129,8 +130,8 @@ def archive(
 
 
 def expected_losses(program: Program, names: Iterable[str], head: str) -> dict[str, float]:
-    """The losses of the matrices of a model that nothing was measured on. head: the name under which the output head is
-    stored, an embedding's if it is tied.
+    """Typical losses of a model's matrices, without measurement. head: the name under which the output head is stored;
+    it is the embedding's if the head is tied.
     """
     role_of, last = roles(program), program.layers - 1
     return {name: _HEAD_LOSS if name == head else _expected(role_of[name], layer_of(name), last) for name in names}

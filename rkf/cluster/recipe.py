@@ -1,25 +1,25 @@
-"""Recipes: which tensor is clustered how. A recipe is data (TOML): ordered rules over what a program says of its
-tensors. Knows no weights.
+"""Recipes: how each tensor is clustered. A recipe is data (TOML): ordered rules over the names, roles and layers of a
+program's tensors. Knows no weights.
 
     description = "one line"
-    k = 16                                  # the base K: `--k` replaces it
+    k = 16                                  # the base K; `--k` replaces it
 
-    [defaults]                              # options of every rule that does not say otherwise
+    [defaults]                              # options of every rule that does not override them
     exceptions = 0.001
 
     [[rule]]                                # the first rule that fits decides; it has at least one of these three:
-    roles = ["query", "key"]                # what a tensor does in its model (rkf.model.roles)
+    roles = ["query", "key"]                # the tensor's role in its model (rkf.model.roles)
     layers = "last"                         # "first", "last", or "ends" for both
     tensors = ["model.layers.{last}.*"]     # shell patterns over canonical names; {last} is the last layer's number
-    k_factor = 2                            # K = the base times 2, though not raised past 128
-    k_min = 32                              # and at least 32; or `k = 64` whatever the base, or `dense = true`
+    k_factor = 2                            # K = 2 x the base, but not raised beyond 128
+    k_min = 32                              # and at least 32; or `k = 64` for any base, or `dense = true`
     grid = true                             # centroids are integers in -127..127 (K is then 255 at most)
-    affine = "tensor"                       # "none", "tensor" (with grid alone), "row", "group"
+    affine = "tensor"                       # "none", "tensor" (only with grid), "row", "group"
     group = 64                              # columns that share a factor, with affine = "group"
     affine_dtype = "f16"                    # of row and group factors; or "f32"
     exceptions = 0.002                      # the share of weights that stay exact
     exact_rows = 64                         # and rows of the output head: the calibration text's most frequent tokens
-    bits = 4.5                              # with grid: steps are even, and so wide that ranks have this entropy
+    bits = 4.5                              # with grid: even steps, as wide as gives the ranks this entropy
     rows_per_table = 1536                   # rows that share a list of centroids; all of them by default
 
 A stack of experts has a list of centroids for each expert. A tensor that no rule fits stays dense, and so do vectors,
@@ -43,8 +43,8 @@ from rkf.model.roles import KEPT_DENSE, ROLES, roles
 
 _SHIPPED = files("rkf.cluster") / "recipes"
 _GRID_MAX_K = 255
-_RAISED_K = 128  # past it an integer grid hardly gains: 255 points in even steps err 0.7 times as much, for a bit more
-_LEAST_ROWS = 16  # of which one may stay exact: MAX_EXCEPTION_SHARE allows one of 8, other exceptions among them
+_RAISED_K = 128  # beyond it an integer grid gains little: 255 even steps have 0.7 times the error, for one more bit
+_LEAST_ROWS = 16  # for each exact row: MAX_EXCEPTION_SHARE allows one in 8, other exceptions included
 _AFFINE = ("none", "tensor", "row", "group")
 
 
@@ -55,7 +55,7 @@ def _check(holds: object, expected: str, got: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one tensor is stored. k None: dense. rows_per_table None: one table for the whole matrix."""
+    """How to store one tensor. k None: dense. rows_per_table None: one table for the whole matrix."""
 
     k: int | None = None
     grid: bool = False
@@ -95,7 +95,7 @@ class Rule:
         _check(self.rows_per_table is None or self.rows_per_table > 0, "rows_per_table is above 0", self.rows_per_table)
 
     def rows_kept(self, rows: int) -> int:
-        """How many of an output head's rows stay exact."""
+        """The number of an output head's rows that stay exact."""
         return min(self.exact_rows, rows // _LEAST_ROWS)
 
 
@@ -104,7 +104,7 @@ DENSE = Rule()
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Which tensors a rule is for: those that fit all that is not None. layers: numbers."""
+    """The tensors of a rule: those that fit all conditions that are not None. layers: numbers."""
 
     tensors: tuple[str, ...] | None
     roles: frozenset[str] | None
@@ -120,9 +120,9 @@ class _Choice:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A named list of rules for one program. `text` and `k` together say all: they belong in the provenance.
+    """A named list of rules for one program. `text` and `k` together define it and belong in the provenance.
 
-    roles: of the program's tensors, by name.
+    roles: those of the program's tensors, by name.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Recipe:
 
     @classmethod
     def load(cls, name_or_path: str | Path, program: Program, k: int | None = None) -> Recipe:
-        """A shipped recipe by name, or a TOML file by path; `k` replaces its base K. Raises UsageError."""
+        """A built-in recipe by name, or a TOML file by path; `k` replaces its base K. Raises UsageError."""
         name = str(name_or_path)
         if name in shipped_names():
             return cls.parse((_SHIPPED / f"{name}.toml").read_text("utf-8"), name, program, k)
@@ -148,7 +148,7 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str, name: str, program: Program, k: int | None = None) -> Recipe:
-        """A recipe from TOML text; `name` stands in messages. Raises UsageError."""
+        """A recipe from TOML text; `name` is for messages. Raises UsageError."""
         try:
             data = tomllib.loads(text)
             unknown = data.keys() - {"description", "k", "defaults", "rule"}
@@ -157,12 +157,12 @@ class Recipe:
             defaults = data.get("defaults", {})
             last = program.layers - 1
             rules = tuple((_choice(entry, last), _rule(defaults, entry, base)) for entry in data.get("rule", []))
-        except (AttributeError, TypeError, ValueError) as error:  # ValueError: TOML itself, or a check here
+        except (AttributeError, TypeError, ValueError) as error:  # ValueError: from TOML itself, or from a check here
             raise UsageError(f"recipe {name}: {error}") from error
         return cls(name, base, text, rules, roles(program))
 
     def rule(self, name: str, shape: tuple[int, ...]) -> Rule:
-        """How the tensor of this name and shape is stored."""
+        """How to store the tensor of this name and shape."""
         role = self.roles.get(name)
         if role is None or role in KEPT_DENSE:
             return DENSE
@@ -171,7 +171,7 @@ class Recipe:
 
 
 def shipped_names() -> list[str]:
-    """The names that `Recipe.load` knows without a file."""
+    """The built-in names, which `Recipe.load` knows without a file."""
     return sorted(entry.name.removesuffix(".toml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".toml"))
 
 

@@ -46,7 +46,7 @@ def info(model: Path, tensors: bool, program: bool, as_json: bool) -> None:
 
 
 def _short(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata without the maps of its program: `description["program"]` says in a line what it is."""
+    """The metadata without its program's maps; `description["program"]` summarises the program in one line."""
     if "model" not in metadata:
         return dict(metadata)
     return {**metadata, "model": {key: value for key, value in metadata["model"].items() if key != "program"}}

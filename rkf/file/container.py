@@ -41,7 +41,6 @@ from rkf.format.superblock import Superblock, parse_superblock
 from rkf.format.tensors import TensorEntry
 from rkf.format.values_layout import Clusters
 from rkf.model.expected import read_model
-from rkf.model.first_form import ModelConfig
 from rkf.model.metadata import ModelMetadata
 
 Check = Literal["integrity", "structure"]
@@ -87,7 +86,6 @@ class Container:
             self.metadata: Mapping[str, Any] = self.directory.metadata
             self.provenance: Mapping[str, Any] = self.directory.provenance
             self.model: ModelMetadata | None = read_model(self.directory, self.superblock)
-            self.config = _config(self.metadata, self.model)
             self.tensors: Mapping[str, TensorEntry] = MappingProxyType(dict(self.directory.tensors))
             self.sections: tuple[Section, ...] = self.directory.sections
             self.ranks_id: bytes = self.directory.ranks_id
@@ -262,11 +260,6 @@ class Container:
             if entry.clusters is not None:
                 self._own_values(entry.name)
                 self._positions(entry, entry.clusters)
-
-
-def _config(metadata: Mapping[str, Any], model: ModelMetadata | None) -> ModelConfig | None:
-    first_form = model is not None and "program" not in metadata["model"]
-    return ModelConfig.from_metadata(metadata["model"]) if first_form else None
 
 
 def _map(path: Path) -> tuple[mmap.mmap, Superblock]:

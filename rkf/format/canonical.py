@@ -1,7 +1,7 @@
 """Canonical msgpack: the one encoding of a directory. Knows no key's meaning.
 
 Bytes are accepted only if they equal their own re-encoding: string keys in UTF-8 byte order, no duplicates, shortest
-integers, float64 only (finite, no -0), no nil, no extension types, at most MAX_DEPTH maps and lists inside each other.
+integers, float64 only (finite, no -0), no nil, no extension types, maps and lists nested at most MAX_DEPTH deep.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rkf.format.constants import MAX_CONTAINERS, MAX_DEPTH, MAX_DIRECTORY_BYTES,
 _LISTS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 _MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 _FLOAT64 = 0xCB
-# What has no canonical form, by its first byte.
+# First bytes of values without a canonical form.
 _REFUSED = {
     0xC0: "nil",
     0xC1: "an unused code",
@@ -30,15 +30,15 @@ _REFUSED = {
 def encode(value: Any) -> bytes:
     """The canonical bytes of maps, lists, strings, bytes, integers, floats and booleans (a tuple counts as a list).
 
-    Raises UsageError naming the place of what has no canonical form.
+    Raises UsageError that names the place of a value without a canonical form.
     """
     return msgpack.packb(_ordered(value, (), 1), use_bin_type=True)
 
 
 def decode(data: bytes) -> Any:
-    """The value that `data` is the canonical encoding of; StructureError for anything else.
+    """The value whose canonical encoding is `data`; StructureError for anything else.
 
-    Lists and maps are entered one by one, so that a count is compared to the bytes that remain before memory is taken
+    Lists and maps are entered one by one. So each count is compared with the remaining bytes before memory is allocated
     for it, and depth is bounded.
     """
     if not 0 < len(data) <= MAX_DIRECTORY_BYTES:
@@ -55,7 +55,7 @@ def decode(data: bytes) -> Any:
 
 
 class _Reader:
-    """Values one after another. Maps and lists are counted: an empty one takes 64 times its byte in memory."""
+    """Reads values in order. It counts maps and lists, because an empty one takes 64 times its byte in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -102,13 +102,13 @@ class _Reader:
         previous = None
         for _ in range(count):
             key = self.read(depth + 1)
-            self._values -= 1  # a key is none
+            self._values -= 1  # a key does not count
             if not isinstance(key, str):
                 raise StructureError(f"expected strings as keys, got {type(key).__name__} before byte {self.tell()}")
             if previous is not None and key <= previous:
                 problem = "twice" if key == previous else f"after {reprlib.repr(previous)}"
                 raise StructureError(f"expected keys in order, each once, got {reprlib.repr(key)} {problem}")
-            items[sys.intern(key)] = self.read(depth + 1)  # or half a million small maps hold as many copies of a key
+            items[sys.intern(key)] = self.read(depth + 1)  # else half a million small maps hold as many copies of a key
             previous = key
         return items
 
@@ -124,7 +124,7 @@ def _is_canonical(value: float) -> bool:
 
 
 def _ordered(value: Any, where: tuple[Any, ...], depth: int) -> Any:
-    """The value with its keys sorted (code points order strings as their UTF-8 bytes do), or UsageError."""
+    """The value with its keys sorted (code point order equals UTF-8 byte order), or UsageError."""
     if isinstance(value, (bool, bytes)):
         return value
     if isinstance(value, str):

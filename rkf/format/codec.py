@@ -1,7 +1,7 @@
 """Section codecs: stored bytes to decoded bytes and back. Knows no file and no tensor.
 
-zstd sections are cut in chunks of ZSTD_CHUNK_BYTES decoded (the last may be short), each exactly one frame that states
-its size, so that memory is taken for known sizes only and chunks go to several threads.
+A zstd section is cut into chunks of ZSTD_CHUNK_BYTES decoded bytes (the last may be short). Each chunk is exactly one
+frame that states its size. So memory is allocated only for known sizes, and chunks go to several threads.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from numpy.typing import NDArray
 from rkf.errors import IntegrityError
 from rkf.format.constants import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES, ZSTD_WINDOW_LOG_MAX
 
-# Planes hold next to no repeats: levels 1 to 19 are within 0.1 % of each other, and 1 is the fastest (docs/log.md).
+# Planes have almost no repeats: levels 1 to 19 are within 0.1 % of each other, and 1 is the fastest (docs/log.md).
 LEVEL_OF_RANKS = 1
-LEVEL_OF_TEXT = 19  # tokenizers: a quarter of their bytes, where level 1 leaves a third
+LEVEL_OF_TEXT = 19  # tokenizers: a quarter of their bytes; level 1 leaves a third
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @cache
 def workers() -> int:
-    """Threads worth starting: the cores this process may use."""
+    """Threads worth starting: the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """work(item) of every item, on all cores, in the order of the items, with few results waiting."""
+    """work(item) for every item, on all cores, in the order of the items, with few results waiting."""
     with ThreadPoolExecutor(workers()) as pool:
         waiting = []
         for item in items:
@@ -50,17 +50,17 @@ def compress_chunk(data: Any, level: int = LEVEL_OF_RANKS) -> bytes:
 
 
 def saves(stored_length: int, decoded_length: int) -> bool:
-    """Whether a section is stored packed: it must become smaller, and not so small that readers refuse it."""
+    """Whether to store a section packed: it must become smaller, but not so small that readers refuse it."""
     return stored_length < decoded_length <= MAX_ZSTD_EXPANSION * stored_length
 
 
 def chunk_count(length: int) -> int:
-    """Chunks of a section of so many decoded bytes."""
+    """The number of chunks of a section with this many decoded bytes."""
     return -(-length // ZSTD_CHUNK_BYTES)
 
 
 def chunks(data: memoryview) -> Iterator[memoryview]:
-    """`data` cut as a zstd section cuts it."""
+    """`data` cut into chunks like a zstd section."""
     for start in range(0, len(data), ZSTD_CHUNK_BYTES):
         yield data[start : start + ZSTD_CHUNK_BYTES]
 

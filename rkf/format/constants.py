@@ -23,8 +23,8 @@ ALIGNMENT = 64
 HASH_BYTES = 32
 
 # Required-feature bits. A reader that does not know a set bit refuses the file and names the bit.
-FEATURE_PARTS = 1 << 0  # the model lies in several files (reserved in 1.0)
-FEATURE_DENSE_OVERRIDES = 1 << 1  # a values file replaces dense tensors too (reserved in 1.0)
+FEATURE_PARTS = 1 << 0  # the model is split over several files (reserved in 1.0)
+FEATURE_DENSE_OVERRIDES = 1 << 1  # a values file also replaces dense tensors (reserved in 1.0)
 FEATURE_PROGRAM = 1 << 2  # metadata.model carries a program (spec/program.md)
 KNOWN_REQUIRED = FEATURE_PROGRAM
 
@@ -37,18 +37,18 @@ VERBATIM = ("config.json", "generation_config.json", "special_tokens_map.json", 
 CODEC_RAW, CODEC_ZSTD = "raw", "zstd"
 ZSTD_CHUNK_BYTES = 16 << 20
 ZSTD_WINDOW_LOG_MAX = 27
-# Bounds the memory and time that a small hostile file can cost; what shrinks further is stored raw.
+# Bounds the memory and time that a small hostile file can cost; a section that shrinks further is stored raw.
 MAX_ZSTD_EXPANSION = 256
 
-# Dense dtypes: name -> bytes a value. bf16 is held in numpy as uint16.
+# Dense dtypes: name -> bytes per value. numpy holds bf16 as uint16.
 DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
 # Limits.
 MAX_DIRECTORY_BYTES = 64 << 20
 MAX_DEPTH = 8
 MAX_CONTAINERS = 1 << 19  # maps and lists of a directory: 40,000 clustered tensors
-# All else in a directory but keys. Tensors and sections have some 6 a map; without a limit, 60 MB of one-byte integers
-# cost a plain decoder 7 GB.
+# All other values in a directory, without keys. Tensors and sections have about 6 per map. Without a limit, 60 MB of
+# one-byte integers cost a plain decoder 7 GB.
 MAX_VALUES = 1 << 22
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 255
@@ -56,7 +56,7 @@ MAX_WEIGHTS = 1 << 48
 MIN_K, MAX_K = 2, 256
 GROUP_SIZES = (32, 64, 128, 256)
 MAX_BLOB_BYTES = 64 << 20  # tokenizer.json, chat template
-# Exceptions are rare by definition: at most one weight in eight, so that their cost stays below that of the ranks.
+# Exceptions are rare by definition: at most one weight in eight, so that they cost less than the ranks.
 MAX_EXCEPTION_SHARE = 8
 
 
@@ -66,7 +66,7 @@ def index_bits(k: int) -> int:
 
 
 def plane_bits(bits: int) -> tuple[int, ...]:
-    """The rank planes of an index, most significant first: greedily of 4, 2 and 1 bits (5 -> (4, 1))."""
+    """The rank planes of an index, most significant first: as many of 4, then 2, then 1 bits as fit (5 -> (4, 1))."""
     planes = []
     for width in (4, 4, 2, 1):
         if bits >= width:
@@ -81,10 +81,10 @@ def row_bytes(columns: int, bits: int) -> int:
 
 
 def aligned(offset: int) -> int:
-    """The first multiple of ALIGNMENT that is not below offset."""
+    """The first multiple of ALIGNMENT at or after offset."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def position_bytes(weights: int) -> int:
-    """Bytes of one exception position in a tensor of so many weights: 4, or 8 past 2^32."""
+    """Bytes of one exception position in a tensor with this many weights: 4, or 8 beyond 2^32."""
     return 4 if weights <= 1 << 32 else 8

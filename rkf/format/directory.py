@@ -1,6 +1,6 @@
 """The directory: bytes to checked sections and tensors. Pure: knows no open file and reads no section.
 
-Everything that a file declares is compared here before a view of it exists.
+Every declaration of a file is checked here before a view of it exists.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Directory:
     ranks_id: bytes
     dense_id: bytes
     order: str
-    raw: Mapping[str, Any]  # the decoded map itself, for tools that write it again
+    raw: Mapping[str, Any]  # the decoded map itself, for tools that rewrite it
 
 
 def parse_directory(data: bytes, superblock: Superblock) -> Directory:
-    """The directory in `data`, all of it checked; StructureError names the section or tensor that is wrong."""
+    """The checked directory in `data`; StructureError names the section or tensor that is wrong."""
     if len(data) != superblock.directory_length:
         refuse("directory", f"{superblock.directory_length} bytes", len(data))
     if blake3(data).digest() != superblock.directory_hash:
@@ -88,9 +88,9 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
 
 
 def ranks_id(tensors: Iterable[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> bytes:
-    """What names the ranks, however they are stored: decoded hashes of planes, counts and exception positions.
+    """The identity of the ranks, independent of their codec: decoded hashes of planes, counts and exception positions.
 
-    tensors, sections: maps as they are in a directory, tensors in name order.
+    tensors, sections: maps as in a directory, tensors in name order.
     """
     rows = []
     for tensor in tensors:
@@ -105,7 +105,7 @@ def ranks_id(tensors: Iterable[Mapping[str, Any]], sections: Sequence[Mapping[st
 
 
 def dense_id(tensors: Iterable[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> bytes:
-    """What names the dense tensors; arguments as for `ranks_id`."""
+    """The identity of the dense tensors; arguments as for `ranks_id`."""
     dense = (tensor for tensor in tensors if tensor["kind"] == "dense")
     rows = [[tensor["name"], tensor["shape"], tensor["dtype"], sections[tensor["data"]]["hash"]] for tensor in dense]
     return blake3(canonical.encode(rows)).digest()

@@ -1,7 +1,7 @@
-"""Sections: where each lies, and handing them out. Knows no tensor.
+"""Sections: their places in the file, and their assignment to tensors. Knows no tensor.
 
-The order of sections is fixed, so each must be claimed by the next tensor in turn: nothing can overlap, be shared or be
-left over. Sizes are exact Python integers.
+The order of sections is fixed, so the next tensor in turn must claim each. Nothing can overlap, be shared or be left
+over. Sizes are exact Python integers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECTION_KINDS = ("plane", "counts", "positions", "dense", "values", "blob")
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """An extent of the file. length: stored bytes; decoded_length and hash: of what it holds once decoded."""
+    """An extent of the file. length: stored bytes; decoded_length and hash: those of the decoded bytes."""
 
     kind: str
     offset: int
@@ -42,12 +42,12 @@ class Section:
     name: str | None = None
 
     def label(self, number: int) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"section {number} ({self.name or self.kind})"
 
 
 def extent(offset: int, length: int, previous_end: int, limit: int, where: str) -> int:
-    """The end of a section: the one place where extents are computed.
+    """The end of a section. This is the only place where extents are computed.
 
     A section begins at the first multiple of ALIGNMENT after the one before it, and ends by `limit`.
     """
@@ -62,7 +62,7 @@ def extent(offset: int, length: int, previous_end: int, limit: int, where: str) 
 
 
 def parse_sections(items: list[Any], superblock: Superblock) -> tuple[Section, ...]:
-    """The sections of a directory, which lie one after another from the superblock to the directory."""
+    """The sections of a directory, which follow each other from the superblock to the directory."""
     sections, end = [], SUPERBLOCK_BYTES
     for number, item in enumerate(items):
         section = _section(item, f"section {number}")
@@ -115,14 +115,14 @@ def _check_chunks(section: Section, where: str) -> None:
 
 
 class Claims:
-    """Hands the sections out in file order, each once."""
+    """Assigns the sections in file order, each once."""
 
     def __init__(self, sections: tuple[Section, ...]) -> None:
         self.sections = sections
         self.next = 0
 
     def take(self, kind: str, length: int, where: str, reference: int | None = None) -> int:
-        """The number of the next section, which must be of this kind and hold `length` bytes once decoded."""
+        """The number of the next section, which must be of this kind and have `length` decoded bytes."""
         number = self.next
         if reference is not None and reference != number:
             refuse(where, f"section {number} (sections are used once, in order)", f"section {reference}")
@@ -137,7 +137,7 @@ class Claims:
         return number
 
     def take_blobs(self, names: Collection[str]) -> dict[str, int]:
-        """The numbers of all sections that are left, which must be blobs in name order, of these names or x-…."""
+        """The numbers of all remaining sections, which must be blobs in name order, with these names or x-…."""
         blobs: dict[str, int] = {}
         previous = ""
         for number in range(self.next, len(self.sections)):

@@ -1,4 +1,4 @@
-"""Reading one map of a directory key by key: types, ranges, unknown keys. Knows no key's meaning.
+"""Reads one map of a directory key by key: types, ranges, unknown keys. Knows no key's meaning.
 
 Every refusal is a StructureError in one form: where, what was expected, what was found, what to do.
 """
@@ -21,12 +21,12 @@ Optional = Collection[str] | None
 
 
 def refuse(where: str, expected: object, got: object) -> NoReturn:
-    """Raise the StructureError that says what was expected at `where` and what was found."""
+    """Raise the StructureError for a value at `where`: what was expected, what was found."""
     raise StructureError(f"{where}: expected {expected}, got {got}; {REMEDY}")
 
 
 def shown(value: Any) -> str:
-    """A value from a file, escaped and cut short for a message."""
+    """A value from a file, escaped and shortened for a message."""
     return f"a map of {len(value)}" if isinstance(value, dict) else reprlib.repr(value)
 
 
@@ -40,21 +40,21 @@ def text(value: Any, where: str) -> str:
 
 
 def integer(value: Any, where: str, low: int = 0, high: int = U64_MAX) -> int:
-    """An integer in low..high; a boolean is none."""
+    """An integer in low..high; a boolean is not one."""
     if type(value) is not int or not low <= value <= high:
         refuse(where, f"an integer from {low} to {high}", shown(value))
     return value
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number; a boolean is none."""
+    """A finite number; a boolean is not one."""
     if type(value) not in (int, float) or not math.isfinite(value):
         refuse(where, "a finite number", shown(value))
     return float(value)
 
 
 class Fields:
-    """One map. Keys that are neither required, optional (None: any) nor `x-…` are refused when it is opened."""
+    """One map. Opening it refuses keys that are neither required, optional (None: any key) nor `x-…`."""
 
     __slots__ = ("_map", "where")
 
@@ -75,7 +75,7 @@ class Fields:
         return key in self._map
 
     def at(self, key: str) -> str:
-        """Where a key is, for messages."""
+        """The place of a key, for messages."""
         return f"{self.where}, {key}"
 
     def raw(self, key: str) -> Any:
@@ -93,7 +93,7 @@ class Fields:
 
     def choice(self, key: str, choices: Collection[Any]) -> Any:
         value = self._map[key]
-        if not any(type(value) is type(choice) and value == choice for choice in choices):  # 32.0 and True are no 32, 1
+        if not any(type(value) is type(choice) and value == choice for choice in choices):  # 32.0 is not 32, True not 1
             refuse(self.at(key), f"one of {', '.join(map(str, choices))}", shown(value))
         return value
 

@@ -1,6 +1,6 @@
-"""What is checked once at load: hashes, zero padding, and the small arrays. Knows nothing of ranks beyond their hash.
+"""Checks made once at load: hashes, zero padding, and the small arrays. Knows nothing of ranks beyond their hash.
 
-Problems of arrays come back as text, so that the reader, the writer and `verify` each raise their own error.
+Problems of arrays are returned as text, so that the reader, the writer and `verify` can each raise their own error.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rkf.errors import IntegrityError
 from rkf.format.fields import REMEDY
 from rkf.format.matrix import MatrixValues, to_f32
 
-# Below this size a section is hashed by one thread: starting more costs more than they save.
+# A section below this size is hashed by one thread: starting more costs more than they save.
 _PARALLEL_BYTES = 1 << 20
 
 
 def check_hash(data: Any, expected: bytes, where: str) -> None:
-    """Raise IntegrityError unless BLAKE3-256 of `data` is as expected."""
+    """Raise IntegrityError unless the BLAKE3-256 of `data` is the expected one."""
     threads = blake3.AUTO if len(data) > _PARALLEL_BYTES else 1
     got = blake3(data, max_threads=threads).digest()
     if got != expected:
@@ -38,7 +38,7 @@ def check_padding(view: memoryview, extents: Iterable[tuple[int, int]], end: int
 
 
 def values_problem(values: MatrixValues, ascending: bool) -> str | None:
-    """What is wrong with centroids (finite and, unless declared unordered, strictly ascending), a, b or exceptions."""
+    """The fault of centroids (not finite, or not strictly ascending unless declared unordered), a, b or exceptions."""
     centroids = values.centroids
     if not np.isfinite(centroids).all():
         return "centroids: expected finite values"
@@ -57,7 +57,7 @@ def values_problem(values: MatrixValues, ascending: bool) -> str | None:
 
 
 def positions_problem(positions: NDArray[Any], weights: int) -> str | None:
-    """Positions of exceptions: strictly ascending and below the number of weights."""
+    """The fault of exception positions, which must ascend strictly and stay below the number of weights."""
     if not (positions[1:] > positions[:-1]).all():
         return "exception positions: expected ascending values, each once"
     if int(positions[-1]) >= weights:

@@ -1,6 +1,6 @@
-"""The objects that cross from disk to kernel: a dense tensor, a clustered matrix, an alias. Knows no file and no model.
+"""The objects passed from disk to kernels: a dense tensor, a clustered matrix, an alias. Knows no file and no model.
 
-Arrays may be read-only views of a mapped file. `bf16` data is held as uint16, its dtype name beside it.
+Arrays may be read-only views of a mapped file. `bf16` data is held as uint16 with its dtype name beside it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def to_f32(data: NDArray[Any], dtype: str) -> F32:
     """Values of a dense dtype as f32, exactly."""
     if dtype == "bf16":
         wide = data.astype(np.uint32)
-        wide <<= 16  # in place: the largest matrix need not be there twice
+        wide <<= 16  # in place, so that memory does not hold the largest matrix twice
         return wide.view(np.float32)
     return data.astype(np.float32, copy=False)
 
 
 def from_f32(values: F32, dtype: str) -> NDArray[Any]:
-    """f32 values rounded to a dense dtype, nearest even; finite values past its range become infinite."""
+    """f32 values rounded to a dense dtype, nearest even; finite values beyond its range become infinite."""
     if dtype == "bf16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         rounded = (bits >> 16) & 1
@@ -47,7 +47,7 @@ def from_f32(values: F32, dtype: str) -> NDArray[Any]:
 
 
 def ascending(values: NDArray[np.floating]) -> F32:
-    """Values that ascend, as f32 that ascend strictly: where two meet, the later one is the next number."""
+    """Ascending values as strictly ascending f32: where two are equal, the later one becomes the next number."""
     rounded = values.astype(np.float32)
     for i in range(1, len(rounded)):
         rounded[i] = max(rounded[i], np.nextafter(rounded[i - 1], np.float32(np.inf)))
@@ -56,7 +56,7 @@ def ascending(values: NDArray[np.floating]) -> F32:
 
 @dataclass(frozen=True, slots=True)
 class DenseTensor:
-    """Values as they came. data: storage dtype of `dtype`, in the tensor's shape."""
+    """Unchanged values. data: storage dtype of `dtype`, in the tensor's shape."""
 
     dtype: str
     data: NDArray[Any]
@@ -79,7 +79,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """w = a * centroid + b. A factor that is None is left out, not one or zero.
+    """w = a * centroid + b. A factor that is None is left out of the formula.
 
     granularity: "tensor", "row" or "group". a, b: f16 or f32 arrays of shape [1], [rows] or [rows, groups], where
     groups = ceil(cols / group) and the last group of a row may be short.
@@ -109,7 +109,7 @@ class Exceptions:
 
 @dataclass(frozen=True, slots=True)
 class MatrixValues:
-    """What of a clustered tensor is not ranks. exceptions: [n] in the storage dtype of `exceptions_dtype`."""
+    """The part of a clustered tensor that is not ranks. exceptions: [n] in the storage dtype of `exceptions_dtype`."""
 
     centroids: F32
     affine: Affine | None = None
@@ -165,12 +165,12 @@ class ClusteredMatrix:
         """The weights, `f32[shape]`, by the normative formula: (a * centroid) + b, each rounded, then exceptions."""
         indices = self.indices()
         tables = np.arange(self.rows) // self.rows_per_table
-        # An index past K is wrong but never unsafe: tables are padded to 2^bits (as in the kernels).
+        # An index past K is wrong but must not read past the table: tables are padded to 2^bits (as in the kernels).
         padded = np.zeros((self.centroids.shape[0], 1 << self.bits), np.float32)
         padded[:, : self.k] = self.centroids
         weights = padded[tables[:, None], indices]
         if self.affine is not None:
-            with np.errstate(over="ignore"):  # infinity is what the formula gives; `rkf verify` refuses it
+            with np.errstate(over="ignore"):  # the formula gives infinity; `rkf verify` refuses it
                 if self.affine.a is not None:
                     weights *= self.affine.spread(self.affine.a, self.columns)
                 if self.affine.b is not None:

@@ -1,4 +1,4 @@
-"""The first 128 bytes: what says that a file is rkf, whole, and where its directory is. Knows no directory."""
+"""The first 128 bytes identify an rkf file, mark it complete and locate its directory. Knows no directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rkf.format.constants import (
 from rkf.format.fields import refuse
 
 _RESERVED = bytes(8)
-# What users hand over by mistake, and the first bytes that give it away.
+# Other files that users pass by mistake, by their first bytes.
 _FOREIGN = (
     (b"GGUF", "a GGUF file: convert it with `rkf convert`"),
     (b"PK\x03\x04", "a zip archive (a pickled checkpoint?): rkf reads safetensors and GGUF checkpoints only"),
@@ -34,7 +34,7 @@ _FOREIGN = (
     (b"\x1f\x8b", "a gzip stream: decompress it first"),
     (b"{", "a JSON file"),
 )
-# What line-end translation makes of the magic: to Unix, to DOS, to DOS where it is so already.
+# The magic after line-end translation: to Unix, to DOS, to DOS where it already is DOS.
 _TEXT_MODE = tuple(
     MAGIC.replace(old, new) for old, new in ((b"\r\n", b"\n"), (b"\x1a\n", b"\x1a\r\n"), (b"\n", b"\r\n"))
 )
@@ -66,7 +66,8 @@ def parse_superblock(data: bytes) -> Superblock:
     """The superblock at the start of `data`, which may be shorter or longer.
 
     Raises NotRkfError for another kind of file, UnsupportedError for a newer one, StructureError for a damaged one. The
-    hash comes before the fields (its place holds for every version), so damage is never reported as a missing feature.
+    hash is checked before the fields (its place is the same in every version), so damage is never reported as a missing
+    feature.
     """
     _check_magic(data)
     if len(data) < SUPERBLOCK_BYTES:

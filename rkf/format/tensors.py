@@ -27,7 +27,7 @@ from rkf.format.values_layout import Clusters, ValuesSpec
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """What the directory says of a tensor. kind: "dense", "clustered", "alias", or "values" in a values file.
+    """A tensor's description in the directory. kind: "dense", "clustered", "alias", or "values" in a values file.
 
     An alias has the shape and source_dtype of its target. sections: numbers into `sections`, in file order.
     """
@@ -47,7 +47,7 @@ class TensorEntry:
 
     @property
     def k(self) -> int | None:
-        """Centroids a table; None unless clustered."""
+        """Centroids per table; None unless clustered."""
         return None if self.clusters is None else self.clusters.k
 
     @property
@@ -122,7 +122,7 @@ def _clusters(fields: Fields) -> Clusters:
 
 
 def _exceptions(fields: Fields) -> Fields:
-    """Positions belong to the ranks, so a values file has a count alone."""
+    """Positions belong to the ranks, so a values file has only a count."""
     return fields.inner("exceptions", ("count", "positions") if "planes" in fields else ("count",))
 
 

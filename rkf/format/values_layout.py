@@ -1,7 +1,7 @@
-"""Where each field of the values section lies. Offsets are derived from the directory, never stored.
+"""The layout of the values section. Offsets are derived from the directory, never stored.
 
-Tensors in name order, each centroids, a, b, exception values; every field begins at a multiple of ALIGNMENT inside the
-section. Sizes are exact Python integers: nothing here may overflow, whatever a file declares.
+Tensors are in name order, each with centroids, a, b, exception values. Every field begins at a multiple of ALIGNMENT
+inside the section. Sizes are exact Python integers: nothing here can overflow for any declared size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rkf.format.constants import DTYPE_BYTES, aligned
 
 @dataclass(frozen=True, slots=True)
 class ValuesSpec:
-    """How a clustered tensor's values are described. A dtype that is None means that the field does not exist."""
+    """The description of a clustered tensor's values. A dtype of None means that the field does not exist."""
 
     granularity: str | None = None  # "tensor", "row" or "group"
     group: int | None = None
@@ -25,7 +25,7 @@ class ValuesSpec:
     exceptions: str | None = None
 
     def to_map(self) -> dict[str, Any]:
-        """The map that describes it in a directory."""
+        """The description as a map for a directory."""
         affine = {"granularity": self.granularity, "group": self.group, "a": self.a, "b": self.b}
         described = {"affine": {key: value for key, value in affine.items() if value is not None}}
         return {
@@ -55,7 +55,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """What fixes the sizes of a clustered tensor's arrays."""
+    """The numbers that determine the sizes of a clustered tensor's arrays."""
 
     shape: tuple[int, ...]
     k: int
@@ -64,7 +64,7 @@ class Clusters:
     values: ValuesSpec
 
     def to_map(self) -> dict[str, Any]:
-        """The keys that describe it in a directory."""
+        """The keys for a directory."""
         return {
             "k": self.k,
             "rows_per_table": self.rows_per_table,

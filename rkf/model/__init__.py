@@ -1,1 +1,1 @@
-"""What a model is: its configuration, its tables of angles."""
+"""What a model computes: programs, their ops, and the metadata around them."""

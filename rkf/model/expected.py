@@ -1,4 +1,4 @@
-"""The model of a directory: what `metadata.model` says, held against the tensors and blobs that are there."""
+"""The model of a directory: `metadata.model`, checked against the tensors and blobs of the file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rkf.model.metadata import ModelMetadata
 
 
 def read_model(directory: Directory, superblock: Superblock) -> ModelMetadata | None:
-    """The model of a file, or None where its metadata names none.
+    """The model of a file, or None if its metadata has none.
 
     Raises UnsupportedError for an op, an architecture or another word that this version does not know, StructureError
-    for metadata that is wrong, a tensor that is missing, superfluous or of another shape, and a missing tokenizer.
+    for invalid metadata, for a tensor that is missing, surplus or of another shape, and for a missing tokenizer.
     """
     if superblock.kind != KIND_MODEL:
         return None

@@ -1,6 +1,6 @@
-"""The metadata of a 1.0 file (spec/metadata.md), and how it reads as a program.
+"""The metadata of a 1.0 file (spec/metadata.md), and its reading as a program.
 
-Such a file has numbers and no program. Its architectures differ by these numbers and by which tensors exist: biases,
+Such a file has numbers and no program. Its architectures differ only in these numbers and in optional tensors: biases,
 and norms of queries and keys.
 """
 
@@ -28,7 +28,7 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rope frequencies are stretched. type: "linear" (factor) or "llama3" (all four)."""
+    """A scaling of rope frequencies. type: "linear" (factor) or "llama3" (all four)."""
 
     type: str
     factor: float
@@ -39,7 +39,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The numbers that fix a decoder: RMSNorm, rope (half-split pairs), grouped-query attention, SwiGLU."""
+    """The numbers that determine a decoder: RMSNorm, rope (half-split pairs), grouped-query attention, SwiGLU."""
 
     architecture: str
     vocab_size: int
@@ -67,7 +67,7 @@ class ModelConfig:
     def from_metadata(cls, metadata: Any) -> ModelConfig:
         """The inverse of `to_metadata`, with every key checked.
 
-        Raises StructureError naming the key, UnsupportedError for an architecture or rope scaling that is not known.
+        Raises StructureError that names the key, UnsupportedError for an unknown architecture or rope scaling.
         """
         _refuse_unknown_words(metadata)
         fields = Fields(metadata, "metadata.model", _REQUIRED, _OPTIONAL)
@@ -87,7 +87,7 @@ class ModelConfig:
         return config
 
     def program(self, tensors: Container[str]) -> Program:
-        """The forward pass of spec/metadata.md, section 3. tensors: those of the file, for its biases and norms."""
+        """The forward pass of spec/metadata.md, section 3. tensors: those of the file, to find its biases and norms."""
         kinds: dict[tuple[Op, ...], int] = {}
         order = tuple(kinds.setdefault(self._layer(n, tensors), len(kinds)) for n in range(self._counted(tensors)))
         return Program(
@@ -102,7 +102,7 @@ class ModelConfig:
         )
 
     def _counted(self, tensors: Container[str]) -> int:
-        """The number of layers; a forged one is refused at the first layer that the file has nothing of."""
+        """The number of layers; a forged one is refused at the first layer without a tensor in the file."""
         for number in range(self.layers):
             name = layer_prefix(number) + _FIRST
             if name not in tensors:
@@ -167,7 +167,7 @@ class ModelConfig:
         )
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-        """Every tensor that the model may have, lazily: name, shape, and whether it must be there."""
+        """Every tensor that the model may have, lazily: name, shape, and whether it is required."""
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         linear = {
@@ -193,7 +193,7 @@ class ModelConfig:
                 yield f"{prefix}{name}.weight", (self.head_dim,), False
 
     def _check(self) -> None:
-        """What must hold between the keys."""
+        """Check the relations between keys."""
         if self.heads % self.kv_heads:
             refuse("metadata.model, heads", f"a multiple of kv_heads ({self.kv_heads})", self.heads)
         if self.head_dim % 2:
@@ -221,7 +221,7 @@ _SIZES = (
 )
 _REQUIRED = (*_SIZES, "architecture", "norm_epsilon", "rope_theta", "eos_ids", "add_bos", "generation")
 _OPTIONAL = ("rope_scaling", "sliding_window", "bos_id")
-# rope scaling type -> the keys it must have
+# rope scaling type -> its required keys
 _ROPE_SCALINGS = {
     "linear": ("factor",),
     "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_context"),
@@ -231,7 +231,7 @@ _ROPE_SCALINGS = {
 def _refuse_unknown_words(metadata: Any) -> None:
     """Raise UnsupportedError for an architecture or a rope that this version does not know.
 
-    This comes before anything is called damaged: what a newer writer puts beside them is no damage either.
+    This runs before any check for damage, because a newer writer's other keys are not damage either.
     """
     scaling = metadata.get("rope_scaling") if isinstance(metadata, dict) else None
     for where, holder, key, choices in (
@@ -274,7 +274,7 @@ def _without_none(value: Any) -> Any:
 
 
 def frequencies(config: ModelConfig) -> NDArray[np.float32]:
-    """Radians a position, `f32[head_dim / 2]`, as transformers' modeling_rope_utils.py computes them."""
+    """Radians per position, `f32[head_dim / 2]`, as in transformers' modeling_rope_utils.py."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     plain = (1 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
     scaling = config.rope_scaling
@@ -282,10 +282,9 @@ def frequencies(config: ModelConfig) -> NDArray[np.float32]:
         return plain
     if scaling.type == "linear":
         return plain / np.float32(scaling.factor)
-    # llama3: long waves are stretched, short ones kept, those between blended by how often they turn in the old
-    # context.
+    # llama3: long waves are stretched, short ones kept, those between blended by their rotations in the old context.
     given = (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context)
-    low, high, old = cast(tuple[float, float, float], given)  # ModelConfig.from_metadata has seen to it
+    low, high, old = cast(tuple[float, float, float], given)  # checked by ModelConfig.from_metadata
     wavelength = 2 * np.pi / plain
     blend = np.clip((old / wavelength - low) / (high - low), 0, 1)
     return ((1 - blend) * plain / scaling.factor + blend * plain).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How a rope of a program turns: frequencies as numbers. Knows no family, and computes no angle."""
+"""The frequencies of a program's rope, as numbers. Knows no family, and computes no angle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Frequencies:
-    """How rope turns: radians a position of each pair, and the factor of cosines and sines (attention scaling).
+    """The rotation of rope: radians per position of each pair, and the factor of cosines and sines (attention scale).
 
     long: the frequencies of a sequence that may grow past `original_context` positions.
     """
@@ -18,7 +18,7 @@ class Frequencies:
     original_context: int | None = None
 
     def of(self, positions: int) -> tuple[float, ...]:
-        """The frequencies of a sequence that may grow to so many positions."""
+        """The frequencies of a sequence that may grow to this many positions."""
         if self.long is None or self.original_context is None or positions <= self.original_context:
             return self.frequencies
         return self.long

@@ -1,4 +1,4 @@
-"""A program as text for people: one op a line, in the order in which it runs. Reads no tensor."""
+"""A program as text for people: one op per line, in execution order. Reads no tensor."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _lines(ops: Sequence[Op]) -> Iterator[str]:
 
 
 def _told(op: Op) -> Iterator[tuple[Any, Any]]:
-    """The keys that say something, with their values, but for `dst`."""
+    """The keys that differ from their defaults, with their values, without `dst`."""
     for key in keys(type(op)):
         value = getattr(op, key.name)
         if key.name != "dst" and (key.default is MISSING or value != key.default):

@@ -1,6 +1,6 @@
-"""What a file says about its model: `metadata.model` (spec/program.md, section 2), of either form, as one object.
+"""A file's description of its model: `metadata.model` (spec/program.md, section 2), in either form, as one object.
 
-Files of version 1.0 have numbers from which a program follows (first_form.py); newer ones carry the program.
+Files of version 1.0 have numbers from which a program follows (first_form.py); newer files carry the program.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIZE_MAX = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class SpecialToken:
-    """A token with a task of its own, as the tokenizer has it. id: None where the vocabulary has no such text."""
+    """A token with a special meaning, as in the tokenizer. id: None if the vocabulary does not have its text."""
 
     text: str
     id: int | None = None
@@ -28,11 +28,11 @@ class SpecialToken:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A model's program, and what surrounds it: token ids, lengths, recommendations.
+    """A model's program, and the data around it: token ids, lengths, recommendations.
 
     context_length: positions that the model was made for. eos_ids: tokens that end an answer. special_tokens: by the
-    names that chat templates use ("bos_token", "eos_token", …). generation: what the model's authors recommend for
-    sampling. family: the model_type of its checkpoint, for people and exporters; nothing is computed from it.
+    names that chat templates use ("bos_token", "eos_token", …). generation: the authors' recommended sampling options.
+    family: the model_type of its checkpoint, for people and exporters; no computation depends on it.
     """
 
     program: Program
@@ -54,7 +54,7 @@ class ModelMetadata:
         return self.program.layers
 
     def computes_as(self, other: ModelMetadata) -> bool:
-        """Whether both are one model, whatever its special tokens are called and its authors recommend."""
+        """Whether both are the same model, apart from names of special tokens and recommendations."""
         return self.program == other.program and self.context_length == other.context_length
 
     def to_metadata(self) -> dict[str, Any]:
@@ -80,10 +80,10 @@ class ModelMetadata:
     def from_metadata(cls, metadata: Any) -> ModelMetadata:
         """The inverse of `to_metadata`, with every key checked.
 
-        Raises StructureError naming the key, UnsupportedError for an op or a word that is not known.
+        Raises StructureError that names the key, UnsupportedError for an unknown op or word.
         """
         where = "metadata.model"
-        if isinstance(metadata, dict) and "program" in metadata:  # first: what is only newer must not look damaged
+        if isinstance(metadata, dict) and "program" in metadata:  # first, so that a newer file does not look damaged
             program = Program.from_metadata(metadata["program"])
         required = ("add_bos", "context_length", "eos_ids", "generation", "program", "special_tokens")
         fields = Fields(metadata, where, required, ("bos_id", "family"))
@@ -102,7 +102,7 @@ class ModelMetadata:
 
     @classmethod
     def of_first_form(cls, metadata: Any, tensors: Container[str]) -> ModelMetadata:
-        """The metadata of a 1.0 file, whose tensors say which biases and norms its model has."""
+        """The metadata of a 1.0 file. tensors: those of the file, which show the biases and norms of its model."""
         config = ModelConfig.from_metadata(metadata)
         return cls(
             program=config.program(tensors),
@@ -115,7 +115,7 @@ class ModelMetadata:
         )
 
     def _check(self) -> None:
-        """What must hold between the keys."""
+        """Check the relations between keys."""
         ids = [("bos_id", self.bos_id), *(("eos_ids", each) for each in self.eos_ids)]
         ids += [(f"special_tokens, {name}", token.id) for name, token in self.special_tokens.items()]
         for key, token_id in ids:

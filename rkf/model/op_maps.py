@@ -14,14 +14,14 @@ MAX_OPS = 4096  # of the stem, all kinds and the top together
 MAX_LAYERS = 4096
 MAX_ROPES = 256
 MAX_FREQUENCIES = 4096
-MAX_SIZE = (1 << 31) - 1  # of a size that an op has, and of the width of a value
-# Numbers of ops and ropes are f32 to a runtime: none is beyond the largest one, and what is above 0 is a normal one.
+MAX_SIZE = (1 << 31) - 1  # for sizes in ops and for the width of a value
+# Runtimes use f32 for the numbers of ops and ropes. None may exceed the largest f32; positive ones must be normal.
 MAX_NUMBER = float.fromhex("0x1.fffffep+127")
 MIN_POSITIVE = float.fromhex("0x1p-126")
 
 
 class OpReader:
-    """Reads lists of ops, all together no more than a program may have."""
+    """Reads lists of ops, and limits their total number to that of a program."""
 
     def __init__(self, ropes: int) -> None:
         self._left, self._ropes = MAX_OPS, ropes
@@ -95,7 +95,7 @@ def _frequencies(found: Fields, key: str) -> tuple[float, ...]:
 
 
 def op_map(op: Op) -> dict[str, Any]:
-    """The map of an op, without the keys that have their default."""
+    """The map of an op, without keys at their default."""
     held = {key.name: getattr(op, key.name) for key in keys(type(op))}
     defaults = {key.name: key.default for key in keys(type(op)) if key.default is not MISSING}
     told = {key: value for key, value in held.items() if key not in defaults or value != defaults[key]}
@@ -103,7 +103,7 @@ def op_map(op: Op) -> dict[str, Any]:
 
 
 def rope_map(rope: Frequencies) -> dict[str, Any]:
-    """The map of a rope, without the keys that have their default."""
+    """The map of a rope, without keys at their default."""
     found: dict[str, Any] = {"frequencies": list(rope.frequencies)}
     if rope.factor != 1.0:
         found["factor"] = rope.factor
@@ -115,7 +115,7 @@ def rope_map(rope: Frequencies) -> dict[str, Any]:
 def refuse_unknown_words(metadata: Any) -> None:
     """Raise UnsupportedError for an op or a choice that this version does not know.
 
-    This comes before anything is called damaged: a newer writer's keys beside it are no damage either.
+    This runs before any check for damage, because a newer writer's other keys are not damage either.
     """
     if not isinstance(metadata, dict):
         return

@@ -1,8 +1,8 @@
 """The ops of a program: what each reads, writes and computes, and the tensors it names (spec/program.md, section 4).
 
-An op is plain data. `reads` and `dst` are names of values: one vector a token each. `weights` gives the tensors an op
-needs, with their shapes, from the widths of the values it reads; the same call checks that those widths fit. Knows no
-file, no runtime and no family of models.
+An op is plain data. `reads` and `dst` are names of values; a value is one vector per token. `weights` gives the tensors
+of an op with their shapes, from the widths of the values it reads, and checks that those widths fit. Knows no file, no
+runtime and no family of models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rkf.format.fields import refuse
 ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2")
 SCORES = ("softmax", "sigmoid", "chosen")
 PAIRS = ("halves", "neighbours")
-# What a tensor is to its op. Only the first three are worth clustering; the others are small, and stay dense.
+# The role of a tensor in its op. Only the first three are worth clustering; the others are small and stay dense.
 EMBEDDING, MATRIX, STACK, ROUTER, KERNEL, VECTOR = "embedding", "matrix", "stack", "router", "kernel", "vector"
 
 
@@ -37,10 +37,10 @@ class Chosen:
 
 
 Width = int | Chosen
-"""The type of a value: a vector of so many numbers, or the experts that Route chose."""
+"""The type of a value: a vector of this many numbers, or the experts that Route chose."""
 
 
-# --- how the fields of an op are declared: the kind says how a reader checks the key (rkf/model/program.py)
+# --- declaring the fields of an op: the kind determines how a reader checks the key (rkf/model/op_maps.py)
 
 
 def _key(kind: str, default: Any = MISSING, **rest: Any) -> Any:
@@ -87,7 +87,7 @@ class Op:
         return tuple(value for _, value in self._named("tensor"))
 
     def _named(self, kind: str) -> Iterator[tuple[str, str]]:
-        """The keys of a kind that are there, with the names they hold."""
+        """The keys of this kind that are set, with the names they hold."""
         for key in keys(type(self)):
             value = getattr(self, key.name)
             if kind_of(key) == kind and value is not None:
@@ -98,16 +98,16 @@ class Op:
         return iter(())
 
     def width(self, widths: Mapping[str, Width]) -> Width:
-        """The type of what it writes. Raises StructureError where the values that it reads do not fit."""
+        """The type of the value it writes. Raises StructureError if the values that it reads do not fit."""
         raise TypeError(f"{type(self).__name__} has no width")
 
     def need(self, holds: bool, expected: object, got: object) -> None:
-        """Raise StructureError unless something holds."""
+        """Raise StructureError unless `holds`."""
         if not holds:
             refuse(f"op {self.name!r} that writes {self.dst!r}", expected, got)
 
     def vector(self, widths: Mapping[str, Width], value: str) -> int:
-        """The width of a value that has to be a vector."""
+        """The width of a value that must be a vector."""
         width = widths[value]
         if not isinstance(width, int):
             refuse(f"op {self.name!r} that writes {self.dst!r}", f"a vector in {value!r}", "chosen experts")
@@ -133,10 +133,11 @@ class Embed(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm(Op):
-    """Groups of `group` numbers of src (without it: all of them) over their root mean square, times (weight + offset).
+    """Groups of `group` numbers of src (by default all of them) divided by their root mean square, times
+    (weight + offset).
 
-    y = x * rsqrt(mean(x^2) + epsilon); with `centred` x is x - mean(x) first (LayerNorm). weight, bias: f32[group], the
-    same for every group.
+    y = x * rsqrt(mean(x^2) + epsilon); with `centred`, x is replaced by x - mean(x) first (LayerNorm). weight, bias:
+    f32[group], the same for every group.
     """
 
     name = "norm"
@@ -182,9 +183,10 @@ class Linear(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope(Op):
-    """Pairs of the first numbers of every head turned by position * frequency. table: a number of the program's ropes.
+    """Rotates pairs of the first numbers of every head by position * frequency. table: an index into the program's
+    ropes.
 
-    A table of n frequencies turns the first 2n numbers of each head: pair i is (i, i + n), or with "neighbours"
+    A table of n frequencies rotates the first 2n numbers of each head: pair i is (i, i + n), or with "neighbours"
     (2i, 2i + 1). The others stay.
     """
 
@@ -251,10 +253,10 @@ class Attention(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate(Op):
-    """dst = act(a) * b, or act(a) without b. Where one of them is a single number, it multiplies all of the other.
+    """dst = act(a) * b, or act(a) without b. If one of them is a single number, it multiplies all of the other.
 
-    limit: a is cut to at most limit, b to -limit … limit, first. act "silu" is a * sigmoid(alpha * a). shift is added
-    to b. by_layer: b is `layers` times as wide as a, and layer n reads part n of it.
+    limit: first, a is clamped to at most limit, b to -limit … limit. act "silu" is a * sigmoid(alpha * a). shift is
+    added to b. by_layer: b is `layers` times as wide as a, and layer n reads part n of it.
     """
 
     name = "gate"
@@ -280,13 +282,13 @@ class Gate(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route(Op):
-    """The `count` of `experts` experts that a token goes to, and their weights. weight: f32[experts, width of src].
+    """The `count` of `experts` experts that process a token, and their weights. weight: f32[experts, width of src].
 
     logits = weight src + bias. score: "softmax" over all, "sigmoid" of each, or "chosen": the logits themselves choose,
-    and the weights are the softmax over those chosen. Chosen are the highest score + select (f32[experts]); with groups
-    only experts of the `top_groups` groups whose two best sum highest. Ties go to the lower number. The weights are the
-    scores (without select), with `normalise` divided by max(sum + add, floor); then times scale, and times expert_scale
-    (f32[experts]) of each.
+    and the weights are the softmax over the chosen ones. The experts with the highest score + select (f32[experts]) are
+    chosen; with groups, only from the `top_groups` groups with the highest sum of their two best. Ties go to the lower
+    number. The weights are the scores (without select); with `normalise` they are divided by max(sum + add, floor).
+    Then they are multiplied by scale, and each by its expert_scale (f32[experts]).
     """
 
     name = "route"
@@ -465,7 +467,7 @@ class Delta(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip(Op):
-    """dst = src cut to -limit … limit."""
+    """dst = src clamped to -limit … limit."""
 
     name = "clip"
     src: str = _value()
@@ -506,6 +508,6 @@ def keys(op: type[Op]) -> tuple[Field[Any], ...]:
 
 
 def kind_of(key: Field[Any]) -> str:
-    """What a key holds: "value", "tensor", "size", "number", "flag", "choice", "rope" or "layer"."""
+    """The kind of a key: "value", "tensor", "size", "number", "flag", "choice", "rope" or "layer"."""
     kind: str = key.metadata["kind"]
     return kind

@@ -1,9 +1,9 @@
-"""A program: a model's forward pass as data (spec/program.md). Read from metadata, and checked whole.
+"""A program: a model's forward pass as data (spec/program.md). Read from metadata, and checked as a whole.
 
     stem (token id to values) -> for each layer the ops of its kind -> top (values to logits)
 
-Values that the stem writes live through all layers; a layer may write them again. Whatever else a layer writes ends
-with it. Names of tensors inside a layer are relative: `model.layers.N.` goes before them.
+Values that the stem writes live through all layers; a layer may overwrite them. Any other value of a layer ends with
+the layer. Tensor names inside a layer are relative: `model.layers.N.` is put before them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Op, Rope,
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """kinds: the distinct layers; order: the kind of each layer, the first one first."""
+    """kinds: the distinct layers; order: the kind of each layer, in order."""
 
     stem: tuple[Op, ...]
     kinds: tuple[tuple[Op, ...], ...]
@@ -65,7 +65,7 @@ class Program:
     def weights(self) -> Iterator[Weight]:
         """Every tensor by its full name, in the order of first use, each once.
 
-        Lazily: a forged number of layers ends at the first tensor that is missing. Widths are found once a kind.
+        Lazily: with a forged number of layers, the first missing tensor ends it. Widths are computed once per kind.
         """
         found: dict[str, list[Weight]] = {}
         for where, op, widths in self._walk():
@@ -83,7 +83,7 @@ class Program:
                     _refuse_shapes(full.name, seen[full.name], full.shape)
 
     def widths(self) -> dict[str, Width]:
-        """The type of each value; one that has several (by layer) has its widest here."""
+        """The type of each value; a value whose width differs by layer has its widest here."""
         found: dict[str, Width] = {}
         for _, op, widths in self._walk():
             written, before = op.width(widths), found.get(op.dst)
@@ -103,10 +103,10 @@ class Program:
 
     @classmethod
     def from_metadata(cls, metadata: Any) -> Program:
-        """The program of a map, all of it checked but for the tensors.
+        """The program of a map, checked completely except for the tensors.
 
         Raises UnsupportedError for an op, an activation or another word that this version does not know,
-        StructureError for everything else that is wrong.
+        StructureError for any other fault.
         """
         where = "program"
         refuse_unknown_words(metadata)
@@ -129,8 +129,8 @@ class Program:
     def check(self) -> None:
         """Raise StructureError for a program that cannot be run.
 
-        Every value is written before it is read, read after it is written, and of a width that fits; layers share only
-        what earlier ones hold; logits are the end. Each kind is checked once, however many layers are of it.
+        Every value must be written before it is read, read after it is written, and have a width that fits. Layers may
+        share only caches of earlier layers. The program must end with logits. Each kind is checked once, not per layer.
         """
         if not self.order:
             refuse("program, order", "at least one layer", "none")
@@ -150,14 +150,14 @@ class Program:
         self._check_caches()
 
     def _lists(self) -> Iterator[tuple[str, tuple[Op, ...]]]:
-        """The lists of ops, each once, with what messages call them."""
+        """The lists of ops, each once, with their names in messages."""
         yield "stem", self.stem
         for number, kind in enumerate(self.kinds):
             yield f"kind {number}", kind
         yield "top", self.top
 
     def _check_places(self, where: str, ops: tuple[Op, ...]) -> None:
-        """Embed belongs to the stem, what has a layer's number or memory to a layer, logits to the end of the top."""
+        """Embed belongs to the stem; ops with a layer's number or memory to a layer; logits to the end of the top."""
         in_layer = where not in ("stem", "top")
         for number, op in enumerate(ops):
             if isinstance(op, Embed) and where != "stem":
@@ -172,7 +172,7 @@ class Program:
     def _walk(self) -> Iterator[tuple[str, Op, Mapping[str, Width]]]:
         """Every op of the stem, of each kind once and of the top, with its list and the types of the values before it.
 
-        Raises StructureError where a value is not there yet, or does not fit.
+        Raises StructureError if a value is not written yet, or does not fit.
         """
         held: dict[str, Width] = {}
         for where, ops in self._lists():
@@ -193,20 +193,20 @@ class Program:
                 inside[op.dst] = written
 
     def _check_uses(self) -> None:
-        """What is written is read: within its list, or if the stem writes it, somewhere."""
+        """Every written value must be read: within its list, or anywhere if the stem writes it."""
         everywhere = {value for _, ops in self._lists() for op in ops for value in op.reads()}
         lasting = {op.dst for op in self.stem} & everywhere
         for where, ops in self._lists():
             _check_reads(ops, where, lasting | ({ops[-1].dst} if where == "top" else set()))
 
     def _check_caches(self) -> None:
-        """At most one cache and one state of each sort a layer; what is shared is an earlier layer's, of one shape."""
+        """A layer has at most one cache and one state of each sort; it shares only an earlier layer's, of one shape."""
         for number, kind in enumerate(self.kinds):
             for sort in (Attention, Conv, Delta):
                 if sum(isinstance(op, sort) and getattr(op, "shares", None) is None for op in kind) > 1:
                     refuse(f"program, kind {number}", f"one {sort.name} that keeps something", "more")
         caches = [_cache(kind) for kind in self.kinds]
-        first: dict[int, int] = {}  # of each kind the first layer: what is earlier than it is earlier than all others
+        first: dict[int, int] = {}  # the first layer of each kind: a layer before it is before all others of that kind
         for number, kind_number in enumerate(self.order):
             first.setdefault(kind_number, number)
         for kind_number, kind in enumerate(self.kinds):
@@ -218,12 +218,12 @@ class Program:
 
 
 def _cache(ops: tuple[Op, ...]) -> Attention | None:
-    """The op among those of a layer that writes keys and values."""
+    """The op of a layer that writes keys and values."""
     return next((op for op in ops if isinstance(op, Attention) and op.shares is None), None)
 
 
 def _check_shared(op: Attention, layer: int, own: Attention | None) -> None:
-    """Refuse to read a cache that is not there, has another shape, or has given back what is asked of it."""
+    """Refuse a shared cache that does not exist, has another shape, or no longer holds the positions needed."""
     if own is None:
         op.need(False, f"a layer {layer} that has a cache", "none")
         return
@@ -248,7 +248,7 @@ def _refuse_shapes(name: str, first: tuple[int, ...], second: tuple[int, ...]) -
 
 
 def layer_prefix(number: int) -> str:
-    """What goes before the names of a layer's tensors."""
+    """The prefix of the names of a layer's tensors."""
     return f"model.layers.{number}."
 
 
@@ -259,7 +259,7 @@ def layer_of(name: str) -> int | None:
 
 
 def _check_reads(ops: Sequence[Op], where: str, keep: set[str]) -> None:
-    """Refuse a value that nobody reads before it is written again or, unless it is in `keep`, before the end."""
+    """Refuse a value that no op reads before it is overwritten or, unless it is in `keep`, before the end."""
     waiting: set[str] = set()
     for op in ops:
         waiting.difference_update(op.reads())

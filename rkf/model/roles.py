@@ -1,7 +1,7 @@
-"""What each matrix does in its model, found by following values through the ops. Knows programs, not tensors' data.
+"""The role of each matrix in its model, found by following values through the ops. Knows programs, not tensors' data.
 
-A role says how much an error in a matrix costs and how it is best stored; recipes, budgets and studies go by it, so
-they need no names of any family.
+A role tells how much an error in a matrix costs and how it is best stored. Recipes, budgets and studies use roles, so
+they need no family names.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ROLES = (
     *("expert_gate", "expert_up", "expert_down", "router", "kernel", "other"),
 )
 KEPT_DENSE = ("router", "kernel")
-"""Roles of tensors that are never clustered: they are small, and choose or weigh everything after them."""
+"""Roles of tensors that are never clustered: they are small, and choose or weight everything after them."""
 
-_PASSING = (Norm, Rope, Scale, Clip, Conv)  # what they write is still what they read, for whoever reads it next
-# Who reads a product decides its role. Delta reads queries, keys and values from one matrix: half of its rows are
-# values, the part in which an error passes straight on.
+_PASSING = (Norm, Rope, Scale, Clip, Conv)  # their output keeps the role of their input
+# The op that reads a product decides its role. Delta reads queries, keys and values from one matrix. Half of its rows
+# are values, whose errors reach the output directly.
 _BY_READER: Mapping[tuple[type[Op], str], str] = {
     (Attention, "q"): "query",
     (Attention, "k"): "key",
@@ -67,8 +67,8 @@ def clusterable(program: Program) -> list[str]:
 def shared_inputs(ops: Sequence[Op]) -> dict[str, tuple[str, ...]]:
     """Names of matrices and stacks of one layer (or the stem, or the top) that read the same value.
 
-    The first name of each group -> the group, in the order of the ops; routers are not among them. Experts' gates and
-    ups read the same tokens, which are not all that a Linear sees: they are a group of their own.
+    The first name of each group -> the group, in the order of the ops, without routers. The gates and ups of experts
+    read only the tokens sent to them, not all that a Linear reads, so they are a separate group.
     """
     groups: dict[tuple[str, int], list[str]] = {}
     written: dict[str, int] = {}  # value -> the op that wrote it last
@@ -118,14 +118,14 @@ def _named(op: Op, after: Sequence[Op], ends: Mapping[str, str]) -> list[tuple[s
     if isinstance(op, Experts):
         return [(op.gate, "expert_gate"), (op.up, "expert_up"), (op.down, "expert_down")]
     if isinstance(op, Linear):
-        if op.rows == 1:  # one number that weighs a whole branch
+        if op.rows == 1:  # one number that weights a whole branch
             return [(op.weight, "router")]
         return [(op.weight, ends.get(op.src) or _by_reader(op.dst, after))]
     return []
 
 
 def _ending(op: Op, ends: Mapping[str, str]) -> str | None:
-    """The role of a Linear that reads what this op writes: "output" after attention and its like, "down" after Gate."""
+    """The role of a Linear that reads this op's output: "output" after attention and similar ops, "down" after Gate."""
     if isinstance(op, (Attention, Delta, Conv)):
         return "output"
     if isinstance(op, Gate):
@@ -136,7 +136,7 @@ def _ending(op: Op, ends: Mapping[str, str]) -> str | None:
 
 
 def _by_reader(value: str, after: Sequence[Op]) -> str:
-    """The role of a product by the first op that decides one and reads it, directly or through passing ops."""
+    """The role of a product: from the first role-giving op that reads it, directly or through passing ops."""
     holding = {value}
     for op in after:
         reads = holding.intersection(op.reads())

@@ -50,10 +50,12 @@ class Stream:
         return {"profile": trace.compared(states, self._unchanged())}
 
     def shrinkage(self, name: str, values: MatrixValues) -> float:
-        """The factor on `values` that restores a matrix's output root mean square; exact weights are left out."""
+        """The factor on `values` that restores a matrix's output root mean square; exact weights are left out. 1 for
+        stacks: each of their experts sees too few of the tokens.
+        """
         self._unchanged()
         old = self._subject.container.load(name)
-        if not isinstance(old, ClusteredMatrix):
+        if not isinstance(old, ClusteredMatrix) or name not in self._inputs:
             return 1.0
         matrices = [replace(old, centroids=each, exceptions=None) for each in (old.centroids, values.centroids)]
         before, after = (np.linalg.norm(self._inputs[name] @ matrix.decode().T) for matrix in matrices)

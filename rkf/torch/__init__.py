@@ -1,7 +1,7 @@
-"""rkf files inside torch: layers that hold frozen ranks and live values. torch is an extra (`rkf-llm[torch]`).
+"""rkf files in torch: layers with frozen ranks and trainable values. torch is an extra (`rkf-llm[torch]`).
 
-`ClusteredLinear` and `ClusteredEmbedding` take the place of `nn.Linear` and `nn.Embedding`; `load_into` puts a whole
-file into a transformers model.
+`ClusteredLinear` and `ClusteredEmbedding` replace `nn.Linear` and `nn.Embedding`; `load_into` loads a whole file into a
+transformers model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`ClusteredLinear`, `ClusteredEmbedding` and `ClusteredStack`: layers over a ClusteredWeight. Know products, no files.
 
-A product decodes the matrix a tile of rows at a time, forwards and again backwards: no dense copy is ever held.
+A product decodes the matrix one tile of rows at a time, in the forward and again in the backward pass. There is never a
+dense copy.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from rkf.format.matrix import ClusteredMatrix
 from rkf.torch.weight import ClusteredWeight
 
-# Weights decoded at a time, 2 MB of f32. Smaller tiles cost their products time: 512 tokens and 1536 x 576 weights at
-# K = 32 take 11.5 ms in tiles of 2^17, 10.1 in tiles of 2^19.
+# Weights decoded at a time, 2 MB of f32. Smaller tiles make products slower: 512 tokens and 1536 x 576 weights at K =
+# 32 take 11.5 ms in tiles of 2^17, 10.1 in tiles of 2^19.
 _TILE_WEIGHTS = 1 << 19
 
 
@@ -62,13 +63,13 @@ class ClusteredEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self.weight.gather(ids.reshape(-1)).view(*ids.shape, self.embedding_dim)
-        # To learn, each row is decoded once: a text repeats its words, and their gradients add up in the table.
+        # In training, each row is decoded once: a text repeats its tokens, and their gradients add up in the table.
         unique, place = torch.unique(ids, return_inverse=True)
         return nn.functional.embedding(place, self.weight.gather(unique))
 
 
 class _Product(torch.autograd.Function):
-    """x: [..., columns] times the transpose of rows first to last of a ClusteredWeight of these values: centroids, a,
+    """x: [..., columns] times the transpose of rows first to last of a ClusteredWeight with these values: centroids, a,
     b.
     """
 
@@ -116,6 +117,6 @@ class _Product(torch.autograd.Function):
 
 
 def _tiles(weight: ClusteredWeight, first: int, last: int) -> list[tuple[int, int]]:
-    """Spans of rows that together make rows first to last."""
+    """Spans of rows that together cover rows first to last."""
     step = max(_TILE_WEIGHTS // weight.columns, 1)
     return [(low, min(low + step, last)) for low in range(first, last, step)]

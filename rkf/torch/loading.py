@@ -1,4 +1,4 @@
-"""`load_into`: an rkf file into a torch model whose parameters have Hugging Face's names. Knows no architecture."""
+"""`load_into`: loads an rkf file into a torch model that uses Hugging Face's names. Knows no architecture."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rkf.torch.weight import ClusteredWeight
 
 
 def load_into(module: nn.Module, path: str | PathLike[str], *, values: str | PathLike[str] | None = None) -> nn.Module:
-    """Put the tensors of an rkf file into `module`, and return it.
+    """Load the tensors of an rkf file into `module`, and return it.
 
-    module: a model whose parameters are named as the file's tensors are, such as a transformers LlamaForCausalLM.
-    Linear and embedding layers whose weights are clustered are replaced by clustered ones; other parameters take the
-    file's values in their own dtype. Tied weights become one. values: a values file to use in place of the file's own.
+    module: a model whose parameters have the names of the file's tensors, such as a transformers LlamaForCausalLM.
+    Linear and embedding layers with clustered weights are replaced by clustered layers; other parameters get the file's
+    values in their own dtype. Tied weights stay one object. values: a values file to use in place of the file's own.
 
-    Raises UsageError: a tensor has no place or another shape, or a parameter of the model is not in the file.
+    Raises UsageError: a tensor has no parameter or another shape, or a parameter of the model is not in the file.
     """
     with open_file(path, values=values) as container:
         names = {name: entry.target or name for name, entry in container.tensors.items()}

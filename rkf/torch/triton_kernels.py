@@ -1,13 +1,13 @@
-"""Triton kernels: products with a matrix of rank planes, whose weights exist in registers alone. Know no module.
+"""Triton kernels: products with a matrix of rank planes, whose weights exist only in registers. Know no module.
 
 A lane is 8 columns of a row: 4 bytes of a 4-bit plane, 2 of a 2-bit plane, 1 of a 1-bit plane, each loaded as one
-word. Its 8 columns are 8 phases: phase p takes field p of every word and the elements 8 * lane + p of x, so nothing is
-ever interleaved. All sums are f32. Checked under Triton's interpreter and compiled for CUDA; never run on a GPU.
+word. Its 8 columns are 8 phases: phase p uses field p of every word and the elements 8 * lane + p of x, so nothing has
+to be interleaved. All sums are f32. Checked under Triton's interpreter and compiled for CUDA; never run on a GPU.
 
-Arguments of both kernels: `plane0..2`: words [rows, lanes], an absent plane being any pointer, its width W0..2 zero;
-`tables`: f32[tables, 2^bits], so that an index past K is wrong but never unsafe; `a`, `b`: f32[rows, groups];
-`starts`: i32[rows + 1], `columns_of`: i32[n], `deltas`: f32[n], the exceptions by rows, each as what it adds to the
-weight that its rank gives; `most`: exceptions of the row that has most.
+Arguments of both kernels: `plane0..2`: words [rows, lanes]; for an absent plane any pointer with width W0..2 zero;
+`tables`: f32[tables, 2^bits], padded so that an index past K reads no other memory; `a`, `b`: f32[rows, groups];
+`starts`: i32[rows + 1], `columns_of`: i32[n], `deltas`: f32[n]: the exceptions by rows, each as its difference from the
+weight that its rank gives; `most`: the largest number of exceptions in a row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _index(word0, word1, word2, PHASE: tl.constexpr, W0: tl.constexpr, W1: tl.co
 
 @triton.jit
 def _words(plane, at, inside, WIDTH: tl.constexpr):
-    """The words of some lanes of a plane, or zeros for a plane that is absent."""
+    """The words of some lanes of a plane, or zeros if the plane is absent."""
     words = tl.zeros(at.shape, tl.int32)
     if WIDTH:
         words = tl.load(plane + at, mask=inside, other=0).to(tl.int32)
@@ -62,7 +62,7 @@ def matvec(
             value = tl.load(x + column, mask=column < columns, other=0).to(tl.float32)
             part += centroid * value[None, :]
             total += value
-        # A lane lies in one group, so that its factors come in once for 8 weights.
+        # A lane lies in one group, so its factors are loaded once for 8 weights.
         factor = row[:, None] * groups + (lane // lanes_per_group)[None, :]
         if HAS_A:
             part *= tl.load(a + factor, mask=inside, other=0)
@@ -88,7 +88,7 @@ def matmul(
     W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr, HAS_A: tl.constexpr, HAS_B: tl.constexpr,
     HAS_BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """y[tokens, rows] = x W^T through tensor cores. x: [8, tokens, lanes], column 8 * lane + phase of a token at
+    """y[tokens, rows] = x W^T on tensor cores. x: [8, tokens, lanes], with column 8 * lane + phase of a token at
     [phase, token, lane], so that a phase is a product of two plain tiles. Weights are rounded to x's dtype.
     """
     token = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)

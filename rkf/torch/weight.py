@@ -47,7 +47,7 @@ class ClusteredWeight(nn.Module):
         self.b = _factor(None if affine is None else affine.b)
         positions = np.empty(0, np.int64) if exact is None else exact.positions.astype(np.int64)
         values = np.empty(0, np.float32) if exact is None else to_f32(exact.values, exact.dtype)
-        # Of the row that has most: `gather` makes room for so many in each, and asks no device how many there are.
+        # The largest number in a row. `gather` reserves this many for each row, and so never asks a device for a count.
         self.most_exceptions = int(np.bincount(positions // self.columns, minlength=1).max())
         self.register_buffer("positions", _owned(positions))
         self.register_buffer("exceptions", _owned(values))
@@ -58,7 +58,7 @@ class ClusteredWeight(nn.Module):
 
     @property
     def values(self) -> Values:
-        """What can be learned: centroids, a, b."""
+        """The trainable values: centroids, a, b."""
         return self.centroids, self.a, self.b
 
     def ranks(self, rows: slice | Tensor) -> Tensor:
@@ -66,14 +66,14 @@ class ClusteredWeight(nn.Module):
         return unpack([plane[rows] for plane in self.planes], self.bits, self.columns)
 
     def forward(self) -> Tensor:
-        """All of it, in its own shape."""
+        """The whole matrix in its own shape."""
         return self.decode(0, self.rows).view(self.shape)
 
     def decode(self, first: int, last: int, values: Values | None = None) -> Tensor:
-        """Rows first to last, `[last - first, columns]`, of these values or its own; differentiable in them."""
+        """Rows first to last, `[last - first, columns]`, with these values or its own; differentiable in them."""
         rows = torch.arange(first, last, device=self.centroids.device)
         centroids, a, b = values or self.values
-        # Of the tables these rows alone: a stack has one for each of its matrices.
+        # Only the tables of these rows: a stack has one for each of its matrices.
         table = first // self.rows_per_table
         centroids = centroids[table : (last - 1) // self.rows_per_table + 1]
         weights = self._looked_up(slice(first, last), rows, (centroids, a, b), table)
@@ -94,14 +94,14 @@ class ClusteredWeight(nn.Module):
         high = torch.searchsorted(self.positions, (rows + 1) * self.columns)
         place = low[:, None] + torch.arange(self.most_exceptions, device=rows.device)
         inside, place = place < high[:, None], place.clamp(max=len(self.positions) - 1)
-        # Where a row has fewer, the rest goes into a column that is cut off.
+        # In a row with fewer exceptions, the unused places go to a column that is cut off.
         columns = torch.where(inside, self.positions[place] % self.columns, self.columns)
         exact = self.exceptions[place].to(weights.dtype)
         return nn.functional.pad(weights, (0, 1)).scatter(1, columns, exact)[:, : self.columns]
 
     @torch.no_grad()
     def by_rank(self, positions: Tensor) -> Tensor:
-        """What their ranks give single weights, exceptions or not. positions: i64[n], flat; returns f32[n]."""
+        """The weights that ranks alone give, without exceptions. positions: i64[n], flat; returns f32[n]."""
         rows, columns = positions // self.columns, positions % self.columns
         index = torch.zeros_like(positions)
         for plane, width in zip(self.planes, plane_bits(self.bits), strict=True):
@@ -115,14 +115,14 @@ class ClusteredWeight(nn.Module):
         return affine(self.centroids[rows // self.rows_per_table, index.clamp(max=self.k - 1)], a, b)
 
     def _looked_up(self, chosen: slice | Tensor, rows: Tensor, values: Values, table: int) -> Tensor:
-        """(a * centroid) + b of the rows, each operation rounded: nothing here may be fused. The centroids among the
-        values are those of tables from `table` on.
+        """(a * centroid) + b of the rows, each operation rounded: nothing here may be fused. The centroids in `values`
+        are those of tables from `table` on.
         """
         centroids, a, b = values
-        # An index past K is wrong but never unsafe: tables are padded to 2^bits.
+        # An index past K is wrong but must not read past the table: tables are padded to 2^bits.
         tables = nn.functional.pad(centroids, (0, (1 << self.bits) - self.k))
         one = all(factor is None or factor.numel() == 1 for factor in (a, b))
-        if one:  # the same operations on the tables give the same bits, once a rank instead of once a weight
+        if one:  # the same operations on the tables give the same bits, once per rank instead of once per weight
             tables = affine(tables, a, b)
         planes = [plane[chosen] for plane in self.planes]
         weights = _Lookup.apply(tables, planes, self.columns, rows // self.rows_per_table - table)
@@ -131,7 +131,7 @@ class ClusteredWeight(nn.Module):
         return affine(weights, *(None if factor is None else self._spread(factor, rows) for factor in (a, b)))
 
     def _spread(self, factor: Tensor, rows: Tensor) -> Tensor:
-        """A factor so that it broadcasts over [len(rows), columns]."""
+        """A factor in a shape that broadcasts over [len(rows), columns]."""
         if factor.ndim == 2:
             return factor[rows].repeat_interleave(self.group or self.columns, dim=1)[:, : self.columns]
         return factor if len(factor) == 1 else factor[rows][:, None]
@@ -144,7 +144,7 @@ def affine(x: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
 
 
 def unpack(planes: list[Tensor], bits: int, columns: int) -> Tensor:
-    """Join planes `u8[rows, row_bytes]` into indices `u8[rows, columns]`, as rkf.format.bitpack.unpack does."""
+    """Join planes `u8[rows, row_bytes]` into indices `u8[rows, columns]`, as in rkf.format.bitpack.unpack."""
     indices: Tensor | None = None
     below = bits
     for plane, width in zip(planes, plane_bits(bits), strict=True):
@@ -159,8 +159,8 @@ def unpack(planes: list[Tensor], bits: int, columns: int) -> Tensor:
 
 @cache
 def _fields(width: int, shift: int, device: torch.device) -> Tensor:
-    """The fields of every byte, each shifted to its place in an index: [256] integers of 8 / width bytes, so that a
-    byte is unpacked by one lookup. Shifts and masks over whole planes took 1.7 times as long for planes of [4, 1] bits.
+    """The fields of every byte, each shifted to its place in an index: [256] integers of 8 / width bytes, so that one
+    lookup unpacks a byte. Shifts and masks over whole planes took 1.7 times as long for planes of [4, 1] bits.
     """
     places = torch.arange(0, 8, width, dtype=torch.uint8)
     fields = (torch.arange(256, dtype=torch.uint8)[:, None] >> places) & ((1 << width) - 1)
@@ -181,7 +181,7 @@ class _Lookup(torch.autograd.Function):
         flat = _flat_indices(tables.shape, planes, columns, table).to(torch.int32)
         out = tables.new_empty(len(table), columns)
         torch.index_select(tables.reshape(-1), 0, flat, out=out.view(-1))
-        return out  # no view, or its exceptions could not be written in place
+        return out  # not a view: exceptions are written in place
 
     @staticmethod
     @once_differentiable
@@ -192,7 +192,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def _pairs(tables: Tensor, plane: Tensor, columns: int, table: Tensor) -> Tensor:
-    """What a 4-bit plane looks up, a byte at a time: half the lookups, and nothing to unpack. f32[n, columns]"""
+    """The values of a 4-bit plane, looked up one byte at a time: half the lookups and no unpacking. f32[n, columns]"""
     low, high = tables.repeat(1, 16), tables.repeat_interleave(16, dim=1)
     pairs = torch.stack([low, high], dim=-1).view(torch.float64).view(-1)  # of 8 bytes, whatever they mean
     places = plane.to(torch.int32)

@@ -14,7 +14,7 @@ from rkf.runtime.kernels.vectors import F32x16, I32x16
 from rkf.runtime.structs import LANES
 
 _STEP = LANES * 4
-# Adding and subtracting 1.5 * 2^23 rounds an f32 to the nearest even integer, which then lies in the low bits.
+# Adding and subtracting 1.5 * 2^23 rounds an f32 to the nearest even integer; after the addition, the low bits hold it.
 ROUND = 12582912.0
 ROUND_BITS = 0x4B400000
 
@@ -26,7 +26,7 @@ def constant(value):
 
 @inline
 def exponential(x):
-    """e^x in 16 lanes, x cut to -87..88: 2^n * polynomial (Cephes expf, within 2 units in the last place)."""
+    """e^x in 16 lanes, x clamped to -87..88: 2^n * polynomial (Cephes expf, within 2 units in the last place)."""
     x = maximum(minimum(x, constant(88.0)), constant(-87.0))
     shifted = fma(x, constant(1.44269504088896341), constant(ROUND))
     n = shifted - constant(ROUND)
@@ -49,7 +49,7 @@ def sigmoid(x):
 
 @inline
 def hyperbolic_tangent(x):
-    """tanh in 16 lanes: below 0.625 by Cephes' polynomial (tanhf), from there by exp."""
+    """tanh in 16 lanes: below 0.625 by Cephes' polynomial (tanhf), above by exp."""
     size, square = absolute(x), x * x
     p = fma(constant(-5.70498872745e-3), square, constant(2.06390887954e-2))
     p = fma(p, square, constant(-5.37397155531e-2))
@@ -122,8 +122,8 @@ ACTIVATIONS = {
 
 
 def gate(act: str) -> Callable[..., Any]:
-    """gated(a, b, out, columns, numbers): out = act(a) * b, cut and shifted as `numbers` (limit, alpha, shift) say; a
-    and b have whole lanes of memory, out is written in `columns` columns.
+    """gated(a, b, out, columns, numbers): out = act(a) * b, clamped and shifted by `numbers` (limit, alpha, shift); a
+    and b have memory for whole lanes, and `columns` columns of out are written.
     """
     function = ACTIVATIONS[act]
 

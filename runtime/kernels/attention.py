@@ -1,7 +1,8 @@
 """Attention of a few neighbouring tokens, and the query heads that share a key head, over one page of the cache.
 
-Keys and values are read once for four of these queries. Each page yields (maximum, sum, weighted values) a query,
-merged in page order: the result does not depend on who computed which page, or on which tokens were computed together.
+Keys and values are read once for four of these queries. Each page yields (maximum, sum, weighted values) per query.
+They are merged in page order, so the result depends neither on the thread of each page nor on the tokens computed
+together.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _spread(address):
 
 @inline
 def _first_seen(position, window):
-    """The first position of the page that a query sees; `position` is its own, counted from the page's start."""
+    """The first position of the page that a query sees; `position` is the query's, relative to the page's start."""
     if window == 0:
         return types.int64(0)
     return larger(position + 1 - window, types.int64(0))
@@ -38,7 +39,7 @@ def _first_seen(position, window):
 
 @inline
 def _within(position, first, end):
-    """Which of the positions position … position + 15 lie in first … end - 1."""
+    """Mask of the positions position … position + 15 that are in first … end - 1."""
     return lanes_below(MASK16, end - position) ^ lanes_below(MASK16, first - position)
 
 
@@ -46,8 +47,8 @@ def page_attention(cache: CacheFormat, capped: bool) -> Callable[..., Any]:
     """attend(queries, query_bytes, token_bytes, tokens, heads, position, region, op, scores, out).
 
     queries: f32[head_dim] each, already scaled, of neighbouring tokens and of heads that share a key head; position:
-    the first token's, counted from the page's start (it may lie past its end); region: the head's in the page; op: the
-    ATTENTION; scores: f32[tokens * heads, 256] is scratch; out: a partial result a query, op.partial_bytes apart:
+    the first token's, relative to the page's start (it may be past its end); region: the head's in the page; op: the
+    ATTENTION; scores: f32[tokens * heads, 256] is scratch; out: a partial result per query, op.partial_bytes apart:
     maximum, sum (f32), then f32[padded] at PARTIAL_HEADER. capped: scores are softcap * tanh(score / softcap).
     """
 
@@ -78,8 +79,8 @@ def page_attention(cache: CacheFormat, capped: bool) -> Callable[..., Any]:
 
     @inline
     def soften(scores, begin, stop, first, end, region, head_dim, padded, softcap, out):
-        """Scores of positions begin … stop - 1 to weights: e^(score - maximum) from first to end - 1, else 0; starts
-        the query's partial result.
+        """Turn scores of positions begin … stop - 1 into weights: e^(score - maximum) from first to end - 1, else 0.
+        Starts the query's partial result.
         """
         highest = constant(_LOWEST)
         for position in range(begin, stop, LANES):
@@ -106,7 +107,7 @@ def page_attention(cache: CacheFormat, capped: bool) -> Callable[..., Any]:
             a, b, c, d = _spread(w0 + p * 4), _spread(w1 + p * 4), _spread(w2 + p * 4), _spread(w3 + p * 4)
             a0, b0, c0, d0 = fma(a, v0, a0), fma(b, v0, b0), fma(c, v0, c0), fma(d, v0, d0)
             a1, b1, c1, d1 = fma(a, v1, a1), fma(b, v1, b1), fma(c, v1, c1), fma(d, v1, d1)
-        # A query that fills up a group of four is stored more than once, with the same values.
+        # A query that pads a group to four is stored more than once, with the same values.
         _store_pair(out0, a0, a1)
         _store_pair(out1, b0, b1)
         _store_pair(out2, c0, c1)
@@ -170,7 +171,7 @@ def _store_pair(address, a, b):
 
 @piece
 def merge(total, part, size):
-    """Put a page's result to what the pages before it gave; both are `size` bytes, as `attend` writes them."""
+    """Merge a page's result into that of the pages before it; both are `size` bytes, in the form `attend` writes."""
     top, part_top = load(types.float32, total), load(types.float32, part)
     highest = larger(top, part_top)
     keep = exponential(splat(F32x16, top - highest))
@@ -184,7 +185,7 @@ def merge(total, part, size):
 
 @piece
 def start(total, size, sinks, head):
-    """What no page has given yet: a head's sink alone, where there are any (0: none)."""
+    """The result before any page: only a head's sink, if there are sinks (0: none)."""
     for offset in range(0, size, LANES * 4):
         store(total + offset, constant(0.0))
     store(total, types.float32(_LOWEST))

@@ -26,7 +26,7 @@ def build(name: str, level: str, symbol: str) -> bytes:
 def emit(function: Callable[..., Any], arguments: tuple[Any, ...], symbol: str, machine: llvm.TargetMachine) -> bytes:
     """Compile a function for a machine; the object exports it as `symbol`, with the C calling convention.
 
-    Kernels take int64 only, return nothing and never raise, so that the object needs neither Python nor Numba.
+    Kernels take only int64, return nothing and never raise, so the object needs neither Python nor Numba.
     """
     dispatcher = njit(**OPTIONS)(getattr(function, "py_func", function))
     with global_compiler_lock, _unoptimised():
@@ -47,10 +47,10 @@ def emit(function: Callable[..., Any], arguments: tuple[Any, ...], symbol: str, 
 
 @contextmanager
 def _unoptimised() -> Iterator[None]:
-    """Numba would optimise every function by itself and again in each of its callers; here all are optimised once,
-    together.
+    """Turn off Numba's own optimisation, which would optimise every function by itself and again in each caller. Here
+    all are optimised once, together.
     """
-    cpu_target.target_context.codegen()  # its machine is made once a process, with the user's own level
+    cpu_target.target_context.codegen()  # creates Numba's machine, once per process, with the user's own level
     level, numba.config.OPT = numba.config.OPT, 0
     try:
         yield
@@ -59,7 +59,7 @@ def _unoptimised() -> Iterator[None]:
 
 
 def _entry(symbol: str, target: str, arguments: int) -> str:
-    """A C function that calls one of Numba's convention: two leading out pointers (result, exception), a status
+    """A C function that calls a function of Numba's convention: two leading out pointers (result, exception), a status
     returned.
     """
     values = ", ".join(f"i64 %a{i}" for i in range(arguments))
@@ -74,7 +74,7 @@ def _entry(symbol: str, target: str, arguments: int) -> str:
 
 
 def machine(level: str) -> llvm.TargetMachine:
-    """The CPU to emit code for: a level that is forced below the host's must not use what that level lacks."""
+    """The CPU to emit code for. A level forced below the host's must not use features that it lacks."""
     name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     if platform.machine().lower() in ("x86_64", "amd64") and level != "avx512":
         name, features = {"avx2": "x86-64-v3", "portable": "x86-64"}[level], ""

@@ -1,10 +1,10 @@
-"""How keys and values of one head lie in a page of the cache, by number format: written one position at a time, read
-as f32 in the order in which they lie, straight into attention's sums.
+"""The layout of one head's keys and values in a page of the cache, by number format. They are written one position at a
+time, and read as f32 in storage order, straight into attention's sums.
 
-A head's region: keys as blocks of [head_dim, 32 positions], so that scores come out in lanes without horizontal sums;
-then values as strips of [256 positions, 32 columns], the last one padded; int8 adds f32 scales by position, of keys,
-then of values. Whoever reads a block or a strip reads one stretch of memory from its beginning to its end: two streams
-within 4 KiB would leave the hardware without a guess what comes next, and take three times as long (docs/log.md).
+A head's region has keys as blocks of [head_dim, 32 positions], so that scores are computed in lanes without horizontal
+sums, then values as strips of [256 positions, 32 columns], the last one padded. int8 adds f32 scales by position, of
+keys and then of values. A block or a strip is read as one stretch of memory from start to end. Two streams within 4 KiB
+would defeat the hardware's prefetcher and take three times as long (docs/log.md).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class CacheFormat(NamedTuple):
     """remember(region, slot, key, value, head_dim, value_dim, padded): write one position, from f32[head_dim] and
     f32[value_dim].
 
-    read(region, number): the 32 numbers from there on (`key_block`, `value_row`), in two registers. They still lack
-    their positions' scales: scale_keys(x, region, position, head_dim, padded) and scale_values(…) put them to sixteen
-    positions' scores and weights, which are fewer.
+    read(region, number): the 32 numbers from there on (`key_block`, `value_row`), in two registers. They are not scaled
+    yet: scale_keys(x, region, position, head_dim, padded) and scale_values(…) apply the scales to the scores and
+    weights of sixteen positions, which are fewer.
     """
 
     remember: Callable[..., Any]
@@ -42,13 +42,13 @@ class CacheFormat(NamedTuple):
 
 @inline
 def key_block(position, d, head_dim):
-    """Number d of the keys of 32 positions, the first a multiple of 32."""
+    """Index of dimension d of the keys of 32 positions, the first a multiple of 32."""
     return position * head_dim + d * WIDE
 
 
 @inline
 def value_row(position, column, head_dim):
-    """The values of one position in 32 columns, the first a multiple of 32."""
+    """Index of the values of one position in 32 columns, the first a multiple of 32."""
     return PAGE * (head_dim + column) + position * WIDE
 
 
@@ -68,7 +68,7 @@ def _unscaled(x, region, position, head_dim, padded):
 
 
 def _reader(read: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """Numbers of `size` bytes: `read` gives 16 at an address."""
+    """Reads numbers of `size` bytes: `read` returns 16 at an address."""
 
     @inline
     def read_wide(region, number):
@@ -80,7 +80,7 @@ def _reader(read: Callable[..., Any], size: int) -> Callable[..., Any]:
 
 
 def plain(read: Callable[..., Any], write: Callable[..., Any], size: int) -> CacheFormat:
-    """Floating-point numbers of `size` bytes: read 16 at an address, write one."""
+    """Floating-point numbers of `size` bytes: `read` reads 16 at an address, `write` writes one."""
 
     @inline
     def remember(region, slot, key, value, head_dim, value_dim, padded):
@@ -94,7 +94,7 @@ def plain(read: Callable[..., Any], write: Callable[..., Any], size: int) -> Cac
 
 @inline
 def _byte_scale(source, count):
-    """What one step of signed bytes stands for, and its inverse."""
+    """The step of signed bytes, and its inverse."""
     largest = types.float32(0)
     for i in range(count):
         largest = larger(largest, larger(number(source, i), -number(source, i)))
@@ -112,7 +112,7 @@ def _write_byte(address, value):
 
 @inline
 def _read_bytes(address):
-    return tonumber(F32x16, sign_extend(I32x16, load(I8x16, address)))
+    return to_float(F32x16, sign_extend(I32x16, load(I8x16, address)))
 
 
 @inline

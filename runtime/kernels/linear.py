@@ -1,6 +1,6 @@
-"""The items of a product phase: some rows of a matrix times the rows of its input, and what becomes of them at once.
+"""The items of a product phase: some rows of a matrix times the rows of its input, and the work fused after it.
 
-All four write whole rows of tokens in lanes; columns past the last row of a matrix are left as they are, zeros.
+All four write whole rows of tokens in lanes. Columns past the last row of a matrix are not changed; they stay zero.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _add_exceptions(m, values, out, begin, end):
 
 @piece
 def _finish_rows(m, x, tokens, y, y_stride, low, high):
-    """What a fast product leaves out: the exceptions' deltas, and the bias."""
+    """Complete a fast product: add the exceptions' corrections and the bias."""
     for token in range(tokens):
         values, out = x.values + token * x.values_stride, y + token * y_stride
         if m.exception_delta != 0:
@@ -65,7 +65,7 @@ def _input(p, thread):
 
 @inline
 def _rows(p, batch):
-    """How many tokens a product is of."""
+    """The number of tokens of a product."""
     if p.top != 0:
         return batch.wanted
     return batch.tokens

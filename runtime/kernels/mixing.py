@@ -1,8 +1,8 @@
-"""The phases of attention: writing keys and values, heads over pages, and the pages' results put together.
+"""The phases of attention: writing keys and values, attention of heads over pages, and merging the pages' results.
 
-One token: each item is one group of heads over one page, and the results are joined afterwards. Several tokens: each
-item is a block of neighbours and one group of heads over all pages that they see, page by page. Both merge pages in
-their order, so the bits are the same.
+With one token, each item is one group of heads over one page, and the results are merged afterwards. With several
+tokens, each item is a block of neighbours and one group of heads over all pages that they see, page by page. Both merge
+pages in order, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rkf.runtime.structs import ATTENTION, BATCH, PAGE, THREAD
 
 @inline
 def _region(op, token, page, kv_head):
-    """Where a page of a token's sequence holds a key head."""
+    """The address of a key head in a page of a token's sequence."""
     pages = word(word(op.sequences, token), op.group)
     return word(pages, page) + op.offset + kv_head * op.head_bytes
 
@@ -51,13 +51,13 @@ def remember(cache_name: str, level: str) -> Callable[..., Any]:
 
 @cache
 def _page_attention(cache_name: str, level: str, capped: bool) -> Callable[..., Any]:
-    """Both phases of a format have it, so it is compiled once."""
+    """Attention over one page for a cache format; both kinds of phase use it, so it is compiled once."""
     form: CacheFormat = cache_format(cache_name, level)
     attend = attention.page_attention(form, capped)
 
     @inline
     def attend_page(op, token, tokens, kv_head, page, thread, out):
-        """The queries of some neighbouring tokens, first `token`, and of one group of heads, over one page."""
+        """The queries of some neighbouring tokens, from `token` on, and of one group of heads, over one page."""
         group, head_bytes = op.heads // op.kv_heads, op.head_dim * 4
         queries = row_of(op.q, thread, token) + kv_head * group * head_bytes
         position = word(op.positions, token) - page * PAGE
@@ -68,7 +68,7 @@ def _page_attention(cache_name: str, level: str, capped: bool) -> Callable[..., 
 
 
 def attend_one(cache_name: str, level: str, capped: bool) -> Callable[..., Any]:
-    """One token: one group of heads over one page, to the shared partial results."""
+    """One token: one group of heads over one page, written to the shared partial results."""
     attend_page = _page_attention(cache_name, level, capped)
 
     def kernel(item, arguments, batch_address, thread_address):
@@ -81,7 +81,7 @@ def attend_one(cache_name: str, level: str, capped: bool) -> Callable[..., Any]:
 
 
 def join(token, arguments, batch_address, thread_address):
-    """The micro-op that puts together the partial results of all pages that one token sees."""
+    """The micro-op that merges the partial results of all pages that one token sees."""
     op, batch, thread = view(ATTENTION, arguments), view(BATCH, batch_address), view(THREAD, thread_address)
     total, out = thread.totals, row_of(op.out, thread, token)
     pages = batch.position // PAGE + 1 - _first_page(op, batch.position)

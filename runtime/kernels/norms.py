@@ -1,7 +1,7 @@
-"""Norms of a token's row, whole or in groups that lie side by side, as micro-ops.
+"""Norms of a token's row, whole or in adjacent groups, as micro-ops.
 
-A whole row is padded with zeros to whole lanes, and so are its weights; the numbers of a group that fill no lanes go
-singly.
+A whole row is padded with zeros to whole lanes, and so are its weights. In a group, numbers that do not fill all lanes
+are processed one by one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _rms(x, weight, out, columns, epsilon):
 
 @inline
 def _rms_of_group(x, weight, out, columns, epsilon):
-    """`_rms` of one group; the next one begins right behind it, so its last numbers go singly."""
+    """`_rms` of one group. The next group follows directly, so the last numbers are processed one by one."""
     whole, total, rest = columns // LANES * _STEP, constant(0.0), types.float32(0)
     for i in range(0, whole, _STEP):
         value = load(F32x16, x + i)

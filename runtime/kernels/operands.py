@@ -1,4 +1,4 @@
-"""How kernels reach what a plan names: a token's row of a value, words and numbers at an address."""
+"""How kernels access the operands of a plan: a token's row of a value, words and numbers at an address."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _STEP = LANES * 4
 
 @inline
 def _store_bytes(address, even, odd):
-    """For AVX-512 and NEON: high bytes of even columns, of odd ones, then the low bytes: 64 of each a block."""
+    """For AVX-512 and NEON: per block, high bytes of 64 even columns and of 64 odd ones, then the low bytes."""
     half = splat(I32x16, types.int32(64))
     even_high, odd_high = arithmetic_shift_right(even + half, 7), arithmetic_shift_right(odd + half, 7)
     store(address, truncate(I8x16, even_high))
@@ -66,9 +66,9 @@ STORES = {
 
 
 def packer(level: str) -> Callable[..., Any]:
-    """pack(activation, token): from f32 values to integers, with a scale and their sum (structs.py has the limits).
+    """pack(activation, token): f32 values to integers, with a scale and their sum (structs.py has the limits).
 
-    One scale a token: int16 activations leave no need for scales by block, and sums stay integers to the end.
+    One scale per token: int16 activations need no scales by block, and sums stay integers to the end.
     """
     store_integers, bytes_of_16 = STORES[level]
 
@@ -107,7 +107,7 @@ def packer(level: str) -> Callable[..., Any]:
 
 
 def pack(level: str) -> Callable[..., Any]:
-    """The micro-op of a level: a token's row of an activation is packed."""
+    """The micro-op of a level that packs a token's row of an activation."""
     packed = packer(level)
 
     def kernel(token, arguments, batch_address, thread_address):

@@ -1,4 +1,4 @@
-"""Rope on the heads of one token's row, as a micro-op: pairs are turned by tables of cosines and sines."""
+"""Rope on the heads of one token's row, as a micro-op: rotates pairs by tables of cosines and sines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rkf.runtime.structs import LANES, ROPE, THREAD
 
 @inline
 def _turn_halves(head, out, cosines, half, scale):
-    """Pairs (i, i + half), as Hugging Face orders them, times a scale; the sines follow the cosines."""
+    """Pairs (i, i + half), Hugging Face's order, times a scale; the sines follow the cosines."""
     whole = half // LANES * LANES
     for i in range(0, whole, LANES):
         a, b = load(F32x16, head + i * 4), load(F32x16, head + (i + half) * 4)
@@ -45,7 +45,7 @@ PAIRS = {"halves": _turn_halves, "neighbours": _turn_neighbours}
 
 
 def rope(pairs: str) -> Callable[..., Any]:
-    """out = scale * the source, the first 2 * turned numbers of each head turned by the token's position."""
+    """out = scale * the source, with the first 2 * turned numbers of each head rotated by the token's position."""
     turn = PAIRS[pairs]
 
     def kernel(token, arguments, batch_address, thread_address):

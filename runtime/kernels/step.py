@@ -1,7 +1,7 @@
 """A pass as each thread runs it: the plan's phases in order, whose items the threads share.
 
-What a phase writes is read in later ones only. A phase that every thread does for itself (`own`) is small work before a
-product, which costs less than to wait for another thread. Knows no op: each phase brings the kernel of its items.
+Only later phases read what a phase writes. A phase that every thread runs for itself (`own`) is small work before a
+product; it costs less than waiting for another thread. Knows no op: each phase brings the kernel of its items.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OUTSIDE, _WAITING = PARTS.index("outside"), PARTS.index("waiting")
 
 @inline
 def _lap(part, thread):
-    """Where somebody measures: the time since the last lap went into this part."""
+    """If time is measured: count the time since the last lap towards this part."""
     if thread.clock != 0:
         now = ticks()
         slot = thread.clock + 8 + part * 8
@@ -31,7 +31,7 @@ def _lap(part, thread):
 
 @inline
 def _items(phase, batch, rows):
-    """How many items a phase has."""
+    """The number of items of a phase."""
     count = types.int64(1)
     if phase.counted == _TOKENS:
         count = rows
@@ -47,7 +47,7 @@ def _items(phase, batch, rows):
 
 @inline
 def _share(phase, items, slots, batch_address, thread_address, tag):
-    """All items of a phase, by whoever claims them; returns the next phase's tag."""
+    """Run the items of a phase, claimed by the threads; returns the next phase's tag."""
     thread = view(THREAD, thread_address)
     item = sync.claim(slots, tag, items)
     while item >= 0:
@@ -62,7 +62,7 @@ def _share(phase, items, slots, batch_address, thread_address, tag):
 
 @inline
 def _run(phases, count, rows, slots, batch_address, thread_address, tag):
-    """Some phases, of so many rows; returns the tag after the last."""
+    """Run some phases, for this number of rows; returns the tag after the last."""
     batch, thread = view(BATCH, batch_address), view(THREAD, thread_address)
     for index in range(count):
         phase = view(PHASE, phases + index * _PHASE_BYTES)
@@ -76,7 +76,7 @@ def _run(phases, count, rows, slots, batch_address, thread_address, tag):
 
 
 def step(plan_address, batch_address, thread_address, tag):
-    """A pass: the layers of all tokens, then the top of those that are wanted."""
+    """A pass: the layers for all tokens, then the top for the wanted ones."""
     plan, batch, thread = view(PLAN, plan_address), view(BATCH, batch_address), view(THREAD, thread_address)
     _lap(_OUTSIDE, thread)
     phases, count = plan.many, plan.many_count

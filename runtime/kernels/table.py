@@ -1,7 +1,7 @@
-"""Every kernel by name and level of CPU: the one place where specialisations are listed.
+"""Every kernel by name and CPU level: the one place that lists specialisations.
 
 step                        a forward pass: the phases of a plan
-serve, publish              a worker thread's loop, and what starts a call (threads.py)
+serve, publish              a worker thread's loop, and the start of a call (threads.py)
 row:f32|bf16|f16|clustered  one row of a matrix as f32
 f32                         product in f32, any number of tokens
 one:W, many:W               fast products of one token and of many; W: index width, or 7i, 8i where ranks are the values
@@ -100,7 +100,7 @@ _FAMILIES: dict[str, tuple[Callable[[str, str], Callable[..., Any]], list[str]]]
 
 
 def _work(name: str, level: str) -> Callable[..., Any] | None:
-    """The work of a phase or a micro-op, if that is what a name stands for."""
+    """The work of a phase or a micro-op of this name, or None."""
     if name in _PLAIN:
         return _PLAIN[name]
     for family, (build, variants) in _FAMILIES.items():
@@ -115,7 +115,7 @@ def _joined(family: str, variant: str) -> str:
 
 
 def kernel(name: str, level: str) -> Kernel:
-    """A kernel's function and its arguments' types."""
+    """A kernel's function and its argument types."""
     work = _work(name, level)
     if work is not None:
         return work, _WORK
@@ -138,7 +138,12 @@ def kernel(name: str, level: str) -> Kernel:
 
 
 def names(level: str) -> list[str]:
-    """Every kernel of a level of CPU."""
+    """Every kernel of a CPU level."""
     fixed = ["step", "serve", "publish", "f32", *(f"row:{kind}" for kind in ("f32", "bf16", "f16", "clustered"))]
     work = [_joined(family, variant) for family, (_, variants) in _FAMILIES.items() for variant in variants]
-    return fixed + [*_PLAIN] + work + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]
+    return (
+        fixed
+        + [*_PLAIN]
+        + work
+        + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]
+    )

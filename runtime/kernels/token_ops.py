@@ -1,6 +1,6 @@
-"""A token phase and the plain micro-ops: what is done to one token's row of a value, number by number.
+"""A token phase and the plain micro-ops: work on one token's row of a value, number by number.
 
-Rows are padded with zeros to whole lanes; what is written keeps that so.
+Rows are padded with zeros to whole lanes, and writes keep the padding zero.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def embed(token, arguments, batch_address, thread_address):
 
 
 def take(item, arguments, batch_address, thread_address):
-    """out = the source's row of the wanted token number `item`."""
+    """out = the source's row of wanted token number `item`."""
     m, thread = view(TAKE, arguments), view(THREAD, thread_address)
     source, out = row_of(m.source, thread, word(m.rows, item)), row_of(m.out, thread, item)
     for i in range(0, m.columns * 4, _STEP):
@@ -55,7 +55,7 @@ def add(token, arguments, batch_address, thread_address):
 
 
 def scale(token, arguments, batch_address, thread_address):
-    """out = scale * source, times a factor of the model or of the token where there is one."""
+    """out = scale * source, times a factor of the model or of the token if there is one."""
     m, thread = view(SCALE, arguments), view(THREAD, thread_address)
     source, out, by = row_of(m.source, thread, token), row_of(m.out, thread, token), m.scale
     if m.factors != 0:
@@ -65,7 +65,7 @@ def scale(token, arguments, batch_address, thread_address):
 
 
 def clip(token, arguments, batch_address, thread_address):
-    """out = a, cut to -limit … limit."""
+    """out = a clamped to -limit … limit."""
     m, thread = view(PAIR, arguments), view(THREAD, thread_address)
     a, out, limit = row_of(m.a, thread, token), row_of(m.out, thread, token), splat(F32x16, m.limit)
     for i in range(0, m.columns * 4, _STEP):
@@ -74,7 +74,7 @@ def clip(token, arguments, batch_address, thread_address):
 
 @inline
 def _spread(address, columns, scratch):
-    """A row of one number, as a row of so many."""
+    """A row that repeats one number `columns` times."""
     for i in range(0, columns * 4, _STEP):
         store(scratch + i, splat(F32x16, number(address, 0)))
     return scratch

@@ -10,6 +10,7 @@ from rkf.calibrate.passes import TensorReader, stretches
 from rkf.errors import OutputError
 from rkf.format.matrix import from_f32, to_f32
 from rkf.model.roles import shared_inputs
+from rkf.runtime.backend import Row
 from tests.calibrate.small_models import small_model
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
@@ -41,7 +42,7 @@ def predicted(program, reader, ids, cache=None):
 
 def oracle(config, weights, tokens):
     backend = NumpyBackend(config, weights)
-    return np.stack([backend.forward(row.astype(np.int64), backend.new_cache(64), False) for row in tokens])
+    return np.stack([backend.forward([Row(backend.new_sequence(64), row.astype(np.int64))], "all") for row in tokens])
 
 
 def with_extras():

@@ -295,7 +295,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "dimension missing": (lambda f: edit_json(f / "config.json", hidden_size=None), SourceError, "hidden_size"),
     "shape": (lambda f: edit_json(f / "config.json", intermediate_size=97), SourceError, "expected shape"),
     "a layer too many": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), SourceError, "is missing"),
-    "a layer too few": (lambda f: edit_json(f / "config.json", num_hidden_layers=1), UnsupportedError, "no place"),
+    "a layer too few": (lambda f: edit_json(f / "config.json", num_hidden_layers=1), UnsupportedError, "not part of"),
     "no config": (lambda f: (f / "config.json").unlink(), SourceError, "config.json is missing"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), SourceError, "JSON object"),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),

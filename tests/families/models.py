@@ -69,12 +69,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "attention_bias": True,
             "mlp_bias": True,
-            "hidden_act": "gelu",
             "head_dim": 32,
             "rope_parameters": LINEAR,
             "rms_norm_eps": 1e-4,
         },
     ),
+    "llama-gelu": ("llama", {"hidden_act": "gelu", "num_key_value_heads": 1}),
     "mistral": ("mistral", {"sliding_window": WINDOW}),
     "mistral-yarn": ("mistral", {"sliding_window": None, "head_dim": 32, "rope_parameters": YARN}),
     "qwen2": (
@@ -96,6 +96,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 32,
         },
     ),
+    "qwen3-plain": ("qwen3", {"head_dim": 32, "use_sliding_window": False, "sliding_window": WINDOW}),
     "qwen3-biases": (
         "qwen3",
         {
@@ -114,7 +115,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3-short": (
         "phi3",
-        {"rope_parameters": longrope(8, 1.0), "original_max_position_embeddings": 128, "eos_token_id": [2, 0]},
+        {
+            "rope_parameters": longrope(8, 1.0),
+            "original_max_position_embeddings": 512,
+            "max_position_embeddings": 1024,
+            "eos_token_id": [2, 0],
+        },
     ),
     "phi3-window": ("phi3", {"sliding_window": WINDOW, "tie_word_embeddings": True, "head_dim": 32}),
     "olmo2": ("olmo2", {}),

@@ -16,6 +16,8 @@ from .models import VARIANTS, model_of
 
 # Kept, else no family is chosen.
 _NAME = "model_type"
+# Versions of the reference before 5 took null here, and published files have it: as many as there are heads.
+_OF_OLD = ("num_key_value_heads",)
 
 
 def config_of(variant: str, folder: Path) -> dict[str, Any]:
@@ -68,7 +70,9 @@ def test_a_key_of_another_type(tmp_path: Path, variant: str) -> None:
             except RkfError as error:
                 assert "x: " in str(error) and "\n" not in str(error)
                 continue
-            if found.program != described.program:  # taken: then the reference takes it too, with the same meaning
+            if found.program != described.program and not (
+                wrong is None and key in _OF_OLD
+            ):  # taken: then the reference takes it too, with the same meaning
                 assert found.program == describe(spelt_out(changed), "x").program, (key, wrong)
 
 

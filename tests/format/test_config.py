@@ -25,6 +25,7 @@ def test_least_metadata_comes_back() -> None:
     config = replace(CONFIG, bos_id=None, eos_ids=(), add_bos=False, generation={})
     assert ModelConfig.from_metadata(config.to_metadata()) == config
     assert ModelConfig.from_metadata({**config.to_metadata(), "x-more": [1]}) == config
+    assert ModelConfig.from_metadata({**config.to_metadata(), "generation": {"x-more": [1]}}) == config
 
 
 def test_integers_stand_for_floats() -> None:

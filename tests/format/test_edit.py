@@ -54,8 +54,8 @@ def test_metadata_is_replaced_in_another_file(path: Path, tmp_path: Path) -> Non
     edit(path, output=tmp_path / "new.rkf", metadata={"model": model, "title": "tiny"}, provenance={})
     assert path.read_bytes() == before
     with rkf.open(tmp_path / "new.rkf") as container:
-        assert container.config is not None
-        assert container.config.context_length == 128
+        assert container.model is not None
+        assert container.model.context_length == 128
         assert (container.metadata["title"], container.provenance) == ("tiny", {})
     with pytest.raises(UsageError, match="--force"):
         edit(path, output=tmp_path / "new.rkf")

@@ -10,11 +10,14 @@ import pytest
 
 import rkf
 from rkf.errors import BindingError, IntegrityError, OutputError, UsageError
+from rkf.file.atomic import replacing
+from rkf.file.sections import SectionWriter
 from rkf.file.values import write_values
 from rkf.file.writer import Writer
 from rkf.format.constants import KIND_VALUES
 from rkf.format.matrix import Affine, ClusteredMatrix, DenseTensor, MatrixValues
 from tests.format import build
+from tests.hostile import strict
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -183,6 +186,19 @@ def test_a_dense_model_has_no_values(tmp_path: Path) -> None:
         writer.add("d", DenseTensor("f32", np.ones(3, "<f4")))
     with rkf.open(tmp_path / "m.rkf") as model, pytest.raises(UsageError, match="no clustered tensor"):
         write_values(tmp_path / "m.rkv", model, {})
+
+
+def test_a_values_file_may_be_empty(tmp_path: Path) -> None:
+    """For a model without clustered tensors; rkf writes none, and reads it."""
+    with Writer(tmp_path / "m.rkf", metadata={}, provenance={}) as writer:
+        writer.add("d", DenseTensor("f32", np.ones(3, "<f4")))
+    with rkf.open(tmp_path / "m.rkf") as model, replacing(tmp_path / "m.rkv") as out:
+        ids = {"ranks_id": model.ranks_id, "dense_id": model.dense_id}
+        empty = {"metadata": {}, "order": "ascending", "provenance": {}, "tensors": []}
+        SectionWriter(out).finish({**ids, **empty}, KIND_VALUES)
+    with rkf.open(tmp_path / "m.rkf", values=tmp_path / "m.rkv") as model:
+        np.testing.assert_array_equal(model.decode("d"), np.ones(3))
+    assert strict.read(tmp_path / "m.rkf", tmp_path / "m.rkv").keys() == {"d"}
 
 
 def test_closing_the_model_closes_its_values(path: Path) -> None:

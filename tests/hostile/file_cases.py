@@ -298,6 +298,20 @@ VALUES = [
         {"section/0": put(0, b"\0\0\x80\x3f")},
         "regrouped",
     ),
+    Case(
+        "a NaN among unordered values",
+        "centroids",
+        "'body'",
+        {"directory/order": "none", "section/0": put(0, f32(NAN))},
+        "regrouped",
+    ),
+    Case(
+        "a factor of 0 among unordered values",
+        "factors",
+        "'body'",
+        {"directory/order": "none", "section/0": put(448, f32(0))},
+        "regrouped",
+    ),
     Case("a model without ranks", "schema", "kind", {"superblock/kind": 1, "directory/order": REMOVED}, "regrouped"),
 ]
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rkf
 from rkf.errors import UnsupportedError
 from rkf.file.verify import verify
 from rkf.format.constants import KNOWN_REQUIRED
 from tests.format.build import write_model
+from tests.hostile import strict
 from tests.hostile.forge import mutate
 from tests.hostile.reading import read_all
 from tests.spec import reference
@@ -74,7 +76,11 @@ def test_what_a_later_minor_version_may_add(name: str, sources: dict[str, bytes]
         "sections/0/",
     ):
         edits[f"directory/{place}x-new"] = ["anything", 1.5]
+    edits["directory/tensors/body/stats"] = {"error": 0.5, "x-new": "anything"}
     path.write_bytes(mutate(sources[name], edits))
+    with rkf.open(path) as container:
+        assert container.tensors["body"].stats == {"error": 0.5}
+    assert strict.read(path).keys() == container.tensors.keys()
     old, new = read_all(VECTORS / f"{name}.rkf"), read_all(path)
     assert old.keys() == new.keys()
     assert all(np.array_equal(old[tensor], new[tensor]) for tensor in old)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 
 import rkf
+from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 
 IDS = np.random.Generator(np.random.Philox(key=9)).integers(0, 400, 60)
@@ -14,7 +15,7 @@ if __name__ == "__main__":
     digest = hashlib.sha256()
     with rkf.open(sys.argv[1]) as container:
         backend = CpuBackend(container)
-        cache = backend.new_cache(256)
+        sequence = backend.new_sequence(256)
         for part in [IDS[:5], IDS[5:14], IDS[14:40], *np.split(IDS[40:], 20)]:
-            digest.update(backend.forward(part, cache, last_only=False).tobytes())
+            digest.update(backend.forward([Row(sequence, part)], "all").tobytes())
     print(digest.hexdigest())

@@ -7,11 +7,12 @@ import pytest
 
 import rkf
 from rkf.cluster.recipe import Rule
-from rkf.errors import BindingError, ContextLengthError, UnsupportedError, UsageError
+from rkf.errors import BindingError, ContextLengthError, UsageError
 from rkf.file.prefix import within
 from rkf.file.values import write_values
 from rkf.file.writer import Writer
 from rkf.format.matrix import Alias, ClusteredMatrix
+from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from tests.runtime import tiny
 from tests.runtime.files import write_model
@@ -25,8 +26,8 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
 def logits(backend, parts):
-    cache = backend.new_cache(CONFIG.context_length)
-    return np.concatenate([backend.forward(part, cache, last_only=False) for part in parts])
+    sequence = backend.new_sequence(CONFIG.context_length)
+    return np.concatenate([backend.forward([Row(sequence, part)], "all") for part in parts])
 
 
 def relative(found, wanted):
@@ -41,13 +42,13 @@ def decoded(container):
 def test_dense_files_equal_numpy(tmp_path, dtype):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), dtype=dtype)) as container:
         backend = CpuBackend(container, exact=True)
-        wanted = logits(NumpyBackend(CONFIG, decoded(container)), PARTS)
+        wanted = logits(NumpyBackend(CONFIG, decoded(container)), [IDS])
         assert relative(logits(backend, PARTS), wanted) < 1e-4
 
 
 def test_exact_mode_of_a_clustered_file_equals_numpy_on_its_decoded_weights(tmp_path):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
-        wanted = logits(NumpyBackend(CONFIG, decoded(container)), PARTS)
+        wanted = logits(NumpyBackend(CONFIG, decoded(container)), [IDS])
         assert relative(logits(CpuBackend(container, exact=True), PARTS), wanted) < 1e-4
 
 
@@ -72,7 +73,7 @@ def test_fewer_bits_are_the_coarser_matrices(tmp_path, bits):
             name: within(matrix, bits).decode() if isinstance(matrix, ClusteredMatrix) else container.decode(name)
             for name, matrix in matrices.items()
         }
-        wanted = logits(NumpyBackend(CONFIG, weights), PARTS)
+        wanted = logits(NumpyBackend(CONFIG, weights), [IDS])
         assert relative(logits(CpuBackend(container, exact=True, bits=bits), PARTS), wanted) < 1e-4
         assert relative(logits(CpuBackend(container, bits=bits), PARTS), wanted) < 5e-3
         with pytest.raises(UsageError):
@@ -97,54 +98,94 @@ def test_tokens_alone_and_in_tiles_give_the_same_bits(tmp_path):
         assert np.array_equal(logits(backend, [IDS]), alone)
 
 
-def test_a_truncated_cache_continues_as_a_fresh_one(tmp_path):
+def test_a_truncated_sequence_continues_as_a_fresh_one(tmp_path):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
         backend = CpuBackend(container)
-        cache = backend.new_cache(256)
-        backend.forward(IDS[:60], cache, last_only=True)
-        cache.truncate(30)
-        found = backend.forward(IDS[30:40], cache, last_only=True)
-        fresh = backend.new_cache(256)
-        assert np.array_equal(found, backend.forward(IDS[:40], fresh, last_only=True))
-        assert cache.length == 40
+        sequence = backend.new_sequence(256)
+        backend.forward([Row(sequence, IDS[:60])])
+        assert (sequence.reusable(30), sequence.reusable(90)) == (30, 60)
+        sequence.truncate(30)
+        found = backend.forward([Row(sequence, IDS[30:40])])
+        assert np.array_equal(found, backend.forward([Row(backend.new_sequence(256), IDS[:40])]))
+        assert sequence.length == 40
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
         backend = CpuBackend(container)
-        cache = backend.new_cache(16)
+        sequence, other = backend.new_sequence(16), backend.new_sequence(16)
         with pytest.raises(ContextLengthError):
-            backend.forward(IDS[:17], cache, last_only=True)
+            backend.forward([Row(other, IDS[:1]), Row(sequence, IDS[:17])])
         for bad in (np.array([400]), np.array([-1]), np.array([], np.int64)):
             with pytest.raises(UsageError):
-                backend.forward(bad, cache, last_only=True)
+                backend.forward([Row(other, IDS[:1]), Row(sequence, bad)])
+        for rows in ([], [Row(other, IDS[:1]), Row(other, IDS[:1])]):
+            with pytest.raises(UsageError, match="each of another sequence"):
+                backend.forward(rows)
+        for wanted in ([3], [-1], [1, 1], [[0]]):
+            with pytest.raises(UsageError, match="ascending places below 3"):
+                backend.forward([Row(sequence, IDS[:3])], np.array(wanted))
         with pytest.raises(UsageError):
-            cache.truncate(1)
+            sequence.truncate(1)
+        assert sequence.length == other.length == 0
 
 
 @pytest.mark.parametrize("cache_format", ["f32", "f16", "int8"])
-def test_several_sequences_in_one_pass_give_the_bits_of_each_alone(tmp_path, cache_format):
-    with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
+def test_a_sequence_has_the_same_bits_alone_and_in_any_mix(tmp_path, cache_format):
+    config = tiny.config(context_length=1024)
+    ids = np.random.Generator(np.random.Philox(key=4)).integers(0, 400, (5, 600))
+    with rkf.open(write_model(tmp_path / "m.rkf", config, tiny.weights(config), RULE)) as container:
         backend = CpuBackend(container, cache_format=cache_format)
-        prompts = [IDS[:5], IDS[7:47], IDS[50:51], IDS[60:90], IDS[90:97]]
-        caches = [backend.new_cache(256) for _ in prompts]
-        alone = [backend.new_cache(256) for _ in prompts]
-        for prompt, *pair in zip(prompts, caches, alone, strict=True):
-            for cache in pair:
-                backend.forward(prompt, cache, last_only=True)
-        for step in range(3):
-            tokens = IDS[100 + 5 * step : 105 + 5 * step]
-            wanted = [backend.forward(tokens[i : i + 1], alone[i], last_only=True)[0] for i in range(5)]
-            assert np.array_equal(backend.forward_batch(tokens, caches), wanted)
+        alone = [backend.forward([Row(backend.new_sequence(600), each)], "all") for each in ids]
+        random = np.random.Generator(np.random.Philox(key=5))
+        sequences, found = [backend.new_sequence(600) for _ in ids], [[] for _ in ids]
+        while any(sequence.length < 600 for sequence in sequences):
+            fed = [n for n in random.permutation(5) if sequences[n].length < 600 and random.random() < 0.7]
+            if not fed:
+                continue
+            rows = []
+            for n in fed:
+                length = sequences[n].length
+                rows.append(Row(sequences[n], ids[n, length : length + random.choice([1, 1, 2, 7, 60, 300])]))
+            got = backend.forward(rows, "all")
+            for n, part in zip(fed, np.split(got, np.cumsum([len(row.tokens) for row in rows])[:-1]), strict=True):
+                found[n].append(part)
+        assert all(np.array_equal(np.concatenate(parts), wanted) for parts, wanted in zip(found, alone, strict=True))
 
 
-def test_a_batch_needs_a_cache_for_each_token(tmp_path):
+def test_only_the_wanted_logits_are_given(tmp_path):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
         backend = CpuBackend(container)
-        a, b = backend.new_cache(16), backend.new_cache(16)
-        for caches in ([a, a], [a], [a, a, b]):
-            with pytest.raises(UsageError):
-                backend.forward_batch(IDS[:2], caches)
+
+        def rows():
+            return [Row(backend.new_sequence(200), part) for part in (IDS[:100], IDS[3:4], IDS)]
+
+        every = backend.forward(rows(), "all")
+        assert len(every) == 251
+        assert np.array_equal(backend.forward(rows()), every[[99, 100, 250]])
+        for places in ([], [0], [0, 99, 100], [255 - 10, 250]):
+            assert np.array_equal(backend.forward(rows(), np.array(places, np.int64)), every[places])
+
+
+def test_a_fork_shares_pages_until_one_writes(tmp_path):
+    config = tiny.config(context_length=1024)
+    ids = np.random.Generator(np.random.Philox(key=6)).integers(0, 400, 700)
+    with rkf.open(write_model(tmp_path / "m.rkf", config, tiny.weights(config), RULE)) as container:
+        backend = CpuBackend(container)
+        first = backend.new_sequence(700)
+        backend.forward([Row(first, ids[:300])])
+        second = first.fork()
+        assert second.length == 300
+        whole = backend.forward([Row(first, ids[300:])], "all")
+        other = backend.forward([Row(second, ids[:20])], "all")
+        fresh = backend.new_sequence(700)
+        backend.forward([Row(fresh, ids[:300])])
+        assert np.array_equal(backend.forward([Row(fresh, ids[:20])], "all"), other)
+        third = first.fork()
+        first.truncate(100)  # writes into a page that the others still have
+        backend.forward([Row(first, ids[:50])])
+        third.truncate(300)
+        assert np.array_equal(backend.forward([Row(third, ids[300:])], "all"), whole)
 
 
 def test_a_rank_past_the_centroids_under_an_exception_is_some_value(tmp_path):
@@ -163,12 +204,11 @@ def test_a_rank_past_the_centroids_under_an_exception_is_some_value(tmp_path):
             assert np.isfinite(logits(CpuBackend(container, exact=exact), PARTS)).all()
 
 
-def test_as_many_layers_as_phases_can_be_counted(tmp_path):
-    """A pass of several tokens counts ten phases a layer; past 2048 the next call would take its own for done."""
-    config = tiny.config(layers=205)
-    path = write_model(tmp_path / "m.rkf", config, tiny.weights(config))
-    with rkf.open(path) as container, pytest.raises(UnsupportedError, match="205 layers are more"):
-        CpuBackend(container)
+def test_hundreds_of_layers_run(tmp_path):
+    config = tiny.config(layers=205, hidden_size=16, intermediate_size=16, heads=1, kv_heads=1)
+    with rkf.open(write_model(tmp_path / "m.rkf", config, tiny.weights(config))) as container:
+        found = logits(CpuBackend(container), np.split(IDS[:8], [4, 5, 6, 7]))
+        assert np.array_equal(found, logits(CpuBackend(container, threads=1), [IDS[:8]]))
 
 
 def test_an_int8_cache_is_close(tmp_path):

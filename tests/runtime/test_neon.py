@@ -16,8 +16,8 @@ def count(code, instruction):
 
 
 def test_a_whole_pass_compiles(tmp_path):
-    code = compiled_elsewhere("step:f16", tmp_path / "step.o")
-    assert len(Sections(code).text()) > 1000
+    code = compiled_elsewhere("step", tmp_path / "step.o")
+    assert len(Sections(code).text()) > 100
 
 
 # With 255 values on the grid, each rank is its value, so there is no table.

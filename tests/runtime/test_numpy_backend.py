@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from rkf.model.first_form import RopeScaling
+from rkf.runtime.backend import Row
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 
@@ -73,9 +74,9 @@ def test_equals_transformers(changes):
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)[None]).logits[0].numpy()
     backend = NumpyBackend(config, weights)
-    cache = backend.new_cache(100)
-    parts = [backend.forward(part, cache, last_only=False) for part in (ids[:60], ids[60:61], ids[61:])]
+    sequence = backend.new_sequence(100)
+    parts = [backend.forward([Row(sequence, part)], "all") for part in (ids[:60], ids[60:61], ids[61:])]
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    cache.truncate(59)
-    again = backend.forward(ids[59:61], cache, last_only=True)
+    sequence.truncate(59)
+    again = backend.forward([Row(sequence, ids[59:61])])
     np.testing.assert_allclose(again, expected[60:61], rtol=1e-3, atol=1e-4 * np.abs(expected).max())

@@ -12,6 +12,7 @@ import rkf
 from rkf.cluster.recipe import Rule
 from rkf.errors import UsageError
 from rkf.runtime import threads
+from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from tests.runtime import tiny
 from tests.runtime.files import write_model
@@ -30,9 +31,9 @@ def container(tmp_path_factory):
 
 def logits(backend):
     """A prompt in tiles, then token by token."""
-    cache = backend.new_cache(256)
+    sequence = backend.new_sequence(256)
     parts = [IDS[:40], *np.split(IDS[40:], 60)]
-    return np.concatenate([backend.forward(part, cache, last_only=False) for part in parts])
+    return np.concatenate([backend.forward([Row(sequence, part)], "all") for part in parts])
 
 
 def workers():
@@ -50,11 +51,11 @@ def test_any_number_of_threads_gives_the_same_bits(container, monkeypatch, count
 
 
 def windows(backend, lengths):
-    """One call each of so many tokens, of all logits or the last ones, in a cache that begins anew when it is full."""
-    cache, found = backend.new_cache(256), []
+    """A call of each length, with all logits or the last ones, in a sequence that starts again when it is full."""
+    sequence, found = backend.new_sequence(256), []
     for length in lengths:
-        cache.truncate(cache.length if cache.length + length <= 256 else 0)
-        found.append(backend.forward(IDS[:length], cache, last_only=bool(length % 2)))
+        sequence.truncate(sequence.length if sequence.length + length <= 256 else 0)
+        found.append(backend.forward([Row(sequence, IDS[:length])], "last" if length % 2 else "all"))
     return np.concatenate(found)
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rkf.errors import ContextLengthError, UsageError
+from rkf.runtime.backend import Row
 from rkf.runtime.generate import Generation, Limits, Session, StopStrings
 from rkf.runtime.sampling import Sampling
 from rkf.text.tokenizer import Tokenizer
@@ -23,9 +24,9 @@ class Counting(NumpyBackend):
 
     fed = 0
 
-    def forward(self, tokens, cache, last_only):
-        self.fed += len(tokens)
-        return super().forward(tokens, cache, last_only)
+    def forward(self, rows, wanted="last"):
+        self.fed += sum(len(row.tokens) for row in rows)
+        return super().forward(rows, wanted)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def greedy(prompt, n):
     ids = list(prompt)
     for _ in range(n):
         backend = NumpyBackend(CONFIG, WEIGHTS)
-        ids.append(int(np.argmax(backend.forward(np.array(ids), backend.new_cache(0), last_only=True)[0])))
+        ids.append(int(np.argmax(backend.forward([Row(backend.new_sequence(len(ids)), np.array(ids))])[0])))
     return ids[len(prompt) :]
 
 
@@ -96,8 +97,8 @@ def test_an_interrupted_step_leaves_a_session_that_can_go_on(backend):
     "".join(generation(session, max_tokens=3))
     whole = backend.forward
 
-    def interrupted(tokens, cache, last_only):
-        whole(tokens, cache, last_only)
+    def interrupted(rows):
+        whole(rows)
         raise KeyboardInterrupt
 
     backend.forward = interrupted

@@ -9,6 +9,7 @@ import torch
 import rkf
 from rkf.cluster.recipe import Rule
 from rkf.errors import UsageError
+from rkf.runtime.torch_graph import TokenStep, has_fixed_shapes
 from rkf.runtime.torch_model import Decoder
 from tests.calibrate.small_models import OPTIONS, small_model
 from tests.spec.document import VECTORS
@@ -87,6 +88,29 @@ def test_gives_the_logits_of_the_vectors(entry):
     bound = 1e-4 if "recurrent" in entry["file"] else 1e-5
     for sizes in ([len(wanted)], [1], [5, 1, 3]):
         assert relative(in_chunks(decoder, ids, sizes, positions)[0], wanted) < bound
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["plain", "post-norms", "windows"])
+def test_steps_of_standing_buffers_equal_the_decoder(name):
+    ids = torch.arange(3, 20)
+    with rkf.open(VECTORS / f"program-{name}.rkf") as container:
+        decoder = Decoder(container)
+    assert has_fixed_shapes(decoder.program)
+    wanted = in_chunks(decoder, ids[None], [len(ids)])[0]
+    cache = decoder.new_cache(1, 64)
+    decoder(ids[None, :5], cache)
+    step = TokenStep(decoder, cache)
+    for position in range(5, len(ids)):
+        step.place(int(ids[position]), position)
+        for _ in range(2):  # as a capture does: again makes no difference
+            assert relative(step.compute()[0], wanted[position]) < 1e-5
+
+
+def test_programs_whose_shapes_depend_on_data_are_not_captured(small):
+    _, program, _ = small
+    names = {op.name for kind in program.kinds for op in kind}
+    assert has_fixed_shapes(program) == (not names & {"experts", "conv", "delta"})
 
 
 RULES = {"exceptions": Rule(k=16, exceptions=0.01), "rows": Rule(k=8, affine="row")}

@@ -1,0 +1,119 @@
+"""Each family to GGUF and back: the same tensors and program; what a GGUF has no words for is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rkf.converters.export import export_gguf, export_hf
+from rkf.converters.gguf_header import read_header
+from rkf.converters.pipeline import convert
+from rkf.converters.source import open_source
+from rkf.errors import RkfError, UnsupportedError
+
+from .models import VARIANTS, loaded, logits_of, model_of, save, tokens
+
+# Why a variant has no GGUF.
+REFUSED = {
+    "llama-gelu": "hidden_act: 'gelu' is not supported; expected silu",
+    "qwen2": "layer_types: a window in some layers only",
+    "qwen3": "layer_types: a window in some layers only",
+    "qwen3-biases": "truncate: False is not supported",
+    "olmo2-biases": "tie_word_embeddings: True",
+    "phi3-window": "head_dim: heads",
+    "gemma3-softcap": "query_pre_attn_scalar: 24 is not supported; expected 16",
+    "qwen3_moe-mixed": "norm_topk_prob: False",
+    "ministral3-window": "sliding_window: 20 is not supported; expected null",
+    "gemma2-no-softcaps": "query_pre_attn_scalar: 24 is not supported; expected 16",
+    "smollm3-window": "attention_bias: True",
+    "olmo3-biases": "tie_word_embeddings: True",
+    "exaone4": "sliding_window: llama.cpp has windows only in a model of 64 layers",
+    "cohere2-biases": "attention_bias: True",
+    "seed_oss-biases": "attention_out_bias: True",
+    "ernie4_5-biases": "use_bias: True",
+}
+WRITTEN = [variant for variant in VARIANTS if variant not in REFUSED]
+
+
+def written(folder: Path, variant: str) -> Path:
+    """A GGUF of a model whose values are exact in f16."""
+    convert(save(model_of(variant), folder / "model", "float16"), folder / "m.rkf", recipe="dense")
+    export_gguf(folder / "m.rkf", folder / "m.gguf")
+    return folder / "m.gguf"
+
+
+@pytest.mark.parametrize("variant", WRITTEN)
+def test_the_same_tensors_come_back(tmp_path: Path, variant: str) -> None:
+    after = open_source(written(tmp_path, variant))
+    before = open_source(tmp_path / "model")
+    assert after.aliases == before.aliases
+    assert list(after.tensors) == list(before.tensors)
+    for name in before.tensors:
+        np.testing.assert_array_equal(after.read(name).decode(), before.read(name).decode(), err_msg=name)
+    mine, theirs = after.model.program, before.model.program
+    assert (mine.kinds, mine.order, mine.top, mine.stem) == (theirs.kinds, theirs.order, theirs.top, theirs.stem)
+    for one, other in zip(mine.ropes, theirs.ropes, strict=True):
+        np.testing.assert_allclose(one.frequencies, other.frequencies, rtol=1e-5)
+        np.testing.assert_allclose(one.long or (), other.long or (), rtol=1e-5)
+        assert (one.original_context, one.factor) == (other.original_context, pytest.approx(other.factor, rel=1e-6))
+
+
+@pytest.mark.parametrize("variant", ["llama", "phi3", "gemma3", "qwen3_moe", "olmo2", "mistral"])
+def test_a_gguf_gives_a_folder_that_transformers_loads(tmp_path: Path, variant: str) -> None:
+    convert(written(tmp_path, variant), tmp_path / "again.rkf", recipe="dense")
+    export_hf(tmp_path / "again.rkf", tmp_path / "back")
+    expected, found = logits_of(loaded(tmp_path / "model")), logits_of(loaded(tmp_path / "back"))
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("variant", REFUSED)
+def test_what_a_gguf_has_no_words_for(tmp_path: Path, variant: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"m.rkf: {REFUSED[variant]}"):
+        written(tmp_path, variant)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_experts_are_stacks_and_routers_are_exact(tmp_path: Path) -> None:
+    tensors = read_header(written(tmp_path, "qwen3_moe")).tensors
+    assert tensors["blk.0.ffn_gate_exps.weight"].shape == (8, 32, 64)
+    assert tensors["blk.0.ffn_down_exps.weight"].shape == (8, 64, 32)
+    assert tensors["blk.0.ffn_gate_inp.weight"].type.name == "F32"
+
+
+def test_gemma_norms_have_one_added(tmp_path: Path) -> None:
+    header = read_header(written(tmp_path, "gemma3"))
+    path, source = tmp_path / "m.gguf", open_source(tmp_path / "model")
+    for theirs, ours in (("output_norm", "model.norm"), ("blk.0.attn_q_norm", "model.layers.0.self_attn.q_norm")):
+        stored = header.tensors[f"{theirs}.weight"].stored(path).view(np.float32)[0]
+        np.testing.assert_array_equal(stored, source.read(f"{ours}.weight").decode() + 1)
+
+
+@pytest.mark.parametrize("variant", WRITTEN)
+def test_llama_cpp_chooses_the_same(tmp_path: Path, variant: str) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = llama_cpp.Llama(str(written(tmp_path, variant)), n_ctx=128, logits_all=True, verbose=False)
+    model.eval(tokens()[:16])
+    found = np.array(model.scores[:16])
+    expected = logits_of(loaded(tmp_path / "model"))[:16]
+    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_every_field_is_read_back(tmp_path: Path) -> None:
+    """A config.json made of a GGUF describes the same model to whoever reads it next."""
+    source = open_source(written(tmp_path, "gemma3"))
+    config: dict[str, Any] = json.loads(source.verbatim["config.json"])
+    assert (config["model_type"], config["architectures"]) == ("gemma3_text", ["Gemma3ForCausalLM"])
+    assert config["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
+
+
+def test_a_field_that_is_missing(tmp_path: Path) -> None:
+    path = written(tmp_path, "olmo2")
+    data = path.read_bytes()
+    assert data.count(b"olmo2.block_count") == 1
+    path.write_bytes(data.replace(b"olmo2.block_count", b"olmo2.block_xxxxx"))
+    with pytest.raises(RkfError, match=r"m\.gguf: field block_count is missing"):
+        open_source(path)
