@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rkf.converters.families import family_of
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family
 from rkf.converters.families.keys import read
 from rkf.converters.families.layout import Layout, by_full_name
@@ -25,7 +25,7 @@ class Description:
 
     family: Family[Any]
     config: Mapping[str, Any]
-    keys: Decoder
+    keys: DecoderKeys
     program: Program
     wrapped: bool
 

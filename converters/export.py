@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 
 from rkf.converters.description import Description, describe
-from rkf.converters.families import first_form
+from rkf.converters.families import first_form_config
 from rkf.converters.families.gguf_config import fields_of
 from rkf.converters.families.layout import Assembly, assemblies
 from rkf.converters.tokenizer_export import gguf_fields, token_text
@@ -99,7 +99,7 @@ class _Exported:
         metadata = self.file.metadata["model"]
         if "program" in metadata:
             raise UnsupportedError(f"{self.file.path}: it carries no config.json, so it cannot be exported")
-        return first_form.config_of(metadata, self.dtypes)
+        return first_form_config.config_of(metadata, self.dtypes)
 
     def decode(self, name: str) -> F32:
         """A tensor of the program. The last one is cached, because the experts of a stack are written one by one."""

@@ -10,11 +10,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.layout import Layout, as_named
 from rkf.model.program import Program
 
-C = TypeVar("C", bound=Decoder)
+C = TypeVar("C", bound=DecoderKeys)
 
 # These are not weights: old checkpoints stored frequencies that the configuration determines.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufModel
 from rkf.converters.families.gguf_rope import shortest
 from rkf.errors import SourceError, UnsupportedError
 
-C = TypeVar("C", bound=Decoder)
+C = TypeVar("C", bound=DecoderKeys)
 RMS_EPSILON, LAYER_NORM_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 # config.json key -> GGUF key, after "<architecture>.".
 KEYS = {
@@ -75,7 +75,7 @@ def fields_of(family: Family[C], config: C) -> GgufFields:
     return GgufFields({key: value for key, value in (common | dict(own.own)).items() if value is not None}, own.extra)
 
 
-def only_usual_heads(config: Decoder) -> None:
+def only_usual_heads(config: DecoderKeys) -> None:
     """Refuse heads whose total width is not hidden_size, for an architecture in which llama.cpp assumes it."""
     if config.head_size * config.num_attention_heads != config.hidden_size:
         raise UnsupportedError("head_dim: a GGUF cannot store heads whose total width differs from hidden_size")

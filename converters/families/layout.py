@@ -25,7 +25,7 @@ Values = NDArray[Any]
 Shape = tuple[int, ...]
 
 
-class Step(Protocol):
+class Transform(Protocol):
     """A change of a checkpoint tensor's values. moves: whether it only moves values and changes none."""
 
     @property
@@ -78,7 +78,7 @@ class Origin:
 
     names: tuple[str, ...]
     part: tuple[slice, ...] = ()
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Transform, ...] = ()
     stacked: bool = False
 
     def renamed(self, rename: Callable[[str], str]) -> Origin:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -18,7 +18,7 @@ from rkf.model.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaKeys(Decoder):
+class LlamaKeys(DecoderKeys):
     attention_bias: bool = flag(False)
     mlp_bias: bool = flag(False)
     bos_token_id: int | None = token(1)
@@ -26,7 +26,7 @@ class LlamaKeys(Decoder):
 
 
 def _program(config: LlamaKeys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     layer = pre_norm_layer(
         config,
         attention(config, biases="qkvo" if config.attention_bias else ""),
@@ -36,7 +36,7 @@ def _program(config: LlamaKeys) -> Program:
 
 
 def _rope(config: LlamaKeys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 
@@ -52,7 +52,7 @@ def _to_fields(config: LlamaKeys) -> GgufFields:
     return rope_fields(_rope(config), config.head_size)
 
 
-def unpermuted(config: Decoder) -> Layout:
+def unpermuted(config: DecoderKeys) -> Layout:
     """ggml's "normal" rope rotates neighbours, so llama.cpp's converter permutes the rows of q and k."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -26,7 +26,7 @@ WRAPPER = Wrapper(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MistralKeys(Decoder):
+class MistralKeys(DecoderKeys):
     intermediate_size: int = size(14336)
     num_key_value_heads: int | None = optional_size(8)
     max_position_embeddings: int = size(131072)
@@ -36,19 +36,19 @@ class MistralKeys(Decoder):
 
 
 def _program(config: MistralKeys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     layer = pre_norm_layer(config, attention(config, window=config.sliding_window), gated(config))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
 def _rope(config: MistralKeys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
     window = model.own["attention.sliding_window"]
-    return {"sliding_window": window, **rope.spelt(rope_config(model, head_size(model)))}
+    return {"sliding_window": window, **rope_scaling.spelt(rope_config(model, head_size(model)))}
 
 
 def _to_fields(config: MistralKeys) -> GgufFields:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, assemble, attention, gated, post_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_usual_heads, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -17,7 +17,7 @@ from rkf.model.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class Olmo2Keys(Decoder):
+class Olmo2Keys(DecoderKeys):
     vocab_size: int = size(50304)
     rms_norm_eps: float = number(1e-5)
     attention_bias: bool = flag(False)
@@ -25,21 +25,21 @@ class Olmo2Keys(Decoder):
 
 
 def _program(config: Olmo2Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     biases, head_norm = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps, whole=True)
     layer = post_norm_layer(config, attention(config, "x", biases=biases, head_norm=head_norm), gated(config, "x"))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
 def _rope(config: Olmo2Keys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_usual_heads
 from rkf.converters.families.gguf_rope import LONG, SHORT, rope_config, rope_fields, shortest
@@ -21,7 +21,7 @@ from rkf.model.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phi3Keys(Decoder):
+class Phi3Keys(DecoderKeys):
     vocab_size: int = size(32064)
     hidden_size: int = size(3072)
     intermediate_size: int = size(8192)
@@ -34,14 +34,14 @@ class Phi3Keys(Decoder):
 
 
 def _program(config: Phi3Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     layer = pre_norm_layer(config, attention(config, window=config.sliding_window), gated(config))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
 def _rope(config: Phi3Keys) -> dict[str, Any]:
     """Here "su" and "yarn" are old names of longrope, which uses the top-level original length."""
-    found = rope.parameters(config)
+    found = rope_scaling.parameters(config)
     if found["rope_type"] in ("su", "yarn"):
         found["rope_type"] = "longrope"
     if found["rope_type"] not in ("default", "longrope"):
@@ -71,7 +71,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         usual = _attention_factor(own["context_length"], config["original_max_position_embeddings"])
         if np.float32(given) != np.float32(usual):
             found["attention_factor"] = shortest(given)
-    return config | rope.spelt(found)
+    return config | rope_scaling.spelt(found)
 
 
 def _attention_factor(context: int, original: int) -> float:
@@ -90,7 +90,7 @@ def _to_fields(config: Phi3Keys) -> GgufFields:
     }
     if found["rope_type"] == "default":
         return GgufFields(own)
-    turns = rope.frequencies(found, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(found, config.head_size, config.max_position_embeddings)
     divisors = {LONG: found["long_factor"], SHORT: found["short_factor"]}
     return GgufFields(
         own | {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": turns.factor},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -25,7 +25,7 @@ from rkf.model.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class QwenKeys(Decoder):
+class QwenKeys(DecoderKeys):
     """Keys of Qwen 2 and 3."""
 
     vocab_size: int = size(151936)
@@ -53,11 +53,11 @@ class QwenKeys(Decoder):
 
     @property
     def rope(self) -> dict[str, Any]:
-        return rope.whole_heads(rope.parameters(self))
+        return rope_scaling.whole_heads(rope_scaling.parameters(self))
 
 
 def _program(config: QwenKeys) -> Program:
-    turns = rope.frequencies(config.rope, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(config.rope, config.head_size, config.max_position_embeddings)
     layers = (
         pre_norm_layer(config, attention(config, biases="qkv", window=window), gated(config))
         for window in config.windows
@@ -73,7 +73,7 @@ def to_config(model: GgufModel) -> dict[str, Any]:
         "use_sliding_window": window is not None,
         "sliding_window": window,
         "max_window_layers": 0,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.family import Family, GgufForm, GgufModel
 from rkf.converters.families.keys import flag, size
@@ -20,7 +20,7 @@ class Qwen3Keys(QwenKeys):
 
 
 def _program(config: Qwen3Keys) -> Program:
-    turns = rope.frequencies(config.rope, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(config.rope, config.head_size, config.max_position_embeddings)
     biases, norm = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps)
     layers = (
         pre_norm_layer(config, attention(config, biases=biases, head_norm=norm, window=window), gated(config))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, experts, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -18,7 +18,7 @@ from rkf.model.program import MAX_LAYERS, Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3MoeKeys(Decoder):
+class Qwen3MoeKeys(DecoderKeys):
     vocab_size: int = size(151936)
     hidden_size: int = size(2048)
     intermediate_size: int = size(6144)
@@ -54,7 +54,7 @@ class Qwen3MoeKeys(Decoder):
 
 
 def _program(config: Qwen3MoeKeys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     layers = (_layer(config, config.is_sparse(number)) for number in range(config.num_hidden_layers))
     return assemble(config, layers, (turns,))
 
@@ -77,7 +77,7 @@ def _layer(config: Qwen3MoeKeys, sparse: bool) -> Layer:
 
 
 def _rope(config: Qwen3MoeKeys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _layout(config: Qwen3MoeKeys) -> Layout:
@@ -111,7 +111,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "norm_topk_prob": True,
         "use_sliding_window": window is not None,
         "sliding_window": window,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

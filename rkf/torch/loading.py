@@ -17,7 +17,7 @@ from rkf.torch.weight import ClusteredWeight
 def load_into(module: nn.Module, path: str | PathLike[str], *, values: str | PathLike[str] | None = None) -> nn.Module:
     """Load the tensors of an rkf file into `module`, and return it.
 
-    module: a model whose parameters have the names of the file's tensors, such as a transformers LlamaForCausalLM.
+    module: a model whose parameters have the names of the file's tensors, such as one of transformers'.
     Linear and embedding layers with clustered weights are replaced by clustered layers; other parameters get the file's
     values in their own dtype. Tied weights stay one object. values: a values file to use in place of the file's own.
 

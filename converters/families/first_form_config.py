@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rkf.converters.families import FAMILIES, rope
+from rkf.converters.families import FAMILIES, rope_scaling
 from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.model.first_form import ModelConfig
 
@@ -40,7 +40,7 @@ def config_of(metadata: Any, dtypes: Mapping[str, str]) -> dict[str, Any]:
         "eos_token_id": list(config.eos_ids),
         "hidden_act": "silu",
         "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in dtypes,
-        **rope.spelt(_rope(config)),
+        **rope_scaling.spelt(_rope(config)),
         "sliding_window": config.sliding_window,
         **({"use_sliding_window": True, "max_window_layers": 0} if window else {}),
         "tie_word_embeddings": HEAD not in dtypes,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.keys import FULL
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.frequencies import Frequencies
@@ -26,7 +26,7 @@ F32 = NDArray[np.float32]
 STRETCHED = ("llama3", "longrope", "yarn")
 
 
-def parameters(config: Decoder) -> dict[str, Any]:
+def parameters(config: DecoderKeys) -> dict[str, Any]:
     """rope_parameters in the form of transformers 5, from that form or from that of earlier versions.
 
     A non-empty rope_scaling replaces rope_parameters; values missing from both come from top-level keys.
@@ -34,7 +34,7 @@ def parameters(config: Decoder) -> dict[str, Any]:
     return standard({**(config.rope_scaling or config.rope_parameters or {})}, config)
 
 
-def standard(rope: dict[str, Any], config: Decoder) -> dict[str, Any]:
+def standard(rope: dict[str, Any], config: DecoderKeys) -> dict[str, Any]:
     """One object of rope parameters with its missing keys filled in."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     found = {"rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor or 1.0} | rope
@@ -65,7 +65,7 @@ def whole_heads(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {**rope, "partial_rotary_factor": 1.0}
 
 
-def by_kind(config: Decoder, thetas: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+def by_kind(config: DecoderKeys, thetas: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Standard parameters by kind of layer, from rope_parameters that has an object for each kind.
 
     thetas: rope_theta where it is absent. rope_scaling applies only to layers without a window. Here the reference
@@ -85,7 +85,7 @@ def by_kind(config: Decoder, thetas: Mapping[str, float]) -> dict[str, dict[str,
     return found
 
 
-def tables(ropes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], config: Decoder) -> dict[str, Frequencies]:
+def tables(ropes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], config: DecoderKeys) -> dict[str, Frequencies]:
     """Frequencies of the kinds that occur, in the order of the layers."""
     return {
         kind: frequencies(ropes[kind], config.head_size, config.max_position_embeddings)

@@ -23,7 +23,7 @@ from rkf.model.program import MAX_LAYERS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder:
+class DecoderKeys:
     """The keys that every family has, with the most common defaults."""
 
     vocab_size: int = size(32000)
