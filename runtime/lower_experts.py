@@ -7,13 +7,13 @@ from math import inf
 from rkf.model.ops import Experts, Route
 from rkf.runtime.buffers import TILE, padded
 from rkf.runtime.items import GATHERED, INNER, OUTER, Inside, Micro, Work
-from rkf.runtime.section import Section
+from rkf.runtime.section import PlanSection
 from rkf.runtime.structs import BLOCK, COUNTED, EXPERTS, MIX, PACK, PACKED_BLOCK_BYTES, PARTS, ROUTE, SLOTS
 
 _EXPERTS_PART = PARTS.index("experts")
 
 
-def route_micro(section: Section, micro: Micro, op: Route, own: bool) -> int:
+def route_micro(section: PlanSection, micro: Micro, op: Route, own: bool) -> int:
     """The arguments of the choice. Its value is a row of `count` numbers and weights (kernels/experts.py)."""
     source = section.places[micro.reads[0]]
     out = section.write(op.dst, 3 * op.count, own=own)
@@ -34,7 +34,7 @@ def route_micro(section: Section, micro: Micro, op: Route, own: bool) -> int:
     )
 
 
-def experts_micro(section: Section, micro: Micro, op: Experts, own: bool) -> int:
+def experts_micro(section: PlanSection, micro: Micro, op: Experts, own: bool) -> int:
     """The arguments of packing the inner values of one token, or of the sum."""
     count = _count(section, op)
     if micro.what == "pack_chosen":
@@ -54,7 +54,7 @@ def experts_micro(section: Section, micro: Micro, op: Experts, own: bool) -> int
     )
 
 
-def experts_work(section: Section, work: Work, op: Experts, kernel: int) -> tuple[int, ...]:
+def experts_work(section: PlanSection, work: Work, op: Experts, kernel: int) -> tuple[int, ...]:
     """The PHASE of a part of a mixture."""
     counted, times = COUNTED.index("once"), 1
     match work.what:
@@ -73,7 +73,7 @@ def experts_work(section: Section, work: Work, op: Experts, kernel: int) -> tupl
     return kernel, arguments, counted, times, 0, 0, _EXPERTS_PART
 
 
-def _products(section: Section, work: Work, op: Experts, one: bool) -> tuple[int, int]:
+def _products(section: PlanSection, work: Work, op: Experts, one: bool) -> tuple[int, int]:
     """The EXPERTS of gate and up, or of down; how many items an expert has."""
     count = _count(section, op)
     gate = work.what.endswith(":gate")
@@ -115,7 +115,7 @@ def _products(section: Section, work: Work, op: Experts, one: bool) -> tuple[int
 class _Slots:
     """Where the slots of several tokens are kept: one place for all mixtures of a shape, as one runs at a time."""
 
-    def __init__(self, section: Section, op: Experts) -> None:
+    def __init__(self, section: PlanSection, op: Experts) -> None:
         self._section, self._op = section, op
         self._experts, self._count = _experts(section, op), _count(section, op)
         choices = TILE * self._count
@@ -152,10 +152,10 @@ class _Slots:
         return self._section.ground.buffers.words((name, self._experts, self._count), count)
 
 
-def _count(section: Section, op: Experts) -> int:
+def _count(section: PlanSection, op: Experts) -> int:
     """How many experts a token goes to."""
     return section.columns[op.route] // 3
 
 
-def _experts(section: Section, op: Experts) -> int:
+def _experts(section: PlanSection, op: Experts) -> int:
     return section.ground.weights.rows(section.prefix + op.down) // op.rows

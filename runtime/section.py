@@ -62,7 +62,7 @@ class Ground:
         return max(-(-total // wanted // _JOB_ROWS) * _JOB_ROWS, _JOB_ROWS)
 
 
-class Section:
+class PlanSection:
     """The values of the stem, a layer or the top, as they are written and read from phase to phase.
 
     layer: its number, None outside of layers; held: columns of the values that live through all layers; top: rows are
