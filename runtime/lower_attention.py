@@ -1,4 +1,4 @@
-"""The structs of an attention: its micro-ops, and the phase of its heads."""
+"""The structs of attention: its micro-ops, and the phase of its heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def partial_bytes(op: Attention) -> int:
 
 
 def attention_micro(section: PlanSection, micro: Micro, op: Attention, own: bool) -> int:
-    """The arguments of writing to the cache, of joining partial results, or of a query's temperature."""
+    """The arguments for writing to the cache, merging partial results, or a query's temperature."""
     if micro.what == "keep":
         return _struct(section, op, k=section.places[micro.reads[0]], v=section.places[micro.reads[1]])
     if micro.what == "join":

@@ -14,7 +14,7 @@ _EXPERTS_PART = PARTS.index("experts")
 
 
 def route_micro(section: PlanSection, micro: Micro, op: Route, own: bool) -> int:
-    """The arguments of the choice. Its value is a row of `count` numbers and weights (kernels/experts.py)."""
+    """The arguments of the choice. Its value is a row of `count` expert numbers and weights (kernels/experts.py)."""
     source = section.places[micro.reads[0]]
     out = section.write(op.dst, 3 * op.count, own=own)
     return section.struct(
@@ -35,7 +35,7 @@ def route_micro(section: PlanSection, micro: Micro, op: Route, own: bool) -> int
 
 
 def experts_micro(section: PlanSection, micro: Micro, op: Experts, own: bool) -> int:
-    """The arguments of packing the inner values of one token, or of the sum."""
+    """The arguments for packing the inner values of one token, or for the sum."""
     count = _count(section, op)
     if micro.what == "pack_chosen":
         activation, private = section.pack(INNER, own=own, rows=count)
@@ -74,7 +74,7 @@ def experts_work(section: PlanSection, work: Work, op: Experts, kernel: int) -> 
 
 
 def _products(section: PlanSection, work: Work, op: Experts, one: bool) -> tuple[int, int]:
-    """The EXPERTS of gate and up, or of down; how many items an expert has."""
+    """The EXPERTS of gate and up, or of down, and the number of items per expert."""
     count = _count(section, op)
     gate = work.what.endswith(":gate")
     rows = op.inner if gate else op.rows
@@ -113,7 +113,7 @@ def _products(section: PlanSection, work: Work, op: Experts, one: bool) -> tuple
 
 
 class _Slots:
-    """Where the slots of several tokens are kept: one place for all mixtures of a shape, as one runs at a time."""
+    """Memory for the slots of several tokens. All mixtures of a shape share it, because only one runs at a time."""
 
     def __init__(self, section: PlanSection, op: Experts) -> None:
         self._section, self._op = section, op
@@ -138,7 +138,7 @@ class _Slots:
         )
 
     def gathered(self) -> int:
-        """The SLOTS with the activations of the tokens and of the slots."""
+        """The SLOTS, including the activations of the tokens and of the slots."""
         section, columns = self._section, self._section.columns[self._op.src]
         section.write(GATHERED, columns, rows=self._count)
         source, _ = section.activation(self._op.src)
@@ -153,7 +153,7 @@ class _Slots:
 
 
 def _count(section: PlanSection, op: Experts) -> int:
-    """How many experts a token goes to."""
+    """The number of experts that a token goes to."""
     return section.columns[op.route] // 3
 
 

@@ -1,4 +1,4 @@
-"""The structs of micro-ops: what is done to one token's row."""
+"""The structs of micro-ops: work on one token's row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def micro_kernel(micro: Micro, cache_format: str) -> str:
 
 
 def micro_arguments(section: PlanSection, micro: Micro, own: bool) -> int:
-    """The address of a micro-op's arguments; what it writes is in its place from here on."""
+    """The address of a micro-op's arguments; its output is at its new place from here on."""
     match micro.op:
         case Attention():
             return attention_micro(section, micro, micro.op, own)

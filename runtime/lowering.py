@@ -1,4 +1,4 @@
-"""Phases to the structs that kernels read: which kernel does the work of each, and how its jobs are cut."""
+"""Phases to the structs that kernels read: the kernel of each phase, and its split into jobs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _token_phase(section: PlanSection, phase: TokenPhase) -> tuple[int, ...]:
 
 
 def _product_phase(section: PlanSection, phase: ProductPhase) -> tuple[int, ...]:
-    """Jobs of the phase's products, cut by rows."""
+    """The jobs of the phase's products, split by rows."""
     products = [(_product(section, product), product.rows) for product in phase.products]
     step = section.ground.job_rows(sum(rows for _, rows in products))
     jobs = [(at, low, min(low + step, rows)) for at, rows in products for low in range(0, rows, step)]
