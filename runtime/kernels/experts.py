@@ -114,10 +114,12 @@ def route(score: str) -> Callable[..., Any]:
     over_the_chosen = score == "chosen"
 
     def kernel(token, arguments, batch_address, thread_address):
-        op, thread = view(ROUTE, arguments), view(THREAD, thread_address) source, out, experts, count =
-        row_of(op.source, thread, token), row_of(op.out, thread, token), op.experts, op.count scores = thread.scratch
-        ranked, taken, sums = scores + experts * 4, scores + experts * 8, scores + experts * 12 scored(source, scores,
-        experts) for i in range(experts):
+        op, thread = view(ROUTE, arguments), view(THREAD, thread_address)
+        source, out, experts, count = row_of(op.source, thread, token), row_of(op.out, thread, token), op.experts, op.count
+        scores = thread.scratch
+        ranked, taken, sums = scores + experts * 4, scores + experts * 8, scores + experts * 12
+        scored(source, scores, experts)
+        for i in range(experts):
             rank = number(scores, i)
             if op.select != 0:
                 rank += number(op.select, i)
