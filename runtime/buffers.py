@@ -34,10 +34,13 @@ NOWHERE = Place(0, 0, 0)
 
 
 class _Private(NamedTuple):
-    """An ACTIVATION of one row in each thread's memory: the offsets of the struct, its values and its packed form."""
+    """An ACTIVATION in each thread's memory: where the struct lies, its values, and what is packed, with a scale and a
+    sum a row behind it.
+    """
 
     offset: int
     columns: int
+    rows: int
     values: Place
     packed: int
 
@@ -49,6 +52,7 @@ class Buffers:
         self._memory = memory
         self._shared: dict[Hashable, Place] = {}
         self._shared_activations: dict[Hashable, int] = {}
+        self._words: dict[Hashable, int] = {}
         self._private: dict[Hashable, Place] = {}
         self._private_activations: dict[Hashable, _Private] = {}
         self._private_bytes = _LINE  # an offset of 0 would mean "not there"
@@ -68,48 +72,50 @@ class Buffers:
             self._shared[key] = Place(self._memory.zeros(stride * TILE * rows), stride, 0)
         return self._shared[key]
 
-    def activation(self, values: Place, columns: int, *, private: bool) -> tuple[int, int]:
-        """The ACTIVATION of a value at a place: its address and 0, or its offset in a thread's memory and 1."""
+    def words(self, name: Hashable, count: int) -> int:
+        """The address of i64[count] that all threads share."""
+        if name not in self._words:
+            self._words[name] = self._memory.zeros(8 * count)
+        return self._words[name]
+
+    def activation(self, values: Place, columns: int, *, private: bool, rows: int = 1) -> tuple[int, int]:
+        """The ACTIVATION of a value at a place: its address, or its offset in a thread's memory and 1."""
         key = values, columns
         if not private:
             if key not in self._shared_activations:
-                self._shared_activations[key] = self._memory.hold(self._shared_activation(values, columns))
+                a = self._shared_activation(values, columns, TILE * rows)
+                self._shared_activations[key] = self._memory.hold(a)
             return self._shared_activations[key], 0
         if key not in self._private_activations:
-            packed = self._take(_packed_bytes(columns))
-            self._private_activations[key] = _Private(self._take(_SIZE), columns, values, packed)
+            packed = self._take(rows * (_packed_bytes(columns) + 8))
+            offset = self._take(ACTIVATION.itemsize)
+            self._private_activations[key] = _Private(offset, columns, rows, values, packed)
         return self._private_activations[key].offset, 1
 
     def thread_memory(self) -> int:
         """The address of a new thread's private memory, with its activations filled in."""
         base = self._memory.zeros(self._private_bytes)
-        for offset, columns, values, packed in self._private_activations.values():
-            a = np.zeros(1, ACTIVATION)
-            a["columns"], a["values"], a["values_stride"] = (
-                columns,
-                values.address + values.private * base,
-                values.stride,
-            )
-            a["packed"], a["packed_stride"] = base + packed, _packed_bytes(columns)
-            a["scale"], a["total"] = base + offset + ACTIVATION.itemsize, base + offset + ACTIVATION.itemsize + 4
+        for offset, columns, rows, values, packed in self._private_activations.values():
+            a, size = np.zeros(1, ACTIVATION), _packed_bytes(columns)
+            a["columns"], a["values"] = columns, values.address + values.private * base
+            a["values_stride"], a["packed_stride"] = values.stride, size
+            a["packed"] = base + packed
+            a["scale"], a["total"] = base + packed + rows * size, base + packed + rows * (size + 4)
             self._memory.copy(a, base + offset)
         return base
 
-    def _shared_activation(self, values: Place, columns: int) -> NDArray:
+    def _shared_activation(self, values: Place, columns: int, rows: int) -> NDArray:
         a, memory = np.zeros(1, ACTIVATION), self._memory
         stride = apart(_packed_bytes(columns))
         a["columns"], a["values"], a["values_stride"] = columns, values.address, values.stride
-        a["packed"], a["packed_stride"] = memory.zeros(stride * TILE), stride
-        a["scale"], a["total"] = memory.zeros(4 * TILE), memory.zeros(4 * TILE)
+        a["packed"], a["packed_stride"] = memory.zeros(stride * rows), stride
+        a["scale"], a["total"] = memory.zeros(4 * rows), memory.zeros(4 * rows)
         return a
 
     def _take(self, size: int) -> int:
         offset = self._private_bytes
         self._private_bytes += padded(size, _LINE)
         return offset
-
-
-_SIZE = ACTIVATION.itemsize + 8  # with the scale and the sum after it
 
 
 def _packed_bytes(columns: int) -> int:

@@ -1,96 +1,16 @@
-"""A program's ops as the phases of a pass: what can run together, and where threads must wait for each other.
+"""Work as the phases of a pass: what can be done at once, and where threads must wait for each other.
 
-Products whose inputs are ready share a phase, together with the gate or the sum that follows them. Work on a single
-token's row becomes micro-ops; neighbouring micro-ops share a phase. Pure: knows no memory and no kernel.
+Products of values that are ready go together; neighbouring micro-ops make one phase. Pure: knows no memory and no
+kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from rkf.model.ops import Add, Attention, Gate, Linear, Logits, Op, Rope
-
-
-class Packed(NamedTuple):
-    """The packed form of a value."""
-
-    of: str
-
-
-class Scaled(NamedTuple):
-    """A query times its scale, where the unscaled query is also needed."""
-
-    of: str
-
-
-class Stream(NamedTuple):
-    """A value of the layers as the top sees it: of all tokens, not only of the wanted ones."""
-
-    of: str
-
-
-class Inside(NamedTuple):
-    """A value passed only between the phases of one op."""
-
-    what: str
-
-
-Value = str | Packed | Scaled | Stream | Inside
-PARTIALS, CACHE = Inside("partials"), Inside("cache")
-
-
-@dataclass(frozen=True, slots=True)
-class Micro:
-    """Work on one token's row. what: the op's name, or "take", "pack", "keep", "temper", "join".
-
-    scale: an additional factor in a rope or a scale. outside: it reads or writes something that is not a plain value
-    (the cache, a sequence's tables), so only one thread does it.
-    """
-
-    what: str
-    reads: tuple[Value, ...]
-    writes: tuple[Value, ...]
-    op: Op | None = None
-    scale: float = 1.0
-    outside: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A Linear or the Logits. gate: with the product `partner` it becomes act(this) * partner, or the reverse; added:
-    the sum that it is added to.
-    """
-
-    op: Linear | Logits
-    partner: Linear | None = None
-    gate: Gate | None = None
-    added: Add | None = None
-
-    @property
-    def kind(self) -> str:
-        if self.gate is not None:
-            return f"linear:gated:{self.gate.act}"
-        if isinstance(self.op, Logits):
-            return "logits"
-        return "linear" if self.added is None else "linear:added"
-
-    @property
-    def reads(self) -> set[Value]:
-        return {self.op.src, Packed(self.op.src), *(() if self.added is None else (self.added.a,))}
-
-    @property
-    def writes(self) -> set[Value]:
-        found: set[Value] = {self.op.dst}
-        if self.partner is not None and self.gate is not None:
-            found |= {self.partner.dst, self.gate.dst}
-        return found if self.added is None else found | {self.added.dst}
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The names of its matrices."""
-        return (self.op.weight,) if self.partner is None else (self.op.weight, self.partner.weight)
+from rkf.model.ops import Op
+from rkf.runtime.items import Item, Micro, Packed, Product, Stream, Value, Work, items
 
 
 @dataclass(slots=True)
@@ -134,22 +54,20 @@ class ProductPhase:
         return {value for product in self.products for value in product.writes}
 
 
-@dataclass(slots=True)
-class OpPhase:
-    """A phase of an op with its own kind of items."""
-
-    what: str
-    op: Op
-    reads: set[Value] = field(default_factory=set)
-    writes: set[Value] = field(default_factory=set)
+Phase = TokenPhase | ProductPhase | Work
 
 
-Phase = TokenPhase | ProductPhase | OpPhase
-_Item = Micro | Product | OpPhase
+def phases(ops: Sequence[Op], *, lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
+    """The phases of some ops in order, of a pass of several tokens or of one.
+
+    lasting: values that live on after them; fast: the matrices, by their names in the ops, that take packed
+    activations.
+    """
+    return _phases(items(ops, lasting, many), lasting, fast, many)
 
 
 def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
-    """The phases of the top, for several wanted tokens or for one. streams: the values that live through all layers;
+    """The phases of the top, of several wanted tokens or of one. streams: the values that live through all layers;
     fast: as in `phases`.
     """
     read: dict[str, None] = {}
@@ -158,135 +76,51 @@ def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[s
         read |= dict.fromkeys(value for value in op.reads() if value not in written)
         written.add(op.dst)
     taken = [Micro("take", (Stream(value),), (value,)) for value in read if value in streams]
-    return _phases(taken + _items(ops, (), many), (), fast, many)
+    return _phases([*taken, *items(ops, (), many)], (), fast, many)
 
 
-def phases(ops: Sequence[Op], *, lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
-    """The phases of some ops in order, for a pass of several tokens or of one.
-
-    lasting: values that live on after them; fast: the matrices, by their names in the ops, that read packed
-    activations.
-    """
-    return _phases(_items(ops, lasting, many), lasting, fast, many)
-
-
-# --- ops to items
-
-
-def _items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[_Item]:
-    """Ops as products, micro-ops and separate phases, with combined work fused."""
-    found: list[_Item] = []
-    done: set[int] = set()
-    for at, op in enumerate(ops):
-        if at in done:
-            continue
-        if isinstance(op, Linear):
-            product, with_it = _fused(op, ops, at, lasting)
-            done |= with_it
-            found.append(product)
-        elif isinstance(op, Logits):
-            found.append(Product(op))
-        elif isinstance(op, Attention):
-            _add_attention(found, op, ops, at, lasting, many)
-        else:
-            found.append(Micro(op.name, op.reads(), (op.dst,), op, outside=isinstance(op, Rope)))
-    return found
-
-
-def _fused(first: Linear, ops: Sequence[Op], at: int, lasting: Collection[str]) -> tuple[Product, set[int]]:
-    """The product of the Linear at a place, with the places of the ops fused into it."""
-    if at + 2 < len(ops):
-        partner, gate = ops[at + 1], ops[at + 2]
-        if (
-            isinstance(partner, Linear)
-            and isinstance(gate, Gate)
-            and (partner.src, partner.rows) == (first.src, first.rows)
-            and {gate.a, gate.b} == {first.dst, partner.dst}
-            and not gate.by_layer
-            and _only_reader(ops, at, at + 2, lasting)
-            and _only_reader(ops, at + 1, at + 2, lasting)
-        ):
-            pair = (first, partner) if gate.a == first.dst else (partner, first)
-            return Product(pair[0], partner=pair[1], gate=gate), {at + 1, at + 2}
-    reader = next((n for n in range(at + 1, len(ops)) if first.dst in ops[n].reads()), at)
-    add = ops[reader]
-    if isinstance(add, Add) and add.b == first.dst and add.a == add.dst not in (first.dst, first.src):
-        between = ops[at + 1 : reader]
-        untouched = all(add.dst not in (*op.reads(), op.dst) for op in between)
-        if untouched and _only_reader(ops, at, reader, lasting):
-            return Product(first, added=add), {reader}
-    return Product(first), set()
-
-
-def _only_reader(ops: Sequence[Op], written: int, reader: int, lasting: Collection[str]) -> bool:
-    """Whether the value that one op writes is read only by one other op."""
-    value = ops[written].dst
-    for at in range(written + 1, len(ops)):
-        if value in ops[at].reads() and at != reader:
-            return False
-        if ops[at].dst == value:
-            return at >= reader
-    return value not in lasting
-
-
-def _add_attention(
-    found: list[_Item], op: Attention, ops: Sequence[Op], at: int, lasting: Collection[str], many: bool
-) -> None:
-    query = _scaled_query(found, op, ops, at, lasting)
-    if op.temperature_beta is not None:
-        found.append(Micro("temper", (query,), (query,), op))
-    if op.k is not None and op.v is not None:
-        found.append(Micro("keep", (op.k, op.v), (CACHE,), op, outside=True))
-    if many:
-        found.append(OpPhase("attend:many", op, {query, CACHE}, {op.dst}))
-    else:
-        found.append(OpPhase("attend:one", op, {query, CACHE}, {PARTIALS}))
-        found.append(Micro("join", (PARTIALS,), (op.dst,), op))
-
-
-def _scaled_query(found: list[_Item], op: Attention, ops: Sequence[Op], at: int, lasting: Collection[str]) -> Value:
-    """Multiply the query by the attention's scale: in the rope that wrote it, if no other op reads it."""
-    written = next((n for n in reversed(range(at)) if ops[n].dst == op.q), None)
-    alone = written is not None and _only_reader(ops, written, at, lasting)
-    for place, item in enumerate(found):
-        if alone and isinstance(item, Micro) and item.what == "rope" and item.op is ops[written or 0]:
-            found[place] = replace(item, scale=op.scale)
-            return op.q
-    query: Value = op.q if alone else Scaled(op.q)
-    if op.scale != 1 or not alone:
-        found.append(Micro("scale", (op.q,), (query,), scale=op.scale))
-    return query
-
-
-# --- items to phases
-
-
-def _phases(items: Sequence[_Item], lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
+def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
     found: list[Phase] = []
     packed: set[str] = set()
     at = 0
-    while at < len(items):
-        item = items[at]
-        if isinstance(item, Product):
-            run = _together(items[at:])
-            sources = dict.fromkeys(each.op.src for each in run if not fast.isdisjoint(each.weights))
-            for source in sources.keys() - packed:
+    while at < len(work):
+        item = work[at]
+        run = _together(work[at:]) if isinstance(item, Product) else [item]
+        at += len(run)
+        for each in run:
+            for source in _packs(each, fast) - packed:  # what no micro-op wrote, or what lives on from before
                 _add_micro(found, Micro("pack", (source,), (Packed(source),)))
-            packed |= sources.keys()
-            found.append(ProductPhase(run))
-            written = found[-1].writes
-            at += len(run)
+                packed.add(source)
+        if isinstance(item, Product):
+            found.append(ProductPhase([each for each in run if isinstance(each, Product)]))
+        elif isinstance(item, Work):
+            found.append(item)
         else:
-            if isinstance(item, Micro):
-                _add_micro(found, item)
-            else:
-                found.append(item)
-            written = set(item.writes)
-            at += 1
-        packed -= {value for value in written if isinstance(value, str)}
+            _add_micro(found, item)
+        packed -= {value for each in run for value in each.writes if isinstance(value, str)}
+        if isinstance(item, Micro):
+            for value in item.writes:
+                if isinstance(value, str) and _is_packed_later(value, work[at:], fast):
+                    _add_micro(found, Micro("pack", (value,), (Packed(value),)))
+                    packed.add(value)
     if not many:
         _choose_own(found, lasting)
     return found
+
+
+def _packs(item: Item, fast: frozenset[str]) -> set[str]:
+    """The values that an item needs packed."""
+    return {source for source, weights in item.inputs if not fast.isdisjoint(weights)}
+
+
+def _is_packed_later(value: str, later: Iterable[Item], fast: frozenset[str]) -> bool:
+    """Whether a value is needed packed before it is written anew."""
+    for item in later:
+        if value in _packs(item, fast):
+            return True
+        if value in item.writes:
+            return False
+    return False
 
 
 def _add_micro(found: list[Phase], micro: Micro) -> None:
@@ -296,13 +130,13 @@ def _add_micro(found: list[Phase], micro: Micro) -> None:
         found.append(TokenPhase([micro]))
 
 
-def _together(items: Sequence[_Item]) -> list[Product]:
-    """The products at the start of `items` that form one phase."""
-    run: list[Product] = []
+def _together(work: Sequence[Item]) -> list[Item]:
+    """The products at the beginning that make one phase."""
+    run: list[Item] = []
     read: set[Value] = set()
     written: set[Value] = set()
-    for item in items:
-        if not isinstance(item, Product) or (run and item.kind != run[0].kind):
+    for item in work:
+        if not isinstance(item, Product) or (isinstance(work[0], Product) and item.kind != work[0].kind):
             break
         if item.reads & written or item.writes & (read | written):
             break
@@ -310,6 +144,9 @@ def _together(items: Sequence[_Item]) -> list[Product]:
         read |= item.reads
         written |= item.writes
     return run
+
+
+# --- what every thread does for itself
 
 
 def _choose_own(found: Sequence[Phase], lasting: Collection[str]) -> None:
@@ -351,8 +188,8 @@ def _last_reader(found: Sequence[Phase], at: int, value: Value) -> int:
 
 
 def _shared_by(later: Iterable[Phase], written: set[Value]) -> bool:
-    """Whether a later phase needs the written value in shared memory: to pack it, because products expect a value and
-    its packed form in one place, or to add to it.
+    """Whether a later phase wants in shared memory what a phase writes: to pack it, as products find a value and its
+    packed form in one place; to add to it; or for the items of a recurrence.
     """
     for phase in later:
         if isinstance(phase, TokenPhase):

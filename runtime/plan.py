@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from rkf.errors import UnsupportedError
 from rkf.file.container import Container
 from rkf.model.metadata import ModelMetadata
-from rkf.model.ops import Attention, Embed, Linear, Logits, Op, Rope
+from rkf.model.ops import Attention, Embed, Experts, Linear, Logits, Op, Rope, Route
 from rkf.model.program import layer_prefix
 from rkf.runtime import jit
 from rkf.runtime.buffers import Buffers, padded
 from rkf.runtime.kv_cache import CacheLayout
-from rkf.runtime.lowering import Ground, Section, TokenArrays, kernels_of, partial_bytes
+from rkf.runtime.lower_attention import partial_bytes
+from rkf.runtime.lowering import kernels_of, lowered
 from rkf.runtime.matrices import Memory
 from rkf.runtime.phases import Phase, phases, top_phases
+from rkf.runtime.section import Ground, Section, TokenArrays
 from rkf.runtime.structs import (
     BLOCK,
     BLOCK_TOKENS,
@@ -36,7 +38,10 @@ from rkf.runtime.structs import (
 )
 from rkf.runtime.weights import Weights
 
-_KNOWN = ("embed", "norm", "linear", "rope", "attention", "gate", "add", "scale", "clip", "logits")
+_KNOWN = (
+    *("embed", "norm", "linear", "rope", "attention", "gate", "route", "experts", "add", "scale", "clip", "logits"),
+)
+_NOT_IN_TOP = (Embed, Rope, Route, Experts)
 
 
 class Plan:
@@ -96,7 +101,7 @@ class Plan:
         program = self._model.program
         for where, ops in (("stem", program.stem), *(("layers", kind) for kind in program.kinds), ("top", program.top)):
             for op in ops:
-                if op.name not in _KNOWN or (where == "top" and isinstance(op, (Embed, Rope))):
+                if op.name not in _KNOWN or (where == "top" and isinstance(op, _NOT_IN_TOP)):
                     raise UnsupportedError(
                         f"{self._path}: program, {where}: the CPU runtime has no op {op.name!r}; update rkf"
                     )
@@ -114,7 +119,8 @@ class Plan:
         lasting = {op.dst for op in program.stem}
 
         def fast(prefix: str, ops: tuple[Op, ...]) -> frozenset[str]:
-            names = (op.weight for op in ops if isinstance(op, (Linear, Logits)))
+            names = [op.weight for op in ops if isinstance(op, (Linear, Logits, Route))]
+            names += [name for op in ops if isinstance(op, Experts) for name in (op.gate, op.up, op.down)]
             return frozenset(name for name in names if weights.is_fast(prefix + name))
 
         @cache
@@ -137,11 +143,11 @@ class Plan:
         plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
         for many, (stem, *layers, top) in sections.items():
             first = Section(ground, "", None, {}, top=False)
-            body = first.lower(stem)
+            body = lowered(first, stem)
             held = {op.dst: first.columns[op.dst] for op in self._model.program.stem}
             for number, layer in enumerate(layers):
-                body += Section(ground, layer_prefix(number), number, held, top=False).lower(layer)
-            last = Section(ground, "", None, held, top=True).lower(top)
+                body += lowered(Section(ground, layer_prefix(number), number, held, top=False), layer)
+            last = lowered(Section(ground, "", None, held, top=True), top)
             name = "many" if many else "one"
             plan[name], plan[f"{name}_count"] = memory.hold(np.array(body, PHASE)), len(body)
             plan[f"top_{name}"], plan[f"top_{name}_count"] = memory.hold(np.array(last, PHASE)), len(last)

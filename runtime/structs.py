@@ -85,7 +85,7 @@ NORM = np.dtype(
     + [("epsilon", "<f4")],
     align=True,
 )
-PACK = _struct("activation private")
+PACK = _struct("activation private rows")
 PAIR = np.dtype(
     [(name, VALUE) for name in ("a", "b", "out")]
     + [(name, _WORD) for name in ("columns", "a_single", "b_single")]
@@ -122,8 +122,50 @@ ATTENTION = np.dtype(
     align=True,
 )
 
-# The constant data between calls. Phases of the layers for one token and for several, and of the top for one wanted
-# token and for several; slots: how threads share phases (kernels/sync.py).
+# The choice of a token's experts (kernels/experts.py): what Route says (rkf/model/ops.py), with the products of its
+# matrix as the source; select, factors: f32[experts].
+ROUTE = np.dtype(
+    [("source", VALUE), ("out", VALUE)]
+    + [(name, _WORD) for name in ("select", "factors", "experts", "count", "groups", "top_groups", "normalise")]
+    + [(name, "<f4") for name in ("add", "floor", "scale")],
+    align=True,
+)
+
+# Slots of several tokens, by expert: starts i64[experts + 1], cursors i64[experts], slots i64[tokens, count], weights
+# f32[slots]; source, gathered: ACTIVATIONs of the tokens and of the slots.
+SLOTS = np.dtype(
+    [("route", VALUE)]
+    + [
+        (name, _WORD)
+        for name in ["starts", "cursors", "slots", "weights", "experts", "count", "source", "gathered", "packed_bytes", "values_bytes"]
+    ],
+    align=True,
+)
+
+# Products of experts, in items of `step` rows, `chunks` an expert: of gate and up (matrix, partner: a and b, then out),
+# or of down (matrix: a). rows: of one expert; starts, weights: as in SLOTS.
+EXPERTS = np.dtype(
+    [(name, VALUE) for name in ("route", "a", "b", "out")]
+    + [
+        (name, _WORD)
+        for name in (
+            *("input", "input_private", "matrix", "partner", "bias", "partner_bias", "rows", "step", "chunks"),
+            *("count", "starts", "weights", "scale_input"),
+        )
+    ]
+    + [(name, "<f4") for name in ("limit", "alpha", "shift")],
+    align=True,
+)
+
+# The sum of a token's experts. slots: as in SLOTS, 0 for one token.
+MIX = np.dtype(
+    [(name, VALUE) for name in ("y", "route", "out")]
+    + [(name, _WORD) for name in ("slots", "bias", "columns", "count", "scale_input")],
+    align=True,
+)
+
+# What does not change between calls. Phases of a pass: of the layers' for one token and for several, and of the top's for
+# one wanted token and for several; slots: where threads agree (kernels/sync.py).
 PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count slots")
 
 # One thread's private memory: values and activations, a tile of decoded weights, scores of a page, partial attentions

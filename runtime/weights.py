@@ -60,6 +60,10 @@ class Weights:
         """Whether a matrix reads packed activations."""
         return self._prepared[self._stored(name)].kernels.one != "f32"
 
+    def rows(self, name: str) -> int:
+        """The rows of a matrix; of a stack, those of all its matrices."""
+        return int(self._prepared[self._stored(name)].struct["rows"][0])
+
     def matrix(self, name: str, bias: str | None = None) -> int:
         """The address of a MATRIX with this bias. Call `link` first."""
         key = self._stored(name), bias

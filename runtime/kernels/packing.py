@@ -107,11 +107,13 @@ def packer(level: str) -> Callable[..., Any]:
 
 
 def pack(level: str) -> Callable[..., Any]:
-    """The micro-op of a level that packs a token's row of an activation."""
+    """The micro-op of a level: a token's rows of an activation are packed."""
     packed = packer(level)
 
     def kernel(token, arguments, batch_address, thread_address):
         m, thread = view(PACK, arguments), view(THREAD, thread_address)
-        packed(view(ACTIVATION, m.activation + m.private * thread.memory), token)
+        activation = view(ACTIVATION, m.activation + m.private * thread.memory)
+        for row in range(token * m.rows, (token + 1) * m.rows):
+            packed(activation, row)
 
     return kernel

@@ -10,6 +10,7 @@ Work of phases, and micro-ops (kernels/linear.py, mixing.py, token_ops.py, norms
 of the cache, "capped" with a softcap:
 linear, linear:added, linear:gated:ACT, logits
 attend:one:C[:capped], attend:many:C[:capped], remember:C, join
+route:SCORE, sort, gather, experts:one:gate:ACT, experts:many:gate:ACT, experts:one:down, experts:many:down, mix
 tokens, embed, take, add, scale, clip, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from numba import types
 
 from rkf.runtime.kernels import (
+    experts,
     f32,
     half,
     int8_avx2,
@@ -69,6 +71,11 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "linear:added": linear.linear_added,
     "logits": linear.logits,
     "join": mixing.join,
+    "sort": experts.sort,
+    "gather": experts.gather,
+    "experts:one:down": experts.experts_down("one"),
+    "experts:many:down": experts.experts_down("many"),
+    "mix": experts.mix,
     "tokens": token_ops.tokens,
     "embed": token_ops.embed,
     "take": token_ops.take,
@@ -88,6 +95,9 @@ _FAMILIES: dict[str, tuple[Callable[[str, str], Callable[..., Any]], list[str]]]
     "linear:gated": (lambda act, level: linear.linear_gated(act), list(ACTIVATIONS)),
     "gated": (lambda act, level: token_ops.gated(act), list(ACTIVATIONS)),
     "activated": (lambda act, level: token_ops.activated(act), list(ACTIVATIONS)),
+    "experts:one:gate": (lambda act, level: experts.experts_gate("one", act), list(ACTIVATIONS)),
+    "experts:many:gate": (lambda act, level: experts.experts_gate("many", act), list(ACTIVATIONS)),
+    "route": (lambda score, level: experts.route(score), list(experts.SCORES)),
     "norm": (lambda kind, level: norms.norm(kind), list(norms.NORMS)),
     "rope": (lambda pairs, level: rope.rope(pairs), list(rope.PAIRS)),
     "remember": (mixing.remember, list(FORMATS)),

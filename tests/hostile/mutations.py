@@ -40,11 +40,19 @@ def damaged(data: bytes, draw: Draw) -> bytes:
     return forge.build(reseal=True)
 
 
-def change_place(forge: Forge, draw: Draw) -> None:
+def damaged_program(data: bytes, draw: Draw) -> bytes:
+    """One to three changes of what a file says of its model, sealed again."""
+    forge = Forge(data)
+    for _ in range(1 + draw(3)):
+        change_place(forge, draw, ("directory", "metadata", "model"))
+    return forge.build(reseal=True)
+
+
+def change_place(forge: Forge, draw: Draw, under: tuple[str, ...] = ("directory",)) -> None:
     """Replace a value with an odd one, or with the value of another place."""
     if not isinstance(forge.directory, dict):
         return
-    every = [path for path in places(forge.directory) if len(path) > 1]
+    every = [path for path in places(forge.directory) if len(path) > 1 and path[: len(under)] == under]
     if every:
         value = ODD[draw(len(ODD))] if draw(4) else value_at(forge.directory, every[draw(len(every))])
         forge.edit("/".join(every[draw(len(every))]), deepcopy(value))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rkf.errors import SemanticsError
 from rkf.file.verify import verify
-from tests.hostile.mutations import damaged
+from tests.hostile.mutations import damaged, damaged_program
 from tests.hostile.reading import Weights, outcome, reference_outcome
 from tests.spec.document import VECTORS
 
@@ -36,6 +36,16 @@ def test_models(name: str, seed: int, tmp_path: Path) -> None:
     if agree(outcome(path), reference_outcome(path)):
         with suppress(SemanticsError):
             verify(path)
+
+
+@pytest.mark.parametrize("name", ("experts", "plain", "recurrent", "windows"))
+@SEEDS
+@settings(SETTINGS, max_examples=60)
+def test_programs(name: str, seed: int, tmp_path: Path) -> None:
+    """Programs with damage in them are refused by both readers, or by none."""
+    path = tmp_path / "damaged.rkf"
+    path.write_bytes(damaged_program((VECTORS / f"program-{name}.rkf").read_bytes(), random.Random(seed).randrange))
+    agree(outcome(path), reference_outcome(path))
 
 
 @SEEDS

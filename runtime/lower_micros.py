@@ -1,0 +1,132 @@
+"""The structs of micro-ops: what is done to one token's row."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+
+from rkf.model.ops import Add, Attention, Clip, Embed, Experts, Gate, Norm, Rope, Route, Scale
+from rkf.runtime.buffers import Place, padded
+from rkf.runtime.items import Micro
+from rkf.runtime.lower_attention import attention_micro
+from rkf.runtime.lower_experts import experts_micro, route_micro
+from rkf.runtime.section import Section
+from rkf.runtime.structs import BLOCK, EMBED, NORM, PACK, PAIR, ROPE, SCALE, TAKE
+
+
+def micro_kernel(micro: Micro, cache_format: str) -> str:
+    """The name of a micro-op's kernel."""
+    match micro.what, micro.op:
+        case "keep", _:
+            return f"remember:{cache_format}"
+        case "temper", _:
+            return "scale"
+        case "pack_chosen", _:
+            return "pack"
+        case _, Norm(centred=centred, group=group):
+            return "norm:centred" if centred else "norm:rms" if group is None else "norm:rms_of_groups"
+        case _, Rope(pairs=pairs):
+            return f"rope:{pairs}"
+        case _, Gate(act=act, b=b):
+            return f"activated:{act}" if b is None else f"gated:{act}"
+        case _, Route(score=score):
+            return f"route:{score}"
+    return micro.what
+
+
+def micro_arguments(section: Section, micro: Micro, own: bool) -> int:
+    """The address of a micro-op's arguments; what it writes is in its place from here on."""
+    match micro.op:
+        case Attention():
+            return attention_micro(section, micro, micro.op, own)
+        case Route():
+            return route_micro(section, micro, micro.op, own)
+        case Experts():
+            return experts_micro(section, micro, micro.op, own)
+    if micro.what == "embed":
+        return _embed(section, micro, own)
+    source, columns = section.places[micro.reads[0]], section.columns[micro.reads[0]]
+    if micro.what == "pack":
+        activation, private = section.pack(micro.reads[0], own=own)
+        return section.struct(PACK, activation=activation, private=private, rows=1)
+    if isinstance(micro.op, Gate):
+        return _gate(section, micro.op, own)
+    second = section.places[micro.reads[1]] if len(micro.reads) > 1 else None
+    out = section.write(micro.writes[0], columns, own=own)
+    match micro.op:
+        case Norm():
+            return _norm(section, micro.op, source, out, columns)
+        case Rope():
+            return _rope(section, micro, micro.op, source, out)
+        case Add():
+            return section.struct(PAIR, a=source, b=second, out=out, columns=columns, scale=micro.op.scale)
+        case Scale():
+            factors = section.vector(micro.op.weight)
+            return section.struct(
+                SCALE, source=source, out=out, columns=columns, factors=factors, scale=micro.op.factor
+            )
+        case Clip():
+            return section.struct(PAIR, a=source, out=out, columns=columns, limit=micro.op.limit)
+    if micro.what == "take":
+        rows = section.ground.arrays.wanted.ctypes.data
+        return section.struct(TAKE, source=source, out=out, rows=rows, columns=columns)
+    return section.struct(SCALE, source=source, out=out, columns=columns, scale=micro.scale)
+
+
+def _embed(section: Section, micro: Micro, own: bool) -> int:
+    op, ids = micro.op, section.ground.arrays.ids.ctypes.data
+    if not isinstance(op, Embed):
+        raise TypeError(micro.what)
+    out = section.write(op.dst, op.cols, own=own)
+    return section.struct(
+        EMBED, matrix=section.matrix(op.table), ids=ids, out=out, columns=op.cols, scale=op.scale
+    )
+
+
+def _norm(section: Section, op: Norm, source: Place, out: Place, columns: int) -> int:
+    size = op.group or columns
+    weight = section.vector(op.weight, op.offset)
+    if op.weight is None:
+        ones = np.pad(np.ones(size, np.float32), (0, padded(size, BLOCK) - size))
+        weight = section.ground.memory.hold(ones)
+    return section.struct(
+        NORM,
+        source=source,
+        out=out,
+        weight=weight,
+        bias=section.vector(op.bias),
+        columns=size,
+        groups=columns // size,
+        epsilon=op.epsilon,
+    )
+
+
+def _rope(section: Section, micro: Micro, op: Rope, source: Place, out: Place) -> int:
+    ground = section.ground
+    return section.struct(
+        ROPE,
+        source=source,
+        out=out,
+        sequences=ground.arrays.sequences.ctypes.data,
+        positions=ground.arrays.positions.ctypes.data,
+        table=len(ground.layout.groups) + op.table,
+        turned=len(ground.program.ropes[op.table].frequencies),
+        head_dim=op.head_dim,
+        heads=section.columns[op.dst] // op.head_dim,
+        scale=micro.scale,
+    )
+
+
+def _gate(section: Section, op: Gate, own: bool) -> int:
+    numbers = {"limit": op.limit or inf, "alpha": op.alpha, "shift": op.shift}
+    a, columns = section.places[op.a], section.columns[op.a]
+    if op.b is None:
+        return section.struct(PAIR, a=a, out=section.write(op.dst, columns, own=own), columns=columns, **numbers)
+    b, others = section.places[op.b], section.columns[op.b]
+    if op.by_layer:
+        b, others = b.later((section.layer or 0) * columns), columns
+    most = max(columns, others)
+    single = {"a_single": columns < most, "b_single": others < most}
+    out = section.write(op.dst, most, own=own)
+    return section.struct(PAIR, a=a, b=b, out=out, columns=most, **single, **numbers)

@@ -1,0 +1,114 @@
+"""Where the values of a section of a program lie: the stem, a layer or the top, lowered onto a plan's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.model.program import Program
+from rkf.runtime.buffers import TILE, Buffers, Place
+from rkf.runtime.items import Stream, Value
+from rkf.runtime.kv_cache import CacheLayout
+from rkf.runtime.matrices import Memory
+from rkf.runtime.weights import Weights
+
+_JOB_ROWS = 32  # a job's rows are a multiple of this
+_JOBS_PER_THREAD = 4  # of one phase: enough that a late thread finds its share taken by the others
+
+
+class TokenArrays:
+    """What a call has for each of its tokens (BATCH of structs.py), TILE of them. They stay where they are: a thread
+    that comes late to a call may read them.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.ids, self.positions, self.sequences, self.wanted = (np.zeros(TILE, np.int64) for _ in range(4))
+        self.blocks = np.zeros(TILE + 1, np.int64)
+        self.temperatures: dict[tuple[float, int], NDArray[np.float32]] = {}
+        self._memory = memory
+        for array in (self.ids, self.positions, self.sequences, self.wanted, self.blocks):
+            memory.hold(array)
+
+    def temperature(self, beta: float, length: int) -> NDArray[np.float32]:
+        """Factors of queries by position, f32[TILE]; whoever calls the kernels fills them in."""
+        if (beta, length) not in self.temperatures:
+            self.temperatures[beta, length] = np.zeros(TILE, np.float32)
+            self._memory.hold(self.temperatures[beta, length])
+        return self.temperatures[beta, length]
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What all sections of a plan are lowered onto. addresses: of kernels by name; partials: see ATTENTION."""
+
+    program: Program
+    weights: Weights
+    memory: Memory
+    buffers: Buffers
+    layout: CacheLayout
+    arrays: TokenArrays
+    addresses: Mapping[str, int]
+    threads: int
+    cache_format: str
+    partials: int
+
+    def job_rows(self, total: int) -> int:
+        """How many rows one job of a phase of so many takes."""
+        wanted = 1 if self.threads == 1 else _JOBS_PER_THREAD * self.threads
+        return max(-(-total // wanted // _JOB_ROWS) * _JOB_ROWS, _JOB_ROWS)
+
+
+class Section:
+    """The values of the stem, a layer or the top, as they are written and read from phase to phase.
+
+    layer: its number, None outside of layers; held: columns of the values that live through all layers; top: rows are
+    the wanted tokens'.
+    """
+
+    def __init__(self, ground: Ground, prefix: str, layer: int | None, held: Mapping[str, int], *, top: bool) -> None:
+        self.ground, self.prefix, self.layer, self.top = ground, prefix, layer, top
+        self.columns: dict[Value, int] = {}
+        self.places: dict[Value, Place] = {}
+        self._packed_apart: dict[Value, bool] = {}
+        for name, columns in held.items():
+            value: Value = Stream(name) if top else name
+            self.columns[value] = columns
+            self.places[value] = ground.buffers.value(name, columns, private=False)
+
+    def write(self, value: Value, columns: int, *, own: bool = False, rows: int = 1) -> Place:
+        """Where a value is written from here on. own: by every thread for itself; rows: of each token."""
+        name = ("top", value) if self.top else value
+        self.columns[value] = columns
+        self.places[value] = self.ground.buffers.value(name, columns, private=own, rows=rows)
+        self._packed_apart.pop(value, None)
+        return self.places[value]
+
+    def pack(self, value: Value, *, own: bool, rows: int = 1) -> tuple[int, int]:
+        """The activation that a value is packed into: its address, and 1 if that is in a thread's own memory."""
+        self._packed_apart[value] = own
+        return self.activation(value, rows=rows)
+
+    def activation(self, value: Value, *, rows: int = 1) -> tuple[int, int]:
+        """The activation of a value that products read, wherever it has been packed last."""
+        place = self.places[value]
+        apart = self._packed_apart.get(value, bool(place.private))
+        return self.ground.buffers.activation(place, self.columns[value], private=apart, rows=rows)
+
+    def struct(self, dtype: np.dtype[Any], **fields: Any) -> int:
+        """The address of a struct of these fields; the others are 0."""
+        struct = np.zeros(1, dtype)
+        for name, value in fields.items():
+            struct[name] = value
+        return self.ground.memory.hold(struct)
+
+    def vector(self, name: str | None, offset: float = 0.0) -> int:
+        """The address of a tensor of this section, 0 for none."""
+        return 0 if name is None else self.ground.weights.vector(self.prefix + name, offset)
+
+    def matrix(self, name: str, bias: str | None = None) -> int:
+        """The address of the MATRIX of a tensor of this section."""
+        return self.ground.weights.matrix(self.prefix + name, None if bias is None else self.prefix + bias)
