@@ -11,6 +11,7 @@ from rkf.converters.families.gguf_rope import shortest
 from rkf.errors import SourceError, UnsupportedError
 
 C = TypeVar("C", bound=DecoderKeys)
+RMS_EPSILON, LAYER_NORM_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 # config.json key -> GGUF key, after "<architecture>.".
 KEYS = {
     "vocab_size": "vocab_size",
@@ -21,7 +22,7 @@ KEYS = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
     "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rms_norm_eps": RMS_EPSILON,
 }
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
@@ -72,6 +73,12 @@ def fields_of(family: Family[C], config: C) -> GgufFields:
         "attention.value_length": config.head_size,
     }
     return GgufFields({key: value for key, value in (common | dict(own.own)).items() if value is not None}, own.extra)
+
+
+def only_usual_heads(config: DecoderKeys) -> None:
+    """Refuse heads whose total width is not hidden_size, for an architecture in which llama.cpp assumes it."""
+    if config.head_size * config.num_attention_heads != config.hidden_size:
+        raise UnsupportedError("head_dim: a GGUF cannot store heads whose total width differs from hidden_size")
 
 
 def only_whole_heads(own: Mapping[str, Any], size: int) -> None:
