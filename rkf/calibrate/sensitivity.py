@@ -42,17 +42,12 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
     would dominate a mean, so the result is the square of the mean root. Memory holds one layer's weights, the head, and
     copies of _MEASURED * _COPIED states for each matrix.
     """
-    piece = min(_PIECE, tokens.shape[1])
-    tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
-    spread = np.linspace(0, len(tokens) - 1, _SEEN + _MEASURED).astype(int)
-    of_measured = np.isin(np.arange(len(spread)), np.linspace(0, len(spread) - 1, _MEASURED).astype(int))
-    seen = [Flow(ids) for ids in np.array_split(tokens[spread[~of_measured]], _SEEN // _TOGETHER)]
-    true = Flow(tokens[spread[of_measured], -_COPIED:])
+    seen, true = _pieces(tokens)
     head = program.logits.weight
     names: list[str] = []
     copies: list[Flow] = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
-        for stretch in stretches(program, piece):
+        for stretch in stretches(program, _PIECE):
             weights = reader.of(stretch)
             moved = _moved(pool, stretch, weights, copies)
             seen, moments = tapped(pool, stretch, weights, seen)
@@ -72,6 +67,16 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
     changed = _CoarseTable.of(last, drawn, coarse, of_head)[drawn] - rows
     found[reader.stored(head)] = found.get(reader.stored(head), 0) + _divergence(op, before, rows, before, changed)
     return found
+
+
+def _pieces(tokens: U32) -> tuple[list[Flow], Flow]:
+    """Pieces of the text for the moments, several in each flow, and the ends of others, which are measured."""
+    piece = min(_PIECE, tokens.shape[1])
+    tokens = tokens[:, : tokens.shape[1] // piece * piece].reshape(-1, piece)
+    spread = np.linspace(0, len(tokens) - 1, _SEEN + _MEASURED).astype(int)
+    of_measured = np.isin(np.arange(len(spread)), np.linspace(0, len(spread) - 1, _MEASURED).astype(int))
+    seen = np.array_split(tokens[spread[~of_measured]], _SEEN // _TOGETHER)
+    return [Flow(ids) for ids in seen], Flow(tokens[spread[of_measured], -_COPIED:])
 
 
 class _CoarseTable:
