@@ -193,7 +193,7 @@ def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = Non
     ("content", "message"),
     [
         (b"\xff\xfe", "expected UTF-8"),
-        (b"short", "expected 512 at least"),
+        (b"short", "expected at least 512"),
         (b"PK\3\4 and so on", "not a calibration"),
         (kept(tokens=np.zeros((2, 3), np.int64)), "damaged"),
         (kept(tokens=np.zeros((2, 0), np.uint32)), "damaged"),
