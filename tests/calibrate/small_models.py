@@ -104,7 +104,9 @@ def random_model(family):
             noise = torch.randn(tensor.shape, generator=random)
             if "norm" in name and name.endswith("weight"):
                 tensor.add_(0.2 * noise)
-            elif not name.endswith("A_log"):
+            elif name.endswith("A_log"):
+                tensor.copy_(torch.linspace(-1, 1, len(tensor)))
+            else:
                 tensor.copy_(noise * (0.25 if tensor.ndim > 1 else 0.3))
     return model
 
