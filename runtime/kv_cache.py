@@ -43,6 +43,11 @@ class Group:
     window: int | None
     page_bytes: int
 
+    def pages(self, tokens: int) -> int:
+        """Pages of a sequence of so many tokens, the last of which was fed alone."""
+        first = 0 if self.window is None else max(tokens - self.window, 0) // PAGE
+        return -(-tokens // PAGE) - first
+
 
 class CacheLayout:
     """The slots of a program's layers, and their groups of pages, for a number format.
@@ -72,6 +77,10 @@ class CacheLayout:
                 if isinstance(op, (Conv, Delta)):
                     self.states[layer, op.name] = self.state_bytes
                     self.state_bytes += _state_bytes(program, op)
+
+    def bytes_of(self, tokens: int) -> int:
+        """Memory of a sequence of so many tokens while it decodes. Slots with a window keep their window."""
+        return sum(group.pages(tokens) * group.page_bytes for group in self.groups)
 
 
 def _seen(program: Program, layer: int, op: Attention) -> int | None:
