@@ -16,6 +16,7 @@ from rkf.converters.families import (
     llama,
     ministral3,
     mistral,
+    nemotron,
     olmo2,
     olmo3,
     phi3,
@@ -24,13 +25,15 @@ from rkf.converters.families import (
     qwen3_moe,
     seed_oss,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from rkf.converters.families.family import Family
 from rkf.errors import UnsupportedError
 
 _MODULES = (
     *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
-    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5),
+    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron),
 )
 FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 _WRAPPERS = tuple(dict.fromkeys(family.wrapper.model_type for family in FAMILIES.values() if family.wrapper))

@@ -316,6 +316,31 @@ VARIANTS |= {
         "ernie4_5",
         {"head_dim": None, "use_bias": True, "rope_parameters": LINEAR, "tie_word_embeddings": False},
     ),
+    "starcoder2": ("starcoder2", {"norm_epsilon": 1e-4}),
+    "starcoder2-window": (
+        "starcoder2",
+        {"use_bias": False, "sliding_window": WINDOW, "tie_word_embeddings": False, "hidden_act": "gelu"},
+    ),
+    "stablelm": ("stablelm", {"use_qkv_bias": True, "layer_norm_eps": 1e-4}),
+    "stablelm-parallel": (
+        "stablelm",
+        {
+            "use_parallel_residual": True,
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "nemotron": ("nemotron", {}),
+    "nemotron-biases": (
+        "nemotron",
+        {
+            "head_dim": 32,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_eps": 1e-4,
+            "rope_parameters": YARN | {"partial_rotary_factor": 0.25},
+        },
+    ),
 }
 
 

@@ -35,6 +35,9 @@ REFUSED = {
     "cohere2-biases": "attention_bias: True",
     "seed_oss-biases": "attention_out_bias: True",
     "ernie4_5-biases": "use_bias: True",
+    "starcoder2-window": "hidden_act: 'gelu'",
+    "stablelm-parallel": "tie_word_embeddings: True",
+    "nemotron-biases": "head_dim: a GGUF cannot store heads",
 }
 WRITTEN = [variant for variant in VARIANTS if variant not in REFUSED]
 
