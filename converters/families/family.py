@@ -25,7 +25,7 @@ class Wrapper:
     """A multimodal model around a decoder; only the decoder is converted.
 
     prefixes: prefixes of the decoder's tensor names, in place of "model.". dropped: prefixes of the names that are left
-    out. head: the name of the output head.
+    out. tied: what tie_word_embeddings is unless the configuration has it.
     """
 
     model_type: str
@@ -36,8 +36,9 @@ class Wrapper:
     def text(self, config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         """The decoder's own configuration."""
         inner = config.get("text_config")
-        tied = config.get("tie_word_embeddings", self.tied)
-        return {**(inner if isinstance(inner, dict) else {}), "model_type": model_type, "tie_word_embeddings": tied}
+        outer = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
+        tied = {"tie_word_embeddings": config.get("tie_word_embeddings", self.tied)}
+        return {**(inner if isinstance(inner, dict) else {}), **outer, **tied, "model_type": model_type}
 
     def name(self, name: str) -> str | None:
         """The name of a tensor in the decoder alone; None if it is left out."""

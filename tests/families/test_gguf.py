@@ -95,6 +95,8 @@ def test_gemma_norms_have_one_added(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored, source.read(f"{ours}.weight").decode() + 1)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # llama-cpp-python's own
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("variant", WRITTEN)
 def test_llama_cpp_chooses_the_same(tmp_path: Path, variant: str) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
