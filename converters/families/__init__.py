@@ -5,14 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rkf.converters.families import gemma3, llama, mistral, olmo2, phi3, qwen2, qwen3, qwen3_moe
+from rkf.converters.families import (
+    cohere2,
+    ernie4_5,
+    exaone4,
+    gemma2,
+    gemma3,
+    glm4,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    seed_oss,
+    smollm3,
+)
 from rkf.converters.families.family import Family
 from rkf.errors import UnsupportedError
 
-FAMILIES: Mapping[str, Family[Any]] = {
-    module.FAMILY.name: module.FAMILY for module in (llama, mistral, qwen2, qwen3, phi3, olmo2, gemma3, qwen3_moe)
-}
-_WRAPPED = {family.wrapper.model_type: family for family in FAMILIES.values() if family.wrapper}
+_MODULES = (
+    *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
+    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5),
+)
+FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+_WRAPPERS = tuple(dict.fromkeys(family.wrapper.model_type for family in FAMILIES.values() if family.wrapper))
 
 
 def family_of(config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], bool]:
@@ -21,12 +42,22 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], b
     Raises UnsupportedError for an unknown model_type.
     """
     name = config.get("model_type")
-    if name in _WRAPPED:
-        family = _WRAPPED[name]
-        return family, family.wrapper.text(config, family.name) if family.wrapper else dict(config), True
+    if isinstance(name, str) and name in _WRAPPERS:
+        return _wrapped(name, config)
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UnsupportedError(f"architecture {name!r} is not supported; known: {', '.join((*FAMILIES, *_WRAPPED))}")
+        raise UnsupportedError(f"architecture {name!r} is not supported; known: {', '.join((*FAMILIES, *_WRAPPERS))}")
     return FAMILIES[name], dict(config), False
+
+
+def _wrapped(name: str, config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], bool]:
+    """The family inside a model of several parts: the one that text_config names, by default the first."""
+    inside = {each.name: each for each in FAMILIES.values() if each.wrapper and each.wrapper.model_type == name}
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    family = inside.get(kind) if kind is not None else next(iter(inside.values()))
+    if family is None or family.wrapper is None:
+        raise UnsupportedError(f"text_config: architecture {kind!r} is not supported; known: {', '.join(inside)}")
+    return family, family.wrapper.text(config, family.name), True
 
 
 def family_of_gguf(architecture: Any, own: Mapping[str, Any]) -> Family[Any]:

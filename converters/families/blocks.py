@@ -14,8 +14,28 @@ from rkf.model.frequencies import Frequencies
 from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Linear, Logits, Norm, Op, Rope, Route
 from rkf.model.program import Program
 
-EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm"
 Layer = tuple[Op, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NormStyle:
+    """A kind of norm. offset: added to its weights. centred: the mean is subtracted first (LayerNorm)."""
+
+    offset: float = 0.0
+    centred: bool = False
+    bias: bool = False
+
+
+RMS, LAYER_NORM = NormStyle(), NormStyle(centred=True, bias=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Queries times 1 + beta * ln(1 + floor(position / length))."""
+
+    beta: float
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +53,8 @@ def assemble(
     ropes: tuple[Frequencies, ...],
     *,
     embedding_scale: float = 1.0,
-    norm_offset: float = 0.0,
+    final_norm: NormStyle = RMS,
+    logit_scale: float = 1.0,
     softcap: float | None = None,
 ) -> Program:
     """A program of these layers. Equal layers become one kind."""
@@ -44,21 +65,29 @@ def assemble(
         kinds=tuple(kinds),
         order=order,
         top=(
-            Norm(src="x", dst="h", weight=FINAL_NORM, epsilon=config.rms_norm_eps, offset=norm_offset),
-            Logits(src="h", dst="logits", weight=HEAD, rows=config.vocab_size, softcap=softcap),
+            norm(config, FINAL_NORM, style=final_norm),
+            Logits(src="h", dst="logits", weight=HEAD, rows=config.vocab_size, scale=logit_scale, softcap=softcap),
         ),
         ropes=ropes,
     )
 
 
-def norm(config: DecoderKeys, name: str, src: str = "x", dst: str = "h", offset: float = 0.0) -> Norm:
-    """An RMS norm over the whole of src."""
-    return Norm(src=src, dst=dst, weight=f"{name}.weight", epsilon=config.rms_norm_eps, offset=offset)
+def norm(config: Decoder, name: str, src: str = "x", dst: str = "h", style: NormStyle = RMS) -> Norm:
+    """A norm over the whole of src."""
+    return Norm(
+        src=src,
+        dst=dst,
+        weight=f"{name}.weight",
+        bias=f"{name}.bias" if style.bias else None,
+        epsilon=config.rms_norm_eps,
+        offset=style.offset,
+        centred=style.centred,
+    )
 
 
-def add(branch: str) -> Add:
-    """The residual addition of a branch."""
-    return Add(a="x", b=branch, dst="x")
+def add(branch: str, scale: float = 1.0) -> Add:
+    """The residual addition of a branch, times scale."""
+    return Add(a="x", b=branch, dst="x", scale=scale)
 
 
 def attention(
@@ -67,11 +96,17 @@ def attention(
     *,
     biases: str = "",
     head_norm: HeadNorm | None = None,
-    rope: int = 0,
+    rope: int | None = 0,
+    pairs: str = "halves",
     scale: float | None = None,
     window: int | None = None,
+    softcap: float | None = None,
+    temperature: Temperature | None = None,
 ) -> Layer:
-    """Attention on src, written to o. biases: those of q, k, v, o that have one. scale: by default head_dim ** -0.5."""
+    """Attention on src, written to o. biases: those of q, k, v, o that have one. scale: by default head_dim ** -0.5.
+
+    rope: the number of its table, None for a layer without rope. pairs: the numbers that it rotates together.
+    """
     size, heads, kv_heads = config.head_size, config.num_attention_heads, config.kv_heads
     ops: list[Op] = [
         _linear(src, part, f"self_attn.{part}_proj", (heads if part == "q" else kv_heads) * size, part in biases)
@@ -89,7 +124,8 @@ def attention(
             )
             for part in "qk"
         ]
-    ops += [Rope(src=part, dst=part, table=rope, head_dim=size) for part in "qk"]
+    if rope is not None:
+        ops += [Rope(src=part, dst=part, table=rope, head_dim=size, pairs=pairs) for part in "qk"]
     return (
         *ops,
         Attention(
@@ -103,6 +139,9 @@ def attention(
             value_dim=size,
             scale=size**-0.5 if scale is None else scale,
             window=window,
+            softcap=softcap,
+            temperature_beta=temperature.beta if temperature else None,
+            temperature_length=temperature.length if temperature else None,
         ),
         _linear("a", "o", "self_attn.o_proj", config.hidden_size, "o" in biases),
     )
@@ -118,7 +157,16 @@ def gated(config: DecoderKeys, src: str = "h", *, bias: bool = False) -> Layer:
     )
 
 
-def experts(config: DecoderKeys, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
+def ungated(config: Decoder, src: str = "h", *, bias: bool = False) -> Layer:
+    """act(up), then down, written to d."""
+    return (
+        _linear(src, "up", "mlp.up_proj", config.intermediate_size, bias),
+        Gate(a="up", dst="m", act=config.hidden_act),
+        _linear("m", "d", "mlp.down_proj", config.hidden_size, bias),
+    )
+
+
+def experts(config: Decoder, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
     """The sum of `count` chosen experts, weighted by the softmax of a router's logits, written to d."""
     return (
         Route(
@@ -144,16 +192,52 @@ def experts(config: DecoderKeys, inner: int, experts: int, count: int, *, normal
     )
 
 
-def pre_norm_layer(config: DecoderKeys, attends: Layer, feeds: Layer) -> Layer:
-    """The most common layer: each branch reads a normed copy of the stream and adds to it."""
+def pre_norm_layer(
+    config: Decoder, attends: Layer, feeds: Layer, *, style: NormStyle = RMS, residual: float = 1.0
+) -> Layer:
+    """The most common layer: each branch reads a normed copy of the stream and adds to it, times residual."""
     return (
-        norm(config, "input_layernorm"),
+        norm(config, "input_layernorm", style=style),
         *attends,
-        add("o"),
-        norm(config, "post_attention_layernorm"),
+        add("o", residual),
+        norm(config, "post_attention_layernorm", style=style),
         *feeds,
+        add("d", residual),
+    )
+
+
+def post_norm_layer(config: Decoder, attends: Layer, feeds: Layer) -> Layer:
+    """Each branch reads the stream itself, and is normed before it is added. The branches read x."""
+    return (
+        *attends,
+        norm(config, "post_attention_layernorm", "o", "o"),
+        add("o"),
+        *feeds,
+        norm(config, "post_feedforward_layernorm", "d", "d"),
         add("d"),
     )
+
+
+def double_norm_layer(
+    config: Decoder, attends: Layer, feeds: Layer, names: tuple[str, str, str, str], style: NormStyle = RMS
+) -> Layer:
+    """A norm before each branch and one after it. names: of the four norms, in order of use."""
+    before, after, feed_before, feed_after = names
+    return (
+        norm(config, before, style=style),
+        *attends,
+        norm(config, after, "o", "o", style),
+        add("o"),
+        norm(config, feed_before, style=style),
+        *feeds,
+        norm(config, feed_after, "d", "d", style),
+        add("d"),
+    )
+
+
+def parallel_layer(config: Decoder, attends: Layer, feeds: Layer, style: NormStyle) -> Layer:
+    """Both branches read the same normed copy of the stream."""
+    return norm(config, "input_layernorm", style=style), *attends, *feeds, add("o"), add("d")
 
 
 def _linear(src: str, dst: str, name: str, rows: int, bias: bool) -> Linear:

@@ -5,15 +5,20 @@ From a checkpoint with vision, only the decoder is converted; the vision tower a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import HeadNorm, Layer, add, assemble, attention, gated, norm
-from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import (
+    HeadNorm,
+    Layer,
+    NormStyle,
+    assemble,
+    attention,
+    double_norm_layer,
+    gated,
+)
+from rkf.converters.families.decoder import Decoder
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
@@ -22,7 +27,6 @@ from rkf.converters.families.keys import (
     SLIDING,
     activation,
     flag,
-    layer_types,
     number,
     optional_number,
     optional_size,
@@ -31,15 +35,24 @@ from rkf.converters.families.keys import (
     tokens,
 )
 from rkf.converters.families.layout import Added, Layout, Origin, as_named
-from rkf.errors import SourceError, UnsupportedError
+from rkf.converters.families.windows import Windowed, window_config, window_fields
+from rkf.errors import UnsupportedError
 from rkf.model.program import MAX_LAYERS, Program
 
 _GLOBAL_THETA, _LOCAL_THETA = 1000000.0, 10000.0
+# The norms of a layer, in order of use; 1 is added to the weights of every norm.
+NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+ONE_ADDED = NormStyle(offset=1.0)
 _LAYERS_27B = 62  # llama.cpp recognises by this the one model whose scores are not scaled by its head size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma3Keys(DecoderKeys):
+class Gemma3Keys(Windowed):
     vocab_size: int = size(262208)
     hidden_size: int = size(2304)
     intermediate_size: int = size(9216)
@@ -54,9 +67,7 @@ class Gemma3Keys(DecoderKeys):
     rope_local_base_freq: float = number(_LOCAL_THETA)
     attention_bias: bool = flag(False)
     query_pre_attn_scalar: int = size(256)
-    sliding_window: int | None = optional_size(4096)
     sliding_window_pattern: int = size(6)
-    layer_types: tuple[str, ...] | None = layer_types()
     final_logit_softcapping: float | None = optional_number()
     use_bidirectional_attention: bool = flag(False, or_null=True)
     bos_token_id: int | None = token(2)
@@ -65,45 +76,26 @@ class Gemma3Keys(DecoderKeys):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse(self.use_bidirectional_attention, "use_bidirectional_attention", "false: attention is causal")
-        if len(self.kinds) != self.num_hidden_layers:
-            raise SourceError(f"layer_types: expected {self.num_hidden_layers} words, got {len(self.kinds)}")
-        if self.sliding_window is None and SLIDING in self.kinds:
-            raise SourceError(f"sliding_window: expected a number, as layer_types has {SLIDING}, got null")
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kind of attention of each layer, as a word of layer_types."""
-        return self.layer_types or tuple(
-            SLIDING if (number + 1) % self.sliding_window_pattern else FULL for number in range(self.num_hidden_layers)
-        )
+    def period(self) -> int:
+        return self.sliding_window_pattern
 
     @property
     def ropes(self) -> dict[str, dict[str, Any]]:
-        """Rope parameters by kind of layer. rope_scaling applies only to layers without a window."""
-        given = dict(self.rope_parameters or {})
-        found: dict[str, dict[str, Any]] = {}
-        for kind, theta in ((FULL, self.rope_theta), (SLIDING, self.rope_local_base_freq)):
-            inner = given.get(kind) or {}
-            if not isinstance(inner, dict):
-                raise SourceError(f"rope_parameters, {kind}: expected an object, got {inner!r}")
-            if kind == FULL:
-                inner = inner | dict(self.rope_scaling or {})
-            found[kind] = rope_scaling.whole_heads(rope_scaling.standard({"rope_theta": theta} | inner, self))
-        return found
+        """Rope parameters by kind of layer."""
+        return rope.by_kind(self, {FULL: self.rope_theta, SLIDING: self.rope_local_base_freq})
 
 
 def _program(config: Gemma3Keys) -> Program:
-    ropes = {
-        kind: rope_scaling.frequencies(config.ropes[kind], config.head_size, config.max_position_embeddings)
-        for kind in dict.fromkeys(config.kinds)
-    }
+    ropes = rope.tables(config.ropes, config.kinds, config)
     numbers = {kind: number for number, kind in enumerate(ropes)}
     return assemble(
         config,
         (_layer(config, kind, numbers[kind]) for kind in config.kinds),
         tuple(ropes.values()),
         embedding_scale=config.hidden_size**0.5,
-        norm_offset=1.0,
+        final_norm=ONE_ADDED,
         softcap=config.final_logit_softcapping,
     )
 
@@ -115,45 +107,26 @@ def _layer(config: Gemma3Keys, kind: str, rope_number: int) -> Layer:
         head_norm=HeadNorm(config.rms_norm_eps, offset=1.0),
         rope=rope_number,
         scale=config.query_pre_attn_scalar**-0.5,
-        window=config.sliding_window if kind == SLIDING else None,
+        window=config.window(kind),
     )
-    return (
-        norm(config, "input_layernorm", offset=1.0),
-        *attends,
-        norm(config, "post_attention_layernorm", "o", "o", 1.0),
-        add("o"),
-        norm(config, "pre_feedforward_layernorm", offset=1.0),
-        *gated(config),
-        norm(config, "post_feedforward_layernorm", "d", "d", 1.0),
-        add("d"),
-    )
+    return double_norm_layer(config, attends, gated(config), NORMS, ONE_ADDED)
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own, width = model.own, head_size(model)
     only_whole_heads(own, width)
-    layers, window = own["block_count"], own.get("attention.sliding_window") or None
+    layers = own["block_count"]
     wide = own["embedding_length"] // own["attention.head_count"]
     full = rope_config(model, width)
     local = {"rope_type": "default", "rope_theta": shortest(own.get("rope.freq_base_swa", _LOCAL_THETA))}
     return {
-        "sliding_window": window,
-        "layer_types": _kinds_of(own.get("attention.sliding_window_pattern", 6), layers, window),
+        **window_config(own, period=6),
         "query_pre_attn_scalar": wide if layers == _LAYERS_27B else width,
         "final_logit_softcapping": shortest(own.get("final_logit_softcapping")) or None,
         **rope_scaling.spelt(full),  # as read by transformers 4
         "rope_local_base_freq": local["rope_theta"],
         "rope_parameters": {FULL: full, SLIDING: local},
     }
-
-
-def _kinds_of(pattern: Any, layers: int, window: int | None) -> list[str]:
-    """layer_types from a GGUF's pattern: a period, or one flag per layer."""
-    if window is None:
-        return [FULL] * layers
-    if isinstance(pattern, np.ndarray):
-        return [SLIDING if flag else FULL for flag in pattern]
-    return [SLIDING if (number + 1) % pattern else FULL for number in range(layers)]
 
 
 def _to_fields(config: Gemma3Keys) -> GgufFields:
@@ -166,21 +139,16 @@ def _to_fields(config: Gemma3Keys) -> GgufFields:
     if sliding["rope_type"] != "default":
         raise UnsupportedError(f"rope scaling {sliding['rope_type']!r} of layers with a window has no field in a GGUF")
     found = rope_fields(full, config.head_size)
-    own: Mapping[str, Any] = {
+    own = {
         **found.own,
         "rope.freq_base_swa": float(sliding["rope_theta"]),
         "final_logit_softcapping": config.final_logit_softcapping,
+        **window_fields(config),
     }
-    if SLIDING in config.kinds:
-        own = {
-            **own,
-            "attention.sliding_window": config.sliding_window,
-            "attention.sliding_window_pattern": [kind == SLIDING for kind in config.kinds],
-        }
     return GgufFields(own, found.extra)
 
 
-def _gguf_layout(config: Gemma3Keys) -> Layout:
+def one_added(config: Decoder) -> Layout:
     """llama.cpp's converter adds 1 to the weights of norms (Gemma3Model.norm_shift in conversion/gemma.py)."""
 
     def layout(name: str) -> tuple[Origin, ...]:
@@ -194,7 +162,7 @@ FAMILY = Family(
     class_name="Gemma3ForCausalLM",
     keys=Gemma3Keys,
     program=_program,
-    gguf=GgufForm("gemma3", _to_config, _to_fields, _gguf_layout, activation="gelu_tanh"),
+    gguf=GgufForm("gemma3", _to_config, _to_fields, one_added, activation="gelu_tanh"),
     wrapper=Wrapper(
         model_type="gemma3",
         prefixes=("language_model.model.", "model.language_model."),

@@ -10,7 +10,8 @@ from rkf.converters.families.family import Family, GgufFields, GgufModel
 from rkf.converters.families.gguf_rope import shortest
 from rkf.errors import SourceError, UnsupportedError
 
-C = TypeVar("C", bound=DecoderKeys)
+C = TypeVar("C", bound=Decoder)
+RMS_EPSILON, LAYER_NORM_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 # config.json key -> GGUF key, after "<architecture>.".
 KEYS = {
     "vocab_size": "vocab_size",
@@ -21,7 +22,7 @@ KEYS = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
     "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rms_norm_eps": RMS_EPSILON,
 }
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.converters.families.family import GgufFields, GgufModel
+from rkf.converters.families.gguf_yarn import shortest, yarn_fields, yarn_parameters
 from rkf.errors import SourceError, UnsupportedError
 
 FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -37,7 +38,9 @@ def rope_config(model: GgufModel, head_size: int) -> dict[str, Any]:
         return {"rope_type": "default", "rope_theta": theta}
     if kind == "linear":
         return {"rope_type": "linear", "rope_theta": theta, "factor": shortest(own.get("rope.scaling.factor"))}
-    raise UnsupportedError(f"rope scaling {kind!r} is not supported in a GGUF; known: linear, llama3, longrope")
+    if kind == "yarn":
+        return yarn_parameters(own, theta)
+    raise UnsupportedError(f"rope scaling {kind!r} is not supported in a GGUF; known: linear, llama3, longrope, yarn")
 
 
 def rope_fields(rope: Mapping[str, Any], head_size: int) -> GgufFields:
@@ -53,6 +56,8 @@ def rope_fields(rope: Mapping[str, Any], head_size: int) -> GgufFields:
         return GgufFields(own | {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])})
     if kind == "llama3":
         return GgufFields(own, {FACTORS: llama3_divisors(rope, head_size).astype(np.float32)})
+    if kind == "yarn":
+        return GgufFields(own | yarn_fields(rope))
     raise UnsupportedError(f"rope scaling {kind!r} cannot be stored in a GGUF written by rkf")
 
 
@@ -117,8 +122,3 @@ def _llama3(theta: float, factor: float, high: float, context: int) -> dict[str,
 
 def _plain(theta: float, head_size: int) -> NDArray[np.float64]:
     return theta ** -(np.arange(0, head_size, 2) / head_size)
-
-
-def shortest(value: Any) -> Any:
-    """The shortest decimal that rounds to the same f32: probably the number that the model's author wrote."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value

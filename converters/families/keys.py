@@ -66,9 +66,9 @@ def count(default: int) -> Any:
     return _key(default, _whole(0, MAX_SIZE))
 
 
-def number(default: float, aliases: tuple[str, ...] = ()) -> Any:
-    """A finite number above 0."""
-    return _key(default, _positive, aliases)
+def number(default: float, aliases: tuple[str, ...] = (), name: str | None = None) -> Any:
+    """A finite number above 0, at the key `name` if the field has another one."""
+    return _key(default, _positive, aliases, name)
 
 
 def optional_number(default: float | None = None, aliases: tuple[str, ...] = ()) -> Any:
@@ -90,6 +90,13 @@ def layer_types() -> Any:
     return _key(None, _or_null(_layer_types))
 
 
+def period(default: int) -> Any:
+    """An integer of at least 1. None for what only readers of other implementations understand: 0, null or letters."""
+    return _key(
+        default, lambda value: None if value in (0, None) or isinstance(value, str) else _whole(1, MAX_SIZE)(value)
+    )
+
+
 def layer_numbers() -> Any:
     """Numbers of layers; null: none."""
     return _key((), lambda value: () if value is None else _integers(value))
@@ -100,9 +107,9 @@ def token(default: int | None) -> Any:
     return _key(default, _or_null(_whole(0, MAX_SIZE)))
 
 
-def tokens(*defaults: int) -> Any:
-    """Ids of tokens: a list, one number, or null."""
-    return _key(defaults, _tokens)
+def tokens(*defaults: int, null_is_default: bool = False) -> Any:
+    """Ids of tokens: a list, one number, or null (none, or the defaults)."""
+    return _key(defaults, lambda value: defaults if value is None and null_is_default else _tokens(value))
 
 
 def table() -> Any:

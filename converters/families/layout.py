@@ -106,6 +106,17 @@ def as_named(name: str) -> tuple[Origin, ...]:
     return (Origin((name,)),)
 
 
+def fused_rows(fusions: Mapping[str, Mapping[str, int]]) -> Layout:
+    """The layout of a checkpoint with fused matrices. fusions: fused matrix -> its parts in order, and their rows."""
+    found: dict[str, tuple[Origin, ...]] = {}
+    for fused, parts in fusions.items():
+        start = 0
+        for part, rows in parts.items():
+            found[f"{part}.weight"] = (Origin((f"{fused}.weight",), (slice(start, start + rows),)),)
+            start += rows
+    return lambda name: found.get(name) or as_named(name)
+
+
 def by_full_name(layout: Layout) -> Layout:
     """A family's layout over names inside a layer, as a layout over full names."""
 

@@ -8,13 +8,21 @@ from typing import Any
 
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder_keys import DecoderKeys
-from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import optional_size, size, token, tokens
 from rkf.converters.families.llama import unpermuted
 from rkf.model.program import Program
+
+# Mistral Small 3 and Ministral 3 with vision; only the decoder is converted.
+WRAPPER = Wrapper(
+    model_type="mistral3",
+    prefixes=("language_model.model.", "model.language_model."),
+    dropped=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    tied=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,4 +67,5 @@ FAMILY = Family(
     keys=MistralKeys,
     program=_program,
     gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims),
+    wrapper=WRAPPER,
 )

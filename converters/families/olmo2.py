@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import HeadNorm, add, assemble, attention, gated, norm
-from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import HeadNorm, assemble, attention, gated, post_norm_layer
+from rkf.converters.families.decoder import Decoder
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import flag, number, size, tokens
-from rkf.errors import UnsupportedError
 from rkf.model.program import Program
 
 
@@ -27,14 +27,7 @@ class Olmo2Keys(DecoderKeys):
 def _program(config: Olmo2Keys) -> Program:
     turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     biases, head_norm = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps, whole=True)
-    layer = (
-        *attention(config, "x", biases=biases, head_norm=head_norm),
-        norm(config, "post_attention_layernorm", "o", "o"),
-        add("o"),
-        *gated(config, "x"),
-        norm(config, "post_feedforward_layernorm", "d", "d"),
-        add("d"),
-    )
+    layer = post_norm_layer(config, attention(config, "x", biases=biases, head_norm=head_norm), gated(config, "x"))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
@@ -43,8 +36,6 @@ def _rope(config: Olmo2Keys) -> dict[str, Any]:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    if model.own.get("attention.sliding_window"):
-        raise UnsupportedError("attention.sliding_window: OLMo 3 is not supported; expected none, as in OLMo 2")
     only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
@@ -58,10 +49,14 @@ def _to_fields(config: Olmo2Keys) -> GgufFields:
     return rope_fields(_rope(config), config.head_size)
 
 
+def _claims(own: Mapping[str, Any]) -> bool:
+    return not own.get("attention.sliding_window")
+
+
 FAMILY = Family(
     name="olmo2",
     class_name="Olmo2ForCausalLM",
     keys=Olmo2Keys,
     program=_program,
-    gguf=GgufForm("olmo2", _to_config, _to_fields),
+    gguf=GgufForm("olmo2", _to_config, _to_fields, claims=_claims),
 )

@@ -15,7 +15,7 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import head_size
 from rkf.converters.families.gguf_rope import LONG, SHORT, rope_config, rope_fields, shortest
 from rkf.converters.families.keys import number, optional_size, size, token, tokens
-from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout import Layout, fused_rows
 from rkf.errors import UnsupportedError
 from rkf.model.program import Program
 
@@ -51,22 +51,12 @@ def _rope(config: Phi3Keys) -> dict[str, Any]:
 
 def _layout(config: Phi3Keys) -> Layout:
     queries, keys = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
-    inner = config.intermediate_size
-    cuts = {
-        "self_attn.q_proj.weight": ("self_attn.qkv_proj.weight", 0, queries),
-        "self_attn.k_proj.weight": ("self_attn.qkv_proj.weight", queries, queries + keys),
-        "self_attn.v_proj.weight": ("self_attn.qkv_proj.weight", queries + keys, queries + 2 * keys),
-        "mlp.gate_proj.weight": ("mlp.gate_up_proj.weight", 0, inner),
-        "mlp.up_proj.weight": ("mlp.gate_up_proj.weight", inner, 2 * inner),
-    }
-
-    def layout(name: str) -> tuple[Origin, ...]:
-        if name not in cuts:
-            return as_named(name)
-        fused, start, stop = cuts[name]
-        return (Origin((fused,), (slice(start, stop),)),)
-
-    return layout
+    return fused_rows(
+        {
+            "self_attn.qkv_proj": {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys},
+            "mlp.gate_up_proj": {"mlp.gate_proj": config.intermediate_size, "mlp.up_proj": config.intermediate_size},
+        }
+    )
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.keys import FULL
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.frequencies import Frequencies
 from rkf.model.op_maps import MAX_FREQUENCIES
@@ -61,6 +63,34 @@ def whole_heads(rope: Mapping[str, Any]) -> dict[str, Any]:
             f"with rope type {rope['rope_type']!r}; expected 1"
         )
     return {**rope, "partial_rotary_factor": 1.0}
+
+
+def by_kind(config: Decoder, thetas: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Standard parameters by kind of layer, from rope_parameters that has an object for each kind.
+
+    thetas: rope_theta where it is absent. rope_scaling applies only to layers without a window. Here the reference
+    ignores a top-level original_max_position_embeddings, and reads truncate (of yarn) only beside the objects.
+    """
+    given = dict(config.rope_parameters or {})
+    beside = replace(config, original_max_position_embeddings=None)
+    found: dict[str, dict[str, Any]] = {}
+    for kind, theta in thetas.items():
+        inner = given.get(kind) or {}
+        if not isinstance(inner, dict):
+            raise SourceError(f"rope_parameters, {kind}: expected an object, got {reprlib.repr(inner)}")
+        if kind == FULL:
+            inner = inner | dict(config.rope_scaling or {})
+        own = {"rope_theta": theta} | inner | {"truncate": given.get("truncate", True)}
+        found[kind] = whole_heads(standard(own, beside))
+    return found
+
+
+def tables(ropes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], config: Decoder) -> dict[str, Frequencies]:
+    """Frequencies of the kinds that occur, in the order of the layers."""
+    return {
+        kind: frequencies(ropes[kind], config.head_size, config.max_position_embeddings)
+        for kind in dict.fromkeys(kinds)
+    }
 
 
 def frequencies(rope: Mapping[str, Any], head_size: int, context: int) -> Frequencies:

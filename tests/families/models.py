@@ -48,6 +48,8 @@ YARN = {
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
+_MINISTRAL = YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+
 
 def longrope(pairs: int, partial: float) -> dict[str, Any]:
     return {
@@ -181,6 +183,132 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
             "tie_word_embeddings": True,
         },
+    ),
+}
+
+VARIANTS |= {
+    "ministral3": ("ministral3", {"head_dim": 32, "rope_parameters": _MINISTRAL, "tie_word_embeddings": True}),
+    "ministral3-window": (
+        "ministral3",
+        {
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "rope_parameters": _MINISTRAL | {"mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.25, "beta_fast": 4.0},
+        },
+    ),
+    "gemma2": (
+        "gemma2",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma2-no-softcaps": (
+        "gemma2",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4}),
+    "smollm3-window": (
+        "smollm3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "no_rope_layer_interval": 2,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": YARN,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "olmo3": (
+        "olmo3",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "olmo3-biases": (
+        "olmo3",
+        {
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.125,
+            "residual_multiplier": 0.25,
+            "logits_scaling": 8.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite-biases": (
+        "granite",
+        {"attention_multiplier": 0.3, "attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
+    ),
+    "glm4": ("glm4", {"head_dim": 32}),
+    "glm4-no-biases": (
+        "glm4",
+        {
+            "head_dim": 16,
+            "attention_bias": False,
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 0.25},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "exaone4": ("exaone4", {"num_hidden_layers": 4, "sliding_window": WINDOW, "tie_word_embeddings": True}),
+    "exaone4-full": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 32, "rope_parameters": LLAMA3},
+    ),
+    "cohere2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": WINDOW, "logit_scale": 0.25}),
+    "cohere2-biases": (
+        "cohere2",
+        {
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+            "attention_bias": True,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "seed_oss": ("seed_oss", {"head_dim": 32}),
+    "seed_oss-biases": (
+        "seed_oss",
+        {
+            "head_dim": None,
+            "attention_bias": False,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": YARN,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "ernie4_5": ("ernie4_5", {"head_dim": 32}),
+    "ernie4_5-biases": (
+        "ernie4_5",
+        {"head_dim": None, "use_bias": True, "rope_parameters": LINEAR, "tie_word_embeddings": False},
     ),
 }
 

@@ -20,14 +20,21 @@ from .models import VARIANTS, loaded, logits_of, model_of, save, tokens
 # Why a variant has no GGUF.
 REFUSED = {
     "llama-gelu": "hidden_act: 'gelu' is not supported; expected silu",
-    "mistral-yarn": "rope scaling 'yarn'",
-    "qwen2": "layer_types: a GGUF of this family cannot store a window",
-    "qwen3": "layer_types: a GGUF of this family cannot store a window",
-    "qwen3-biases": "rope scaling 'yarn'",
-    "olmo2-biases": "hidden_act: 'relu'",
-    "phi3-window": "head_dim: a GGUF cannot store heads",
+    "qwen2": "layer_types: a window in some layers only",
+    "qwen3": "layer_types: a window in some layers only",
+    "qwen3-biases": "truncate: False is not supported",
+    "olmo2-biases": "tie_word_embeddings: True",
+    "phi3-window": "head_dim: heads",
     "gemma3-softcap": "query_pre_attn_scalar: 24 is not supported; expected 16",
     "qwen3_moe-mixed": "norm_topk_prob: False",
+    "ministral3-window": "sliding_window: 20 is not supported; expected null",
+    "gemma2-no-softcaps": "query_pre_attn_scalar: 24 is not supported; expected 16",
+    "smollm3-window": "attention_bias: True",
+    "olmo3-biases": "tie_word_embeddings: True",
+    "exaone4": "sliding_window: llama.cpp has windows only in a model of 64 layers",
+    "cohere2-biases": "attention_bias: True",
+    "seed_oss-biases": "attention_out_bias: True",
+    "ernie4_5-biases": "use_bias: True",
 }
 WRITTEN = [variant for variant in VARIANTS if variant not in REFUSED]
 

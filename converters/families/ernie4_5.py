@@ -1,0 +1,66 @@
+"""ernie4_5: ERNIE 4.5, dense. A llama with rope of neighbours, and biases everywhere or nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.keys import flag, number, optional_size, size, token, tokens
+from rkf.model.program import MAX_LAYERS, Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ernie45Keys(Decoder):
+    vocab_size: int = size(103424)
+    hidden_size: int = size(1024)
+    intermediate_size: int = size(3072)
+    num_hidden_layers: int = size(18, most=MAX_LAYERS)
+    num_attention_heads: int = size(16)
+    num_key_value_heads: int | None = optional_size(2)
+    head_dim: int | None = optional_size(128)
+    max_position_embeddings: int = size(131072)
+    rms_norm_eps: float = number(1e-5)
+    tie_word_embeddings: bool = flag(True)
+    rope_theta: float = number(500000.0)
+    use_bias: bool = flag(False, or_null=True)
+    bos_token_id: int | None = token(1)
+    eos_token_id: tuple[int, ...] = tokens(2)
+
+
+def _program(config: Ernie45Keys) -> Program:
+    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    attends = attention(config, biases="qkvo" if config.use_bias else "", pairs="neighbours")
+    layer = pre_norm_layer(config, attends, gated(config, bias=config.use_bias))
+    return assemble(config, [layer] * config.num_hidden_layers, (turns,))
+
+
+def _rope(config: Ernie45Keys) -> dict[str, Any]:
+    return rope.whole_heads(rope.parameters(config))
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    only_whole_heads(model.own, head_size(model))
+    return {
+        "use_bias": "blk.0.attn_q.bias" in model.tensors,
+        **rope.spelt(rope_config(model, head_size(model))),
+    }
+
+
+def _to_fields(config: Ernie45Keys) -> GgufFields:
+    config.refuse(config.use_bias, "use_bias", "false: llama.cpp has no biases here")
+    return rope_fields(_rope(config), config.head_size)
+
+
+FAMILY = Family(
+    name="ernie4_5",
+    class_name="Ernie4_5ForCausalLM",
+    keys=Ernie45Keys,
+    program=_program,
+    gguf=GgufForm("ernie4_5", _to_config, _to_fields),
+)

@@ -1,0 +1,124 @@
+"""gemma2: Gemma 2. As Gemma 3 but one rope, no norms of q and k, and softcaps of scores and logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import Layer, assemble, attention, double_norm_layer, gated
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gemma3 import NORMS, ONE_ADDED, one_added
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.keys import activation, flag, optional_number, optional_size, size, token, tokens
+from rkf.converters.families.windows import Windowed, periodic, window_config
+from rkf.errors import SourceError, UnsupportedError
+from rkf.model.program import MAX_LAYERS, Program
+
+_PERIOD = 2
+_LAYERS_27B = 46  # llama.cpp recognises by this the one model whose scores are not scaled by its head size
+_SCORES, _LOGITS = 50.0, 30.0  # softcaps, which llama.cpp also assumes where a GGUF has none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Keys(Windowed):
+    vocab_size: int = size(256000)
+    hidden_size: int = size(2304)
+    intermediate_size: int = size(9216)
+    num_hidden_layers: int = size(26, most=MAX_LAYERS)
+    num_attention_heads: int = size(8)
+    num_key_value_heads: int | None = optional_size(4)
+    head_dim: int = size(256)
+    hidden_act: str = activation("gelu_pytorch_tanh", name="hidden_activation")
+    max_position_embeddings: int = size(8192)
+    tie_word_embeddings: bool = flag(True)
+    attention_bias: bool = flag(False)
+    query_pre_attn_scalar: int = size(256)
+    final_logit_softcapping: float | None = optional_number(_LOGITS)
+    attn_logit_softcapping: float | None = optional_number(_SCORES)
+    use_bidirectional_attention: bool = flag(False, or_null=True)
+    bos_token_id: int | None = token(2)
+    eos_token_id: tuple[int, ...] = tokens(1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(self.use_bidirectional_attention, "use_bidirectional_attention", "false: attention is causal")
+        if self.hidden_size % self.num_attention_heads:
+            raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
+
+    @property
+    def period(self) -> int:
+        return _PERIOD
+
+
+def _program(config: Gemma2Keys) -> Program:
+    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    return assemble(
+        config,
+        (_layer(config, kind) for kind in config.kinds),
+        (turns,),
+        embedding_scale=config.hidden_size**0.5,
+        final_norm=ONE_ADDED,
+        softcap=config.final_logit_softcapping,
+    )
+
+
+def _layer(config: Gemma2Keys, kind: str) -> Layer:
+    attends = attention(
+        config,
+        biases="qkvo" if config.attention_bias else "",
+        scale=config.query_pre_attn_scalar**-0.5,
+        window=config.window(kind),
+        softcap=config.attn_logit_softcapping,
+    )
+    return double_norm_layer(config, attends, gated(config), NORMS, ONE_ADDED)
+
+
+def _rope(config: Gemma2Keys) -> dict[str, Any]:
+    return rope.whole_heads(rope.parameters(config))
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    own, width = model.own, head_size(model)
+    only_whole_heads(own, width)
+    wide = own["embedding_length"] // own["attention.head_count"]
+    return {
+        **window_config({"attention.sliding_window": 4096, **own}, _PERIOD),
+        "query_pre_attn_scalar": wide if own["block_count"] == _LAYERS_27B else width,
+        "attn_logit_softcapping": shortest(own.get("attn_logit_softcapping", _SCORES)),
+        "final_logit_softcapping": shortest(own.get("final_logit_softcapping", _LOGITS)),
+        **rope.spelt(rope_config(model, width)),
+    }
+
+
+def _to_fields(config: Gemma2Keys) -> GgufFields:
+    wide = config.hidden_size // config.num_attention_heads
+    scaled_by = wide if config.num_hidden_layers == _LAYERS_27B else config.head_size
+    expected = f"{scaled_by}, which llama.cpp assumes"
+    config.refuse(config.query_pre_attn_scalar != scaled_by, "query_pre_attn_scalar", expected)
+    config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
+    config.refuse(not config.tie_word_embeddings, "tie_word_embeddings", "true: llama.cpp has no separate head here")
+    config.refuse(config.attn_logit_softcapping is None, "attn_logit_softcapping", "a number: llama.cpp always has one")
+    config.refuse(
+        config.final_logit_softcapping is None, "final_logit_softcapping", "a number: llama.cpp always has one"
+    )
+    if config.kinds != periodic(config.num_hidden_layers, _PERIOD):
+        raise UnsupportedError("layer_types: llama.cpp assumes a window in every second layer, the first one included")
+    found = rope_fields(_rope(config), config.head_size)
+    own = {
+        **found.own,
+        "attention.sliding_window": config.sliding_window,
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+    }
+    return GgufFields(own, found.extra)
+
+
+FAMILY = Family(
+    name="gemma2",
+    class_name="Gemma2ForCausalLM",
+    keys=Gemma2Keys,
+    program=_program,
+    gguf=GgufForm("gemma2", _to_config, _to_fields, one_added, activation="gelu_tanh"),
+)

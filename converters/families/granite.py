@@ -1,0 +1,80 @@
+"""granite: Granite 3. A llama with multipliers of the embedding, scores, both residual additions and logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.keys import number
+from rkf.converters.families.llama import LlamaKeys, unpermuted
+from rkf.model.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraniteKeys(LlamaKeys):
+    embedding_multiplier: float = number(1.0)
+    attention_multiplier: float = number(1.0)
+    residual_multiplier: float = number(1.0)
+    logits_scaling: float = number(1.0)
+
+
+def _program(config: GraniteKeys) -> Program:
+    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    layer = pre_norm_layer(
+        config,
+        attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
+        gated(config, bias=config.mlp_bias),
+        residual=config.residual_multiplier,
+    )
+    return assemble(
+        config,
+        [layer] * config.num_hidden_layers,
+        (turns,),
+        embedding_scale=config.embedding_multiplier,
+        logit_scale=1 / config.logits_scaling,
+    )
+
+
+def _rope(config: GraniteKeys) -> dict[str, Any]:
+    return rope.whole_heads(rope.parameters(config))
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    """Where a GGUF has no scale, llama.cpp takes 1, but head_size ** -0.5 for the scores."""
+    own, width = model.own, head_size(model)
+    only_whole_heads(own, width)
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in model.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
+        "embedding_multiplier": shortest(own.get("embedding_scale") or 1.0),
+        "attention_multiplier": shortest(own.get("attention.scale") or width**-0.5),
+        "residual_multiplier": shortest(own.get("residual_scale") or 1.0),
+        "logits_scaling": shortest(own.get("logit_scale") or 1.0),
+        **rope.spelt(rope_config(model, width)),
+    }
+
+
+def _to_fields(config: GraniteKeys) -> GgufFields:
+    found = rope_fields(_rope(config), config.head_size)
+    own = {
+        **found.own,
+        "embedding_scale": config.embedding_multiplier,
+        "attention.scale": config.attention_multiplier,
+        "residual_scale": config.residual_multiplier,
+        "logit_scale": config.logits_scaling,
+    }
+    return GgufFields(own, found.extra)
+
+
+FAMILY = Family(
+    name="granite",
+    class_name="GraniteForCausalLM",
+    keys=GraniteKeys,
+    program=_program,
+    gguf=GgufForm("granite", _to_config, _to_fields, unpermuted),
+)

@@ -1,0 +1,103 @@
+"""smollm3: SmolLM 3. A llama in which every fourth layer has no rope, and may have a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope
+from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.keys import FULL, SLIDING, flag, layer_numbers, number, optional_size, size, token, tokens
+from rkf.converters.families.llama import unpermuted
+from rkf.converters.families.windows import Windowed
+from rkf.errors import SourceError, UnsupportedError
+from rkf.model.program import MAX_LAYERS, Program
+
+_INTERVAL = 4  # llama.cpp assumes it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmolLm3Keys(Windowed):
+    vocab_size: int = size(128256)
+    hidden_size: int = size(2048)
+    num_hidden_layers: int = size(36, most=MAX_LAYERS)
+    num_attention_heads: int = size(16)
+    num_key_value_heads: int | None = optional_size(4)
+    max_position_embeddings: int = size(32768)
+    tie_word_embeddings: bool = flag(True)
+    rope_theta: float = number(2000000.0)
+    attention_bias: bool = flag(False)
+    mlp_bias: bool = flag(False)
+    use_sliding_window: bool = flag(False)
+    sliding_window: int | None = optional_size()
+    no_rope_layers: tuple[int, ...] = layer_numbers()
+    no_rope_layer_interval: int = size(_INTERVAL)
+    bos_token_id: int | None = token(128000)
+    eos_token_id: tuple[int, ...] = tokens(128001)
+
+    def __post_init__(self) -> None:
+        if self.no_rope_layers and len(self.no_rope_layers) < self.num_hidden_layers:
+            expected = f"at least {self.num_hidden_layers} numbers"
+            raise SourceError(f"no_rope_layers: expected {expected}, got {len(self.no_rope_layers)}")
+        super().__post_init__()
+
+    @property
+    def ropes(self) -> tuple[bool, ...]:
+        """Whether each layer has rope. The key no_rope_layers holds 1 for those that have it."""
+        given = self.no_rope_layers or [(n + 1) % self.no_rope_layer_interval for n in range(self.num_hidden_layers)]
+        return tuple(bool(each) for each in given[: self.num_hidden_layers])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        if self.layer_types is not None:
+            return self.layer_types
+        windowed = self.use_sliding_window and self.sliding_window is not None
+        return tuple(SLIDING if windowed and not turns else FULL for turns in self.ropes)
+
+
+def _program(config: SmolLm3Keys) -> Program:
+    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    biases, feeds = "qkvo" if config.attention_bias else "", gated(config, bias=config.mlp_bias)
+    layers = (
+        pre_norm_layer(
+            config, attention(config, biases=biases, rope=0 if turned else None, window=config.window(kind)), feeds
+        )
+        for turned, kind in zip(config.ropes, config.kinds, strict=True)
+    )
+    return assemble(config, layers, (turns,))
+
+
+def _rope(config: SmolLm3Keys) -> dict[str, Any]:
+    return rope.whole_heads(rope.parameters(config))
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    only_whole_heads(model.own, head_size(model))
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in model.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
+        "no_rope_layer_interval": _INTERVAL,
+        **rope.spelt(rope_config(model, head_size(model))),
+    }
+
+
+def _to_fields(config: SmolLm3Keys) -> GgufFields:
+    config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
+    config.refuse(config.mlp_bias, "mlp_bias", "false: llama.cpp has no biases here")
+    if SLIDING in config.kinds:
+        raise UnsupportedError("layer_types: llama.cpp has no windows here; expected full attention in all layers")
+    if config.ropes != tuple((number + 1) % _INTERVAL != 0 for number in range(config.num_hidden_layers)):
+        raise UnsupportedError(f"no_rope_layers: llama.cpp assumes that every layer but each {_INTERVAL}th has rope")
+    return rope_fields(_rope(config), config.head_size)
+
+
+FAMILY = Family(
+    name="smollm3",
+    class_name="SmolLM3ForCausalLM",
+    keys=SmolLm3Keys,
+    program=_program,
+    gguf=GgufForm("smollm3", _to_config, _to_fields, unpermuted),
+)

@@ -1,0 +1,70 @@
+"""Keys of families whose layers attend to everything or to a window, by layer_types. Knows no family.
+
+A GGUF stores the window, and which layers have it as a period or as one flag per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.keys import FULL, SLIDING, layer_types, optional_size
+from rkf.errors import SourceError
+
+_WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windowed(Decoder):
+    sliding_window: int | None = optional_size(4096)
+    layer_types: tuple[str, ...] | None = layer_types()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.kinds) != self.num_hidden_layers:
+            raise SourceError(f"layer_types: expected {self.num_hidden_layers} words, got {len(self.kinds)}")
+        if self.sliding_window is None and SLIDING in self.kinds:
+            raise SourceError(f"sliding_window: expected a number, as layer_types has {SLIDING}, got null")
+
+    @property
+    def period(self) -> int:
+        """Without layer_types, the last one of so many layers attends to everything."""
+        return 4
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of attention of each layer, as a word of layer_types."""
+        return periodic(self.num_hidden_layers, self.period) if self.layer_types is None else self.layer_types
+
+    def window(self, kind: str) -> int | None:
+        """The window of a layer of this kind."""
+        return self.sliding_window if kind == SLIDING else None
+
+
+def periodic(layers: int, period: int) -> tuple[str, ...]:
+    """Kinds of layers of which the last of each period attends to everything."""
+    return tuple(SLIDING if (number + 1) % period else FULL for number in range(layers))
+
+
+def window_config(own: Mapping[str, Any], period: int) -> dict[str, Any]:
+    """The keys of a GGUF's fields. period: what llama.cpp assumes for this architecture."""
+    window, layers = own.get(_WINDOW) or None, own["block_count"]
+    pattern = own.get(_PATTERN, period)
+    if window is None:
+        kinds: list[str] = [FULL] * layers
+    elif isinstance(pattern, np.ndarray):
+        kinds = [SLIDING if flag else FULL for flag in pattern]
+    else:
+        kinds = list(periodic(layers, pattern))
+    return {"sliding_window": window, "layer_types": kinds}
+
+
+def window_fields(config: Windowed) -> dict[str, Any]:
+    """The fields of a GGUF; none if no layer has a window."""
+    if SLIDING not in config.kinds:
+        return {}
+    return {_WINDOW: config.sliding_window, _PATTERN: [kind == SLIDING for kind in config.kinds]}
