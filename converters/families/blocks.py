@@ -72,7 +72,7 @@ def assemble(
     )
 
 
-def norm(config: Decoder, name: str, src: str = "x", dst: str = "h", style: NormStyle = RMS) -> Norm:
+def norm(config: DecoderKeys, name: str, src: str = "x", dst: str = "h", style: NormStyle = RMS) -> Norm:
     """A norm over the whole of src."""
     return Norm(
         src=src,
@@ -157,7 +157,7 @@ def gated(config: DecoderKeys, src: str = "h", *, bias: bool = False) -> Layer:
     )
 
 
-def ungated(config: Decoder, src: str = "h", *, bias: bool = False) -> Layer:
+def ungated(config: DecoderKeys, src: str = "h", *, bias: bool = False) -> Layer:
     """act(up), then down, written to d."""
     return (
         _linear(src, "up", "mlp.up_proj", config.intermediate_size, bias),
@@ -166,7 +166,7 @@ def ungated(config: Decoder, src: str = "h", *, bias: bool = False) -> Layer:
     )
 
 
-def experts(config: Decoder, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
+def experts(config: DecoderKeys, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
     """The sum of `count` chosen experts, weighted by the softmax of a router's logits, written to d."""
     return (
         Route(
@@ -193,7 +193,7 @@ def experts(config: Decoder, inner: int, experts: int, count: int, *, normalise:
 
 
 def pre_norm_layer(
-    config: Decoder, attends: Layer, feeds: Layer, *, style: NormStyle = RMS, residual: float = 1.0
+    config: DecoderKeys, attends: Layer, feeds: Layer, *, style: NormStyle = RMS, residual: float = 1.0
 ) -> Layer:
     """The most common layer: each branch reads a normed copy of the stream and adds to it, times residual."""
     return (
@@ -206,7 +206,7 @@ def pre_norm_layer(
     )
 
 
-def post_norm_layer(config: Decoder, attends: Layer, feeds: Layer) -> Layer:
+def post_norm_layer(config: DecoderKeys, attends: Layer, feeds: Layer) -> Layer:
     """Each branch reads the stream itself, and is normed before it is added. The branches read x."""
     return (
         *attends,
@@ -219,7 +219,7 @@ def post_norm_layer(config: Decoder, attends: Layer, feeds: Layer) -> Layer:
 
 
 def double_norm_layer(
-    config: Decoder, attends: Layer, feeds: Layer, names: tuple[str, str, str, str], style: NormStyle = RMS
+    config: DecoderKeys, attends: Layer, feeds: Layer, names: tuple[str, str, str, str], style: NormStyle = RMS
 ) -> Layer:
     """A norm before each branch and one after it. names: of the four norms, in order of use."""
     before, after, feed_before, feed_after = names
@@ -235,7 +235,7 @@ def double_norm_layer(
     )
 
 
-def parallel_layer(config: Decoder, attends: Layer, feeds: Layer, style: NormStyle) -> Layer:
+def parallel_layer(config: DecoderKeys, attends: Layer, feeds: Layer, style: NormStyle) -> Layer:
     """Both branches read the same normed copy of the stream."""
     return norm(config, "input_layernorm", style=style), *attends, *feeds, add("o"), add("d")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Layer, NormStyle, assemble, attention, gated, parallel_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, head_size, only_whole_heads
@@ -46,7 +46,7 @@ class Cohere2Keys(Windowed):
 
 
 def _program(config: Cohere2Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     layers = (_layer(config, kind) for kind in config.kinds)
     return assemble(config, layers, (turns,), final_norm=_STYLE, logit_scale=config.logit_scale)
 
@@ -63,7 +63,7 @@ def _layer(config: Cohere2Keys, kind: str) -> Layer:
 
 
 def _rope(config: Cohere2Keys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "layer_norm_eps": shortest(own.get(LAYER_NORM_EPSILON)),
         "logit_scale": shortest(own.get("logit_scale")),
         **window_config(own, _PERIOD),
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

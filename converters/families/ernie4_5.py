@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -16,7 +16,7 @@ from rkf.model.program import MAX_LAYERS, Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ernie45Keys(Decoder):
+class Ernie45Keys(DecoderKeys):
     vocab_size: int = size(103424)
     hidden_size: int = size(1024)
     intermediate_size: int = size(3072)
@@ -34,21 +34,21 @@ class Ernie45Keys(Decoder):
 
 
 def _program(config: Ernie45Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     attends = attention(config, biases="qkvo" if config.use_bias else "", pairs="neighbours")
     layer = pre_norm_layer(config, attends, gated(config, bias=config.use_bias))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
 def _rope(config: Ernie45Keys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
     return {
         "use_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

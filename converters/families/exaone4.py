@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, gated, post_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
@@ -39,7 +39,7 @@ class Exaone4Keys(Windowed):
 
 
 def _program(config: Exaone4Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     return assemble(config, (_layer(config, kind) for kind in config.kinds), (turns,))
 
 
@@ -51,12 +51,12 @@ def _layer(config: Exaone4Keys, kind: str) -> Layer:
 
 
 def _rope(config: Exaone4Keys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
-    return {**window_config(model.own, period=4), **rope.spelt(rope_config(model, head_size(model)))}
+    return {**window_config(model.own, period=4), **rope_scaling.spelt(rope_config(model, head_size(model)))}
 
 
 def _to_fields(config: Exaone4Keys) -> GgufFields:

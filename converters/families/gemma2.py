@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Layer, assemble, attention, double_norm_layer, gated
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gemma3 import NORMS, ONE_ADDED, one_added
@@ -53,7 +53,7 @@ class Gemma2Keys(Windowed):
 
 
 def _program(config: Gemma2Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     return assemble(
         config,
         (_layer(config, kind) for kind in config.kinds),
@@ -76,7 +76,7 @@ def _layer(config: Gemma2Keys, kind: str) -> Layer:
 
 
 def _rope(config: Gemma2Keys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "query_pre_attn_scalar": wide if own["block_count"] == _LAYERS_27B else width,
         "attn_logit_softcapping": shortest(own.get("attn_logit_softcapping", _SCORES)),
         "final_logit_softcapping": shortest(own.get("final_logit_softcapping", _LOGITS)),
-        **rope.spelt(rope_config(model, width)),
+        **rope_scaling.spelt(rope_config(model, width)),
     }
 
 

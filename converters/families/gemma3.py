@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import (
     HeadNorm,
     Layer,
@@ -18,7 +18,7 @@ from rkf.converters.families.blocks import (
     double_norm_layer,
     gated,
 )
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
@@ -84,11 +84,11 @@ class Gemma3Keys(Windowed):
     @property
     def ropes(self) -> dict[str, dict[str, Any]]:
         """Rope parameters by kind of layer."""
-        return rope.by_kind(self, {FULL: self.rope_theta, SLIDING: self.rope_local_base_freq})
+        return rope_scaling.by_kind(self, {FULL: self.rope_theta, SLIDING: self.rope_local_base_freq})
 
 
 def _program(config: Gemma3Keys) -> Program:
-    ropes = rope.tables(config.ropes, config.kinds, config)
+    ropes = rope_scaling.tables(config.ropes, config.kinds, config)
     numbers = {kind: number for number, kind in enumerate(ropes)}
     return assemble(
         config,
@@ -148,7 +148,7 @@ def _to_fields(config: Gemma3Keys) -> GgufFields:
     return GgufFields(own, found.extra)
 
 
-def one_added(config: Decoder) -> Layout:
+def one_added(config: DecoderKeys) -> Layout:
     """llama.cpp's converter adds 1 to the weights of norms (Gemma3Model.norm_shift in conversion/gemma.py)."""
 
     def layout(name: str) -> tuple[Origin, ...]:

@@ -10,7 +10,7 @@ from rkf.converters.families.family import Family, GgufFields, GgufModel
 from rkf.converters.families.gguf_rope import shortest
 from rkf.errors import SourceError, UnsupportedError
 
-C = TypeVar("C", bound=Decoder)
+C = TypeVar("C", bound=DecoderKeys)
 RMS_EPSILON, LAYER_NORM_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 # config.json key -> GGUF key, after "<architecture>.".
 KEYS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, double_norm_layer, gated
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -19,7 +19,7 @@ _NORMS = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layerno
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glm4Keys(Decoder):
+class Glm4Keys(DecoderKeys):
     vocab_size: int = size(151552)
     intermediate_size: int = size(13696)
     num_hidden_layers: int = size(40, most=MAX_LAYERS)
@@ -33,7 +33,7 @@ class Glm4Keys(Decoder):
 
 
 def _program(config: Glm4Keys) -> Program:
-    turns = rope.frequencies(rope.parameters(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(rope_scaling.parameters(config), config.head_size, config.max_position_embeddings)
     attends = attention(config, biases="qkv" if config.attention_bias else "", pairs="neighbours")
     layer = double_norm_layer(config, attends, gated(config), _NORMS)
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
@@ -49,12 +49,12 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     turned = model.own.get("rope.dimension_count", width)
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
+        **rope_scaling.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
     }
 
 
 def _to_fields(config: Glm4Keys) -> GgufFields:
-    return rope_fields(rope.parameters(config), config.head_size)
+    return rope_fields(rope_scaling.parameters(config), config.head_size)
 
 
 FAMILY = Family(

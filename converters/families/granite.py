@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
@@ -24,7 +24,7 @@ class GraniteKeys(LlamaKeys):
 
 
 def _program(config: GraniteKeys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     layer = pre_norm_layer(
         config,
         attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
@@ -41,7 +41,7 @@ def _program(config: GraniteKeys) -> Program:
 
 
 def _rope(config: GraniteKeys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "attention_multiplier": shortest(own.get("attention.scale") or width**-0.5),
         "residual_multiplier": shortest(own.get("residual_scale") or 1.0),
         "logits_scaling": shortest(own.get("logit_scale") or 1.0),
-        **rope.spelt(rope_config(model, width)),
+        **rope_scaling.spelt(rope_config(model, width)),
     }
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Temperature, assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
@@ -37,7 +37,7 @@ _ROPE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ministral3Keys(Decoder):
+class Ministral3Keys(DecoderKeys):
     vocab_size: int = size(131072)
     intermediate_size: int = size(14336)
     num_hidden_layers: int = size(34, most=MAX_LAYERS)
@@ -52,7 +52,7 @@ class Ministral3Keys(Decoder):
 
 def _program(config: Ministral3Keys) -> Program:
     parameters = _rope(config)
-    turns = rope.frequencies(parameters, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(parameters, config.head_size, config.max_position_embeddings)
     temperature = Temperature(float(parameters[_BETA]), int(parameters[_LENGTH]))
     attends = attention(config, window=config.sliding_window, temperature=temperature)
     return assemble(config, [pre_norm_layer(config, attends, gated(config))] * config.num_hidden_layers, (turns,))
@@ -60,7 +60,7 @@ def _program(config: Ministral3Keys) -> Program:
 
 def _rope(config: Ministral3Keys) -> dict[str, Any]:
     given = config.rope_scaling or (_ROPE if config.rope_parameters is None else config.rope_parameters)
-    found = rope.whole_heads(rope.standard(dict(given), config))
+    found = rope_scaling.whole_heads(rope_scaling.standard(dict(given), config))
     for key, kinds in ((_BETA, (int, float)), (_LENGTH, (int,))):
         if type(found.get(key)) not in kinds or found[key] < 0:
             raise SourceError(f"rope_parameters: {key}: expected a number, got {found.get(key)!r}")
@@ -70,7 +70,7 @@ def _rope(config: Ministral3Keys) -> dict[str, Any]:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
     found = rope_config(model, head_size(model))
-    return rope.spelt(found | {_BETA: shortest(model.own["attention.temperature_scale"])})
+    return rope_scaling.spelt(found | {_BETA: shortest(model.own["attention.temperature_scale"])})
 
 
 def _to_fields(config: Ministral3Keys) -> GgufFields:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, gated, post_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
@@ -30,11 +30,11 @@ class Olmo3Keys(Windowed):
     @property
     def ropes(self) -> dict[str, dict[str, Any]]:
         """Rope parameters by kind of layer. A top-level rope_theta reaches only the layers without a window."""
-        return rope.by_kind(self, {FULL: self.rope_theta, SLIDING: _THETA})
+        return rope_scaling.by_kind(self, {FULL: self.rope_theta, SLIDING: _THETA})
 
 
 def _program(config: Olmo3Keys) -> Program:
-    ropes = rope.tables(config.ropes, config.kinds, config)
+    ropes = rope_scaling.tables(config.ropes, config.kinds, config)
     numbers = {kind: number for number, kind in enumerate(ropes)}
     return assemble(config, (_layer(config, kind, numbers[kind]) for kind in config.kinds), tuple(ropes.values()))
 
@@ -57,7 +57,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     sliding = {"rope_type": "default", "rope_theta": full["rope_theta"]}
     return {
         **window_config(model.own, period=4),
-        **rope.spelt(full),  # as read by transformers 4
+        **rope_scaling.spelt(full),  # as read by transformers 4
         "rope_parameters": {FULL: full, SLIDING: sliding},
     }
 

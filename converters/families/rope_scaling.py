@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.keys import FULL
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.frequencies import Frequencies
@@ -65,7 +65,7 @@ def whole_heads(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {**rope, "partial_rotary_factor": 1.0}
 
 
-def by_kind(config: Decoder, thetas: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+def by_kind(config: DecoderKeys, thetas: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Standard parameters by kind of layer, from rope_parameters that has an object for each kind.
 
     thetas: rope_theta where it is absent. rope_scaling applies only to layers without a window. Here the reference
@@ -85,7 +85,7 @@ def by_kind(config: Decoder, thetas: Mapping[str, float]) -> dict[str, dict[str,
     return found
 
 
-def tables(ropes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], config: Decoder) -> dict[str, Frequencies]:
+def tables(ropes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], config: DecoderKeys) -> dict[str, Frequencies]:
     """Frequencies of the kinds that occur, in the order of the layers."""
     return {
         kind: frequencies(ropes[kind], config.head_size, config.max_position_embeddings)

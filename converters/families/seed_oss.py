@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
@@ -16,7 +16,7 @@ from rkf.model.program import MAX_LAYERS, Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedOssKeys(Decoder):
+class SeedOssKeys(DecoderKeys):
     vocab_size: int = size(155136)
     intermediate_size: int = size(27648)
     num_hidden_layers: int = size(64, most=MAX_LAYERS)
@@ -32,14 +32,14 @@ class SeedOssKeys(Decoder):
 
 
 def _program(config: SeedOssKeys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     biases = ("qkv" if config.attention_bias else "") + ("o" if config.attention_out_bias else "")
     layer = pre_norm_layer(config, attention(config, biases=biases), gated(config, bias=config.mlp_bias))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
 def _rope(config: SeedOssKeys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "attention_out_bias": "blk.0.attn_output.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

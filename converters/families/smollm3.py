@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
@@ -59,7 +59,7 @@ class SmolLm3Keys(Windowed):
 
 
 def _program(config: SmolLm3Keys) -> Program:
-    turns = rope.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
     biases, feeds = "qkvo" if config.attention_bias else "", gated(config, bias=config.mlp_bias)
     layers = (
         pre_norm_layer(
@@ -71,7 +71,7 @@ def _program(config: SmolLm3Keys) -> Program:
 
 
 def _rope(config: SmolLm3Keys) -> dict[str, Any]:
-    return rope.whole_heads(rope.parameters(config))
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
         "no_rope_layer_interval": _INTERVAL,
-        **rope.spelt(rope_config(model, head_size(model))),
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
     }
 
 

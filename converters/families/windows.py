@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rkf.converters.families.decoder import Decoder
+from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.keys import FULL, SLIDING, layer_types, optional_size
 from rkf.errors import SourceError
 
@@ -19,7 +19,7 @@ _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_patter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windowed(Decoder):
+class Windowed(DecoderKeys):
     sliding_window: int | None = optional_size(4096)
     layer_types: tuple[str, ...] | None = layer_types()
 
