@@ -35,6 +35,12 @@ REFUSED = {
     "cohere2-biases": "attention_bias: True",
     "seed_oss-biases": "attention_out_bias: True",
     "ernie4_5-biases": "use_bias: True",
+    "mixtral-window": "sliding_window: 20",
+    "qwen2_moe-mixed": "norm_topk_prob: True",
+    "olmoe-clip": "norm_topk_prob: True",
+    "gpt_oss-clamped": "attention_bias: False",
+    "granitemoe-biases": "attention_bias: True",
+    "ernie4_5_moe-mixed": "moe_layer_end_index: 2",
 }
 WRITTEN = [variant for variant in VARIANTS if variant not in REFUSED]
 
