@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ class Description:
     def own_name(self, name: str) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
         return self.family.own_name(name, self.wrapped)
+
+    def left_out(self, names: Collection[str]) -> tuple[str, ...]:
+        """The parts of the model around the decoder that these tensors belong to."""
+        parts = self.family.wrapper.dropped if self.wrapped and self.family.wrapper else ()
+        return tuple(part.rstrip(".") for part in parts if any(name.startswith(part) for name in names))
 
 
 def describe(config: Mapping[str, Any], label: str) -> Description:

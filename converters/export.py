@@ -255,7 +255,12 @@ def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
         return
-    kinds = {str: gguf.GGUFValueType.STRING, float: gguf.GGUFValueType.FLOAT32, int: gguf.GGUFValueType.UINT32}
+    kinds = {
+        bool: gguf.GGUFValueType.BOOL,
+        str: gguf.GGUFValueType.STRING,
+        float: gguf.GGUFValueType.FLOAT32,
+        int: gguf.GGUFValueType.UINT32,
+    }
     writer.add_key_value(key, value, kinds[type(value)])
 
 

@@ -84,6 +84,7 @@ class GgufSource:
 
     def __init__(self, path: Path) -> None:
         self.path, self.label = path, path.name
+        self.left_out: tuple[str, ...] = ()
         header = read_header(path)
         fields = dict(header.fields)
         _check_types(fields, self.label)

@@ -43,8 +43,10 @@ class HfSource:
         self._shards = _shards(folder)
         self._offsets: dict[str, tuple[Path, int]] = {}
         self._stored: dict[str, TensorSpec] = {}
+        ignored: list[str] = []
         for shard, names in self._shards.items():
-            self._add_shard(shard, names)
+            ignored += self._add_shard(shard, names)
+        self.left_out = self._description.left_out(ignored)
         tokenizer = self._read_tokenizer()
         self.chat_template = self._read_template()
         self.verbatim = {
@@ -110,14 +112,18 @@ class HfSource:
                 method = config[key].get("quant_method", "unknown") if isinstance(config[key], dict) else "unknown"
                 raise SourceError(f"{self.label}: already quantised ({key}: {method}); give the original checkpoint")
 
-    def _add_shard(self, shard: Path, names: set[str] | None) -> None:
-        """Record the tensors of a shard. names: those that the index places in it, None without an index."""
+    def _add_shard(self, shard: Path, names: set[str] | None) -> list[str]:
+        """Record the tensors of a shard; returns the names of those that are not the decoder's. names: those that the
+        index places in it, None without an index.
+        """
+        ignored = []
         entries = _safetensors_header(shard)
         for missing in sorted((names or set()) - entries.keys()):
             raise SourceError(f"{self.label}: {INDEX} places tensor {missing} in {shard.name}, which does not have it")
         for stored_name, entry in entries.items():
             name = self._description.own_name(stored_name)
             if name is None:
+                ignored.append(stored_name)
                 continue
             if name in self._stored:
                 raise SourceError(f"{self.label}: tensor {name} occurs in {shard.name} and in a shard before it")
@@ -131,6 +137,7 @@ class HfSource:
             begin, end = entry["data_offsets"]
             self._stored[name] = TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]], entry["dtype"], end - begin)
             self._offsets[name] = shard, begin
+        return ignored
 
     def _read_tokenizer(self) -> Tokenizer:
         path = self.folder / "tokenizer.json"

@@ -40,10 +40,13 @@ class LedgerRow:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Every tensor of a conversion, and the whole file. file_bytes: with tokenizer, directory and padding."""
+    """Every tensor of a conversion, and the whole file. file_bytes: with tokenizer, directory and padding. left_out:
+    parts of the checkpoint that are not converted.
+    """
 
     rows: tuple[LedgerRow, ...]
     file_bytes: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def source_bytes(self) -> int:

@@ -147,7 +147,7 @@ class _Job:
     def rehearse(self) -> Ledger:
         with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
             rows = self._write(writer, ((name, self._blank(name)) for name in self.names))
-        return Ledger(tuple(rows), writer.file_bytes)
+        return Ledger(tuple(rows), writer.file_bytes, self.source.left_out)
 
     def run(
         self, workers: int, force: bool, resume: bool, report: Progress, calibration: GivenCalibration | None
@@ -163,7 +163,7 @@ class _Job:
             self.work.close(keep=resume)
             raise
         self.work.close()
-        return Ledger(tuple(rows), self.out.stat().st_size)
+        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []
@@ -271,11 +271,12 @@ class _Job:
         recipe: dict[str, Any] = {"name": self.recipe.name, "text": self.recipe.text}
         if self.recipe.k is not None:
             recipe["k"] = self.recipe.k
+        left_out = {"left_out": list(self.source.left_out)} if self.source.left_out else {}
         return {
             "calibration": self.text,
             "recipe": recipe,
             "rkf": __version__,
-            "source": {"files": dict(self.source.files), "label": self.source.label},
+            "source": {"files": dict(self.source.files), "label": self.source.label, **left_out},
         }
 
     def _fingerprint(self) -> dict[str, str]:

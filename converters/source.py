@@ -45,6 +45,7 @@ class Source(Protocol):
     """A checkpoint with names, shapes and conventions already converted to rkf's (docs/architecture.md).
 
     aliases: second names of tensors. verbatim: files of the checkpoint that are copied unchanged, by name.
+    left_out: parts of the checkpoint that are not converted, such as a vision tower.
     """
 
     @property
@@ -59,6 +60,8 @@ class Source(Protocol):
     def tokenizer_json(self) -> bytes: ...
     @property
     def chat_template(self) -> str | None: ...
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
     @property
     def verbatim(self) -> Mapping[str, bytes]: ...
 

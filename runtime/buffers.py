@@ -34,8 +34,8 @@ NOWHERE = Place(0, 0, 0)
 
 
 class _Private(NamedTuple):
-    """An ACTIVATION in each thread's memory: where the struct lies, its values, and what is packed, with a scale and a
-    sum a row behind it.
+    """An ACTIVATION in each thread's memory: the offsets of the struct, of its values, and of its packed form, which is
+    followed by a scale and a sum per row.
     """
 
     offset: int

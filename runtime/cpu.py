@@ -11,7 +11,7 @@ from rkf.errors import BindingError, UsageError
 from rkf.file.container import Container
 from rkf.format.constants import MAX_K, index_bits
 from rkf.model.metadata import ModelMetadata
-from rkf.model.rope import GROWTH, RopeTable
+from rkf.model.rope_table import GROWTH, RopeTable
 from rkf.runtime import cpu_features, jit
 from rkf.runtime.backend import F32, I64, Row, Wanted, checked
 from rkf.runtime.buffers import TILE

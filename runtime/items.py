@@ -1,7 +1,7 @@
-"""A program's ops as the work of a pass: products, micro-ops on one token's row, and work with items of its own.
+"""A program's ops as the work of a pass: products, micro-ops on one token's row, and work with its own items.
 
-A product takes in the gate or the sum that follows it, and a rope the scale of the attention that it feeds. Pure: knows
-no memory and no kernel.
+A product includes the gate or the sum that follows it. A rope includes the scale of the attention that it feeds. Pure:
+knows no memory and no kernel.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Packed(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """A value of the layers as the top sees it: of all tokens, not of the wanted ones alone."""
+    """A value of the layers as the top sees it: of all tokens, not only of the wanted ones."""
 
     of: str
 
 
 class Inside(NamedTuple):
-    """What the work of one op hands on: `of` is the value that the op reads or writes."""
+    """A value passed between the parts of one op: `of` is the value that the op reads or writes."""
 
     what: str
     of: str = ""
@@ -38,10 +38,10 @@ PARTIALS, CACHE, STATE = Inside("partials"), Inside("cache"), Inside("state")
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """Something done to one token's row. what: the op's name, or "take", "pack", "keep", "temper", "join", "mix", ….
+    """Work on one token's row. what: the op's name, or "take", "pack", "keep", "temper", "join", "mix", ….
 
-    scale: what a rope or a scale multiplies by besides. outside: it reads or writes what is no plain value (the cache,
-    a sequence's tables), so one thread does it.
+    scale: an additional factor in a rope or a scale. outside: it reads or writes something that is not a plain value
+    (the cache, a sequence's tables), so only one thread does it.
     """
 
     what: str
@@ -58,9 +58,9 @@ class Micro:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """dst = weight times src, plus bias. logits: where the call wants its logits, instead of dst.
+    """dst = weight times src, plus bias. logits: the result goes to the call's logits instead of dst.
 
-    gate: with `partner`, a product of the same src, it becomes act(one) * other; added: the sum that it goes into.
+    gate: with `partner`, a product of the same src, it becomes act(one) * other; added: the sum that it is added to.
     """
 
     src: str
@@ -95,13 +95,13 @@ class Product:
 
     @property
     def inputs(self) -> Collection[tuple[str, tuple[str, ...]]]:
-        """Values that matrices are multiplied with, and which matrices."""
+        """The values that matrices are multiplied with, with the names of the matrices."""
         return ((self.src, (self.weight,) if self.partner is None else (self.weight, self.partner.weight)),)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A phase with items of its own. what: the name of its kernel, but for a variant."""
+    """A phase with its own items. what: the name of its kernel, without the variant."""
 
     what: str
     op: Op
@@ -114,7 +114,7 @@ Item = Micro | Product | Work
 
 
 def items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[Item]:
-    """Ops as work, of a pass of several tokens or of one. lasting: values that live on after the ops."""
+    """Ops as work, for a pass of several tokens or of one. lasting: values that live on after the ops."""
     found: list[Item] = []
     done: set[int] = set()
     for at, op in enumerate(ops):
@@ -146,7 +146,7 @@ def items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[Item]
 
 
 def _fused(first: Linear, ops: Sequence[Op], at: int, lasting: Collection[str]) -> tuple[Product, set[int]]:
-    """The product of the Linear at a place, with the places of the ops that it takes in."""
+    """The product of the Linear at a place, with the places of the ops fused into it."""
     if at + 2 < len(ops):
         partner, gate = ops[at + 1], ops[at + 2]
         if (
@@ -175,7 +175,7 @@ def _product(op: Linear) -> Product:
 
 
 def _only_reader(ops: Sequence[Op], written: int, reader: int, lasting: Collection[str]) -> bool:
-    """Whether the value that one op writes is read by one other alone."""
+    """Whether the value that one op writes is read only by one other op."""
     value = ops[written].dst
     for at in range(written + 1, len(ops)):
         if value in ops[at].reads() and at != reader:
@@ -205,7 +205,7 @@ def _add_attention(
 
 
 def _scaled_query(found: list[Item], op: Attention, ops: Sequence[Op], at: int, lasting: Collection[str]) -> Value:
-    """Multiply the query by the attention's scale: in the rope that wrote it, if nobody else reads it."""
+    """Multiply the query by the attention's scale: in the rope that wrote it, if no other op reads it."""
     written = next((n for n in reversed(range(at)) if ops[n].dst == op.q), None)
     alone = written is not None and _only_reader(ops, written, at, lasting)
     for place, item in enumerate(found):
@@ -226,8 +226,8 @@ INNER, OUTER = Inside("experts' inner values"), Inside("experts' outputs")
 
 
 def _experts(op: Experts, many: bool) -> list[Item]:
-    """One token: rows of the chosen experts. Several: tokens are put in order by expert first, so that each expert's
-    matrix is read once. Both add up the experts in the order of choice.
+    """With one token: rows of the chosen experts. With several: tokens are first sorted by expert, so that each
+    expert's matrix is read once. Both add up the experts in the order of choice.
     """
     source = (op.src, (op.gate, op.up))
     packed = Packed(op.src)

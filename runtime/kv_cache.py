@@ -42,6 +42,11 @@ class Group:
     window: int | None
     page_bytes: int
 
+    def pages(self, tokens: int) -> int:
+        """Pages of a sequence of so many tokens, the last of which was fed alone."""
+        first = 0 if self.window is None else max(tokens - self.window, 0) // PAGE
+        return -(-tokens // PAGE) - first
+
 
 class CacheLayout:
     """The slots of a program's layers, and their groups of pages, for a number format."""
@@ -61,6 +66,10 @@ class CacheLayout:
             self.slots[layer] = Slot(group, sizes[group], size)
             sizes[group] += op.kv_heads * size
         self.groups = tuple(Group(window, size) for window, size in zip(windows, sizes, strict=True))
+
+    def bytes_of(self, tokens: int) -> int:
+        """Memory of a sequence of so many tokens while it decodes. Slots with a window keep their window."""
+        return sum(group.pages(tokens) * group.page_bytes for group in self.groups)
 
 
 def _seen(program: Program, layer: int, op: Attention) -> int | None:

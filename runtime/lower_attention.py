@@ -1,4 +1,4 @@
-"""The structs of an attention: its micro-ops, and the phase of its heads."""
+"""The structs of attention: its micro-ops, and the phase of its heads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rkf.model.ops import Attention
 from rkf.runtime.buffers import Place
 from rkf.runtime.items import CACHE, Micro, Work
 from rkf.runtime.kv_cache import padded_value_dim
-from rkf.runtime.section import Section
+from rkf.runtime.section import PlanSection
 from rkf.runtime.structs import ATTENTION, COUNTED, PARTIAL_HEADER, PARTS, SCALE
 
 
@@ -15,8 +15,8 @@ def partial_bytes(op: Attention) -> int:
     return PARTIAL_HEADER + padded_value_dim(op) * 4
 
 
-def attention_micro(section: Section, micro: Micro, op: Attention, own: bool) -> int:
-    """The arguments of writing to the cache, of joining partial results, or of a query's temperature."""
+def attention_micro(section: PlanSection, micro: Micro, op: Attention, own: bool) -> int:
+    """The arguments for writing to the cache, merging partial results, or a query's temperature."""
     if micro.what == "keep":
         return _struct(section, op, k=section.places[micro.reads[0]], v=section.places[micro.reads[1]])
     if micro.what == "join":
@@ -30,7 +30,7 @@ def attention_micro(section: Section, micro: Micro, op: Attention, own: bool) ->
     )
 
 
-def attention_work(section: Section, work: Work, op: Attention, kernel: int) -> tuple[int, ...]:
+def attention_work(section: PlanSection, work: Work, op: Attention, kernel: int) -> tuple[int, ...]:
     """The PHASE of an attention's heads."""
     (query,) = (section.places[value] for value in work.reads if value != CACHE)
     part = PARTS.index("attention")
@@ -40,7 +40,7 @@ def attention_work(section: Section, work: Work, op: Attention, kernel: int) -> 
     return kernel, arguments, COUNTED.index("blocks"), op.kv_heads, 0, 0, part
 
 
-def _struct(section: Section, op: Attention, **places: Place) -> int:
+def _struct(section: PlanSection, op: Attention, **places: Place) -> int:
     ground = section.ground
     slot, arrays = ground.layout.slots[op.shares if op.shares is not None else section.layer or 0], ground.arrays
     return section.struct(

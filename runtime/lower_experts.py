@@ -7,14 +7,14 @@ from math import inf
 from rkf.model.ops import Experts, Route
 from rkf.runtime.buffers import TILE, padded
 from rkf.runtime.items import GATHERED, INNER, OUTER, Inside, Micro, Work
-from rkf.runtime.section import Section
+from rkf.runtime.section import PlanSection
 from rkf.runtime.structs import BLOCK, COUNTED, EXPERTS, MIX, PACK, PACKED_BLOCK_BYTES, PARTS, ROUTE, SLOTS
 
 _EXPERTS_PART = PARTS.index("experts")
 
 
-def route_micro(section: Section, micro: Micro, op: Route, own: bool) -> int:
-    """The arguments of the choice. Its value is a row of `count` numbers and weights (kernels/experts.py)."""
+def route_micro(section: PlanSection, micro: Micro, op: Route, own: bool) -> int:
+    """The arguments of the choice. Its value is a row of `count` expert numbers and weights (kernels/experts.py)."""
     source = section.places[micro.reads[0]]
     out = section.write(op.dst, 3 * op.count, own=own)
     return section.struct(
@@ -34,8 +34,8 @@ def route_micro(section: Section, micro: Micro, op: Route, own: bool) -> int:
     )
 
 
-def experts_micro(section: Section, micro: Micro, op: Experts, own: bool) -> int:
-    """The arguments of packing the inner values of one token, or of the sum."""
+def experts_micro(section: PlanSection, micro: Micro, op: Experts, own: bool) -> int:
+    """The arguments for packing the inner values of one token, or for the sum."""
     count = _count(section, op)
     if micro.what == "pack_chosen":
         activation, private = section.pack(INNER, own=own, rows=count)
@@ -54,7 +54,7 @@ def experts_micro(section: Section, micro: Micro, op: Experts, own: bool) -> int
     )
 
 
-def experts_work(section: Section, work: Work, op: Experts, kernel: int) -> tuple[int, ...]:
+def experts_work(section: PlanSection, work: Work, op: Experts, kernel: int) -> tuple[int, ...]:
     """The PHASE of a part of a mixture."""
     counted, times = COUNTED.index("once"), 1
     match work.what:
@@ -73,8 +73,8 @@ def experts_work(section: Section, work: Work, op: Experts, kernel: int) -> tupl
     return kernel, arguments, counted, times, 0, 0, _EXPERTS_PART
 
 
-def _products(section: Section, work: Work, op: Experts, one: bool) -> tuple[int, int]:
-    """The EXPERTS of gate and up, or of down; how many items an expert has."""
+def _products(section: PlanSection, work: Work, op: Experts, one: bool) -> tuple[int, int]:
+    """The EXPERTS of gate and up, or of down, and the number of items per expert."""
     count = _count(section, op)
     gate = work.what.endswith(":gate")
     rows = op.inner if gate else op.rows
@@ -113,9 +113,9 @@ def _products(section: Section, work: Work, op: Experts, one: bool) -> tuple[int
 
 
 class _Slots:
-    """Where the slots of several tokens are kept: one place for all mixtures of a shape, as one runs at a time."""
+    """Memory for the slots of several tokens. All mixtures of a shape share it, because only one runs at a time."""
 
-    def __init__(self, section: Section, op: Experts) -> None:
+    def __init__(self, section: PlanSection, op: Experts) -> None:
         self._section, self._op = section, op
         self._experts, self._count = _experts(section, op), _count(section, op)
         choices = TILE * self._count
@@ -138,7 +138,7 @@ class _Slots:
         )
 
     def gathered(self) -> int:
-        """The SLOTS with the activations of the tokens and of the slots."""
+        """The SLOTS, including the activations of the tokens and of the slots."""
         section, columns = self._section, self._section.columns[self._op.src]
         section.write(GATHERED, columns, rows=self._count)
         source, _ = section.activation(self._op.src)
@@ -152,10 +152,10 @@ class _Slots:
         return self._section.ground.buffers.words((name, self._experts, self._count), count)
 
 
-def _count(section: Section, op: Experts) -> int:
-    """How many experts a token goes to."""
+def _count(section: PlanSection, op: Experts) -> int:
+    """The number of experts that a token goes to."""
     return section.columns[op.route] // 3
 
 
-def _experts(section: Section, op: Experts) -> int:
+def _experts(section: PlanSection, op: Experts) -> int:
     return section.ground.weights.rows(section.prefix + op.down) // op.rows

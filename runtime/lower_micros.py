@@ -1,4 +1,4 @@
-"""The structs of micro-ops: what is done to one token's row."""
+"""The structs of micro-ops: work on one token's row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rkf.runtime.buffers import Place, padded
 from rkf.runtime.items import Micro
 from rkf.runtime.lower_attention import attention_micro
 from rkf.runtime.lower_experts import experts_micro, route_micro
-from rkf.runtime.section import Section
+from rkf.runtime.section import PlanSection
 from rkf.runtime.structs import BLOCK, EMBED, NORM, PACK, PAIR, ROPE, SCALE, TAKE
 
 
@@ -35,8 +35,8 @@ def micro_kernel(micro: Micro, cache_format: str) -> str:
     return micro.what
 
 
-def micro_arguments(section: Section, micro: Micro, own: bool) -> int:
-    """The address of a micro-op's arguments; what it writes is in its place from here on."""
+def micro_arguments(section: PlanSection, micro: Micro, own: bool) -> int:
+    """The address of a micro-op's arguments; its output is at its new place from here on."""
     match micro.op:
         case Attention():
             return attention_micro(section, micro, micro.op, own)
@@ -74,7 +74,7 @@ def micro_arguments(section: Section, micro: Micro, own: bool) -> int:
     return section.struct(SCALE, source=source, out=out, columns=columns, scale=micro.scale)
 
 
-def _embed(section: Section, micro: Micro, own: bool) -> int:
+def _embed(section: PlanSection, micro: Micro, own: bool) -> int:
     op, ids = micro.op, section.ground.arrays.ids.ctypes.data
     if not isinstance(op, Embed):
         raise TypeError(micro.what)
@@ -84,7 +84,7 @@ def _embed(section: Section, micro: Micro, own: bool) -> int:
     )
 
 
-def _norm(section: Section, op: Norm, source: Place, out: Place, columns: int) -> int:
+def _norm(section: PlanSection, op: Norm, source: Place, out: Place, columns: int) -> int:
     size = op.group or columns
     weight = section.vector(op.weight, op.offset)
     if op.weight is None:
@@ -102,7 +102,7 @@ def _norm(section: Section, op: Norm, source: Place, out: Place, columns: int) -
     )
 
 
-def _rope(section: Section, micro: Micro, op: Rope, source: Place, out: Place) -> int:
+def _rope(section: PlanSection, micro: Micro, op: Rope, source: Place, out: Place) -> int:
     ground = section.ground
     return section.struct(
         ROPE,
@@ -118,7 +118,7 @@ def _rope(section: Section, micro: Micro, op: Rope, source: Place, out: Place) -
     )
 
 
-def _gate(section: Section, op: Gate, own: bool) -> int:
+def _gate(section: PlanSection, op: Gate, own: bool) -> int:
     numbers = {"limit": op.limit or inf, "alpha": op.alpha, "shift": op.shift}
     a, columns = section.places[op.a], section.columns[op.a]
     if op.b is None:

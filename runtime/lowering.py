@@ -1,4 +1,4 @@
-"""Phases to the structs that kernels read: which kernel does the work of each, and how its jobs are cut."""
+"""Phases to the structs that kernels read: the kernel of each phase, and its split into jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rkf.runtime.lower_attention import attention_work
 from rkf.runtime.lower_experts import experts_work
 from rkf.runtime.lower_micros import micro_arguments, micro_kernel
 from rkf.runtime.phases import Phase, ProductPhase, TokenPhase
-from rkf.runtime.section import Section
+from rkf.runtime.section import PlanSection
 from rkf.runtime.structs import COUNTED, JOB, MICRO, PARTS, PRODUCT, TOKENS
 
 _PRODUCT_PARTS = {"linear": "products", "linear:added": "added products", "logits": "logits"}
@@ -28,7 +28,7 @@ def kernels_of(phase: Phase, cache_format: str) -> set[str]:
     return {phase.kind if isinstance(phase, ProductPhase) else _work_kernel(phase, cache_format)}
 
 
-def lowered(section: Section, phases: Iterable[Phase]) -> list[tuple[int, ...]]:
+def lowered(section: PlanSection, phases: Iterable[Phase]) -> list[tuple[int, ...]]:
     """A PHASE for each phase of a section."""
     found = []
     for phase in phases:
@@ -41,7 +41,7 @@ def lowered(section: Section, phases: Iterable[Phase]) -> list[tuple[int, ...]]:
     return found
 
 
-def _token_phase(section: Section, phase: TokenPhase) -> tuple[int, ...]:
+def _token_phase(section: PlanSection, phase: TokenPhase) -> tuple[int, ...]:
     ground = section.ground
     micros = []
     for micro in phase.micros:
@@ -56,8 +56,8 @@ def _token_phase(section: Section, phase: TokenPhase) -> tuple[int, ...]:
     return work, arguments, COUNTED.index("tokens"), 1, 0, int(phase.own), PARTS.index(part)
 
 
-def _product_phase(section: Section, phase: ProductPhase) -> tuple[int, ...]:
-    """Jobs of the phase's products, cut by rows."""
+def _product_phase(section: PlanSection, phase: ProductPhase) -> tuple[int, ...]:
+    """The jobs of the phase's products, split by rows."""
     products = [(_product(section, product), product.rows) for product in phase.products]
     step = section.ground.job_rows(sum(rows for _, rows in products))
     jobs = [(at, low, min(low + step, rows)) for at, rows in products for low in range(0, rows, step)]
@@ -66,7 +66,7 @@ def _product_phase(section: Section, phase: ProductPhase) -> tuple[int, ...]:
     return section.ground.addresses[phase.kind], arguments, COUNTED.index("once"), len(jobs), 0, 0, part
 
 
-def _product(section: Section, product: Product) -> int:
+def _product(section: PlanSection, product: Product) -> int:
     """The PRODUCT of one matrix, or of two with a gate."""
     address, private = section.activation(product.src)
     fields: dict[str, Any] = {
@@ -91,7 +91,7 @@ def _product(section: Section, product: Product) -> int:
     return section.struct(PRODUCT, **fields)
 
 
-def _work_phase(section: Section, work: Work) -> tuple[int, ...]:
+def _work_phase(section: PlanSection, work: Work) -> tuple[int, ...]:
     kernel = section.ground.addresses[_work_kernel(work, section.ground.cache_format)]
     if isinstance(work.op, Attention):
         return attention_work(section, work, work.op, kernel)

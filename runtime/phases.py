@@ -1,7 +1,6 @@
-"""Work as the phases of a pass: what can be done at once, and where threads must wait for each other.
+"""Work as the phases of a pass: what can run together, and where threads must wait for each other.
 
-Products of values that are ready go together; neighbouring micro-ops make one phase. Pure: knows no memory and no
-kernel.
+Products whose inputs are ready share a phase, and so do neighbouring micro-ops. Pure: knows no memory and no kernel.
 """
 
 from __future__ import annotations
@@ -58,16 +57,16 @@ Phase = TokenPhase | ProductPhase | Work
 
 
 def phases(ops: Sequence[Op], *, lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
-    """The phases of some ops in order, of a pass of several tokens or of one.
+    """The phases of some ops in order, for a pass of several tokens or of one.
 
-    lasting: values that live on after them; fast: the matrices, by their names in the ops, that take packed
+    lasting: values that live on after them; fast: the matrices, by their names in the ops, that read packed
     activations.
     """
     return _phases(items(ops, lasting, many), lasting, fast, many)
 
 
 def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
-    """The phases of the top, of several wanted tokens or of one. streams: the values that live through all layers;
+    """The phases of the top, for several wanted tokens or for one. streams: the values that live through all layers;
     fast: as in `phases`.
     """
     read: dict[str, None] = {}
@@ -88,7 +87,7 @@ def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str]
         run = _together(work[at:]) if isinstance(item, Product) else [item]
         at += len(run)
         for each in run:
-            for source in _packs(each, fast) - packed:  # what no micro-op wrote, or what lives on from before
+            for source in _packs(each, fast) - packed:  # not written by a micro-op, or kept from earlier
                 _add_micro(found, Micro("pack", (source,), (Packed(source),)))
                 packed.add(source)
         if isinstance(item, Product):
@@ -109,12 +108,12 @@ def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str]
 
 
 def _packs(item: Item, fast: frozenset[str]) -> set[str]:
-    """The values that an item needs packed."""
+    """The values that an item needs in packed form."""
     return {source for source, weights in item.inputs if not fast.isdisjoint(weights)}
 
 
 def _is_packed_later(value: str, later: Iterable[Item], fast: frozenset[str]) -> bool:
-    """Whether a value is needed packed before it is written anew."""
+    """Whether a value is needed in packed form before it is overwritten."""
     for item in later:
         if value in _packs(item, fast):
             return True
@@ -131,7 +130,7 @@ def _add_micro(found: list[Phase], micro: Micro) -> None:
 
 
 def _together(work: Sequence[Item]) -> list[Item]:
-    """The products at the beginning that make one phase."""
+    """The products at the start of `work` that form one phase."""
     run: list[Item] = []
     read: set[Value] = set()
     written: set[Value] = set()
@@ -146,7 +145,7 @@ def _together(work: Sequence[Item]) -> list[Item]:
     return run
 
 
-# --- what every thread does for itself
+# --- work that every thread does for itself
 
 
 def _choose_own(found: Sequence[Phase], lasting: Collection[str]) -> None:
@@ -188,8 +187,8 @@ def _last_reader(found: Sequence[Phase], at: int, value: Value) -> int:
 
 
 def _shared_by(later: Iterable[Phase], written: set[Value]) -> bool:
-    """Whether a later phase wants in shared memory what a phase writes: to pack it, as products find a value and its
-    packed form in one place; to add to it; or for the items of a recurrence.
+    """Whether a later phase needs the written value in shared memory: to pack it, because products expect a value and
+    its packed form in one place; to add to it; or for the items of a recurrence.
     """
     for phase in later:
         if isinstance(phase, TokenPhase):

@@ -23,7 +23,7 @@ from rkf.runtime.lower_attention import partial_bytes
 from rkf.runtime.lowering import kernels_of, lowered
 from rkf.runtime.matrices import Memory
 from rkf.runtime.phases import Phase, phases, top_phases
-from rkf.runtime.section import Ground, Section, TokenArrays
+from rkf.runtime.section import Ground, PlanSection, TokenArrays
 from rkf.runtime.structs import (
     BLOCK,
     BLOCK_TOKENS,
@@ -142,12 +142,12 @@ class Plan:
         plan, memory, counts = self.plan_array[0], self._memory, []
         plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
         for many, (stem, *layers, top) in sections.items():
-            first = Section(ground, "", None, {}, top=False)
+            first = PlanSection(ground, "", None, {}, top=False)
             body = lowered(first, stem)
             held = {op.dst: first.columns[op.dst] for op in self._model.program.stem}
             for number, layer in enumerate(layers):
-                body += lowered(Section(ground, layer_prefix(number), number, held, top=False), layer)
-            last = lowered(Section(ground, "", None, held, top=True), top)
+                body += lowered(PlanSection(ground, layer_prefix(number), number, held, top=False), layer)
+            last = lowered(PlanSection(ground, "", None, held, top=True), top)
             name = "many" if many else "one"
             plan[name], plan[f"{name}_count"] = memory.hold(np.array(body, PHASE)), len(body)
             plan[f"top_{name}"], plan[f"top_{name}_count"] = memory.hold(np.array(last, PHASE)), len(last)

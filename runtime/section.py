@@ -1,4 +1,4 @@
-"""Where the values of a section of a program lie: the stem, a layer or the top, lowered onto a plan's memory."""
+"""The places of values in a section of a program (the stem, a layer or the top), lowered onto a plan's memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rkf.runtime.kv_cache import CacheLayout
 from rkf.runtime.matrices import Memory
 from rkf.runtime.weights import Weights
 
-_JOB_ROWS = 32  # a job's rows are a multiple of this
-_JOBS_PER_THREAD = 4  # of one phase: enough that a late thread finds its share taken by the others
+_JOB_ROWS = 32  # the rows of a job are a multiple of this
+_JOBS_PER_THREAD = 4  # per phase: enough for the other threads to take over a late thread's share
 
 
 class TokenArrays:
-    """What a call has for each of its tokens (BATCH of structs.py), TILE of them. They stay where they are: a thread
-    that comes late to a call may read them.
+    """Arrays with one entry per token of a call (BATCH of structs.py), TILE of them. They keep their addresses, because
+    a thread that is late for a call may still read them.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -34,7 +34,7 @@ class TokenArrays:
             memory.hold(array)
 
     def temperature(self, beta: float, length: int) -> NDArray[np.float32]:
-        """Factors of queries by position, f32[TILE]; whoever calls the kernels fills them in."""
+        """Factors of queries by position, f32[TILE]; the caller of the kernels fills them in."""
         if (beta, length) not in self.temperatures:
             self.temperatures[beta, length] = np.zeros(TILE, np.float32)
             self._memory.hold(self.temperatures[beta, length])
@@ -43,7 +43,7 @@ class TokenArrays:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What all sections of a plan are lowered onto. addresses: of kernels by name; partials: see ATTENTION."""
+    """The common parts of all sections of a plan. addresses: of kernels by name; partials: see ATTENTION."""
 
     program: Program
     weights: Weights
@@ -57,16 +57,16 @@ class Ground:
     partials: int
 
     def job_rows(self, total: int) -> int:
-        """How many rows one job of a phase of so many takes."""
+        """The rows of one job, in a phase with `total` rows."""
         wanted = 1 if self.threads == 1 else _JOBS_PER_THREAD * self.threads
         return max(-(-total // wanted // _JOB_ROWS) * _JOB_ROWS, _JOB_ROWS)
 
 
-class Section:
-    """The values of the stem, a layer or the top, as they are written and read from phase to phase.
+class PlanSection:
+    """The values of the stem, a layer or the top, as phases write and read them.
 
-    layer: its number, None outside of layers; held: columns of the values that live through all layers; top: rows are
-    the wanted tokens'.
+    layer: its number, None outside of layers; held: columns of the values that live through all layers; top: its rows
+    are the wanted tokens.
     """
 
     def __init__(self, ground: Ground, prefix: str, layer: int | None, held: Mapping[str, int], *, top: bool) -> None:
@@ -80,7 +80,7 @@ class Section:
             self.places[value] = ground.buffers.value(name, columns, private=False)
 
     def write(self, value: Value, columns: int, *, own: bool = False, rows: int = 1) -> Place:
-        """Where a value is written from here on. own: by every thread for itself; rows: of each token."""
+        """The new place of a value that is written here. own: every thread writes its own; rows: per token."""
         name = ("top", value) if self.top else value
         self.columns[value] = columns
         self.places[value] = self.ground.buffers.value(name, columns, private=own, rows=rows)
@@ -88,18 +88,18 @@ class Section:
         return self.places[value]
 
     def pack(self, value: Value, *, own: bool, rows: int = 1) -> tuple[int, int]:
-        """The activation that a value is packed into: its address, and 1 if that is in a thread's own memory."""
+        """The activation for packing a value: its address, and 1 if that is relative to a thread's private memory."""
         self._packed_apart[value] = own
         return self.activation(value, rows=rows)
 
     def activation(self, value: Value, *, rows: int = 1) -> tuple[int, int]:
-        """The activation of a value that products read, wherever it has been packed last."""
+        """The activation of a value that products read, where it was packed last."""
         place = self.places[value]
         apart = self._packed_apart.get(value, bool(place.private))
         return self.ground.buffers.activation(place, self.columns[value], private=apart, rows=rows)
 
     def struct(self, dtype: np.dtype[Any], **fields: Any) -> int:
-        """The address of a struct of these fields; the others are 0."""
+        """The address of a struct with these fields; all others are 0."""
         struct = np.zeros(1, dtype)
         for name, value in fields.items():
             struct[name] = value

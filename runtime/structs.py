@@ -164,8 +164,8 @@ MIX = np.dtype(
     align=True,
 )
 
-# What does not change between calls. Phases of a pass: of the layers' for one token and for several, and of the top's for
-# one wanted token and for several; slots: where threads agree (kernels/sync.py).
+# The constant data between calls. Phases of the layers for one token and for several, and of the top for one wanted
+# token and for several; slots: how threads share phases (kernels/sync.py).
 PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count slots")
 
 # One thread's private memory: values and activations, a tile of decoded weights, scores of a page, partial attentions

@@ -79,7 +79,7 @@ class TorchExperts(nn.Module):
             if places:
                 mine = order[first : first + places]
                 tokens, weight = mine // route.experts.shape[-1], weights[mine, None]
-                total = total.index_add(0, tokens, self._expert(expert, x[tokens], weight))
+                total.index_add_(0, tokens, self._expert(expert, x[tokens], weight))
                 first += places
         return total.to(src.dtype).view(*src.shape[:2], -1)
 

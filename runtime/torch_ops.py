@@ -124,7 +124,7 @@ class _Conv(nn.Module):
         x = src.float().transpose(1, 2)
         state = run.past.state(self._layer, "conv")
         x = torch.cat([x.new_zeros(*x.shape[:2], self._before) if state is None else state, x], dim=-1)
-        run.past.keep(self._layer, "conv", x[..., x.shape[-1] - self._before :])
+        run.past.keep(self._layer, "conv", x[..., x.shape[-1] - self._before :].clone())
         mixed = functional.conv1d(x, self.weight[:, None, :], self.bias, groups=len(self.weight))
         return gated(mixed, None, self._act).transpose(1, 2).to(src.dtype)
 

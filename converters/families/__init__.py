@@ -20,6 +20,7 @@ from rkf.converters.families import (
     ministral3,
     mistral,
     mixtral,
+    nemotron,
     olmo2,
     olmo3,
     olmoe,
@@ -32,13 +33,15 @@ from rkf.converters.families import (
     qwen3_moe,
     seed_oss,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from rkf.converters.families.family import Family
 from rkf.errors import UnsupportedError
 
 _MODULES = (
     *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
-    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5),
+    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron),
     *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe),
 )
 FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}

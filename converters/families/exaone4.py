@@ -8,7 +8,7 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, gated, post_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import head_size, only_usual_heads, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import number, optional_size, period, size, token, tokens
 from rkf.converters.families.windows import Windowed, periodic, window_config, window_fields
@@ -60,6 +60,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: Exaone4Keys) -> GgufFields:
+    only_usual_heads(config)
     if config.sliding_window is not None and not _has_known_windows(config):
         raise UnsupportedError(
             f"sliding_window: llama.cpp has windows only in a model of {_LAYERS_32B} layers, three of four"

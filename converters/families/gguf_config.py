@@ -78,6 +78,12 @@ def fields_of(family: Family[C], config: C) -> GgufFields:
     return GgufFields({key: value for key, value in (common | dict(own.own)).items() if value is not None}, own.extra)
 
 
+def only_usual_heads(config: DecoderKeys) -> None:
+    """Refuse heads whose total width is not hidden_size, for an architecture in which llama.cpp assumes it."""
+    if config.head_size * config.num_attention_heads != config.hidden_size:
+        raise UnsupportedError("head_dim: a GGUF cannot store heads whose total width differs from hidden_size")
+
+
 def only_whole_heads(own: Mapping[str, Any], size: int) -> None:
     """Refuse a rope that rotates part of a head, for a family that always rotates whole heads."""
     turned = own.get("rope.dimension_count", size)

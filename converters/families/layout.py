@@ -226,6 +226,16 @@ def fused_rows(fusions: Mapping[str, Mapping[str, int]]) -> Layout:
     return lambda name: found.get(name) or as_named(name)
 
 
+def renamed(names: Mapping[str, str]) -> Layout:
+    """The layout of a checkpoint with other names for some modules. names: ours -> the checkpoint's."""
+
+    def layout(name: str) -> tuple[Origin, ...]:
+        module, _, last = name.rpartition(".")
+        return as_named(f"{names.get(module, module)}.{last}")
+
+    return layout
+
+
 def by_full_name(layout: Layout) -> Layout:
     """A family's layout over names inside a layer, as a layout over full names."""
 

@@ -42,7 +42,7 @@ class Ministral3Keys(DecoderKeys):
     intermediate_size: int = size(14336)
     num_hidden_layers: int = size(34, most=MAX_LAYERS)
     num_key_value_heads: int | None = optional_size(8)
-    head_dim: int | None = optional_size(128)
+    head_dim: int = size(128)
     max_position_embeddings: int = size(262144)
     rms_norm_eps: float = number(1e-5)
     sliding_window: int | None = optional_size()

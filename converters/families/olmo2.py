@@ -10,7 +10,7 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, assemble, attention, gated, post_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import head_size, only_usual_heads, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import flag, number, size, tokens
 from rkf.model.program import Program
@@ -44,6 +44,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: Olmo2Keys) -> GgufFields:
+    only_usual_heads(config)
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     return rope_fields(_rope(config), config.head_size)

@@ -9,7 +9,7 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, gated, post_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import head_size, only_usual_heads, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import FULL, SLIDING, flag, number, size, tokens
 from rkf.converters.families.windows import Windowed, window_config, window_fields
@@ -63,6 +63,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: Olmo3Keys) -> GgufFields:
+    only_usual_heads(config)
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     config.refuse(SLIDING not in config.kinds, "layer_types", f"at least one {SLIDING}, else a GGUF means OLMo 2")

@@ -12,7 +12,7 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size
+from rkf.converters.families.gguf_config import head_size, only_usual_heads
 from rkf.converters.families.gguf_rope import LONG, SHORT, rope_config, rope_fields, shortest
 from rkf.converters.families.keys import number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, fused_rows
@@ -80,8 +80,7 @@ def _attention_factor(context: int, original: int) -> float:
 
 
 def _to_fields(config: Phi3Keys) -> GgufFields:
-    if config.head_size * config.num_attention_heads != config.hidden_size:
-        raise UnsupportedError("head_dim: a GGUF cannot store heads whose total width differs from hidden_size")
+    only_usual_heads(config)
     found = _rope(config)
     fields = rope_fields(found | {"rope_type": "default"}, config.head_size)
     own = {

@@ -20,7 +20,10 @@ from rkf.format.matrix import F32
 
 Mask = NDArray[np.bool_]
 DAMPING = 0.01  # share of the mean diagonal, as in GPTQ
-_LEAST_TOKENS = 0.5  # that an expert must have seen for each of its columns TODO
+# Tokens that an expert must have seen for each of its columns. Output error on other tokens of six matrices of a 135M
+# model, K = 16, relative to clustering without data: 0.38 to 0.86 with 2 tokens a column, 0.55 to 1.21 with 1, 0.68 to
+# 1.32 with a half.
+_LEAST_TOKENS = 2
 _BLOCK = 64  # columns between two matrix products; 32 and 128 are slower
 _ROWS = 256  # rows processed together: a block of them stays in the second-level cache
 

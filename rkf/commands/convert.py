@@ -85,6 +85,8 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
         click.echo(
             f"{printable(out)}: {size(ledger.file_bytes)}, {ledger.bits_per_weight:.3f} bits per weight", err=True
         )
+    if ledger.left_out:
+        click.echo(f"left out: {', '.join(map(printable, ledger.left_out))}; only the decoder is converted", err=True)
     if limit is not None or options["bpw"] is not None:
         click.echo(f"chosen: {_chosen(ledger)}", err=True)
 

@@ -10,6 +10,7 @@ import click
 
 from rkf.commands.options import VALUES
 from rkf.commands.output import print_json, print_map, print_table, printable, progress_bar, reporter, size
+from rkf.model.program import Program
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -20,8 +21,11 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 @MODEL
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--program", is_flag=True, help="List the ops of the model's forward pass.")
+@click.option(
+    "--context", type=click.IntRange(1), metavar="N", help="Tokens whose memory is told (default: the model's context)."
+)
 @JSON
-def info(model: Path, tensors: bool, program: bool, as_json: bool) -> None:
+def info(model: Path, tensors: bool, program: bool, context: int | None, as_json: bool) -> None:
     """Describe a file. Reads only its directory; `rkf verify` checks the rest."""
     from rkf.file.container import open_file
     from rkf.file.describe import describe
@@ -29,12 +33,18 @@ def info(model: Path, tensors: bool, program: bool, as_json: bool) -> None:
 
     with open_file(model, check="structure") as container:
         description = describe(container, tensors=tensors)
+        if container.model is not None:
+            description["context"] = _context(container.model.program, context or container.model.context_length)
         ops = list(listing(container.model.program)) if program and container.model else []
     if as_json:
         print_json(description)
         return
     listed = description.pop("tensors", [])
     description["metadata"] = _short(description["metadata"])
+    if "context" in description:
+        tokens, memory = description["context"]["tokens"], description["context"]["bytes"]
+        told = ", ".join(f"{size(taken)} in {each}" for each, taken in memory.items())
+        description["context"] = f"{tokens} tokens take {told}"
     print_map(description | {"file_bytes": f"{description['file_bytes']} ({size(description['file_bytes'])})"})
     if listed:
         click.echo()
@@ -43,6 +53,13 @@ def info(model: Path, tensors: bool, program: bool, as_json: bool) -> None:
         click.echo()
         for line in ops:
             click.echo(printable(line))
+
+
+def _context(program: Program, tokens: int) -> dict[str, Any]:
+    """What a sequence of so many tokens takes in memory, in bytes, by the cache's format of numbers."""
+    from rkf.runtime.kv_cache import FORMATS, CacheLayout
+
+    return {"tokens": tokens, "bytes": {each: CacheLayout(program, each).bytes_of(tokens) for each in FORMATS}}
 
 
 def _short(metadata: Mapping[str, Any]) -> dict[str, Any]:

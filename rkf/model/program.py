@@ -9,9 +9,11 @@ the layer. Tensor names inside a layer are relative: `model.layers.N.` is put be
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rkf.errors import StructureError
 from rkf.format.fields import Fields, integer, refuse
 from rkf.model.frequencies import Frequencies
 from rkf.model.op_maps import (
@@ -140,12 +142,14 @@ class Program:
             if not ops:
                 refuse(f"program, {where}", "at least one op", "none")
             self._check_places(where, ops)
-        for _, op, _ in self._walk():
-            if isinstance(op, Embed) and op.rows < self.vocab_size:
-                op.need(False, f"at least {self.vocab_size} rows, one a token of the logits", op.rows)
-            if isinstance(op, Rope):
-                turned = 2 * len(self.ropes[op.table].frequencies)
-                op.need(turned <= op.head_dim, f"at most {op.head_dim} numbers turned", turned)
+        for where, op, _ in self._walk():
+            with _at(where):
+                if isinstance(op, Embed):
+                    enough = op.rows >= self.vocab_size
+                    op.need(enough, f"at least {self.vocab_size} rows, one a token of the logits", op.rows)
+                if isinstance(op, Rope):
+                    turned = 2 * len(self.ropes[op.table].frequencies)
+                    op.need(turned <= op.head_dim, f"at most {op.head_dim} numbers turned", turned)
         self._check_uses()
         self._check_caches()
 
@@ -181,16 +185,21 @@ class Program:
                 for value in op.reads():
                     if value not in inside:
                         refuse(f"program, {where}, op {op.name!r}", "values that are written before", f"{value!r}")
-                if isinstance(op, Gate) and op.by_layer and op.b is not None:
-                    wanted = self.layers * op.vector(inside, op.a)
-                    op.need(inside[op.b] == wanted, f"{wanted} numbers in {op.b!r}", inside[op.b])
                 yield where, op, inside
-                written = op.width(inside)
-                if isinstance(written, int):
-                    op.need(written <= MAX_SIZE, f"at most {MAX_SIZE} numbers", written)
-                if held.get(op.dst, written) != written:
-                    op.need(False, f"{held[op.dst]} numbers, as the stem writes", written)
-                inside[op.dst] = written
+                with _at(where):
+                    inside[op.dst] = self._written(op, inside, held)
+
+    def _written(self, op: Op, inside: Mapping[str, Width], held: Mapping[str, Width]) -> Width:
+        """The type of what an op writes. inside: types of the values before it; held: of those that the stem writes."""
+        if isinstance(op, Gate) and op.by_layer and op.b is not None:
+            wanted = self.layers * op.vector(inside, op.a)
+            op.need(inside[op.b] == wanted, f"{wanted} numbers in {op.b!r}", inside[op.b])
+        written = op.width(inside)
+        if isinstance(written, int):
+            op.need(written <= MAX_SIZE, f"at most {MAX_SIZE} numbers", written)
+        if held.get(op.dst, written) != written:
+            op.need(False, f"{held[op.dst]} numbers, as the stem writes", written)
+        return written
 
     def _check_uses(self) -> None:
         """Every written value must be read: within its list, or anywhere if the stem writes it."""
@@ -213,8 +222,18 @@ class Program:
             for op in kind:
                 if isinstance(op, Attention) and op.shares is not None:
                     before = first[kind_number]
-                    op.need(op.shares < before, f"the cache of a layer before {before}", op.shares)
-                    _check_shared(op, op.shares, caches[self.order[op.shares]])
+                    with _at(f"kind {kind_number}"):
+                        op.need(op.shares < before, f"the cache of a layer before {before}", op.shares)
+                        _check_shared(op, op.shares, caches[self.order[op.shares]])
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Put a list's name before the message of a StructureError, which knows the op alone."""
+    try:
+        yield
+    except StructureError as error:
+        raise StructureError(f"program, {where}, {error}") from None
 
 
 def _cache(ops: tuple[Op, ...]) -> Attention | None:

@@ -34,7 +34,7 @@ BEARABLE = 2.0  # perplexity relative to the reference up to which a model count
 _LOST = 10.0  # perplexity above which further layers add no information
 
 
-class Stream:
+class StreamProbe:
     """The unchanged model's states on a stretch of text, and how others differ."""
 
     def __init__(self, subject: Subject) -> None:
@@ -74,7 +74,7 @@ class Stream:
 
 def trials(subject: Subject, seeds: int) -> Iterator[Trial]:
     """Every order and correction at 1, …, half of the layers; all layers once, because the order no longer matters."""
-    stream = Stream(subject)
+    stream = StreamProbe(subject)
 
     @cache
     def values(correction: str, layer: int, seed: int) -> dict[str, MatrixValues]:

@@ -1,8 +1,8 @@
-"""Mixtures of experts: which experts a token goes to, and products with their rows of a stack of matrices.
+"""Mixtures of experts: the choice of a token's experts, and products with their rows of a stack of matrices.
 
-A token's row of chosen experts: i64[count] numbers, then f32[count] weights. Products are kept by slot: of one token, slot
-n is its n-th choice; of several, slots are in order by expert, so that each expert's rows are decoded once for all its
-tokens. The sum over a token's slots goes in the order of choice either way, so the bits are the same.
+A token's chosen experts are a row of i64[count] numbers, then f32[count] weights. Products are stored by slot. With one
+token, slot n is its n-th choice. With several tokens, slots are sorted by expert, so that each expert's rows are
+decoded once for all its tokens. Either way a token's slots are added in the order of choice, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ SCORES = {"softmax": _softmax, "sigmoid": _sigmoids, "chosen": _themselves}
 
 @inline
 def _best(ranked, taken, count):
-    """The highest that is not taken, the first one of equals; always one of them, whatever the numbers are."""
+    """The highest expert that is not taken, the first of equals; it always finds one, for any numbers."""
     best = types.int64(-1)
     for i in range(count):
         if number(taken, i) == 0 and (best < 0 or number(ranked, i) > number(ranked, best)):
@@ -93,7 +93,7 @@ def _two_best(ranked, first, count):
 
 @piece
 def _leave_groups_out(ranked, taken, sums, experts, groups, top_groups):
-    """Take the experts of all groups but the best."""
+    """Mark the experts of all groups except the best as taken."""
     size = experts // groups
     for group in range(groups):
         _put(sums, group, _two_best(ranked, group * size, size))
@@ -150,7 +150,7 @@ def route(score: str) -> Callable[..., Any]:
     return kernel
 
 
-# --- several tokens in order by expert
+# --- several tokens, sorted by expert
 
 
 def sort(item, arguments, batch_address, thread_address):
@@ -181,7 +181,7 @@ def _copy_words(source, target, size):
 
 
 def gather(token, arguments, batch_address, thread_address):
-    """A token's activation, copied to each of its slots."""
+    """Copy a token's activation to each of its slots."""
     op = view(SLOTS, arguments)
     x, out = view(ACTIVATION, op.source), view(ACTIVATION, op.gathered)
     for n in range(op.count):
@@ -211,13 +211,13 @@ def _rows_from(activation, first, target):
 
 @inline
 def _chosen_by_one(op, thread, group):
-    """Of one token, group n is its n-th choice: expert, first slot, slots."""
+    """With one token, group n is its n-th choice: expert, first slot, slots."""
     return word(row_of(op.route, thread, 0), group), group, types.int64(1)
 
 
 @inline
 def _tokens_of_expert(op, thread, group):
-    """Of several tokens, group n is expert n with the slots of its tokens."""
+    """With several tokens, group n is expert n with the slots of its tokens."""
     first = word(op.starts, group)
     return types.int64(group), first, word(op.starts, group + 1) - first
 
@@ -227,7 +227,7 @@ GROUPS = {"one": _chosen_by_one, "many": _tokens_of_expert}
 
 @inline
 def _finish(y, bias, first_bias, low, high, by):
-    """y = by * y + bias, of rows low … high - 1."""
+    """y = by * y + bias, for rows low … high - 1."""
     for row in range(low, high):
         value = number(y, row) * by
         if bias != 0:
@@ -236,7 +236,7 @@ def _finish(y, bias, first_bias, low, high, by):
 
 
 def experts_gate(tokens: str, act: str) -> Callable[..., Any]:
-    """out = act(gate times input) * (up times input), some rows of one expert for its slots."""
+    """out = act(gate times input) * (up times input), for some rows of one expert and its slots."""
     located, gated, alone = GROUPS[tokens], gate(act), tokens == "one"
 
     def kernel(item, arguments, batch_address, thread_address):
@@ -270,7 +270,7 @@ def experts_gate(tokens: str, act: str) -> Callable[..., Any]:
 
 
 def experts_down(tokens: str) -> Callable[..., Any]:
-    """a = down times input, some rows of one expert for its slots."""
+    """a = down times input, for some rows of one expert and its slots."""
     located = GROUPS[tokens]
 
     def kernel(item, arguments, batch_address, thread_address):

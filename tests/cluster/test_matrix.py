@@ -1,11 +1,13 @@
 """cluster(): the result is as close as the rule allows, exact where possible, and has the same bytes every time."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rkf.cluster import Rule, cluster
+from rkf.cluster.compensate import objectives
 from rkf.errors import SourceError
 from rkf.format.matrix import ClusteredMatrix, DenseTensor, from_f32
 
@@ -76,3 +78,44 @@ def test_one_value_and_one_dimension_stay_dense():
     assert cluster(constant, Rule(k=16), "w") == (constant, {})
     assert cluster(vector, Rule(k=16), "w") == (vector, {})
     assert isinstance(cluster(tensor(), Rule(k=16), "w")[0], ClusteredMatrix)
+
+
+class Moments:
+    """Of a stack whose experts saw different numbers of tokens."""
+
+    def __init__(self, inputs):
+        self._inputs = inputs
+        self.counts = np.array([len(x) for x in inputs])
+
+    def of(self, expert):
+        x = self._inputs[expert].astype(np.float64)
+        return x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_stack_is_its_matrices_one_after_the_other(rule, dtype):
+    stack = tensor(dtype, shape=(3, 32, 100))
+    with ThreadPoolExecutor(2) as pool:
+        matrix, stats = cluster(stack, rule, "w", each=pool.map)
+    assert matrix.rows_per_table == 32
+    assert matrix.centroids.shape == (3, rule.k)
+    alone = [cluster(DenseTensor(dtype, each), replace(rule, rows_per_table=None), "w")[0] for each in stack.data]
+    np.testing.assert_array_equal(matrix.indices(), np.concatenate([each.indices() for each in alone]))
+    np.testing.assert_array_equal(matrix.centroids, np.concatenate([each.centroids for each in alone]))
+    np.testing.assert_allclose(matrix.decode(), np.stack([each.decode() for each in alone]), rtol=2**-10, atol=1e-6)
+    assert stats["relative_error"] < 0.04
+
+
+def test_an_expert_that_saw_few_tokens_is_clustered_without_data():
+    random = np.random.default_rng(0)
+    stack = tensor("f32", shape=(4, 32, 24))
+    mixing = random.standard_normal((24, 24)).astype(np.float32)
+    inputs = [random.standard_normal((n, 24)).astype(np.float32) @ mixing for n in (0, 47, 48, 2000)]
+    rule = Rule(k=8, exceptions=0.01)
+    plain, _ = cluster(stack, rule, "w")
+    suited, _ = cluster(stack, rule, "w", objectives(Moments(inputs)))
+    same = (plain.indices() == suited.indices()).reshape(4, -1).all(axis=1)
+    assert same.tolist() == [True, True, False, False]
+    errors = [np.square(inputs[3] @ (each.decode()[3] - stack.data[3]).T).sum() for each in (suited, plain)]
+    assert errors[0] < 0.8 * errors[1]

@@ -220,7 +220,7 @@ VARIANTS |= {
             "tie_word_embeddings": False,
         },
     ),
-    "smollm3": ("smollm3", {"num_hidden_layers": 4}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4, "head_dim": 32}),
     "smollm3-window": (
         "smollm3",
         {
@@ -265,7 +265,13 @@ VARIANTS |= {
     ),
     "granite-biases": (
         "granite",
-        {"attention_multiplier": 0.3, "attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
+        {
+            "attention_multiplier": 0.3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "head_dim": 32,
+            "rope_parameters": LLAMA3,
+        },
     ),
     "glm4": ("glm4", {"head_dim": 32}),
     "glm4-no-biases": (
@@ -280,7 +286,7 @@ VARIANTS |= {
     "exaone4": ("exaone4", {"num_hidden_layers": 4, "sliding_window": WINDOW, "tie_word_embeddings": True}),
     "exaone4-full": (
         "exaone4",
-        {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 32, "rope_parameters": LLAMA3},
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3, "rope_parameters": LLAMA3},
     ),
     "cohere2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": WINDOW, "logit_scale": 0.25}),
     "cohere2-biases": (
@@ -309,6 +315,31 @@ VARIANTS |= {
     "ernie4_5-biases": (
         "ernie4_5",
         {"head_dim": None, "use_bias": True, "rope_parameters": LINEAR, "tie_word_embeddings": False},
+    ),
+    "starcoder2": ("starcoder2", {"norm_epsilon": 1e-4}),
+    "starcoder2-window": (
+        "starcoder2",
+        {"use_bias": False, "sliding_window": WINDOW, "tie_word_embeddings": False, "hidden_act": "gelu"},
+    ),
+    "stablelm": ("stablelm", {"use_qkv_bias": True, "layer_norm_eps": 1e-4}),
+    "stablelm-parallel": (
+        "stablelm",
+        {
+            "use_parallel_residual": True,
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "nemotron": ("nemotron", {}),
+    "nemotron-biases": (
+        "nemotron",
+        {
+            "head_dim": 32,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_eps": 1e-4,
+            "rope_parameters": YARN | {"partial_rotary_factor": 0.25},
+        },
     ),
 }
 

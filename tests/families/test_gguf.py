@@ -20,11 +20,11 @@ from .models import VARIANTS, loaded, logits_of, model_of, save, tokens
 # Why a variant has no GGUF.
 REFUSED = {
     "llama-gelu": "hidden_act: 'gelu' is not supported; expected silu",
-    "qwen2": "layer_types: a window in some layers only",
-    "qwen3": "layer_types: a window in some layers only",
+    "qwen2": "layer_types: a GGUF of this family cannot store a window",
+    "qwen3": "layer_types: a GGUF of this family cannot store a window",
     "qwen3-biases": "truncate: False is not supported",
-    "olmo2-biases": "tie_word_embeddings: True",
-    "phi3-window": "head_dim: heads",
+    "olmo2-biases": "hidden_act: 'relu'",
+    "phi3-window": "head_dim: a GGUF cannot store heads",
     "gemma3-softcap": "query_pre_attn_scalar: 24 is not supported; expected 16",
     "qwen3_moe-mixed": "norm_topk_prob: False",
     "ministral3-window": "sliding_window: 20 is not supported; expected null",
@@ -41,6 +41,9 @@ REFUSED = {
     "gpt_oss-clamped": "attention_bias: False",
     "granitemoe-biases": "attention_bias: True",
     "ernie4_5_moe-mixed": "moe_layer_end_index: 2",
+    "starcoder2-window": "hidden_act: 'gelu'",
+    "stablelm-parallel": "tie_word_embeddings: True",
+    "nemotron-biases": "head_dim: a GGUF cannot store heads",
 }
 WRITTEN = [variant for variant in VARIANTS if variant not in REFUSED]
 

@@ -14,9 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 import rkf
+from rkf.errors import UnsupportedError
 from rkf.file.prefix import coarser
 from rkf.format.constants import plane_bits
 from rkf.format.matrix import ClusteredMatrix
+from rkf.runtime.backend import Row
+from rkf.runtime.cpu import CpuBackend
 from tests.spec import reference
 from tests.spec.document import SPEC, VECTORS
 
@@ -90,14 +93,23 @@ def test_prefixes_of_the_planes(entry: dict[str, Any]) -> None:
             assert same_bits(read[tensor["name"]], bits(entry, tensor)), f"reference reader: {tensor['name']}"
 
 
-def test_logits_of_the_model() -> None:
-    """The runtime computes what spec/metadata.md says; relative to the largest logit."""
-    expected = json.loads((VECTORS / "model.logits.json").read_text())
-    with rkf.load(VECTORS / "model.rkf", exact=True) as model:
-        logits = model.logits(expected["tokens"])
-    wanted = np.array(expected["logits"])
-    assert logits.shape == wanted.shape == (len(expected["tokens"]), 16)
-    assert abs(logits - wanted).max() < 1e-5 * abs(wanted).max()
+@pytest.mark.parametrize("entry", MANIFEST["logits"], ids=lambda entry: entry["logits"].removesuffix(".logits.json"))
+def test_logits_of_the_cpu(entry: dict[str, Any]) -> None:
+    """Relative to the largest logit; spec/program.md grants 1e-4. tests/torch and tests/calibrate ask the others."""
+    expected = json.loads((VECTORS / entry["logits"]).read_text())
+    tokens, wanted = np.array(expected["tokens"]), np.array(expected["logits"])
+    with rkf.open(VECTORS / entry["file"]) as container:
+        try:
+            backend = CpuBackend(container, exact=True)
+        except UnsupportedError as error:  # a runtime may lack an op, if it says which
+            assert "recurrent" in entry["file"] and "has no op 'conv'" in str(error)
+            return
+        rows = [Row(backend.new_sequence(expected.get("positions", tokens.size)), tokens)]
+        logits = backend.forward(rows, "all")
+    assert logits.shape == wanted.shape
+    # A norm of small sums of the delta rule makes more of rounding: 1.7e-5 in torch and numpy.
+    tolerance = 1e-4 if "recurrent" in entry["file"] else 1e-5
+    assert abs(logits - wanted).max() < tolerance * abs(wanted).max()
 
 
 @pytest.mark.parametrize("script", ("reference_reader.py", "reference_program.py"))

@@ -21,8 +21,8 @@ def path(tmp_path):
 
 def model(path, template=tiny.CHAT_TEMPLATE, config=CONFIG):
     container = rkf.open(path)
-    tokenizer = Tokenizer(container.blob("tokenizer.json"), config, template)
-    return Model(container, NumpyBackend(config, WEIGHTS), tokenizer)
+    backend = NumpyBackend(config, WEIGHTS)
+    return Model(container, backend, Tokenizer(container.blob("tokenizer.json"), backend.metadata, template))
 
 
 def test_a_prompt_is_a_conversation_of_one_message(path):

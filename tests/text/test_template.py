@@ -8,6 +8,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from rkf.errors import UnsupportedError, UsageError
+from rkf.model.metadata import ModelMetadata
 from rkf.text import template
 from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
@@ -66,7 +67,8 @@ def test_the_date_is_the_one_handed_in():
 
 def test_the_tokenizer_hands_its_special_tokens_over():
     source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"
-    tokenizer = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), tiny.config(), source)
+    model = ModelMetadata.of_first_form(tiny.config().to_metadata(), tiny.weights(tiny.config()))
+    tokenizer = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), model, source)
     assert tokenizer.render([{"role": "user", "content": "hi"}]) == "<|im_start|>hi<|im_end|>"
 
 

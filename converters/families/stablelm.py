@@ -1,0 +1,85 @@
+"""stablelm: StableLM 3B and 2 1.6B. LayerNorm, rope in a quarter of a head, optionally both branches of one norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope_scaling
+from rkf.converters.families.blocks import LAYER_NORM, assemble, attention, gated, parallel_layer, pre_norm_layer
+from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, head_size
+from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.keys import flag, number, optional_number, optional_size, size, token, tokens
+from rkf.errors import SourceError
+from rkf.model.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableLmKeys(DecoderKeys):
+    vocab_size: int = size(50304)
+    hidden_size: int = size(2560)
+    intermediate_size: int = size(6912)
+    num_key_value_heads: int | None = optional_size(32)
+    max_position_embeddings: int = size(4096)
+    rms_norm_eps: float = number(1e-5, name="layer_norm_eps")
+    partial_rotary_factor: float | None = optional_number(0.25)
+    use_qkv_bias: bool = flag(False)
+    qk_layernorm: bool = flag(False)
+    use_parallel_residual: bool = flag(False)
+    bos_token_id: int | None = token(0)
+    eos_token_id: tuple[int, ...] = tokens(0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(self.qk_layernorm, "qk_layernorm", "false: rkf has no norm with other weights for each head")
+        if self.hidden_size % self.num_attention_heads:
+            raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
+
+    @property
+    def head_size(self) -> int:
+        """The reference ignores head_dim."""
+        return self.hidden_size // self.num_attention_heads
+
+
+def _program(config: StableLmKeys) -> Program:
+    parameters = rope_scaling.parameters(config)
+    turns = rope_scaling.frequencies(parameters, config.head_size, config.max_position_embeddings)
+    attends = attention(config, biases="qkv" if config.use_qkv_bias else "")
+    layer_of = parallel_layer if config.use_parallel_residual else pre_norm_layer
+    layer = layer_of(config, attends, gated(config), style=LAYER_NORM)
+    return assemble(config, [layer] * config.num_hidden_layers, (turns,), final_norm=LAYER_NORM)
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    own, width = model.own, head_size(model)
+    turned = own.get("rope.dimension_count", width)
+    return {
+        "layer_norm_eps": shortest(own.get(LAYER_NORM_EPSILON)),
+        "use_qkv_bias": "blk.0.attn_q.bias" in model.tensors,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in model.tensors,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in model.tensors,
+        **rope_scaling.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
+    }
+
+
+def _to_fields(config: StableLmKeys) -> GgufFields:
+    config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
+    found = rope_fields(rope_scaling.parameters(config), config.head_size)
+    own = {
+        **found.own,
+        RMS_EPSILON: None,
+        LAYER_NORM_EPSILON: config.rms_norm_eps,
+        "use_parallel_residual": config.use_parallel_residual,
+    }
+    return GgufFields(own, found.extra)
+
+
+FAMILY = Family(
+    name="stablelm",
+    class_name="StableLmForCausalLM",
+    keys=StableLmKeys,
+    program=_program,
+    gguf=GgufForm("stablelm", _to_config, _to_fields),
+)
