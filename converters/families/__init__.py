@@ -13,6 +13,7 @@ from rkf.converters.families import (
     gemma2,
     gemma3,
     glm4,
+    gpt_neox,
     gpt_oss,
     granite,
     granitemoe,
@@ -41,7 +42,7 @@ from rkf.errors import UnsupportedError
 
 _MODULES = (
     *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
-    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron),
+    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron, gpt_neox),
     *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe),
 )
 FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}

@@ -331,6 +331,17 @@ VARIANTS |= {
         },
     ),
     "nemotron": ("nemotron", {}),
+    "gpt_neox": ("gpt_neox", {"layer_norm_eps": 1e-4}),
+    "gpt_neox-in-turn": (
+        "gpt_neox",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "relu",
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
     "nemotron-biases": (
         "nemotron",
         {

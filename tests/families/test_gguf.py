@@ -41,6 +41,7 @@ REFUSED = {
     "gpt_oss-clamped": "attention_bias: False",
     "granitemoe-biases": "attention_bias: True",
     "ernie4_5_moe-mixed": "moe_layer_end_index: 2",
+    "gpt_neox-in-turn": "hidden_act: 'relu'",
     "starcoder2-window": "hidden_act: 'gelu'",
     "stablelm-parallel": "tie_word_embeddings: True",
     "nemotron-biases": "head_dim: a GGUF cannot store heads",
