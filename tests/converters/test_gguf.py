@@ -189,7 +189,7 @@ def _set(key: str, value: int) -> Callable[[gguf.GGUFWriter], None]:
 REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "big-endian": ({"endianess": gguf.GGUFEndian.BIG}, SourceError, "big-endian"),
     "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
-    "experts": ({"edit": _set("llama.expert_count", 8)}, UnsupportedError, "expert_count"),
+    "experts": ({"edit": _set("llama.expert_count", 8)}, SourceError, "num_experts_per_tok"),
     "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
     "yarn without its factor": (
         {"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)},
