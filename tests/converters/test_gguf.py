@@ -189,9 +189,18 @@ def _set(key: str, value: int) -> Callable[[gguf.GGUFWriter], None]:
 REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "big-endian": ({"endianess": gguf.GGUFEndian.BIG}, SourceError, "big-endian"),
     "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
-    "experts": ({"edit": _set("llama.expert_count", 8)}, UnsupportedError, "expert_count"),
+    "experts": ({"edit": _set("llama.expert_count", 8)}, SourceError, "num_experts_per_tok"),
     "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
-    "yarn": ({"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)}, UnsupportedError, "yarn"),
+    "yarn without its factor": (
+        {"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)},
+        SourceError,
+        "field rope.scaling.factor is missing",
+    ),
+    "kind of rope": (
+        {"edit": lambda w: w.add_string("llama.rope.scaling.type", "spiral")},
+        UnsupportedError,
+        "rope scaling 'spiral'",
+    ),
     "unknown tensor": (
         {"edit": lambda w: w.add_tensor("blk.0.attn_qkv.weight", np.zeros(4, np.float32))},
         UnsupportedError,
