@@ -192,9 +192,11 @@ def _shared_by(later: Iterable[Phase], written: set[Value]) -> bool:
     """
     for phase in later:
         if isinstance(phase, TokenPhase):
-            if any(micro.what == "pack" and micro.reads[0] in written for micro in phase.micros):
-                return True
+            wanted = {micro.reads[0] for micro in phase.micros if micro.what == "pack"}
         elif isinstance(phase, ProductPhase):
-            if any(product.added is not None and product.added.a in written for product in phase.products):
-                return True
+            wanted = {product.added.a for product in phase.products if product.added is not None}
+        else:
+            continue
+        if not wanted.isdisjoint(written):
+            return True
     return False
