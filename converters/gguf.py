@@ -71,7 +71,9 @@ _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("tokenizer.ggml.tokens", list),
     ("tokenizer.ggml.*_token_id", int),
     ("*.rope.scaling.type", str),
+    ("*.rope.dimension_sections", np.ndarray),
     ("*.rope.*", (int, float)),
+    ("*.attention.head_count_kv", (int, np.ndarray)),
     ("*.attention.sliding_window_pattern", (int, np.ndarray)),
     ("*.attention.*", (int, float)),
 )

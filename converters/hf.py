@@ -62,7 +62,8 @@ class HfSource:
             )
         tied = self._description.keys.tie_word_embeddings
         if tied:
-            self._stored.pop(HEAD, None)  # some writers store the embedding twice
+            for name in {name for origin in self._description.layout(HEAD) for name in origin.names}:
+                self._stored.pop(name, None)  # some writers store the embedding twice
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         shapes = {name: spec.shape for name, spec in self._stored.items()}
         self._origins = place(self.model.program, self._description.layout, shapes, tied, self.label)

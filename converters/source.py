@@ -98,11 +98,16 @@ def read_origin(
     parts = []
     for name in origin.names:
         first, *rest = origin.part or (slice(0, stored[name].shape[0]),)
-        tensor = read(name, first.start, first.stop)
-        parts.append((tensor.data if tensor.dtype == dtype else tensor.decode())[(slice(None), *rest)])
+        if origin.heads > 1:
+            tensor = read(name, 0, stored[name].shape[0])
+            part = origin.cut(tensor.data if tensor.dtype == dtype else tensor.decode())
+        else:  # only the rows of the part
+            tensor = read(name, first.start, first.stop)
+            part = (tensor.data if tensor.dtype == dtype else tensor.decode())[(slice(None), *rest)]
+        for step in origin.steps:
+            part = step.apply(part)
+        parts.append(part)
     values = np.stack(parts) if origin.stacked else parts[0]
-    for step in origin.steps:
-        values = step.apply(values)
     return DenseTensor(dtype, np.ascontiguousarray(values))
 
 

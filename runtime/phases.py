@@ -188,15 +188,15 @@ def _last_reader(found: Sequence[Phase], at: int, value: Value) -> int:
 
 def _shared_by(later: Iterable[Phase], written: set[Value]) -> bool:
     """Whether a later phase needs the written value in shared memory: to pack it, because products expect a value and
-    its packed form in one place; to add to it; or for the items of a recurrence.
+    its packed form in one place; or to add to it.
     """
-    for phase in later:
-        if isinstance(phase, TokenPhase):
-            wanted = {micro.reads[0] for micro in phase.micros if micro.what == "pack"}
-        elif isinstance(phase, ProductPhase):
-            wanted = {product.added.a for product in phase.products if product.added is not None}
-        else:
-            continue
-        if not wanted.isdisjoint(written):
-            return True
+    return any(_packs_or_adds(phase, written) for phase in later)
+
+
+def _packs_or_adds(phase: Phase, written: set[Value]) -> bool:
+    """Whether a phase packs one of these values, or adds to it."""
+    if isinstance(phase, TokenPhase):
+        return any(micro.what == "pack" and micro.reads[0] in written for micro in phase.micros)
+    if isinstance(phase, ProductPhase):
+        return any(product.added is not None and product.added.a in written for product in phase.products)
     return False

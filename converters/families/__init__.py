@@ -8,20 +8,29 @@ from typing import Any
 from rkf.converters.families import (
     cohere2,
     ernie4_5,
+    ernie4_5_moe,
     exaone4,
     gemma2,
     gemma3,
     glm4,
+    gpt_neox,
+    gpt_oss,
     granite,
+    granitemoe,
     llama,
     ministral3,
     mistral,
+    mixtral,
     nemotron,
     olmo2,
     olmo3,
+    olmoe,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_5,
+    qwen3_5_moe,
     qwen3_moe,
     seed_oss,
     smollm3,
@@ -33,7 +42,8 @@ from rkf.errors import UnsupportedError
 
 _MODULES = (
     *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
-    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron),
+    *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron, gpt_neox),
+    *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe),
 )
 FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 _WRAPPERS = tuple(dict.fromkeys(family.wrapper.model_type for family in FAMILIES.values() if family.wrapper))

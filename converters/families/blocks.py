@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.model.frequencies import Frequencies
-from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Linear, Logits, Norm, Op, Rope, Route
+from rkf.model.ops import Add, Attention, Clip, Embed, Experts, Gate, Linear, Logits, Norm, Op, Rope, Route
 from rkf.model.program import Program
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm"
@@ -102,16 +102,22 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     temperature: Temperature | None = None,
+    clip: float | None = None,
+    sinks: bool = False,
+    gate: bool = False,
 ) -> Layer:
     """Attention on src, written to o. biases: those of q, k, v, o that have one. scale: by default head_dim ** -0.5.
 
-    rope: the number of its table, None for a layer without rope. pairs: the numbers that it rotates together.
+    rope: the number of its table, None for a layer without rope. pairs: the numbers that it rotates together. clip: a
+    limit of q, k and v before rope. gate: the result is multiplied by the sigmoid of gate_proj.
     """
     size, heads, kv_heads = config.head_size, config.num_attention_heads, config.kv_heads
     ops: list[Op] = [
-        _linear(src, part, f"self_attn.{part}_proj", (heads if part == "q" else kv_heads) * size, part in biases)
+        linear(src, part, f"self_attn.{part}_proj", (heads if part == "q" else kv_heads) * size, part in biases)
         for part in "qkv"
     ]
+    if gate:
+        ops.append(linear(src, "g", "self_attn.gate_proj", heads * size, "q" in biases))
     if head_norm is not None:
         ops += [
             Norm(
@@ -124,6 +130,8 @@ def attention(
             )
             for part in "qk"
         ]
+    if clip is not None:
+        ops += [Clip(src=part, dst=part, limit=clip) for part in "qkv"]
     if rope is not None:
         ops += [Rope(src=part, dst=part, table=rope, head_dim=size, pairs=pairs) for part in "qk"]
     return (
@@ -140,47 +148,63 @@ def attention(
             scale=size**-0.5 if scale is None else scale,
             window=window,
             softcap=softcap,
+            sinks="self_attn.sinks" if sinks else None,
             temperature_beta=temperature.beta if temperature else None,
             temperature_length=temperature.length if temperature else None,
         ),
-        _linear("a", "o", "self_attn.o_proj", config.hidden_size, "o" in biases),
+        *((Gate(a="g", b="a", dst="a", act="sigmoid"),) if gate else ()),
+        linear("a", "o", "self_attn.o_proj", config.hidden_size, "o" in biases),
     )
 
 
-def gated(config: DecoderKeys, src: str = "h", *, bias: bool = False) -> Layer:
-    """act(gate) * up, then down, written to d."""
+def gated(
+    config: DecoderKeys,
+    src: str = "h",
+    *,
+    bias: bool = False,
+    name: str = "mlp",
+    inner: int | None = None,
+    dst: str = "d",
+) -> Layer:
+    """act(gate) * up, then down, written to dst. inner: the width between, by default intermediate_size."""
+    inner = inner or config.intermediate_size
     return (
-        _linear(src, "gate", "mlp.gate_proj", config.intermediate_size, bias),
-        _linear(src, "up", "mlp.up_proj", config.intermediate_size, bias),
+        linear(src, "gate", f"{name}.gate_proj", inner, bias),
+        linear(src, "up", f"{name}.up_proj", inner, bias),
         Gate(a="gate", b="up", dst="m", act=config.hidden_act),
-        _linear("m", "d", "mlp.down_proj", config.hidden_size, bias),
+        linear("m", dst, f"{name}.down_proj", config.hidden_size, bias),
     )
 
 
 def ungated(config: DecoderKeys, src: str = "h", *, bias: bool = False) -> Layer:
     """act(up), then down, written to d."""
     return (
-        _linear(src, "up", "mlp.up_proj", config.intermediate_size, bias),
+        linear(src, "up", "mlp.up_proj", config.intermediate_size, bias),
         Gate(a="up", dst="m", act=config.hidden_act),
-        _linear("m", "d", "mlp.down_proj", config.hidden_size, bias),
+        linear("m", "d", "mlp.down_proj", config.hidden_size, bias),
     )
 
 
-def experts(config: DecoderKeys, inner: int, experts: int, count: int, *, normalise: bool) -> Layer:
-    """The sum of `count` chosen experts, weighted by the softmax of a router's logits, written to d."""
+def softmax_route(experts: int, count: int, *, normalise: bool) -> Route:
+    """The `count` experts of the highest softmax, weighted by it."""
+    return Route(
+        src="h",
+        dst="r",
+        weight="mlp.gate.weight",
+        experts=experts,
+        count=count,
+        score="softmax",
+        normalise=normalise,
+    )
+
+
+def experts(config: DecoderKeys, route: Route, inner: int) -> Layer:
+    """The sum of the experts that `route` chooses, each of them gated, written to d. inner: their width between."""
     return (
-        Route(
-            src="h",
-            dst="r",
-            weight="mlp.gate.weight",
-            experts=experts,
-            count=count,
-            score="softmax",
-            normalise=normalise,
-        ),
+        route,
         Experts(
-            src="h",
-            route="r",
+            src=route.src,
+            route=route.dst,
             dst="d",
             gate="mlp.experts.gate_proj.weight",
             up="mlp.experts.up_proj.weight",
@@ -190,6 +214,14 @@ def experts(config: DecoderKeys, inner: int, experts: int, count: int, *, normal
             act=config.hidden_act,
         ),
     )
+
+
+def with_shared_expert(config: DecoderKeys, chosen: Layer, inner: int, name: str, switch: str | None = None) -> Layer:
+    """One more expert for every token, added to the chosen ones. switch: a sigmoid of this row's product weighs it."""
+    weighed: Layer = ()
+    if switch is not None:
+        weighed = (linear("h", "g", switch, 1, False), Gate(a="g", b="s", dst="s", act="sigmoid"))
+    return (*chosen, *gated(config, name=name, inner=inner, dst="s"), *weighed, Add(a="d", b="s", dst="d"))
 
 
 def pre_norm_layer(
@@ -240,5 +272,6 @@ def parallel_layer(config: DecoderKeys, attends: Layer, feeds: Layer, style: Nor
     return norm(config, "input_layernorm", style=style), *attends, *feeds, add("o"), add("d")
 
 
-def _linear(src: str, dst: str, name: str, rows: int, bias: bool) -> Linear:
+def linear(src: str, dst: str, name: str, rows: int, bias: bool) -> Linear:
+    """A matrix times src, plus its bias if it has one."""
     return Linear(src=src, dst=dst, weight=f"{name}.weight", rows=rows, bias=f"{name}.bias" if bias else None)

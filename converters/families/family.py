@@ -16,8 +16,11 @@ from rkf.model.program import Program
 
 C = TypeVar("C", bound=DecoderKeys)
 
-# These are not weights: old checkpoints stored frequencies that the configuration determines.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+# These are not weights: old checkpoints stored frequencies and causal masks, which the configuration determines.
+_DERIVED = re.compile(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    r"|\w+\.layers\.\d+\.attention\.(rotary_emb\.inv_freq|bias|masked_bias)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,8 @@ class GgufForm(Generic[C]):
 @dataclass(frozen=True, slots=True)
 class Family(Generic[C]):
     """A family: its model_type and class name in transformers, its table of keys, its forward pass, the layout of its
-    tensors in a Hugging Face checkpoint, and its form in GGUF.
+    tensors in a Hugging Face checkpoint, and its form in GGUF. unused: prefixes of names that the reference ignores.
+    prefix: what its names have before "layers.".
     """
 
     name: str
@@ -100,8 +104,10 @@ class Family(Generic[C]):
     gguf: GgufForm[C]
     layout: Callable[[C], Layout] = lambda config: as_named
     wrapper: Wrapper | None = None
+    unused: tuple[str, ...] = ()
+    prefix: str = "model."
 
     def own_name(self, name: str, wrapped: bool) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
         inner = self.wrapper.name(name) if wrapped and self.wrapper else name
-        return None if inner is None or _DERIVED.fullmatch(inner) else inner
+        return None if inner is None or _DERIVED.fullmatch(inner) or inner.startswith(self.unused) else inner

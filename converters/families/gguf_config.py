@@ -24,7 +24,7 @@ KEYS = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": RMS_EPSILON,
 }
-_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+_REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 
 def head_size(model: GgufModel) -> int:
@@ -47,6 +47,9 @@ def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
     value_size = model.own.get("attention.value_length", head_size(model))
     if value_size != head_size(model):
         raise UnsupportedError(f"attention.value_length is {value_size}, expected {head_size(model)} as for keys")
+    own = family.gguf.to_config(model)
+    if "intermediate_size" not in {**found, **own}:  # some mixtures have no dense layer
+        raise SourceError(f"field {KEYS['intermediate_size']} is missing")
     return {
         "architectures": [family.class_name],
         "model_type": family.name,
@@ -54,7 +57,7 @@ def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
         "num_key_value_heads": found.get("num_key_value_heads", found["num_attention_heads"]),
         "head_dim": head_size(model),
         "tie_word_embeddings": "output.weight" not in model.tensors,
-        **family.gguf.to_config(model),
+        **own,
     }
 
 

@@ -44,7 +44,7 @@ def _rope(config: GraniteKeys) -> dict[str, Any]:
     return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
-def _to_config(model: GgufModel) -> dict[str, Any]:
+def to_config(model: GgufModel) -> dict[str, Any]:
     """Where a GGUF has no scale, llama.cpp takes 1, but head_size ** -0.5 for the scores."""
     own, width = model.own, head_size(model)
     only_whole_heads(own, width)
@@ -59,7 +59,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     }
 
 
-def _to_fields(config: GraniteKeys) -> GgufFields:
+def to_fields(config: GraniteKeys) -> GgufFields:
     found = rope_fields(_rope(config), config.head_size)
     own = {
         **found.own,
@@ -76,5 +76,5 @@ FAMILY = Family(
     class_name="GraniteForCausalLM",
     keys=GraniteKeys,
     program=_program,
-    gguf=GgufForm("granite", _to_config, _to_fields, unpermuted),
+    gguf=GgufForm("granite", to_config, to_fields, unpermuted),
 )

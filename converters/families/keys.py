@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from rkf.errors import SourceError, UnsupportedError
 
 MAX_SIZE = (1 << 31) - 1
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR, CONV = "full_attention", "sliding_attention", "linear_attention", "conv"
 # Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
 _ACTIVATIONS = {
     "silu": "silu",
@@ -52,9 +52,9 @@ def read(kind: type[C], config: Mapping[str, Any]) -> C:
 # --- kinds of keys: functions of the default; "optional" ones may also be null
 
 
-def size(default: int, aliases: tuple[str, ...] = (), most: int = MAX_SIZE) -> Any:
-    """An integer of at least 1."""
-    return _key(default, _whole(1, most), aliases)
+def size(default: int, aliases: tuple[str, ...] = (), most: int = MAX_SIZE, name: str | None = None) -> Any:
+    """An integer of at least 1, at the key `name` if the field has another one."""
+    return _key(default, _whole(1, most), aliases, name)
 
 
 def optional_size(default: int | None = None, aliases: tuple[str, ...] = ()) -> Any:
@@ -66,6 +66,16 @@ def count(default: int) -> Any:
     return _key(default, _whole(0, MAX_SIZE))
 
 
+def unused_size(default: int) -> Any:
+    """An integer of at least 1; None for null and 0."""
+    return _key(default, lambda value: None if value is None else _whole(0, MAX_SIZE)(value) or None)
+
+
+def last_layer() -> Any:
+    """The number of a layer; None for -1, the last one."""
+    return _key(None, lambda value: None if value == -1 else _whole(0, MAX_SIZE)(value))
+
+
 def number(default: float, aliases: tuple[str, ...] = (), name: str | None = None) -> Any:
     """A finite number above 0, at the key `name` if the field has another one."""
     return _key(default, _positive, aliases, name)
@@ -75,9 +85,15 @@ def optional_number(default: float | None = None, aliases: tuple[str, ...] = ())
     return _key(default, _or_null(_positive), aliases)
 
 
-def flag(default: bool, or_null: bool = False) -> Any:
+def flag(default: bool, or_null: bool = False, aliases: tuple[str, ...] = (), name: str | None = None) -> Any:
     """A boolean. or_null: null is false."""
-    return _key(default, (lambda value: value is not None and _flag(value)) if or_null else _flag)
+    reader: _Read = (lambda value: value is not None and _flag(value)) if or_null else _flag
+    return _key(default, reader, aliases, name)
+
+
+def ignored(value: Any) -> Any:
+    """A key that the reference ignores, with the value that it always has."""
+    return _key(value, lambda _: value)
 
 
 def activation(default: str, name: str = "hidden_act") -> Any:
@@ -85,9 +101,10 @@ def activation(default: str, name: str = "hidden_act") -> Any:
     return _key(_ACTIVATIONS[default], _activation, name=name)
 
 
-def layer_types() -> Any:
-    """The kind of attention of each layer, as words; null: the family's own pattern."""
-    return _key(None, _or_null(_layer_types))
+def layer_types(*known: str) -> Any:
+    """The kind of each layer, as words (by default: full or sliding attention); null: the family's own pattern."""
+    words = known or (FULL, SLIDING)
+    return _key(None, _or_null(lambda value: _layer_types(value, words)))
 
 
 def period(default: int) -> Any:
@@ -164,12 +181,12 @@ def _activation(value: Any) -> str:
     return _ACTIVATIONS[value]
 
 
-def _layer_types(value: Any) -> tuple[str, ...]:
+def _layer_types(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise _WrongError("a list of words")
     for word in value:
-        if word not in (FULL, SLIDING):
-            raise UnsupportedError(f"layer_types: {word!r} is not supported; known: {FULL}, {SLIDING}")
+        if word not in known:
+            raise UnsupportedError(f"layer_types: {word!r} is not supported; known: {', '.join(known)}")
     return tuple(value)
 
 

@@ -20,22 +20,39 @@ from rkf.converters.families.blocks import HEAD
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.program import Program
 
-_LAYER = re.compile(r"(model\.layers\.\d+\.)(.+)")
+_LAYER = re.compile(r"model\.(layers\.\d+\.)(.+)")
 Values = NDArray[Any]
 Shape = tuple[int, ...]
 
 
 class Transform(Protocol):
-    """A change of a checkpoint tensor's values. moves: whether it only moves values and changes none."""
+    """A change of a checkpoint tensor's values. moves: whether it only moves values and changes none.
+
+    shape: the new shape for one of the checkpoint's; stored: the inverse.
+    """
 
     @property
     def moves(self) -> bool: ...
     def apply(self, values: Values) -> Values: ...
     def undo(self, values: Values) -> Values: ...
+    def shape(self, stored: Shape) -> Shape: ...
+    def stored(self, shape: Shape) -> Shape: ...
+
+
+class SameShape:
+    """A transform that keeps the shape."""
+
+    __slots__ = ()
+
+    def shape(self, stored: Shape) -> Shape:
+        return stored
+
+    def stored(self, shape: Shape) -> Shape:
+        return shape
 
 
 @dataclass(frozen=True, slots=True)
-class Unpermuted:
+class Unpermuted(SameShape):
     """Rows of each head, from rope's neighbour pairs (2i, 2i + 1) to the halves (i, i + n) that ops use.
 
     Source: this is the inverse of `LlamaModel.permute` in llama.cpp's conversion/llama.py. It also applies to biases.
@@ -54,7 +71,7 @@ class Unpermuted:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class Added(SameShape):
     """A constant is added to every value, f32."""
 
     constant: float
@@ -68,29 +85,121 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
+class Regrouped(SameShape):
+    """Heads along an axis, from the order (copy, group) to (group, copy). start: the numbers before the heads stay."""
+
+    groups: int
+    copies: int
+    axis: int = 0
+    start: int = 0
+    moves = True
+
+    def apply(self, values: Values) -> Values:
+        return self._swapped(values, self.copies, self.groups)
+
+    def undo(self, values: Values) -> Values:
+        return self._swapped(values, self.groups, self.copies)
+
+    def _swapped(self, values: Values, outer: int, inner: int) -> Values:
+        size = values.shape[self.axis]
+        heads = np.arange(self.start, size).reshape(outer, inner, -1).swapaxes(0, 1).reshape(-1)
+        return values.take(np.concatenate([np.arange(self.start), heads]), self.axis)
+
+
+@dataclass(frozen=True, slots=True)
+class MinusExp(SameShape):
+    """A value is stored as minus its exponential, f32."""
+
+    moves = False
+
+    def apply(self, values: Values) -> Values:
+        return np.log(-values.astype(np.float64)).astype(np.float32)
+
+    def undo(self, values: Values) -> Values:
+        return -np.exp(values.astype(np.float64)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """The last two axes are exchanged."""
+
+    moves = True
+
+    def apply(self, values: Values) -> Values:
+        return values.swapaxes(-1, -2)
+
+    undo = apply
+
+    def shape(self, stored: Shape) -> Shape:
+        return (*stored[:-2], stored[-1], stored[-2])
+
+    stored = shape
+
+
+@dataclass(frozen=True, slots=True)
+class Squeezed:
+    """An axis of size 1 is left out."""
+
+    axis: int
+    moves = True
+
+    def apply(self, values: Values) -> Values:
+        return values.squeeze(self.axis)
+
+    def undo(self, values: Values) -> Values:
+        return np.expand_dims(values, self.axis)
+
+    def shape(self, stored: Shape) -> Shape:
+        return (*stored[: self.axis], *stored[self.axis + 1 :]) if stored[self.axis : self.axis + 1] == (1,) else stored
+
+    def stored(self, shape: Shape) -> Shape:
+        return (*shape[: self.axis], 1, *shape[self.axis :])
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A tensor of the program in terms of a checkpoint's tensors.
 
     names: the tensor it comes from; if stacked, the tensors of the experts in order, which become one
     [experts, rows, cols]. part: the part of the named tensor, as a numpy index of slices with both ends; () is all of
-    it. steps: changes to apply then.
+    it. heads: the first axis is that of so many heads, and part is a part of each. steps: changes to apply then.
     """
 
     names: tuple[str, ...]
     part: tuple[slice, ...] = ()
     steps: tuple[Transform, ...] = ()
     stacked: bool = False
+    heads: int = 1
 
     def renamed(self, rename: Callable[[str], str]) -> Origin:
         return replace(self, names=tuple(map(rename, self.names)))
 
     def shape(self, stored: Shape) -> Shape:
         """The shape of the program's tensor, from the shape of the checkpoint's."""
+        first = stored[0] // self.heads if stored[0] % self.heads == 0 else 0
         cut = tuple(
             len(range(*self.part[axis].indices(size))) if axis < len(self.part) else size
-            for axis, size in enumerate(stored)
+            for axis, size in enumerate((first, *stored[1:]))
         )
+        cut = (cut[0] * self.heads, *cut[1:])
+        for step in self.steps:
+            cut = step.shape(cut)
         return (len(self.names), *cut) if self.stacked else cut
+
+    def cut(self, values: Values) -> Values:
+        """The part of a whole checkpoint's tensor, before the steps."""
+        if self.heads == 1:
+            return values[self.part]
+        each = values.reshape(self.heads, -1, *values.shape[1:])[(slice(None), *self.part)]
+        return each.reshape(-1, *each.shape[2:])
+
+    def put(self, part: Values, whole: Values) -> None:
+        """Write the part into a checkpoint's tensor; the inverse of `cut`."""
+        if self.heads == 1:
+            whole[self.part] = part
+            return
+        each = whole.reshape(self.heads, -1, *whole.shape[1:])
+        each[(slice(None), *self.part)] = part.reshape(self.heads, -1, *part.shape[1:])
 
     @property
     def keeps_values(self) -> bool:
@@ -107,14 +216,22 @@ def as_named(name: str) -> tuple[Origin, ...]:
 
 
 def fused_rows(fusions: Mapping[str, Mapping[str, int]]) -> Layout:
-    """The layout of a checkpoint with fused matrices. fusions: fused matrix -> its parts in order, and their rows."""
-    found: dict[str, tuple[Origin, ...]] = {}
+    """The layout of a checkpoint with fused modules. fusions: fused module -> its parts in order, and their rows."""
+    found: dict[str, tuple[str, slice]] = {}
     for fused, parts in fusions.items():
         start = 0
         for part, rows in parts.items():
-            found[f"{part}.weight"] = (Origin((f"{fused}.weight",), (slice(start, start + rows),)),)
+            found[part] = fused, slice(start, start + rows)
             start += rows
-    return lambda name: found.get(name) or as_named(name)
+
+    def layout(name: str) -> tuple[Origin, ...]:
+        module, _, last = name.rpartition(".")
+        if module not in found:
+            return as_named(name)
+        fused, rows = found[module]
+        return (Origin((f"{fused}.{last}",), (rows,)),)
+
+    return layout
 
 
 def renamed(names: Mapping[str, str]) -> Layout:
@@ -127,14 +244,14 @@ def renamed(names: Mapping[str, str]) -> Layout:
     return layout
 
 
-def by_full_name(layout: Layout) -> Layout:
-    """A family's layout over names inside a layer, as a layout over full names."""
+def by_full_name(layout: Layout, prefix: str = "model.") -> Layout:
+    """A family's layout over names inside a layer, as a layout over full names. prefix: what is before "layers."."""
 
     def origins(name: str) -> tuple[Origin, ...]:
         match = _LAYER.fullmatch(name)
         if match is None:
             return layout(name)
-        return tuple(origin.renamed(lambda inner: match[1] + inner) for origin in layout(match[2]))
+        return tuple(origin.renamed(lambda inner: prefix + match[1] + inner) for origin in layout(match[2]))
 
     return origins
 
@@ -204,9 +321,10 @@ class Assembly:
         out = np.empty(self.shape, np.float32)
         for part in self.parts:
             values = decode(part.tensor)
+            values = values if part.expert is None else values[part.expert]
             for step in reversed(part.origin.steps):
                 values = step.undo(values)
-            out[part.origin.part or ...] = values if part.expert is None else values[part.expert]
+            part.origin.put(values, out)
         return out
 
 
@@ -225,7 +343,10 @@ def _whole(parts: list[tuple[Shape, Origin]]) -> Shape:
     """The shape of a tensor made of parts."""
     shape, origin = parts[0]
     inner = shape[1:] if origin.stacked else shape
+    for step in reversed(origin.steps):
+        inner = step.stored(inner)
     cuts = [origin.part for _, origin in parts]
-    return tuple(
+    ends = tuple(
         max(cut[axis].stop for cut in cuts) if axis < len(origin.part) else size for axis, size in enumerate(inner)
     )
+    return (ends[0] * origin.heads, *ends[1:])

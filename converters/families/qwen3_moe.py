@@ -6,14 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, experts, gated, pre_norm_layer
+from rkf.converters.families.blocks import (
+    HeadNorm,
+    Layer,
+    assemble,
+    attention,
+    experts,
+    gated,
+    pre_norm_layer,
+    softmax_route,
+)
 from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import flag, layer_numbers, optional_size, size
-from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout import Layout
 from rkf.errors import SourceError, UnsupportedError
+from rkf.model.ops import Route
 from rkf.model.program import MAX_LAYERS, Program
 
 
@@ -48,6 +59,10 @@ class Qwen3MoeKeys(DecoderKeys):
         """The window of every layer, if it is used."""
         return self.sliding_window if self.use_sliding_window else None
 
+    @property
+    def route(self) -> Route:
+        return softmax_route(self.num_experts, self.num_experts_per_tok, normalise=self.norm_topk_prob)
+
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""
         return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
@@ -66,13 +81,7 @@ def _layer(config: Qwen3MoeKeys, sparse: bool) -> Layer:
         head_norm=HeadNorm(config.rms_norm_eps),
         window=config.window,
     )
-    chosen = experts(
-        config,
-        config.moe_intermediate_size,
-        config.num_experts,
-        config.num_experts_per_tok,
-        normalise=config.norm_topk_prob,
-    )
+    chosen = experts(config, config.route, config.moe_intermediate_size)
     return pre_norm_layer(config, attends, chosen if sparse else gated(config))
 
 
@@ -81,22 +90,7 @@ def _rope(config: Qwen3MoeKeys) -> dict[str, Any]:
 
 
 def _layout(config: Qwen3MoeKeys) -> Layout:
-    """Experts are separate tensors. transformers 5 may also store them stacked, with gate and up in one, gate first."""
-    inner = config.moe_intermediate_size
-    cuts = {"gate_proj": (0, inner), "up_proj": (inner, 2 * inner)}
-
-    def layout(name: str) -> tuple[Origin, ...]:
-        if not name.startswith("mlp.experts."):
-            return as_named(name)
-        part = name.split(".")[2]
-        single = tuple(f"mlp.experts.{number}.{part}.weight" for number in range(config.num_experts))
-        if part == "down_proj":
-            return Origin(single, stacked=True), Origin(("mlp.experts.down_proj",))
-        start, stop = cuts[part]
-        fused = Origin(("mlp.experts.gate_up_proj",), (slice(0, config.num_experts), slice(start, stop)))
-        return Origin(single, stacked=True), fused
-
-    return layout
+    return expert_stacks(config.num_experts, config.moe_intermediate_size)
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:

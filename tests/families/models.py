@@ -331,6 +331,17 @@ VARIANTS |= {
         },
     ),
     "nemotron": ("nemotron", {}),
+    "gpt_neox": ("gpt_neox", {"layer_norm_eps": 1e-4}),
+    "gpt_neox-in-turn": (
+        "gpt_neox",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "relu",
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
     "nemotron-biases": (
         "nemotron",
         {
@@ -339,6 +350,161 @@ VARIANTS |= {
             "mlp_bias": True,
             "norm_eps": 1e-4,
             "rope_parameters": YARN | {"partial_rotary_factor": 0.25},
+        },
+    ),
+}
+
+VARIANTS |= {
+    "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}),
+    "mixtral-window": (
+        "mixtral",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "sliding_window": WINDOW,
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+        },
+    ),
+    "qwen2_moe-mixed": (
+        "qwen2_moe",
+        {
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "mlp_only_layers": [3],
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmoe": ("olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "olmoe-clip": (
+        "olmoe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "clip_qkv": 0.5,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "num_key_value_heads": None,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "head_dim": 32,
+            "sliding_window": WINDOW,
+            "rope_parameters": YARN | {"truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+        },
+    ),
+    "gpt_oss-clamped": (
+        "gpt_oss",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "attention_bias": False,
+            "swiglu_limit": 0.5,
+            "swiglu_alpha": 1.25,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoe": (
+        "granitemoe",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.125,
+            "residual_multiplier": 0.25,
+            "logits_scaling": 8.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoe-biases": (
+        "granitemoe",
+        {"num_local_experts": 4, "attention_multiplier": 0.3, "attention_bias": True, "rope_parameters": LLAMA3},
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "tie_word_embeddings": True},
+    ),
+    "ernie4_5_moe-mixed": (
+        "ernie4_5_moe",
+        {
+            "num_hidden_layers": 4,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 32,
+            "moe_num_shared_experts": 0,
+            "moe_layer_start_index": 0,
+            "moe_layer_end_index": 2,
+            "moe_layer_interval": 2,
+            "head_dim": 32,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+_DELTA: dict[str, Any] = {
+    "head_dim": 32,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_MIXTURE: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
+VARIANTS |= {
+    "qwen3_5": ("qwen3_5_text", _DELTA | {"num_hidden_layers": 4}),
+    "qwen3_5-mixed": (
+        "qwen3_5_text",
+        _DELTA
+        | {
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_num_value_heads": 2,
+            "linear_conv_kernel_dim": 3,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_5_moe": ("qwen3_5_moe_text", _DELTA | _MIXTURE | {"num_hidden_layers": 4}),
+    "qwen3_5_moe-tied": (
+        "qwen3_5_moe_text",
+        _DELTA
+        | _MIXTURE
+        | {
+            "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 4,
+            "tie_word_embeddings": True,
         },
     ),
 }

@@ -1,0 +1,80 @@
+"""granitemoe: Granite 3 with experts in every layer. Its stacks hold gate and up in one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope_scaling
+from rkf.converters.families.blocks import assemble, attention, experts, pre_norm_layer
+from rkf.converters.families.expert_layout import fused_stacks, renamed
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_experts import expert_config, expert_fields
+from rkf.converters.families.granite import GraniteKeys, to_config, to_fields
+from rkf.converters.families.keys import size
+from rkf.converters.families.layout import Layout
+from rkf.converters.families.llama import unpermuted
+from rkf.model.ops import Route
+from rkf.model.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraniteMoeKeys(GraniteKeys):
+    num_local_experts: int = size(8, most=1 << 16)
+    num_experts_per_tok: int = size(2)
+
+
+def _program(config: GraniteMoeKeys) -> Program:
+    rope = rope_scaling.whole_heads(rope_scaling.parameters(config))
+    turns = rope_scaling.frequencies(rope, config.head_size, config.max_position_embeddings)
+    route = Route(
+        src="h",
+        dst="r",
+        weight="mlp.gate.weight",
+        experts=config.num_local_experts,
+        count=config.num_experts_per_tok,
+        score="chosen",
+    )
+    layer = pre_norm_layer(
+        config,
+        attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
+        experts(config, route, config.intermediate_size),
+        residual=config.residual_multiplier,
+    )
+    return assemble(
+        config,
+        [layer] * config.num_hidden_layers,
+        (turns,),
+        embedding_scale=config.embedding_multiplier,
+        logit_scale=1 / config.logits_scaling,
+    )
+
+
+def _layout(config: GraniteMoeKeys) -> Layout:
+    return fused_stacks(
+        config.num_local_experts,
+        config.intermediate_size,
+        gate_up="block_sparse_moe.input_linear.weight",
+        down="block_sparse_moe.output_linear.weight",
+        rest=renamed({"mlp.gate.": "block_sparse_moe.router.layer."}),
+    )
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    return {**to_config(model), **expert_config(model.own, "num_local_experts")}
+
+
+def _to_fields(config: GraniteMoeKeys) -> GgufFields:
+    config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
+    found = to_fields(config)
+    return GgufFields({**found.own, **expert_fields(config.num_local_experts, config.num_experts_per_tok)}, found.extra)
+
+
+FAMILY = Family(
+    name="granitemoe",
+    class_name="GraniteMoeForCausalLM",
+    keys=GraniteMoeKeys,
+    program=_program,
+    layout=_layout,
+    gguf=GgufForm("granitemoe", _to_config, _to_fields, unpermuted),
+)

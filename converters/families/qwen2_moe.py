@@ -1,0 +1,139 @@
+"""qwen2_moe: Qwen 1.5 and 2 with experts in all or some layers, and a shared expert weighed by a sigmoid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rkf.converters.families import rope_scaling
+from rkf.converters.families.blocks import (
+    Layer,
+    assemble,
+    attention,
+    experts,
+    gated,
+    pre_norm_layer,
+    softmax_route,
+    with_shared_expert,
+)
+from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families.expert_layout import expert_stacks
+from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields
+from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.keys import (
+    FULL,
+    SLIDING,
+    count,
+    flag,
+    layer_numbers,
+    layer_types,
+    optional_size,
+    size,
+    unused_size,
+)
+from rkf.converters.families.layout import Layout
+from rkf.errors import SourceError, UnsupportedError
+from rkf.model.program import MAX_LAYERS, Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2MoeKeys(DecoderKeys):
+    vocab_size: int = size(151936)
+    hidden_size: int = size(2048)
+    intermediate_size: int = size(5632)
+    num_hidden_layers: int = size(24, most=MAX_LAYERS)
+    num_attention_heads: int = size(16)
+    num_key_value_heads: int | None = optional_size(16)
+    max_position_embeddings: int = size(32768)
+    qkv_bias: bool = flag(True)
+    use_sliding_window: bool = flag(False)
+    sliding_window: int | None = unused_size(4096)
+    max_window_layers: int = count(28)
+    layer_types: tuple[str, ...] | None = layer_types()
+    decoder_sparse_step: int = size(1)
+    moe_intermediate_size: int = size(1408)
+    shared_expert_intermediate_size: int = size(5632)
+    num_experts: int = size(60, most=1 << 16)
+    num_experts_per_tok: int = size(4)
+    norm_topk_prob: bool = flag(False)
+    mlp_only_layers: tuple[int, ...] = layer_numbers()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise SourceError(f"layer_types: expected {self.num_hidden_layers} words, got {len(self.layer_types)}")
+
+    @property
+    def windows(self) -> list[int | None]:
+        """The window of each layer, None for full attention. By default every other layer has one."""
+        window = self.sliding_window if self.use_sliding_window else None
+        kinds = self.layer_types or [
+            SLIDING if number % 2 == 0 and number < self.max_window_layers else FULL
+            for number in range(self.num_hidden_layers)
+        ]
+        return [window if kind == SLIDING else None for kind in kinds]
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+
+
+def _program(config: Qwen2MoeKeys) -> Program:
+    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    layers = (_layer(config, number, window) for number, window in enumerate(config.windows))
+    return assemble(config, layers, (turns,))
+
+
+def _layer(config: Qwen2MoeKeys, number: int, window: int | None) -> Layer:
+    attends = attention(config, biases="qkv" if config.qkv_bias else "", window=window)
+    if not config.is_sparse(number):
+        return pre_norm_layer(config, attends, gated(config))
+    route = softmax_route(config.num_experts, config.num_experts_per_tok, normalise=config.norm_topk_prob)
+    chosen = experts(config, route, config.moe_intermediate_size)
+    inner = config.shared_expert_intermediate_size
+    feeds = with_shared_expert(config, chosen, inner, "mlp.shared_expert", switch="mlp.shared_expert_gate")
+    return pre_norm_layer(config, attends, feeds)
+
+
+def _rope(config: Qwen2MoeKeys) -> dict[str, Any]:
+    return rope_scaling.whole_heads(rope_scaling.parameters(config))
+
+
+def _layout(config: Qwen2MoeKeys) -> Layout:
+    return expert_stacks(config.num_experts, config.moe_intermediate_size)
+
+
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    """llama.cpp never divides by the sum of the chosen weights, and assumes experts in every layer."""
+    own = model.own
+    only_whole_heads(own, head_size(model))
+    return {
+        **expert_config(own),
+        "moe_intermediate_size": own.get(INNER) or own["feed_forward_length"] // own.get("expert_used_count", 1),
+        "shared_expert_intermediate_size": own.get(SHARED_INNER) or own["feed_forward_length"],
+        "qkv_bias": "blk.0.attn_q.bias" in model.tensors,
+        **rope_scaling.spelt(rope_config(model, head_size(model))),
+    }
+
+
+def _to_fields(config: Qwen2MoeKeys) -> GgufFields:
+    config.refuse(config.norm_topk_prob, "norm_topk_prob", "false, as llama.cpp computes it")
+    config.refuse(any(config.windows), "use_sliding_window", "false: llama.cpp has no windows here")
+    if not all(map(config.is_sparse, range(config.num_hidden_layers))):
+        raise UnsupportedError("mlp_only_layers, decoder_sparse_step: a GGUF cannot store layers without experts")
+    found = rope_fields(_rope(config), config.head_size)
+    mixture = expert_fields(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
+    shared = {SHARED_INNER: config.shared_expert_intermediate_size}
+    return GgufFields({**found.own, **mixture, **shared}, found.extra)
+
+
+FAMILY = Family(
+    name="qwen2_moe",
+    class_name="Qwen2MoeForCausalLM",
+    keys=Qwen2MoeKeys,
+    program=_program,
+    layout=_layout,
+    gguf=GgufForm("qwen2moe", _to_config, _to_fields),
+)
