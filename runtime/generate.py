@@ -16,6 +16,7 @@ from rkf.runtime.sampling import Sampling, sample
 from rkf.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
+    from rkf.model.metadata import ModelMetadata
     from rkf.runtime.backend import Backend
 
 F32 = NDArray[np.float32]
@@ -26,11 +27,15 @@ class Session:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._sequence = backend.new_sequence(backend.metadata.context_length)
+        self._capacities = _capacities(backend.metadata)
+        self._sequence = backend.new_sequence(self._capacities[0])
         self._held: list[int] = []
 
     def next_logits(self, ids: Sequence[int]) -> F32:
         """Logits after all of `ids`, `f32[vocab]`; the longest beginning in the sequence is not computed again."""
+        if len(ids) > self._sequence.capacity and len(self._capacities) > 1:  # other ropes: nothing held is of use
+            capacity = next((each for each in self._capacities if each >= len(ids)), self._capacities[-1])
+            self._sequence, self._held = self._backend.new_sequence(capacity), []
         common = min(_common(self._held, ids), len(ids) - 1)  # always compute the last one, for its logits
         known = self._sequence.reusable(common)
         self._sequence.truncate(known)
@@ -153,6 +158,12 @@ class StopStrings:
 
     def _begins(self, text: str) -> bool:
         return any(stop.startswith(text) for stop in self._stops)
+
+
+def _capacities(model: ModelMetadata) -> list[int]:
+    """How long sequences may grow: to where a rope changes its frequencies, and to the context's end."""
+    changes = {rope.original_context for rope in model.program.ropes if rope.long is not None and rope.original_context}
+    return sorted({each for each in changes if each < model.context_length} | {model.context_length})
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

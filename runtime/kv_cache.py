@@ -79,8 +79,10 @@ class CacheLayout:
                     self.state_bytes += _state_bytes(program, op)
 
     def bytes_of(self, tokens: int) -> int:
-        """Memory of a sequence of so many tokens while it decodes. Slots with a window keep their window."""
-        return sum(group.pages(tokens) * group.page_bytes for group in self.groups)
+        """Memory of a sequence of so many tokens while it decodes. Slots with a window keep their window, states their
+        size.
+        """
+        return self.state_bytes + sum(group.pages(tokens) * group.page_bytes for group in self.groups)
 
 
 def _seen(program: Program, layer: int, op: Attention) -> int | None:

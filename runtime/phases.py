@@ -188,7 +188,7 @@ def _last_reader(found: Sequence[Phase], at: int, value: Value) -> int:
 
 def _shared_by(later: Iterable[Phase], written: set[Value]) -> bool:
     """Whether a later phase needs the written value in shared memory: to pack it, because products expect a value and
-    its packed form in one place; to add to it; or for the items of a recurrence.
+    its packed form in one place; or to add to it.
     """
     return any(_packs_or_adds(phase, written) for phase in later)
 

@@ -94,3 +94,14 @@ def test_pages_behind_a_window_are_given_back():
     assert table.can_go_back_to(2000) and not table.can_go_back_to(1800)
     table.truncate(0)
     assert not table.addresses.any() and table.can_go_back_to(0)
+
+
+def test_a_session_that_outgrows_its_ropes_begins_anew():
+    path = next(VECTORS / entry["file"] for entry in ENTRIES if ".long." in entry["logits"])
+    with rkf.open(path) as container:
+        backend = CpuBackend(container)
+        short = min(rope.original_context for rope in backend.metadata.program.ropes if rope.long is not None)
+        session, ids = Session(backend), [1, 7, 3, 14, 15, 9, 2, 6] * short
+        for length, capacity in ((short, short), (short + 1, backend.metadata.context_length)):
+            wanted = backend.forward([Row(backend.new_sequence(capacity), np.array(ids[:length]))])[0]
+            assert np.array_equal(session.next_logits(ids[:length]), wanted)
