@@ -189,9 +189,13 @@ def _set(key: str, value: int) -> Callable[[gguf.GGUFWriter], None]:
 REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "big-endian": ({"endianess": gguf.GGUFEndian.BIG}, SourceError, "big-endian"),
     "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
-    "experts": ({"edit": _set("llama.expert_count", 8)}, UnsupportedError, "expert_count"),
+    "experts": ({"edit": _set("llama.expert_count", 8)}, SourceError, "num_experts_per_tok"),
     "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
-    "yarn": ({"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)}, UnsupportedError, "yarn"),
+    "yarn": (
+        {"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)},
+        SourceError,
+        "rope.scaling.factor",
+    ),
     "unknown tensor": (
         {"edit": lambda w: w.add_tensor("blk.0.attn_qkv.weight", np.zeros(4, np.float32))},
         UnsupportedError,
@@ -225,11 +229,11 @@ def test_refusals(gguf_file: Callable[..., Path], case: str) -> None:
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "gptneox")
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "bloom")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(UnsupportedError, match="architecture 'gptneox'"):
+    with pytest.raises(UnsupportedError, match="architecture 'bloom'"):
         open_source(tmp_path / "a.gguf")
 
 
