@@ -114,9 +114,10 @@ def period(default: int) -> Any:
     )
 
 
-def layer_numbers() -> Any:
-    """Numbers of layers; null: none."""
-    return _key((), lambda value: () if value is None else _integers(value))
+def layer_numbers(or_null: bool = False) -> Any:
+    """Numbers of layers. or_null: null, the default, differs from none of them."""
+    none = None if or_null else ()
+    return _key(none, lambda value: none if value is None else _integers(value))
 
 
 def token(default: int | None) -> Any:

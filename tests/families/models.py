@@ -498,6 +498,40 @@ VARIANTS |= {
     ),
 }
 
+_CONV: dict[str, Any] = {"layer_types": ["conv", "full_attention", "conv"]}
+VARIANTS |= {
+    "lfm2": ("lfm2", _CONV | {"block_multiple_of": 16}),
+    "lfm2-biases": (
+        "lfm2",
+        {
+            "full_attn_idxs": [0, 2],
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        _CONV | {"num_dense_layers": 1, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
+    ),
+    "lfm2_moe-plain": (
+        "lfm2_moe",
+        _CONV
+        | {
+            "num_dense_layers": 0,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "use_expert_bias": False,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
 
 def model_of(variant: str) -> Any:
     """A model in f32 whose every tensor (norms and biases too) is random."""
@@ -509,7 +543,8 @@ def model_of(variant: str) -> Any:
 def randomised(config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Any:
     model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
-        for parameter in model.parameters():
+        stored = [buffer for name, buffer in model.named_buffers() if name in model.state_dict()]
+        for parameter in (*model.parameters(), *stored):
             parameter.copy_(torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1))
     return model.eval()
 
