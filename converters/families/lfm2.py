@@ -44,7 +44,7 @@ NAMES = {
     "mlp.down_proj.": "feed_forward.w2.",
     "model.norm.": "model.embedding_norm.",
 }
-_PARTS = ("b_proj", "c_proj", "x_proj")  # of conv.in_proj, in order
+_PARTS = ("b_proj", "c_proj", "v_proj")  # of conv.in_proj, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +115,11 @@ def program(config: Lfm2BaseKeys, feeds: list[Layer]) -> Program:
 def _convolution(config: Lfm2BaseKeys) -> Layer:
     """A product, a short convolution of it, and one more product; written to o."""
     bias = config.conv_bias
-    b, c, x = (linear("h", part[0], f"conv.{part}", config.hidden_size, bias) for part in _PARTS)
+    b, c, v = (linear("h", part[0], f"conv.{part}", config.hidden_size, bias) for part in _PARTS)
     return (
         b,
-        x,
-        Gate(a=b.dst, b=x.dst, dst="s", act="identity"),
+        v,
+        Gate(a=b.dst, b=v.dst, dst="s", act="identity"),
         Conv(
             src="s",
             dst="s",
