@@ -26,7 +26,6 @@ from rkf.converters.families.keys import (
     table,
     token,
     tokens,
-    unused_size,
     word,
 )
 from rkf.converters.families.layout import Layout, as_named
@@ -34,7 +33,7 @@ from rkf.converters.families.windows import Windowed
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.frequencies import Frequencies
 from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Logits, Norm, Op, Rope, Route, Scale
-from rkf.model.program import MAX_LAYERS, Program
+from rkf.model.program import MAX_LAYERS, Program, layer_of
 
 _PERIOD = 6
 # What the reference takes without rope_parameters.
@@ -61,7 +60,7 @@ class Gemma4Keys(Windowed):
     final_logit_softcapping: float | None = optional_number()
     use_bidirectional_attention: str | None = word()
     vocab_size_per_layer_input: int = size(262144)
-    hidden_size_per_layer_input: int | None = unused_size(256)
+    hidden_size_per_layer_input: int = count(256)
     attention_k_eq_v: bool = flag(False)
     num_kv_shared_layers: int = count(0)
     use_double_wide_mlp: bool = flag(False)
@@ -79,6 +78,9 @@ class Gemma4Keys(Windowed):
         super().__post_init__()
         causal = self.use_bidirectional_attention in (None, "vision")
         self.refuse(not causal, "use_bidirectional_attention", "null or 'vision': attention is causal")
+        for layer in self.per_layer_config or ():
+            if not layer.isdecimal() or int(layer) >= self.num_hidden_layers:
+                raise SourceError(f"per_layer_config: expected numbers of layers, got {layer!r}")
         if set(self.kinds[: self.first_shared]) != set(self.kinds):
             raise SourceError("num_kv_shared_layers: expected a layer of each kind before those that share")
         if self.enable_moe_block and not (self.num_experts and self.top_k_experts and self.moe_intermediate_size):
@@ -158,7 +160,7 @@ def _stem(config: Gemma4Keys) -> Layer:
     """The embedding, and the inputs of all layers side by side in p."""
     width, each = config.hidden_size, config.hidden_size_per_layer_input
     stream = Embed(dst="x", table=EMBEDDING, rows=config.vocab_size, cols=width, scale=width**0.5)
-    if each is None:
+    if not each:
         return (stream,)
     whole = config.num_hidden_layers * each
     return (
@@ -287,6 +289,13 @@ def _layout(config: Gemma4Keys) -> Layout:
     return fused_stacks(experts, inner, "experts.gate_up_proj", "experts.down_proj")
 
 
+def _unused(config: Gemma4Keys, name: str) -> bool:
+    """Layers that read keys and values of another may have the tensors of their own in a checkpoint."""
+    _, _, part = name.partition(".self_attn.")
+    layer = layer_of(name)
+    return layer is not None and layer >= config.first_shared and part.startswith(("k_", "v_"))
+
+
 def _to_config(model: GgufModel) -> dict[str, Any]:
     raise UnsupportedError("a GGUF of gemma4 is not supported; give the Hugging Face checkpoint")
 
@@ -301,6 +310,7 @@ FAMILY = Family(
     keys=Gemma4Keys,
     program=_program,
     layout=_layout,
+    unused=_unused,
     gguf=GgufForm("gemma4", _to_config, _to_fields, activation="gelu_tanh"),
     wrapper=Wrapper(
         model_type="gemma4",

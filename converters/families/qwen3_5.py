@@ -239,5 +239,5 @@ FAMILY = Family(
     layout=layout,
     gguf=GgufForm("qwen35", to_config, to_fields, gguf_layout),
     wrapper=wrapper("qwen3_5"),
-    unused=("mtp.",),
+    unused=lambda config, name: name.startswith("mtp."),
 )
