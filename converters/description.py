@@ -32,12 +32,13 @@ class Description:
     @property
     def layout(self) -> Layout:
         """Where tensors are in a Hugging Face checkpoint."""
-        return by_full_name(self.family.layout(self.keys))
+        return by_full_name(self.family.layout(self.keys), self.family.prefix)
 
     @property
     def gguf_layout(self) -> Layout:
         """Where tensors are in a GGUF."""
-        return gguf_layout(self.family.gguf.architecture, by_full_name(self.family.gguf.layout(self.keys)))
+        layout = by_full_name(self.family.gguf.layout(self.keys), self.family.prefix)
+        return gguf_layout(self.family.gguf.architecture, layout)
 
     def own_name(self, name: str) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""

@@ -10,7 +10,7 @@ from rkf.converters.families.layout import Layout, Origin
 from rkf.errors import UnsupportedError
 
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-_NUMBER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_NUMBER = re.compile(r"(\w+\.layers\.)(\d+)\.(.+)")
 
 
 def gguf_layout(architecture: str, layout: Layout) -> Layout:
@@ -20,11 +20,11 @@ def gguf_layout(architecture: str, layout: Layout) -> Layout:
 
     def rename(name: str) -> str:
         match = _NUMBER.fullmatch(name)
-        single = name if match is None else f"model.layers.0.{match[2]}"
+        single = name if match is None else f"{match[1]}0.{match[3]}"
         found = table.get_name(single, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise UnsupportedError(f"tensor {name} has no name in a GGUF of architecture {architecture}")
-        return found if match is None else f"blk.{match[1]}.{found.removeprefix('blk.0.')}"
+        return found if match is None else f"blk.{match[2]}.{found.removeprefix('blk.0.')}"
 
     def renamed(name: str) -> tuple[Origin, ...]:
         return tuple(origin.renamed(rename) for origin in layout(name))

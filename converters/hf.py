@@ -54,7 +54,7 @@ class HfSource:
             for name in VERBATIM
             if (folder / name).is_file() and (content := (folder / name).read_bytes())
         }
-        self.model = checked(self._model(config, tokenizer), self.label)
+        self.model = checked(self._model(tokenizer), self.label)
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= self.model.vocab_size:
             raise SourceError(
@@ -62,7 +62,8 @@ class HfSource:
             )
         tied = self._description.keys.tie_word_embeddings
         if tied:
-            self._stored.pop(HEAD, None)  # some writers store the embedding twice
+            for name in {name for origin in self._description.layout(HEAD) for name in origin.names}:
+                self._stored.pop(name, None)  # some writers store the embedding twice
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         shapes = {name: spec.shape for name, spec in self._stored.items()}
         self._origins = place(self.model.program, self._description.layout, shapes, tied, self.label)
@@ -149,13 +150,13 @@ class HfSource:
         self.tokenizer_json = path.read_bytes()
         return load_tokenizer(self.tokenizer_json, self.label)
 
-    def _model(self, config: dict[str, Any], tokenizer: Tokenizer) -> ModelMetadata:
+    def _model(self, tokenizer: Tokenizer) -> ModelMetadata:
         """The program, and the metadata from the other files."""
         generation = _json(self.folder / "generation_config.json", optional=True)
         settings = _json(self.folder / "tokenizer_config.json", optional=True)
         special_map = _json(self.folder / "special_tokens_map.json", optional=True)
         special = special_tokens(settings, special_map, tokenizer)
-        bos, ends = _begin_and_ends(self._description, config, generation)
+        bos, ends = _begin_and_ends(self._description, generation)
         if bos is None and "bos_token" in special:
             bos = special["bos_token"].id
         if "eos_token" in special:
@@ -175,23 +176,20 @@ class HfSource:
         )
 
 
-def _begin_and_ends(
-    description: Description, config: dict[str, Any], generation: dict[str, Any]
-) -> tuple[int | None, list[int | None]]:
+def _begin_and_ends(description: Description, generation: dict[str, Any]) -> tuple[int | None, list[Any]]:
     """The token that begins a text, and those that end an answer: generation_config.json before config.json.
 
-    A class default of the family beyond the vocabulary belongs to another model and never occurs, so it is ignored.
+    The default of a family's class may lie beyond a small vocabulary; it then belongs to another model.
     """
-    keys = description.keys
-    own = {**description.config, **config}
+    keys, own = description.keys, description.config
     given = generation.get("eos_token_id")
-    ends = keys.eos_token_id if given is None else given if isinstance(given, list) else [given]
+    if given is not None:
+        ends = given if isinstance(given, list) else [given]
+    else:
+        ends = [end for end in keys.eos_token_id if "eos_token_id" in own or end < keys.vocab_size]
     bos = keys.bos_token_id
-    if "bos_token_id" not in own and bos is not None and bos >= keys.vocab_size:
-        bos = None
-    if given is None and "eos_token_id" not in own:
-        ends = [end for end in ends if end < keys.vocab_size]
-    return bos, list(ends)
+    beyond = bos is not None and "bos_token_id" not in own and bos >= keys.vocab_size
+    return None if beyond else bos, ends
 
 
 def _label(folder: Path) -> str:

@@ -104,7 +104,7 @@ class CpuBackend:
 
     def _pass(self, part: Sequence[Row], wanted: I64, logits: F32) -> None:
         """One call of the step kernel: at most TILE tokens."""
-        arrays, blocks, at = self._plan.arrays, [0], 0
+        arrays, blocks, segments, at = self._plan.arrays, [0], [0], 0
         self._ropes.reach(max(sequence.length + len(ids) for sequence, ids in part))
         for sequence, ids in part:
             count, length = len(ids), sequence.length
@@ -116,7 +116,9 @@ class CpuBackend:
             blocks += range(at + BLOCK_TOKENS, at + count, BLOCK_TOKENS)
             at += count
             blocks.append(at)
+            segments.append(at)
         arrays.blocks[: len(blocks)] = blocks
+        arrays.segments[: len(segments)] = segments
         arrays.wanted[: len(wanted)] = wanted
         for (beta, every), factors in arrays.temperatures.items():
             factors[:at] = 1 + beta * np.log(1 + arrays.positions[:at] // every)
@@ -127,10 +129,11 @@ class CpuBackend:
             self.metadata.vocab_size * 4,
             int(arrays.positions[at - 1]),
             len(blocks) - 1,
+            len(part),
         )
         self._pool.run()
         for sequence, ids in part:
-            sequence.length += len(ids)
+            sequence.advance(len(ids))
 
 
 class _Ropes:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import ContextLengthError, UsageError
-from rkf.model.ops import Attention
+from rkf.model.ops import Attention, Conv, Delta
 from rkf.model.program import Program
-from rkf.runtime.structs import PAGE, WIDE
+from rkf.runtime.buffers import padded
+from rkf.runtime.structs import LANES, PAGE, WIDE
 
 FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes per number
 
@@ -49,7 +50,10 @@ class Group:
 
 
 class CacheLayout:
-    """The slots of a program's layers, and their groups of pages, for a number format."""
+    """The slots of a program's layers, and their groups of pages, for a number format.
+
+    states: where the states of a sequence lie, by layer and op, in its `state_bytes` of f32.
+    """
 
     def __init__(self, program: Program, number_format: str) -> None:
         self.slots: dict[int, Slot] = {}
@@ -66,6 +70,13 @@ class CacheLayout:
             self.slots[layer] = Slot(group, sizes[group], size)
             sizes[group] += op.kv_heads * size
         self.groups = tuple(Group(window, size) for window, size in zip(windows, sizes, strict=True))
+        self.states: dict[tuple[int, str], int] = {}
+        self.state_bytes = 0
+        for layer in range(program.layers):
+            for op in program.layer(layer):
+                if isinstance(op, (Conv, Delta)):
+                    self.states[layer, op.name] = self.state_bytes
+                    self.state_bytes += _state_bytes(program, op)
 
     def bytes_of(self, tokens: int) -> int:
         """Memory of a sequence of so many tokens while it decodes. Slots with a window keep their window."""
@@ -82,6 +93,14 @@ def _seen(program: Program, layer: int, op: Attention) -> int | None:
     ]
     windows = [each.window for each in (op, *sharing)]
     return None if None in windows else max(window for window in windows if window is not None)
+
+
+def _state_bytes(program: Program, op: Conv | Delta) -> int:
+    """The state of an op in one sequence (kernels/recurrent.py), its rows padded to whole lanes."""
+    if isinstance(op, Conv):
+        columns = program.widths()[op.dst]
+        return (op.taps - 1) * padded(columns if isinstance(columns, int) else 0, LANES) * 4
+    return op.value_heads * op.key_dim * padded(op.value_dim, LANES) * 4
 
 
 def _head_bytes(op: Attention, number_format: str) -> int:
@@ -175,9 +194,9 @@ class _Table:
 
 
 class PagedSequence:
-    """The tokens of one sequence as keys and values; it grows up to `capacity` tokens.
+    """The tokens of one sequence as keys, values and states; it grows up to `capacity` tokens.
 
-    words: i64[groups + ropes], read by kernels: the page tables' addresses, then the rope tables'.
+    words: i64[groups + ropes + 1], read by kernels: the addresses of page tables, rope tables and states.
     """
 
     def __init__(self, layout: CacheLayout, capacity: int, ropes: int) -> None:
@@ -187,7 +206,9 @@ class PagedSequence:
         self._layout, self._ropes = layout, ropes
         self._tables = [_Table(group, capacity) for group in layout.groups]
         tables = [table.addresses.ctypes.data for table in self._tables]
-        self.words: NDArray[np.int64] = np.array([*tables, *[0] * ropes], np.int64)
+        self._states = np.zeros(layout.state_bytes // 4, np.float32)
+        self._steady = True  # the states are those after `length` tokens: no call was interrupted
+        self.words: NDArray[np.int64] = np.array([*tables, *[0] * ropes, self._states.ctypes.data], np.int64)
         self.address = self.words.ctypes.data
 
     def truncate(self, tokens: int) -> None:
@@ -196,11 +217,16 @@ class PagedSequence:
             raise UsageError(f"sequence: cannot keep {tokens} of {self.length} tokens")
         for table in self._tables:
             table.truncate(tokens)
+        if tokens == 0:
+            self._states[:] = 0
+            self._steady = True
         self.length = tokens
 
     def reusable(self, tokens: int) -> int:
         """The longest beginning of at most `tokens` to which `truncate` can go back."""
         longest = min(tokens, self.length)
+        if self._states.size and not (longest == self.length and self._steady):
+            return 0
         return longest if all(table.can_go_back_to(longest) for table in self._tables) else 0
 
     def fork(self) -> PagedSequence:
@@ -208,19 +234,29 @@ class PagedSequence:
         other = PagedSequence(self._layout, self.capacity, self._ropes)
         for mine, its in zip(self._tables, other._tables, strict=True):
             mine.share_with(its)
-        other.length = self.length
+        other._states[:] = self._states
+        other.length, other._steady = self.length, self._steady
         return other
 
     def name_ropes(self, addresses: Sequence[int], version: int) -> None:
         """Write the addresses of rope tables into `words`."""
-        self.words[len(self._tables) :] = addresses
+        self.words[len(self._tables) : -1] = addresses
         self.ropes_version = version
 
     def reserve(self, tokens: int) -> None:
-        """Allocate pages for `tokens` more, and free those that no future token sees."""
+        """Allocate pages for `tokens` more, and free those that no future token sees. `advance` must follow."""
+        if self._states.size:
+            if not self._steady:
+                raise UsageError("sequence: a call was interrupted, and its states are lost: truncate it to 0 tokens")
+            self._steady = False
         for table in self._tables:
             table.give_back(self.length)
             table.reserve(self.length, self.length + tokens)
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` that have been computed since `reserve`."""
+        self.length += tokens
+        self._steady = True
 
     def __del__(self) -> None:
         for table in getattr(self, "_tables", ()):

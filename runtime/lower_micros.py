@@ -79,9 +79,7 @@ def _embed(section: PlanSection, micro: Micro, own: bool) -> int:
     if not isinstance(op, Embed):
         raise TypeError(micro.what)
     out = section.write(op.dst, op.cols, own=own)
-    return section.struct(
-        EMBED, matrix=section.matrix(op.table), ids=ids, out=out, columns=op.cols, scale=op.scale
-    )
+    return section.struct(EMBED, matrix=section.matrix(op.table), ids=ids, out=out, columns=op.cols, scale=op.scale)
 
 
 def _norm(section: PlanSection, op: Norm, source: Place, out: Place, columns: int) -> int:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from rkf.model.ops import Attention, Experts
+from rkf.model.ops import Attention, Conv, Delta, Experts
 from rkf.runtime.items import Product, Work
 from rkf.runtime.lower_attention import attention_work
 from rkf.runtime.lower_experts import experts_work
 from rkf.runtime.lower_micros import micro_arguments, micro_kernel
+from rkf.runtime.lower_recurrent import recurrent_work
 from rkf.runtime.phases import Phase, ProductPhase, TokenPhase
 from rkf.runtime.section import PlanSection
 from rkf.runtime.structs import COUNTED, JOB, MICRO, PARTS, PRODUCT, TOKENS
@@ -97,6 +98,8 @@ def _work_phase(section: PlanSection, work: Work) -> tuple[int, ...]:
         return attention_work(section, work, work.op, kernel)
     if isinstance(work.op, Experts):
         return experts_work(section, work, work.op, kernel)
+    if isinstance(work.op, (Conv, Delta)):
+        return recurrent_work(section, work, work.op, kernel)
     raise TypeError(work.what)
 
 
@@ -106,4 +109,6 @@ def _work_kernel(work: Work, cache_format: str) -> str:
         return f"{work.what}:{cache_format}" + (":capped" if op.softcap is not None else "")
     if isinstance(op, Experts) and work.what.endswith(":gate"):
         return f"{work.what}:{op.act}"
+    if isinstance(op, Conv):
+        return f"conv:{op.act}"
     return "pack" if work.what == "pack_slots" else work.what

@@ -134,9 +134,7 @@ class Model:
     def _prompt_ids(self, prompt: str | Sequence[Message], system: str | None, raw: bool) -> list[int]:
         if self._continues(prompt, raw):
             if system is not None:
-                raise UsageError(
-                    "a system message needs the model's chat template: omit it, or put it into the prompt"
-                )
+                raise UsageError("a system message needs the model's chat template: omit it, or put it into the prompt")
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
             return self.tokenizer.encode(prompt)

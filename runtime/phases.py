@@ -190,11 +190,13 @@ def _shared_by(later: Iterable[Phase], written: set[Value]) -> bool:
     """Whether a later phase needs the written value in shared memory: to pack it, because products expect a value and
     its packed form in one place; to add to it; or for the items of a recurrence.
     """
-    for phase in later:
-        if isinstance(phase, TokenPhase):
-            if any(micro.what == "pack" and micro.reads[0] in written for micro in phase.micros):
-                return True
-        elif isinstance(phase, ProductPhase):
-            if any(product.added is not None and product.added.a in written for product in phase.products):
-                return True
+    return any(_packs_or_adds(phase, written) for phase in later)
+
+
+def _packs_or_adds(phase: Phase, written: set[Value]) -> bool:
+    """Whether a phase packs one of these values, or adds to it."""
+    if isinstance(phase, TokenPhase):
+        return any(micro.what == "pack" and micro.reads[0] in written for micro in phase.micros)
+    if isinstance(phase, ProductPhase):
+        return any(product.added is not None and product.added.a in written for product in phase.products)
     return False

@@ -39,7 +39,8 @@ from rkf.runtime.structs import (
 from rkf.runtime.weights import Weights
 
 _KNOWN = (
-    *("embed", "norm", "linear", "rope", "attention", "gate", "route", "experts", "add", "scale", "clip", "logits"),
+    *("embed", "norm", "linear", "rope", "attention", "gate", "route", "experts", "add", "scale", "conv", "delta"),
+    *("clip", "logits"),
 )
 _NOT_IN_TOP = (Embed, Rope, Route, Experts)
 

@@ -27,10 +27,10 @@ class TokenArrays:
 
     def __init__(self, memory: Memory) -> None:
         self.ids, self.positions, self.sequences, self.wanted = (np.zeros(TILE, np.int64) for _ in range(4))
-        self.blocks = np.zeros(TILE + 1, np.int64)
+        self.blocks, self.segments = np.zeros(TILE + 1, np.int64), np.zeros(TILE + 1, np.int64)
         self.temperatures: dict[tuple[float, int], NDArray[np.float32]] = {}
         self._memory = memory
-        for array in (self.ids, self.positions, self.sequences, self.wanted, self.blocks):
+        for array in (self.ids, self.positions, self.sequences, self.wanted, self.blocks, self.segments):
             memory.hold(array)
 
     def temperature(self, beta: float, length: int) -> NDArray[np.float32]:

@@ -70,7 +70,7 @@ JOB = _struct("product low high")
 #   own: with one token, every thread runs the single item for itself, in private memory, without waiting
 #   part: the part that its time counts towards (PARTS)
 PHASE = _struct("work arguments counted times window own part")
-COUNTED = ("once", "tokens", "blocks", "pages")
+COUNTED = ("once", "tokens", "blocks", "pages", "segments")
 
 # The arguments of a token phase: the work on a token's row, in order. A MICRO: work(token, arguments, batch, thread).
 TOKENS = _struct("micros count")
@@ -137,7 +137,10 @@ SLOTS = np.dtype(
     [("route", VALUE)]
     + [
         (name, _WORD)
-        for name in ["starts", "cursors", "slots", "weights", "experts", "count", "source", "gathered", "packed_bytes", "values_bytes"]
+        for name in (
+            *("starts", "cursors", "slots", "weights", "experts", "count"),
+            *("source", "gathered", "packed_bytes", "values_bytes"),
+        )
     ],
     align=True,
 )
@@ -164,6 +167,31 @@ MIX = np.dtype(
     align=True,
 )
 
+# Ops with a state (kernels/recurrent.py), at `state` bytes behind the address in word `state_word` of a sequence;
+# segments: i64[segments + 1], the first token of each sequence in the call; padded: columns of a row to whole lanes.
+CONV = np.dtype(
+    [("source", VALUE), ("out", VALUE)]
+    + [
+        (name, _WORD)
+        for name in (
+            *("sequences", "segments", "state_word", "state"),
+            *("weight", "bias", "columns", "padded", "taps", "step", "chunks"),
+        )
+    ],
+    align=True,
+)
+DELTA = np.dtype(
+    [(name, VALUE) for name in ("source", "a", "b", "out")]
+    + [
+        (name, _WORD)
+        for name in (
+            *("sequences", "segments", "state_word", "state"),
+            *("a_log", "dt_bias", "key_heads", "value_heads", "key_dim", "value_dim", "padded"),
+        )
+    ],
+    align=True,
+)
+
 # The constant data between calls. Phases of the layers for one token and for several, and of the top for one wanted
 # token and for several; slots: how threads share phases (kernels/sync.py).
 PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count slots")
@@ -175,7 +203,7 @@ THREAD = _struct("memory scratch scores totals parts clock")
 # One call. wanted: tokens that get logits, f32 rows at `logits`; position: that of the token, if there is only one;
 # blocks: of neighbouring tokens that belong to one sequence and attend together. The arrays with one entry per token
 # (ids, positions, sequences, wanted rows) belong to the plan, so a late thread may still read them.
-BATCH = _struct("tokens wanted logits logits_stride position blocks")
+BATCH = _struct("tokens wanted logits logits_stride position blocks segments")
 
 # The parts of a thread's time. clock: i64[1 + len(PARTS)], ticks at the last change, then ticks by part. "outside" is
 # the time between calls: Python, sampling; "vectors": work by token (norms, packing); "waiting": for other threads, at

@@ -64,6 +64,10 @@ class Weights:
         """The rows of a matrix; of a stack, those of all its matrices."""
         return int(self._prepared[self._stored(name)].struct["rows"][0])
 
+    def decoded(self, name: str) -> NDArray[np.float32]:
+        """A dense tensor as f32."""
+        return self._container.decode(name)
+
     def matrix(self, name: str, bias: str | None = None) -> int:
         """The address of a MATRIX with this bias. Call `link` first."""
         key = self._stored(name), bias

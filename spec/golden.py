@@ -1,7 +1,7 @@
-"""Tensors made from names, each with the weights that it stands for, found one by one without the project's decoder.
+"""Tensors made from names, each with its weights, computed one by one without the project's decoder.
 
-Knows the decode formula (rkf-1.md, sections 10 and 13), no file. Numbers come from BLAKE3 of a tensor's name, so no
-random generator's version matters.
+Knows the decode formula (rkf-1.md, sections 10 and 13), no file. Numbers come from BLAKE3 of a tensor's name, so they
+do not depend on the version of a random generator.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ U8 = NDArray[np.uint8]
 
 
 def stream(key: str, count: int) -> NDArray[np.uint32]:
-    """`u32[count]` that depend on the key alone."""
+    """`u32[count]` that depend only on the key."""
     return np.frombuffer(blake3(key.encode()).digest(length=4 * count), "<u4")
 
 
@@ -46,7 +46,7 @@ def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> F32:
 
 @dataclass(frozen=True)
 class Described:
-    """How values are to be: affine is (granularity, group, dtype of a, dtype of b), exceptions (count, dtype)."""
+    """The form of the values: affine is (granularity, group, dtype of a, dtype of b), exceptions (count, dtype)."""
 
     affine: tuple[str, int | None, str | None, str | None] | None = None
     exceptions: tuple[int, str] | None = None
@@ -74,7 +74,7 @@ def make_values(seed: str, shape: tuple[int, ...], k: int, rows_per_table: int, 
 
 @dataclass(frozen=True)
 class Golden:
-    """A tensor and the weights that every reader must find in it; indices of a clustered one, `u8[rows, cols]`."""
+    """A tensor and the weights that every reader must decode; for a clustered one also indices, `u8[rows, cols]`."""
 
     tensor: Tensor
     weights: F32
@@ -137,7 +137,7 @@ def decode(matrix: ClusteredMatrix, indices: U8) -> F32:
 
 
 def coarser(golden: Golden, planes: int) -> Golden:
-    """Section 13 of the spec: the tensor that the first planes of a clustered one are."""
+    """Section 13 of the spec: the tensor given by the first planes of a clustered one."""
     matrix = golden.tensor
     if not isinstance(matrix, ClusteredMatrix) or golden.indices is None:
         return golden
@@ -163,7 +163,7 @@ def merge(counts: list[int], centroids: list[float], members: int) -> list[float
 
 
 def other_values(model: dict[str, Golden], seed: str, how: Callable[[ClusteredMatrix], Described]) -> dict[str, Golden]:
-    """The model's tensors with other values for its ranks."""
+    """The model's tensors with other values for their ranks."""
     made = dict(model)
     for name, golden in model.items():
         matrix = golden.tensor

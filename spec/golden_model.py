@@ -1,6 +1,6 @@
-"""A model of some hundred weights and its logits, in f64, by spec/metadata.md alone: with it a runtime can be checked.
+"""A model of some hundred weights and its logits in f64, from spec/metadata.md alone, for checking a runtime.
 
-It has all that a model may have: two layers, grouped heads, biases, norms of q and k, a sliding window, llama3 rope.
+It uses every feature: two layers, grouped heads, biases, norms of q and k, a sliding window, llama3 rope.
 """
 
 from __future__ import annotations

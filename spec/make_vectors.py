@@ -1,8 +1,8 @@
-"""Makes the golden files of spec/vectors/: the files by the project's writer, what they decode to by golden.py.
+"""Makes the golden files of spec/vectors/: the project's writer makes the files, golden.py their expected weights.
 
     python spec/make_vectors.py
 
-Vectors are append-only: a file whose bytes would change is refused.
+Vectors are append-only: a change of an existing file's bytes is refused.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ def dense_dtypes() -> dict[str, Golden]:
 
 
 def widths() -> dict[str, Golden]:
-    """Every width, and K that fill it or not, at an odd width of rows."""
+    """Every width, with K that fill it and K that do not, for rows of odd length."""
     return {
         f"k{k:03}": clustered(f"k{k:03}", (5, 13), k) for k in (2, 3, 4, 5, 8, 16, 24, 32, 33, 64, 100, 128, 129, 256)
     }
 
 
 def shapes() -> dict[str, Golden]:
-    """One column, one row, around whole bytes, stacks."""
+    """One column, one row, lengths around whole bytes, stacks."""
     of = ((1, 1), (3, 1), (1, 65), (2, 7), (2, 8), (2, 9), (3, 63), (3, 64), (2, 3, 5), (2, 2, 2, 3))
     ks = (2, 6, 100)
     return {f"{'x'.join(map(str, shape))}.k{k}": clustered(f"{shape} {k}", shape, k) for shape in of for k in ks}
 
 
 def affine() -> dict[str, Golden]:
-    """Factors of every granularity, type and presence; the last group of a row is short, or longer than the row."""
+    """Factors of every granularity, type and combination; the last group of a row is short, or longer than the row."""
     made = {}
     groups = [("group", group, columns) for group, columns in ((32, 70), (64, 70), (128, 129), (256, 70))]
     for granularity, group, columns in (("tensor", None, 9), ("row", None, 9), *groups):
@@ -80,7 +80,7 @@ def affine() -> dict[str, Golden]:
 
 
 def tables() -> dict[str, Golden]:
-    """Several tables: one a row, one an expert of a stack, and a last one that has fewer rows."""
+    """Several tables: one per row, one per expert of a stack, and a last one with fewer rows."""
     return {
         "expert": clustered("expert", (3, 4, 10), 32, rows_per_table=4),
         "row": clustered("row", (5, 6), 3, rows_per_table=1),
@@ -98,7 +98,7 @@ def exceptions() -> dict[str, Golden]:
 
 
 def rounding() -> dict[str, Golden]:
-    """Weights that a fused multiply-add, a flush of subnormals, or a factor put in as 1 or 0 would get wrong."""
+    """Weights that come out wrong with a fused multiply-add, flushed subnormals, or an absent factor set to 1 or 0."""
     third, tiny = np.float32(1) / np.float32(3), np.float32(1e-39)
     indices = np.arange(16, dtype=np.uint8).reshape(1, 16)
     centroids = np.sort(uniform("rounding", (1, 16), -1, 1), axis=1)
@@ -121,7 +121,7 @@ def rounding() -> dict[str, Golden]:
 
 
 def progressive() -> dict[str, Golden]:
-    """What a prefix of the planes must heed: tables, their counts, factors, exceptions, the order of sums."""
+    """Everything that affects a prefix of the planes: tables, their counts, factors, exceptions, the order of sums."""
     ends = np.array(
         [-1, -1.5 * 2.0**-54, 2.0**-60, 1], np.float32
     )  # their sum is 0 from the left, -2^-53 from the right
@@ -137,12 +137,12 @@ def progressive() -> dict[str, Golden]:
 
 
 def names() -> dict[str, Golden]:
-    """Names that sort otherwise by UTF-16, and one that begins with a byte order mark."""
+    """Names that sort differently in UTF-16, and one that begins with a byte order mark."""
     return {name: dense(name, (2,), "f32") for name in ("\ue000", "\ufeffw", "\uffee", "\U0001f600", "w")}
 
 
 def everything() -> dict[str, Golden]:
-    """All kinds of sections and tensors in a few KiB: what the hostile tests mutate."""
+    """All kinds of sections and tensors in a few KiB, for the mutations of the hostile tests."""
     norm = dense("norm", (5,), "bf16")
     head = clustered("head", (6, 35), 32, rows_per_table=4, affine=("group", 32, "f16", "f32"), exceptions=(4, "bf16"))
     return {
@@ -155,12 +155,12 @@ def everything() -> dict[str, Golden]:
 
 
 def free() -> dict[str, Golden]:
-    """A tensor whose directory is written again with all that may stand in it and means nothing."""
+    """A tensor whose directory is rewritten with everything that is allowed there and has no meaning."""
     return {"head": clustered("head", (2, 33), 5, affine=("group", 32, "f16", None), exceptions=(2, "f16"))}
 
 
 def low_entropy() -> dict[str, Golden]:
-    """What zstd makes smaller: its packed twin has the same weights."""
+    """A file that zstd makes smaller; its packed twin has the same weights."""
     made = {"noise": clustered("noise", (3, 40), 16, exceptions=(5, "f32"))}
     for name, shape, k in (("one-plane", (16, 64), 16), ("two-planes", (16, 100), 64), ("three-planes", (20, 65), 100)):
         indices = np.minimum(np.arange(shape[0] * shape[1]) % 97 // 9, k - 1).astype(np.uint8).reshape(shape)
@@ -171,7 +171,7 @@ def low_entropy() -> dict[str, Golden]:
 
 
 def regrouped(matrix: ClusteredMatrix) -> Described:
-    """Factors a group, exceptions in f32."""
+    """Factors per group, exceptions in f32."""
     count = 0 if matrix.exceptions is None else len(matrix.exceptions.positions)
     return Described(("group", 32, "f32", "f16"), (count, "f32") if count else None)
 
@@ -199,7 +199,7 @@ MODELS: dict[str, Callable[[], dict[str, Golden]]] = {
     "widths.rkf": widths,
     **{name: partial(golden_programs.tensors, name) for name in golden_programs.PROGRAMS},
 }
-# name -> model, whether centroids ascend, how the values are made
+# name -> model, whether centroids ascend, the form of the values
 VALUES: dict[str, tuple[str, bool, Callable[[ClusteredMatrix], Described]]] = {
     "other.rkv": ("progressive.rkf", True, regrouped),
     "regrouped.rkv": ("everything.rkf", True, regrouped),
@@ -219,7 +219,7 @@ METADATA = {
     **{name: {"model": golden_programs.metadata(program)} for name, program in golden_programs.PROGRAMS.items()},
 }
 PREFIXES = {"progressive.rkf": (1, 2), "widths.rkf": (1, 2)}  # planes that are also decoded alone
-# Every form that canonical msgpack has, in places that are free.
+# Every form of canonical msgpack, in places whose contents are free.
 FREE = {
     "as deep as may be": [[[[{}]]]],
     "binary": [bytes(n) for n in (0, 255, 256)],
@@ -245,7 +245,7 @@ def free_directory(directory: dict[str, Any]) -> None:
 
 
 def make(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Write every vector into an empty folder; the manifest."""
+    """Write every vector into an empty folder and return the manifest."""
     made = {name: tensors() for name, tensors in MODELS.items()}
     entries = []
     for name, model in made.items():
@@ -269,7 +269,7 @@ def make(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def make_logits(folder: Path, model: Mapping[str, Golden]) -> list[dict[str, Any]]:
-    """Write the logits of every model, each in a file; the entries of the manifest."""
+    """Write a file with the logits of every model and return the entries of the manifest."""
     tokens = golden_model.TOKENS
     texts = {"model.logits.json": {"tokens": tokens, "logits": golden_model.logits(model, tokens).round(12).tolist()}}
     texts |= {name: golden_programs.logits(folder, name) for name in golden_programs.LOGITS}
@@ -302,7 +302,7 @@ def write_tuned(path: Path, model: Path, tuned: Mapping[str, Golden], ordered: b
 
 
 def store_zstd(source: Path, target: Path) -> None:
-    """A copy with every section compressed, also those that `pack` leaves alone."""
+    """A copy with every section compressed, including those that `pack` leaves raw."""
     with rkf.open(source) as container, replacing(target) as out:
         writer = SectionWriter(out)
         for number, section in enumerate(container.sections):
@@ -313,7 +313,7 @@ def store_zstd(source: Path, target: Path) -> None:
 
 
 def rewrite_directory(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Seal a file again with an edited directory, for what the writer has no use for."""
+    """Rewrite the directory and recompute the hashes, for contents that the writer never makes."""
     data = path.read_bytes()
     superblock = parse_superblock(data)
     directory = canonical.decode(data[superblock.directory_offset :])
@@ -325,7 +325,7 @@ def rewrite_directory(path: Path, edit: Callable[[dict[str, Any]], None]) -> Non
 
 
 def expect(folder: Path, file: str, model: Mapping[str, Golden], **how: Any) -> dict[str, Any]:
-    """Write the weights of all tensors, one after another, as little-endian f32; the manifest's entry."""
+    """Write the weights of all tensors in order as little-endian f32; the manifest's entry."""
     parts = [how.get("values", file).rsplit(".", 1)[0], *(f"{how[key]}-{key}" for key in ("planes",) if key in how)]
     expected = ".".join(parts) + ".f32"
     tensors, offset = [], 0
@@ -337,7 +337,7 @@ def expect(folder: Path, file: str, model: Mapping[str, Golden], **how: Any) -> 
     return {"expected": expected, "file": file, **how, "tensors": tensors}
 
 
-# Made once and kept: zstd's version and level decide the bytes of a frame, and any frames of the same content will do.
+# Made once and kept: zstd's version and level decide the bytes of a frame, and frames of equal content are all valid.
 PACKED: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "packed.rkf": ("low-entropy.rkf", pack),
     "zstd.rkf": ("everything.rkf", store_zstd),
@@ -345,7 +345,7 @@ PACKED: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 
 
 def changed(made: Path, kept: Path) -> list[str]:
-    """Files of `kept` that `made` has with other bytes, or no longer has; packed ones apart."""
+    """Files of `kept` that are missing from `made` or have other bytes there, except packed ones."""
     old = {path.name for path in kept.iterdir() if path.suffix in (".rkf", ".rkv", ".f32")} - PACKED.keys()
     same = (name for name in old if (made / name).exists() and (made / name).read_bytes() == (kept / name).read_bytes())
     return sorted(old - set(same))

@@ -1,8 +1,8 @@
 """A second reader of rkf files, from rkf-1.md alone: numpy, msgpack, zstandard, blake3, and nothing of the project.
 
-`read(path)` or `read(path, values_path)` -> {name: f32[shape]}; `read(path, planes=1)` uses the first planes alone.
-Plain and slow on purpose. It checks what guards against damage (hashes, padding, versions, values, pairs of files) and
-raises `Refused(level, detail)`; the other rules of section 17 stand in tests/hostile/strict.py.
+`read(path)` or `read(path, values_path)` -> {name: f32[shape]}; `read(path, planes=1)` uses only the first planes.
+Plain and slow on purpose. It makes the checks against damage (hashes, padding, versions, values, pairs of files) and
+raises `Refused(level, detail)`; tests/hostile/strict.py has the other rules of section 17.
 """
 
 import math
@@ -48,7 +48,7 @@ def open_directory(data, wanted):
 
 
 def load_section(data, section):
-    """The decoded bytes of a section, its hashes and the padding behind it checked (section 7)."""
+    """The decoded bytes of a section; checks its hashes and the padding after it (section 7)."""
     end = section["offset"] + section["length"]
     stored = data[section["offset"] : end]
     need(not any(data[end : aligned(end)]), "padding", "integrity")
@@ -94,7 +94,7 @@ def read_values(directory, data):
 
 
 def merge(centroids, counts, members):
-    """Section 13: the centroids of every so many neighbours as one, by their counts."""
+    """Section 13: merges each group of `members` neighbouring centroids into one, weighted by their counts."""
     merged = []
     for first in range(0, centroids.shape[1], members):
         weight = counts[:, first : first + members].astype("f8")
@@ -105,7 +105,7 @@ def merge(centroids, counts, members):
 
 
 def decode(tensor, affine, sections, values, planes=None):
-    """Sections 8, 10 and 13: one clustered tensor, by all its planes or by the first so many, -> f32[shape]."""
+    """Sections 8, 10 and 13: one clustered tensor, from all its planes or the first `planes` -> f32[shape]."""
     rows, cols = math.prod(tensor["shape"][:-1]), tensor["shape"][-1]
     name, bits = tensor["name"], (tensor["k"] - 1).bit_length()
     index, used = np.zeros((rows, cols), int), PLANES[bits][:planes]

@@ -16,8 +16,11 @@ from rkf.model.program import Program
 
 C = TypeVar("C", bound=DecoderKeys)
 
-# These are not weights: old checkpoints stored frequencies that the configuration determines.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+# These are not weights: old checkpoints stored frequencies and causal masks, which the configuration determines.
+_DERIVED = re.compile(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    r"|\w+\.layers\.\d+\.attention\.(rotary_emb\.inv_freq|bias|masked_bias)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Wrapper:
     """A multimodal model around a decoder; only the decoder is converted.
 
     prefixes: prefixes of the decoder's tensor names, in place of "model.". dropped: prefixes of the names that are left
-    out. head: the name of the output head.
+    out. tied: what tie_word_embeddings is unless the configuration has it.
     """
 
     model_type: str
@@ -36,8 +39,9 @@ class Wrapper:
     def text(self, config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         """The decoder's own configuration."""
         inner = config.get("text_config")
-        tied = config.get("tie_word_embeddings", self.tied)
-        return {**(inner if isinstance(inner, dict) else {}), "model_type": model_type, "tie_word_embeddings": tied}
+        outer = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
+        tied = {"tie_word_embeddings": config.get("tie_word_embeddings", self.tied)}
+        return {**(inner if isinstance(inner, dict) else {}), **outer, **tied, "model_type": model_type}
 
     def name(self, name: str) -> str | None:
         """The name of a tensor in the decoder alone; None if it is left out."""
@@ -90,6 +94,7 @@ class GgufForm(Generic[C]):
 class Family(Generic[C]):
     """A family: its model_type and class name in transformers, its table of keys, its forward pass, the layout of its
     tensors in a Hugging Face checkpoint, and its form in GGUF. unused: whether the reference ignores a tensor.
+    prefix: what its names have before "layers.".
     """
 
     name: str
@@ -100,6 +105,7 @@ class Family(Generic[C]):
     layout: Callable[[C], Layout] = lambda config: as_named
     wrapper: Wrapper | None = None
     unused: Callable[[C, str], bool] = lambda config, name: False
+    prefix: str = "model."
 
     def own_name(self, config: C, name: str, wrapped: bool) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""

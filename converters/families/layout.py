@@ -20,7 +20,7 @@ from rkf.converters.families.blocks import HEAD
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.program import Program
 
-_LAYER = re.compile(r"(model\.layers\.\d+\.)(.+)")
+_LAYER = re.compile(r"model\.(layers\.\d+\.)(.+)")
 Values = NDArray[Any]
 Shape = tuple[int, ...]
 
@@ -216,14 +216,22 @@ def as_named(name: str) -> tuple[Origin, ...]:
 
 
 def fused_rows(fusions: Mapping[str, Mapping[str, int]]) -> Layout:
-    """The layout of a checkpoint with fused matrices. fusions: fused matrix -> its parts in order, and their rows."""
-    found: dict[str, tuple[Origin, ...]] = {}
+    """The layout of a checkpoint with fused modules. fusions: fused module -> its parts in order, and their rows."""
+    found: dict[str, tuple[str, slice]] = {}
     for fused, parts in fusions.items():
         start = 0
         for part, rows in parts.items():
-            found[f"{part}.weight"] = (Origin((f"{fused}.weight",), (slice(start, start + rows),)),)
+            found[part] = fused, slice(start, start + rows)
             start += rows
-    return lambda name: found.get(name) or as_named(name)
+
+    def layout(name: str) -> tuple[Origin, ...]:
+        module, _, last = name.rpartition(".")
+        if module not in found:
+            return as_named(name)
+        fused, rows = found[module]
+        return (Origin((f"{fused}.{last}",), (rows,)),)
+
+    return layout
 
 
 def renamed(names: Mapping[str, str]) -> Layout:
@@ -236,14 +244,14 @@ def renamed(names: Mapping[str, str]) -> Layout:
     return layout
 
 
-def by_full_name(layout: Layout) -> Layout:
-    """A family's layout over names inside a layer, as a layout over full names."""
+def by_full_name(layout: Layout, prefix: str = "model.") -> Layout:
+    """A family's layout over names inside a layer, as a layout over full names. prefix: what is before "layers."."""
 
     def origins(name: str) -> tuple[Origin, ...]:
         match = _LAYER.fullmatch(name)
         if match is None:
             return layout(name)
-        return tuple(origin.renamed(lambda inner: match[1] + inner) for origin in layout(match[2]))
+        return tuple(origin.renamed(lambda inner: prefix + match[1] + inner) for origin in layout(match[2]))
 
     return origins
 

@@ -115,7 +115,12 @@ def route(score: str) -> Callable[..., Any]:
 
     def kernel(token, arguments, batch_address, thread_address):
         op, thread = view(ROUTE, arguments), view(THREAD, thread_address)
-        source, out, experts, count = row_of(op.source, thread, token), row_of(op.out, thread, token), op.experts, op.count
+        source, out, experts, count = (
+            row_of(op.source, thread, token),
+            row_of(op.out, thread, token),
+            op.experts,
+            op.count,
+        )
         scores = thread.scratch
         ranked, taken, sums = scores + experts * 4, scores + experts * 8, scores + experts * 12
         scored(source, scores, experts)

@@ -15,7 +15,7 @@ from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import BATCH, COUNTED, PAGE, PARTS, PHASE, PLAN, THREAD
 
 _PHASE_BYTES = PHASE.itemsize
-_ONCE, _TOKENS, _BLOCKS, _PAGES = range(len(COUNTED))
+_ONCE, _TOKENS, _BLOCKS, _PAGES, _SEGMENTS = range(len(COUNTED))
 _OUTSIDE, _WAITING = PARTS.index("outside"), PARTS.index("waiting")
 
 
@@ -37,6 +37,8 @@ def _items(phase, batch, rows):
         count = rows
     elif phase.counted == _BLOCKS:
         count = batch.blocks
+    elif phase.counted == _SEGMENTS:
+        count = batch.segments
     elif phase.counted == _PAGES:
         first = types.int64(0)
         if phase.window > 0:

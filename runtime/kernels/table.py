@@ -11,6 +11,7 @@ of the cache, "capped" with a softcap:
 linear, linear:added, linear:gated:ACT, logits
 attend:one:C[:capped], attend:many:C[:capped], remember:C, join
 route:SCORE, sort, gather, experts:one:gate:ACT, experts:many:gate:ACT, experts:one:down, experts:many:down, mix
+conv:ACT, delta
 tokens, embed, take, add, scale, clip, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
 """
 
@@ -34,6 +35,7 @@ from rkf.runtime.kernels import (
     norms,
     packing,
     products,
+    recurrent,
     rope,
     serve,
     token_ops,
@@ -76,6 +78,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "experts:one:down": experts.experts_down("one"),
     "experts:many:down": experts.experts_down("many"),
     "mix": experts.mix,
+    "delta": recurrent.delta,
     "tokens": token_ops.tokens,
     "embed": token_ops.embed,
     "take": token_ops.take,
@@ -98,6 +101,7 @@ _FAMILIES: dict[str, tuple[Callable[[str, str], Callable[..., Any]], list[str]]]
     "experts:one:gate": (lambda act, level: experts.experts_gate("one", act), list(ACTIVATIONS)),
     "experts:many:gate": (lambda act, level: experts.experts_gate("many", act), list(ACTIVATIONS)),
     "route": (lambda score, level: experts.route(score), list(experts.SCORES)),
+    "conv": (lambda act, level: recurrent.conv(act), list(ACTIVATIONS)),
     "norm": (lambda kind, level: norms.norm(kind), list(norms.NORMS)),
     "rope": (lambda pairs, level: rope.rope(pairs), list(rope.PAIRS)),
     "remember": (mixing.remember, list(FORMATS)),

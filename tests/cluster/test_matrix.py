@@ -111,7 +111,7 @@ def test_an_expert_that_saw_few_tokens_is_clustered_without_data():
     random = np.random.default_rng(0)
     stack = tensor("f32", shape=(4, 32, 24))
     mixing = random.standard_normal((24, 24)).astype(np.float32)
-    inputs = [random.standard_normal((n, 24)).astype(np.float32) @ mixing for n in (0, 47, 48, 2000)]
+    inputs = [random.standard_normal((n, 24)).astype(np.float32) @ mixing for n in (0, 1, 2, 2000)]
     rule = Rule(k=8, exceptions=0.01)
     plain, _ = cluster(stack, rule, "w")
     suited, _ = cluster(stack, rule, "w", objectives(Moments(inputs)))

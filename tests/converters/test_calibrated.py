@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rkf.converters.source import open_source
 from rkf.errors import UsageError
 from rkf.format import codec
 from rkf.text.tokenizer import Tokenizer
+from tests.families import models
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 40
 
@@ -60,6 +62,42 @@ def test_outputs_are_nearer_to_the_sources(hf_folder: Callable[..., Path], tmp_p
             ratios.append(costs[0] / costs[1])
         assert max(ratios) < 1
         assert np.mean(ratios) < 0.8
+
+
+@pytest.mark.usefixtures("short")
+def test_a_mixture(tmp_path: Path) -> None:
+    folder, calibrate = models.save(models.model_of("qwen3_moe"), tmp_path / "model"), Calibrate()
+    predicted = convert(folder, tmp_path / "suited.rkf", k=8, calibrate=calibrate, dry_run=True)
+    assert convert(folder, tmp_path / "suited.rkf", k=8, calibrate=calibrate).file_bytes == predicted.file_bytes
+    convert(folder, tmp_path / "plain.rkf", k=8)
+    source = open_source(folder)
+    ratios = []
+    with rkf.open(tmp_path / "plain.rkf") as plain, rkf.open(tmp_path / "suited.rkf") as suited:
+        for moments in calibrate(source).moments():
+            for name, found in moments.items():
+                if not isinstance(found, np.ndarray):
+                    assert suited.load(name).rows_per_table == source.tensors[name].shape[1]
+                    ratios += _ratios(source.read(name).decode(), suited.decode(name), plain.decode(name), found)
+        assert suited.load("model.layers.0.mlp.gate.weight").dtype == "f32"  # the router
+    assert len(ratios) > 8
+    assert np.mean(ratios) < 0.8
+
+
+@pytest.mark.usefixtures("short")
+def test_a_budget_of_a_mixture(tmp_path: Path) -> None:
+    folder = models.save(models.model_of("qwen3_moe"), tmp_path / "model")
+    ledger = convert(folder, tmp_path / "out.rkf", bpw=8, calibrate=Calibrate())
+    assert 6 < ledger.clustered_bits_per_weight <= 8
+
+
+def _ratios(dense: Any, suited: Any, plain: Any, moments: Any) -> list[float]:
+    """By expert, the squared error of its outputs relative to clustering without data."""
+    found = []
+    for expert in np.flatnonzero(moments.counts):
+        errors = [np.asarray(each[expert] - dense[expert], np.float64) for each in (suited, plain)]
+        costs = [np.einsum("rc,cd,rd->", error, moments.of(expert), error) for error in errors]
+        found.append(costs[0] / costs[1])
+    return found
 
 
 @pytest.mark.usefixtures("short")
@@ -155,7 +193,7 @@ def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = Non
     ("content", "message"),
     [
         (b"\xff\xfe", "expected UTF-8"),
-        (b"short", "expected 512 at least"),
+        (b"short", "expected at least 512"),
         (b"PK\3\4 and so on", "not a calibration"),
         (kept(tokens=np.zeros((2, 3), np.int64)), "damaged"),
         (kept(tokens=np.zeros((2, 0), np.uint32)), "damaged"),

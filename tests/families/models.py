@@ -331,6 +331,17 @@ VARIANTS |= {
         },
     ),
     "nemotron": ("nemotron", {}),
+    "gpt_neox": ("gpt_neox", {"layer_norm_eps": 1e-4}),
+    "gpt_neox-in-turn": (
+        "gpt_neox",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "relu",
+            "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
     "nemotron-biases": (
         "nemotron",
         {
@@ -382,7 +393,7 @@ VARIANTS |= {
             "tie_word_embeddings": True,
         },
     ),
-    "olmoe": ("olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "olmoe": ("olmoe", {"num_experts": 8, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "olmoe-clip": (
         "olmoe",
         {
@@ -391,7 +402,6 @@ VARIANTS |= {
             "clip_qkv": 0.5,
             "norm_topk_prob": True,
             "attention_bias": True,
-            "num_key_value_heads": None,
             "rope_parameters": LINEAR,
             "tie_word_embeddings": True,
         },
@@ -460,7 +470,7 @@ VARIANTS |= {
 _DELTA: dict[str, Any] = {
     "head_dim": 32,
     "linear_key_head_dim": 8,
-    "linear_value_head_dim": 16,
+    "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
@@ -478,6 +488,7 @@ VARIANTS |= {
         | {
             "layer_types": ["full_attention", "linear_attention", "linear_attention"],
             "linear_num_value_heads": 2,
+            "linear_value_head_dim": 16,
             "linear_conv_kernel_dim": 3,
             "attention_bias": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5},
@@ -493,6 +504,7 @@ VARIANTS |= {
             "num_hidden_layers": 2,
             "layer_types": ["linear_attention", "full_attention"],
             "linear_num_key_heads": 4,
+            "linear_value_head_dim": 16,
             "tie_word_embeddings": True,
         },
     ),

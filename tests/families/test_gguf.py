@@ -41,12 +41,14 @@ REFUSED = {
     "gpt_oss-clamped": "attention_bias: False",
     "granitemoe-biases": "attention_bias: True",
     "ernie4_5_moe-mixed": "moe_layer_end_index: 2",
+    "qwen3_5_moe-tied": "linear_value_head_dim: 16",
     "qwen3_5-mixed": "attention_bias: True",
     "gemma4": "gemma4_text: a GGUF",
     "gemma4-keys-as-values": "gemma4_text: a GGUF",
     "gemma4-experts": "gemma4_text: a GGUF",
     "lfm2-biases": "conv_bias: True",
     "lfm2_moe-plain": "norm_topk_prob: False",
+    "gpt_neox-in-turn": "hidden_act: 'relu'",
     "starcoder2-window": "hidden_act: 'gelu'",
     "stablelm-parallel": "tie_word_embeddings: True",
     "nemotron-biases": "head_dim: a GGUF cannot store heads",
@@ -109,6 +111,8 @@ def test_gemma_norms_have_one_added(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored, source.read(f"{ours}.weight").decode() + 1)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # llama-cpp-python's own
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("variant", WRITTEN)
 def test_llama_cpp_chooses_the_same(tmp_path: Path, variant: str) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")

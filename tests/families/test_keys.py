@@ -101,6 +101,13 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
         ("llama", {"hidden_act": "mish"}, "activation 'mish'"),
         ("llama", {"model_type": "mamba"}, "architecture 'mamba'"),
         ("llama", {"model_type": None}, "architecture None"),
+        (
+            "llama",
+            {"model_type": "mistral3", "text_config": {"model_type": "qwen2"}},
+            "text_config: architecture 'qwen2'",
+        ),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
     ],
 )
 def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,21 +49,32 @@ def test_a_clustered_file_and_its_export(tmp_path: Path, variant: str) -> None:
     assert_close(run(tmp_path / "m.rkf", tokens()), logits_of(loaded(tmp_path / "back")))
 
 
-def test_the_decoder_of_a_model_that_sees(tmp_path: Path) -> None:
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "outer", "keys"),
+    [
+        ("gemma3", "gemma3", {"mm_tokens_per_image": 4}),
+        ("mistral", "mistral3", {"tie_word_embeddings": False}),
+        ("ministral3", "mistral3", {}),
+    ],
+)
+def test_the_decoder_of_a_model_that_sees(tmp_path: Path, variant: str, outer: str, keys: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
-        "gemma3",
-        text_config=model_of("gemma3").config.to_dict(),
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
-        mm_tokens_per_image=4,
+        outer,
+        text_config=model_of(variant).config.to_dict(),
+        vision_config=_VISION if outer == "gemma3" else {**_VISION, "model_type": "pixtral", "head_dim": 16},
         image_token_index=5,
+        **keys,
     )
     model = randomised(config, transformers.AutoModelForImageTextToText)
     expected = logits_of(model)
@@ -72,7 +84,7 @@ def test_the_decoder_of_a_model_that_sees(tmp_path: Path) -> None:
     assert_close(run(tmp_path / "m.rkf", tokens()), expected)
     export_hf(tmp_path / "m.rkf", tmp_path / "back")
     back = loaded(tmp_path / "back")
-    assert back.config.model_type == "gemma3_text"
+    assert back.config.model_type == VARIANTS[variant][0]
     assert_close(logits_of(back), expected)
     before = open_source(folder)
     tensors = load_file(folder / "model.safetensors")

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 import rkf
+from rkf.cluster.recipe import Rule
 from rkf.eval import reference
-from rkf.study import trace
+from rkf.study import study, trace
 from rkf.study.changes import moments
 from rkf.study.drift import _clear, ordered, steps, survivors
 from rkf.study.subject import clustered_in_layers
+from tests.calibrate.small_models import small_model
 from tests.study.conftest import CONFIG
+from tests.torch.program_files import write_program
 
 
 def values_file(folder, correction):
@@ -85,3 +88,19 @@ def test_an_order_ends_where_the_model_is_lost(studied):
     factors = {"order": "first", "correction": "none", "seed": 0, "replaced": 3}
     assert _clear(factors, [{**factors, "replaced": 1, "ppl_ratio": 11.0}])
     assert not _clear(factors, [{**factors, "replaced": 1, "ppl_ratio": 9.0}, {**factors, "ppl_ratio": 11.0}])
+
+
+def test_stacks_of_experts_are_replaced_too(tmp_path):
+    """A table an expert; their outputs are left alone, as each expert sees few tokens."""
+    _, program, weights = small_model("qwen3_moe")
+    path = write_program(tmp_path / "m.rkf", program, weights, lambda name, shape: Rule(k=8, rows_per_table=shape[-2]))
+    words = np.random.Generator(np.random.Philox(key=1)).integers(3, 64, 100)
+    text = " ".join(f"t{word}" for word in words)
+    rows = study("drift", path, tmp_path / "out", text=text, seeds=1, layers=[2], windows=1, ctx=32, threads=1)
+    assert {row["correction"] for row in rows} == {"none", "mean", "moments", "output"}
+    changed = tmp_path / "out" / "values" / "order-first_correction-output_replaced-1_seed-0.rkv"
+    with rkf.open(path) as old, rkf.open(path, values=changed) as new:
+        for name, (layer, role) in clustered_in_layers(old).items():
+            before, after = old.values(name).centroids, new.values(name).centroids
+            assert np.array_equal(before, after) == (layer != 2)
+            assert before.shape[0] == (4 if role.startswith("expert_") else 1)

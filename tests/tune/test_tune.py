@@ -167,7 +167,7 @@ def clustered_names(container):
 
 
 @pytest.mark.parametrize("name", ["lesson.safetensors", "state.safetensors"])
-def test_a_damaged_checkpoint_is_refused_and_begun_anew(tmp_path, files, name):
+def test_a_damaged_checkpoint_is_refused_and_started_again(tmp_path, files, name):
     dense, text = files
     model, out = clustered(tmp_path), tmp_path / "tuned.rkv"
     interrupted(model, dense, out, text)
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_refused_and_begun_anew(tmp_path, files, name):
     stored.write_bytes(stored.read_bytes()[:-1])
     (folder / f".{name}.partial").write_bytes(b"of a killed writer")
     (folder / "notes").write_text("a user's")
-    with pytest.raises(CorruptError, match=f"{name}: damaged .*leave --resume out"):
+    with pytest.raises(CorruptError, match=f"{name}: damaged .*omit --resume"):
         tune(model, dense, out, data=text, resume=True)
     tune(model, dense, out, data=text, minutes=0.001)
     assert [path.name for path in folder.iterdir()] == ["notes"]
