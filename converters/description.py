@@ -42,7 +42,7 @@ class Description:
 
     def own_name(self, name: str) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
-        return self.family.own_name(name, self.wrapped)
+        return self.family.own_name(self.keys, name, self.wrapped)
 
     def left_out(self, names: Collection[str]) -> tuple[str, ...]:
         """The parts of the model around the decoder that these tensors belong to."""

@@ -29,7 +29,7 @@ from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.metadata import ModelMetadata
-from rkf.model.ops import ROUTER
+from rkf.model.ops import KERNEL, ROUTER, VECTOR
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
@@ -209,7 +209,8 @@ class _GgufModel:
         self._architecture = description.family.gguf.architecture
         fields = fields_of(description.family, description.keys)
         self._fields, self._extra = fields.own, fields.extra
-        self._routers = {name for name, _, role in description.program.weights() if role == ROUTER}
+        exact = (ROUTER, KERNEL, VECTOR)
+        self._exact = {name for name, _, role in description.program.weights() if role in exact}
         self._tensors = list(assemblies(description.gguf_layout, exported.shapes))
 
     def head(self) -> bytes:
@@ -245,8 +246,11 @@ class _GgufModel:
         yield from self._extra.values()
 
     def _kind(self, tensor: Assembly) -> gguf.GGMLQuantizationType:
-        """Vectors stay f32. So do routers: rounding would send tokens to other experts."""
-        if len(tensor.shape) == 1 or tensor.parts[0].tensor in self._routers:
+        """Vectors stay f32, also those of experts and kernels of convolutions; llama.cpp reads them in no other dtype.
+
+        So do routers: rounding would send tokens to other experts.
+        """
+        if len(tensor.shape) == 1 or tensor.parts[0].tensor in self._exact:
             return _F32
         return _F16
 

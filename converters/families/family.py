@@ -93,7 +93,7 @@ class GgufForm(Generic[C]):
 @dataclass(frozen=True, slots=True)
 class Family(Generic[C]):
     """A family: its model_type and class name in transformers, its table of keys, its forward pass, the layout of its
-    tensors in a Hugging Face checkpoint, and its form in GGUF. unused: prefixes of names that the reference ignores.
+    tensors in a Hugging Face checkpoint, and its form in GGUF. unused: whether the reference ignores a tensor.
     prefix: what its names have before "layers.".
     """
 
@@ -104,10 +104,10 @@ class Family(Generic[C]):
     gguf: GgufForm[C]
     layout: Callable[[C], Layout] = lambda config: as_named
     wrapper: Wrapper | None = None
-    unused: tuple[str, ...] = ()
+    unused: Callable[[C, str], bool] = lambda config, name: False
     prefix: str = "model."
 
-    def own_name(self, name: str, wrapped: bool) -> str | None:
+    def own_name(self, config: C, name: str, wrapped: bool) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
         inner = self.wrapper.name(name) if wrapped and self.wrapper else name
-        return None if inner is None or _DERIVED.fullmatch(inner) or inner.startswith(self.unused) else inner
+        return None if inner is None or _DERIVED.fullmatch(inner) or self.unused(config, inner) else inner

@@ -91,6 +91,11 @@ def flag(default: bool, or_null: bool = False, aliases: tuple[str, ...] = (), na
     return _key(default, reader, aliases, name)
 
 
+def word() -> Any:
+    """A word, or null."""
+    return _key(None, _or_null(_word))
+
+
 def ignored(value: Any) -> Any:
     """A key that the reference ignores, with the value that it always has."""
     return _key(value, lambda _: value)
@@ -114,9 +119,10 @@ def period(default: int) -> Any:
     )
 
 
-def layer_numbers() -> Any:
-    """Numbers of layers; null: none."""
-    return _key((), lambda value: () if value is None else _integers(value))
+def layer_numbers(or_null: bool = False) -> Any:
+    """Numbers of layers. or_null: null, the default, differs from none of them."""
+    none = None if or_null else ()
+    return _key(none, lambda value: none if value is None else _integers(value))
 
 
 def token(default: int | None) -> Any:
@@ -170,6 +176,12 @@ def _positive(value: Any) -> float:
 def _flag(value: Any) -> bool:
     if type(value) is not bool:
         raise _WrongError("true or false")
+    return value
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _WrongError("a word")
     return value
 
 

@@ -69,6 +69,8 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 def _to_fields(config: OlmoeKeys) -> GgufFields:
     config.refuse(config.norm_topk_prob, "norm_topk_prob", "false, as llama.cpp computes it")
+    grouped = config.kv_heads != config.num_attention_heads
+    config.refuse(grouped, "num_key_value_heads", "as many as num_attention_heads, which llama.cpp assumes")
     config.refuse(config.clip_qkv is not None, "clip_qkv", "null: llama.cpp has no limit here")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     found = rope_fields(_rope(config), config.head_size)

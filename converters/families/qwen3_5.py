@@ -202,9 +202,11 @@ def to_config(model: GgufModel) -> dict[str, Any]:
 
 def to_fields(config: Qwen35Keys) -> GgufFields:
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
+    widths = config.linear_value_head_dim != config.linear_key_head_dim
+    config.refuse(widths, "linear_value_head_dim", f"{config.linear_key_head_dim}, the width of keys, as in llama.cpp")
     interval = next((number + 1 for number, kind in enumerate(config.kinds) if kind == FULL), len(config.kinds) + 1)
     if config.kinds != periodic(config.num_hidden_layers, interval):
-        raise UnsupportedError(f"layer_types: a GGUF can store {FULL} only for every so manieth layer")
+        raise UnsupportedError(f"layer_types: a GGUF can store {FULL} only at a fixed interval")
     found = rope_fields(config.rope, config.head_size)
     pairs = int(found.own["rope.dimension_count"]) // 2
     thirds = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
@@ -239,5 +241,5 @@ FAMILY = Family(
     layout=layout,
     gguf=GgufForm("qwen35", to_config, to_fields, gguf_layout),
     wrapper=wrapper("qwen3_5"),
-    unused=("mtp.",),
+    unused=lambda config, name: name.startswith("mtp."),
 )

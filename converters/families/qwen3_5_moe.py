@@ -65,5 +65,5 @@ FAMILY = Family(
     layout=_layout,
     gguf=GgufForm("qwen35moe", _to_config, _to_fields, gguf_layout),
     wrapper=wrapper("qwen3_5_moe"),
-    unused=("mtp.",),
+    unused=lambda config, name: name.startswith("mtp."),
 )

@@ -393,7 +393,7 @@ VARIANTS |= {
             "tie_word_embeddings": True,
         },
     ),
-    "olmoe": ("olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "olmoe": ("olmoe", {"num_experts": 8, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "olmoe-clip": (
         "olmoe",
         {
@@ -402,7 +402,6 @@ VARIANTS |= {
             "clip_qkv": 0.5,
             "norm_topk_prob": True,
             "attention_bias": True,
-            "num_key_value_heads": None,
             "rope_parameters": LINEAR,
             "tie_word_embeddings": True,
         },
@@ -471,7 +470,7 @@ VARIANTS |= {
 _DELTA: dict[str, Any] = {
     "head_dim": 32,
     "linear_key_head_dim": 8,
-    "linear_value_head_dim": 16,
+    "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
@@ -489,6 +488,7 @@ VARIANTS |= {
         | {
             "layer_types": ["full_attention", "linear_attention", "linear_attention"],
             "linear_num_value_heads": 2,
+            "linear_value_head_dim": 16,
             "linear_conv_kernel_dim": 3,
             "attention_bias": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5},
@@ -504,7 +504,87 @@ VARIANTS |= {
             "num_hidden_layers": 2,
             "layer_types": ["linear_attention", "full_attention"],
             "linear_num_key_heads": 4,
+            "linear_value_head_dim": 16,
             "tie_word_embeddings": True,
+        },
+    ),
+}
+
+_CONV: dict[str, Any] = {"layer_types": ["conv", "full_attention", "conv"]}
+VARIANTS |= {
+    "lfm2": ("lfm2", _CONV | {"block_multiple_of": 16}),
+    "lfm2-biases": (
+        "lfm2",
+        {
+            "full_attn_idxs": [0, 2],
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        _CONV | {"num_dense_layers": 1, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
+    ),
+    "lfm2_moe-plain": (
+        "lfm2_moe",
+        _CONV
+        | {
+            "num_dense_layers": 0,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "use_expert_bias": False,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+_GEMMA4: dict[str, Any] = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 4,
+}
+VARIANTS |= {
+    "gemma4": (
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCAB,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma4-keys-as-values": (
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4-experts": (
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 8,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 32,
         },
     ),
 }
@@ -520,7 +600,8 @@ def model_of(variant: str) -> Any:
 def randomised(config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Any:
     model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
-        for parameter in model.parameters():
+        stored = [buffer for name, buffer in model.named_buffers() if name in model.state_dict()]
+        for parameter in (*model.parameters(), *stored):
             parameter.copy_(torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1))
     return model.eval()
 

@@ -92,3 +92,11 @@ def test_the_decoder_of_a_model_that_sees(tmp_path: Path, variant: str, outer: s
     assert renamed.keys() != tensors.keys()
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})  # as transformers 5 may name them
     assert open_source(folder).tensors == before.tensors
+
+
+def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
+    folder = save(model_of("gpt_neox"), tmp_path / "model")
+    before, path = open_source(folder), folder / "model.safetensors"
+    masks = {f"gpt_neox.layers.{n}.attention.bias": np.ones((1, 1, 4, 4), np.bool_) for n in range(3)}
+    save_file(load_file(path) | masks, path, {"format": "pt"})
+    assert open_source(folder).tensors == before.tensors

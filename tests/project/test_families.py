@@ -15,7 +15,11 @@ EXCEPT = {
     "converters/pretokenizers.py",
     "converters/tokenizer_export.py",
 }
-_NAME = re.compile(r"llama(?!\.cpp|_cpp|-cpp|-gguf-split|FileType)|mistral|qwen|gemma|phi3|olmo", re.IGNORECASE)
+_NAME = re.compile(
+    r"llama(?!\.cpp|_cpp|-cpp|-gguf-split|FileType)|mistral|mixtral|qwen|gemma|phi3|olmo|granite|glm4|exaone|cohere|"
+    r"seed_oss|ernie|smollm3|starcoder|stablelm|nemotron|neox",
+    re.IGNORECASE,
+)
 FILES = [
     path
     for room in ("rkf", "runtime", "converters")
