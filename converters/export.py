@@ -32,6 +32,7 @@ from rkf.model.metadata import ModelMetadata
 from rkf.model.ops import KERNEL, ROUTER, VECTOR
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+_QUANTISATION = "quantization_config"
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
 
 
@@ -116,15 +117,19 @@ class _Exported:
     def configuration(self) -> dict[str, bytes]:
         """The checkpoint's own files; missing ones are made from the metadata."""
         made = {
-            "config.json": self.config if not self.description.wrapped else self._decoder_config(),
+            "config.json": self._plain_config() if not self.description.wrapped else self._decoder_config(),
             "generation_config.json": _generation_config(self.model),
             "tokenizer_config.json": _tokenizer_config(self.model, token_text(self.file.blob(TOKENIZER) or b"")),
         }
         found = {name: _json(content) for name, content in made.items()}
         kept = {name: blob for name in VERBATIM if (blob := self.file.blob(name)) is not None}
-        if self.description.wrapped:
+        if self.description.wrapped or _QUANTISATION in self.config:
             del kept["config.json"]
         return found | kept
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The config.json without the packing of the source's tensors, which are written unpacked."""
+        return {key: value for key, value in self.config.items() if key != _QUANTISATION}
 
     def _decoder_config(self) -> dict[str, Any]:
         """The config.json of the decoder alone; nothing else is left of a model that contained it."""

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
@@ -18,17 +19,20 @@ from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.layout import place
 from rkf.converters.gguf_tokenizer import load_tokenizer
 from rkf.converters.input_files import files_fingerprint, hash_file, read_values
+from rkf.converters.mxfp4 import BLOCK, BLOCKS, SCALES
+from rkf.converters.mxfp4 import decode as decode_mxfp4
 from rkf.converters.source import TensorSpec, read_origin, spec_of
 from rkf.converters.special_tokens import special_tokens
 from rkf.errors import SourceError
 from rkf.format.constants import VERBATIM
-from rkf.format.matrix import DenseTensor, storage_dtype
+from rkf.format.matrix import DenseTensor, from_f32, storage_dtype
 from rkf.model.metadata import ModelMetadata
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
-# Keys of config.json that mark a quantised checkpoint (GPTQ, AWQ, bitsandbytes, FP8, …).
+# Keys of config.json that mark a quantised checkpoint (GPTQ, AWQ, bitsandbytes, FP8, …). MXFP4 alone is read.
 _QUANTISED = ("quantization_config", "compression_config")
+_MXFP4 = "MXFP4"
 _GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -38,14 +42,16 @@ class HfSource:
     def __init__(self, folder: Path) -> None:
         self.folder, self.label = folder, _label(folder.resolve())
         config = _json(folder / "config.json")
-        self._refuse_quantised(config)
+        self._packed = self._is_mxfp4(config)
         self._description = describe(config, self.label)
         self._shards = _shards(folder)
         self._offsets: dict[str, tuple[Path, int]] = {}
         self._stored: dict[str, TensorSpec] = {}
+        self._scales: dict[str, tuple[int, ...]] = {}
         ignored: list[str] = []
         for shard, names in self._shards.items():
             ignored += self._add_shard(shard, names)
+        self._refuse_lone_blocks()
         self.left_out = self._description.left_out(ignored)
         tokenizer = self._read_tokenizer()
         self.chat_template = self._read_template()
@@ -103,15 +109,57 @@ class HfSource:
     def _read_rows(self, name: str, start: int, stop: int) -> DenseTensor:
         """Entries start … stop - 1 along the first axis."""
         spec, (shard, offset) = self._stored[name], self._offsets[name]
+        if spec.stored_type == _MXFP4:
+            return self._read_mxfp4(name, start, stop)
         dtype, each = storage_dtype(spec.dtype), spec.weights // spec.shape[0]
         data = read_values(shard, dtype, (stop - start) * each, offset + start * each * dtype.itemsize)
         return DenseTensor(spec.dtype, data.reshape(stop - start, *spec.shape[1:]))
 
-    def _refuse_quantised(self, config: dict[str, Any]) -> None:
+    def _read_mxfp4(self, name: str, start: int, stop: int) -> DenseTensor:
+        """Entries of a stack in MXFP4; every value is one of bf16."""
+        _, rows, cols = self._stored[name].shape
+        shape, groups = (stop - start, rows, cols // BLOCK), rows * cols // BLOCK
+        found = []
+        for stored, each in ((name, groups * BLOCK // 2), (name.removesuffix(BLOCKS) + SCALES, groups)):
+            shard, offset = self._offsets[stored]
+            found.append(read_values(shard, np.dtype(np.uint8), (stop - start) * each, offset + start * each))
+        values = decode_mxfp4(found[0].reshape(*shape, BLOCK // 2), found[1].reshape(shape))
+        return DenseTensor("bf16", from_f32(values, "bf16"))
+
+    def _is_mxfp4(self, config: dict[str, Any]) -> bool:
+        """Whether some tensors are in MXFP4. SourceError for a checkpoint that is quantised in another way."""
+        method = None
         for key in _QUANTISED:
             if config.get(key):
                 method = config[key].get("quant_method", "unknown") if isinstance(config[key], dict) else "unknown"
-                raise SourceError(f"{self.label}: already quantised ({key}: {method}); give the original checkpoint")
+                if method != "mxfp4":
+                    raise SourceError(
+                        f"{self.label}: already quantised ({key}: {method}); give the original checkpoint"
+                    )
+        return method is not None
+
+    def _add_packed(self, name: str, entry: dict[str, Any], shard: Path) -> None:
+        """Record blocks as the stack of their values, and the place of scales."""
+        begin, end = entry["data_offsets"]
+        self._offsets[name] = shard, begin
+        if name.endswith(SCALES):
+            self._scales[name] = tuple(entry["shape"])
+            return
+        *outer, groups, half = entry["shape"]
+        if len(outer) != 2 or half != BLOCK // 2:
+            raise SourceError(
+                f"{self.label}: tensor {name}: expected [experts, rows, groups, {BLOCK // 2}], got {entry['shape']}"
+            )
+        self._stored[name] = TensorSpec((*outer, groups * BLOCK), "bf16", _MXFP4, end - begin)
+
+    def _refuse_lone_blocks(self) -> None:
+        """Raise SourceError for blocks without scales of their shape."""
+        for name, spec in self._stored.items():
+            if spec.stored_type == _MXFP4:
+                wanted, scales = (*spec.shape[:2], spec.shape[2] // BLOCK), name.removesuffix(BLOCKS) + SCALES
+                if self._scales.get(scales) != wanted:
+                    got = self._scales.get(scales, "none")
+                    raise SourceError(f"{self.label}: tensor {scales}: expected shape {wanted}, got {got}")
 
     def _add_shard(self, shard: Path, names: set[str] | None) -> list[str]:
         """Record the tensors of a shard; returns the names of those that are not the decoder's. names: those that the
@@ -130,6 +178,9 @@ class HfSource:
                 raise SourceError(f"{self.label}: tensor {name} occurs in {shard.name} and in a shard before it")
             if 0 in entry["shape"] or not entry["shape"]:
                 raise SourceError(f"{self.label}: tensor {name}: expected values, got shape {entry['shape']}")
+            if self._packed and entry["dtype"] == "U8" and name.endswith((BLOCKS, SCALES)):
+                self._add_packed(name, entry, shard)
+                continue
             if entry["dtype"] not in _DTYPES:
                 raise SourceError(
                     f"{self.label}: tensor {name}: expected dtype BF16, F16 or F32, got {entry['dtype']}; "

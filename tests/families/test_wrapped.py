@@ -1,0 +1,52 @@
+"""Decoders inside other models, under the names of published checkpoints; tensors that the reference ignores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rkf.converters.source import open_source
+
+from .models import model_of, save
+
+
+def rewritten(folder: Path, prefix: str, extra: list[str]) -> None:
+    """Give the decoder's tensors a longer prefix, and add tensors that are no part of it."""
+    tensors = load_file(folder / "model.safetensors")
+    found = {
+        name.replace("model.", prefix, 1) if name.startswith("model.") else name: each for name, each in tensors.items()
+    }
+    found |= {name: torch.ones(2, 2) for name in extra}
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("variant", "outer", "extra"),
+    [
+        ("qwen3_5", "qwen3_5", ["model.visual.patch_embed.weight", "mtp.layers.0.mlp.up_proj.weight"]),
+        ("qwen3_5_moe", "qwen3_5_moe", ["model.visual.patch_embed.weight", "mtp.norm.weight"]),
+        ("gemma4", "gemma4", ["model.vision_tower.x.weight", "model.audio_tower.x.weight", "model.embed_vision.x"]),
+    ],
+)
+def test_a_decoder_inside_another_model(tmp_path: Path, variant: str, outer: str, extra: list[str]) -> None:
+    inner = open_source(save(model_of(variant), tmp_path / "inner"))
+    folder = save(model_of(variant), tmp_path / "outer")
+    rewritten(folder, "model.language_model.", extra)
+    text = json.loads((folder / "config.json").read_text())
+    config = {"model_type": outer, "text_config": text, "tie_word_embeddings": text["tie_word_embeddings"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    source = open_source(folder)
+    assert source.model.program == inner.model.program
+    for name in inner.tensors:
+        np.testing.assert_array_equal(source.read(name).decode(), inner.read(name).decode())
+
+
+def test_own_keys_and_values_of_a_layer_that_shares_are_ignored(tmp_path: Path) -> None:
+    folder = save(model_of("gemma4"), tmp_path / "model")
+    rewritten(folder, "model.", ["model.layers.5.self_attn.k_proj.weight", "model.layers.4.self_attn.v_proj.weight"])
+    assert "model.layers.5.self_attn.k_proj.weight" not in open_source(folder).tensors
