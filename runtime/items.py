@@ -126,7 +126,7 @@ def items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[Item]
                 done |= with_it
                 found.append(product)
             case Logits():
-                found.append(Product(op.src, op.dst, op.weight, op.rows, logits=op))
+                found.append(Product(op.src, op.dst, op.weight, op.rows, op.bias, logits=op))
             case Attention():
                 _add_attention(found, op, ops, at, lasting, many)
             case Route():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import UsageError
+from rkf.errors import UsageError, naming
 from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.model.metadata import ModelMetadata
@@ -194,4 +194,7 @@ def _tokenizer(container: Container) -> Tokenizer:
     tokenizer_json, template = container.blob(TOKENIZER), container.blob(CHAT_TEMPLATE)
     if container.model is None or tokenizer_json is None:
         raise UsageError(f"{container.path}: expected a whole model with its tokenizer, got a file without one")
-    return Tokenizer(tokenizer_json, container.model, None if template is None else template.decode(errors="replace"))
+    with naming(container.path):
+        return Tokenizer(
+            tokenizer_json, container.model, None if template is None else template.decode(errors="replace")
+        )

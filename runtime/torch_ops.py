@@ -143,7 +143,7 @@ class TorchHead(nn.Module):
 
     def __init__(self, op: ops.Logits, tensors: TorchTensors) -> None:
         super().__init__()
-        self.matrix = tensors.linear(op.weight)
+        self.matrix = tensors.linear(op.weight, op.bias)
         self._scale, self._softcap = op.scale, op.softcap
 
     def forward(self, hidden: Tensor) -> Tensor:

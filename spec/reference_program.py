@@ -1,7 +1,7 @@
 """Runs the model of a file, from program.md alone: numpy, reference_reader.py beside it, and nothing of the project.
 
 `run(path, tokens)` -> f64[tokens, vocabulary], the logits after each token. Plain and slow on purpose: a whole sequence
-at once, in f64, one function an op. It checks nothing: what a reader has to refuse stands in program.md, section 8.
+at once, in f64, one function an op. It checks nothing: what a reader has to refuse stands in program.md, section 10.
 
     python reference_program.py FILE TOKEN TOKEN …
 """
@@ -192,7 +192,7 @@ def clip(op, place, src):
 
 
 def logits(op, place, src):
-    found = op.get("scale", 1.0) * (src @ place.tensor(op["weight"]).T)
+    found = op.get("scale", 1.0) * (src @ place.tensor(op["weight"]).T + place.bias(op))
     return op["softcap"] * np.tanh(found / op["softcap"]) if "softcap" in op else found
 
 
@@ -208,7 +208,7 @@ def run_ops(ops, place):
 
 
 def run_program(program, tensors, tokens, positions=None):
-    """Section 1 of program.md. positions: how long the sequence may grow (only a rope with `long` asks)."""
+    """Section 4 of program.md. positions: how long the sequence may grow (only a rope with `long` asks)."""
     place = Place(program, tensors, tokens, len(tokens) if positions is None else positions)
     run_ops(program["stem"], place)
     lasting = set(place.values)

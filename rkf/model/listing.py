@@ -10,6 +10,8 @@ from typing import Any
 from rkf.model.ops import Op, keys, kind_of
 from rkf.model.program import Program
 
+_MAIN = ("table", "weight")  # keys of the tensor that an op is about
+
 
 def summary(program: Program) -> str:
     """The size of a program in one line: "30 layers of 1 kind, 18 ops"."""
@@ -37,9 +39,14 @@ def listing(program: Program) -> Iterator[str]:
 
 def _lines(ops: Sequence[Op]) -> Iterator[str]:
     for op in ops:
-        named = [value for key, value in _told(op) if kind_of(key) in ("value", "tensor")]
-        numbers = [f"{key.name}={_shown(value)}" for key, value in _told(op) if kind_of(key) not in ("value", "tensor")]
-        yield f"  {op.dst} = {op.name}({', '.join([*named, *numbers])})"
+        plain = [value for key, value in _told(op) if _needs_no_key(key)]
+        keyed = [f"{key.name}={_shown(value)}" for key, value in _told(op) if not _needs_no_key(key)]
+        yield f"  {op.dst} = {op.name}({', '.join([*plain, *keyed])})"
+
+
+def _needs_no_key(key: Any) -> bool:
+    """Values, and the main tensor of an op: a norm with a bias alone must not read as one with a weight."""
+    return kind_of(key) == "value" or (kind_of(key) == "tensor" and key.name in _MAIN)
 
 
 def _told(op: Op) -> Iterator[tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import MISSING, Field
 from typing import Any
 
@@ -37,6 +38,8 @@ class OpReader:
         kind = OPS[Fields(item, where, ("op",), None).choice("op", tuple(OPS))]
         required = [key.name for key in keys(kind) if key.default is MISSING]
         optional = [key.name for key in keys(kind) if key.default is not MISSING]
+        if "dst" in item:
+            where = f"{where}, {kind.name!r} that writes {shown(item['dst'])}"
         found = Fields(item, where, ("op", *required), optional)
         return kind(**{key.name: self._read(found, key) for key in keys(kind) if key.name in found})
 
@@ -119,20 +122,32 @@ def refuse_unknown_words(metadata: Any) -> None:
     """
     if not isinstance(metadata, dict):
         return
-    kinds = metadata.get("kinds")
-    lists = [metadata.get("stem"), metadata.get("top"), *(kinds if isinstance(kinds, list) else ())]
-    for item in (item for ops in lists if isinstance(ops, list) for item in ops if isinstance(item, dict)):
+    for where, item in _op_items(metadata):
         name = item.get("op")
         if not isinstance(name, str):
             continue
-        if name not in OPS:
-            raise UnsupportedError(f"program: op {shown(name)} is not known to this version; update rkf")
+        _refuse_unknown_word(f"{where}, op", name, tuple(OPS))
         for key, choices in _CHOICES[name]:
             word = item.get(key)
-            if isinstance(word, str) and word not in choices:
-                raise UnsupportedError(
-                    f"program: op {name!r}: {key} {shown(word)} is not known to this version; update rkf"
-                )
+            if isinstance(word, str):
+                _refuse_unknown_word(f"{where}, {name!r}, {key}", word, choices)
+
+
+def _refuse_unknown_word(where: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        problem = f"{shown(word)} is not known to this version, which knows {', '.join(known)}"
+        raise UnsupportedError(f"{where}: {problem}; update rkf")
+
+
+def _op_items(metadata: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every map of an op in a program that may be malformed elsewhere, with its place."""
+    kinds = metadata.get("kinds")
+    named = enumerate(kinds if isinstance(kinds, list) else ())
+    lists = [("stem", metadata.get("stem")), *((f"kind {n}", kind) for n, kind in named), ("top", metadata.get("top"))]
+    for where, ops in lists:
+        for at, item in enumerate(ops if isinstance(ops, list) else ()):
+            if isinstance(item, dict):
+                yield f"program, {where}, op {at}", item
 
 
 _CHOICES = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
-from rkf.format.fields import refuse
+from rkf.format.fields import refuse, shown
 
 ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2")
 SCORES = ("softmax", "sigmoid", "chosen")
@@ -101,16 +101,20 @@ class Op:
         """The type of the value it writes. Raises StructureError if the values that it reads do not fit."""
         raise TypeError(f"{type(self).__name__} has no width")
 
+    def __str__(self) -> str:
+        """The op in messages, behind its place in the program."""
+        return f"{self.name!r} that writes {shown(self.dst)}"
+
     def need(self, holds: bool, expected: object, got: object) -> None:
         """Raise StructureError unless `holds`."""
         if not holds:
-            refuse(f"op {self.name!r} that writes {self.dst!r}", expected, got)
+            refuse(str(self), expected, got)
 
     def vector(self, widths: Mapping[str, Width], value: str) -> int:
         """The width of a value that must be a vector."""
         width = widths[value]
         if not isinstance(width, int):
-            refuse(f"op {self.name!r} that writes {self.dst!r}", f"a vector in {value!r}", "chosen experts")
+            refuse(str(self), f"a vector in {value!r}", "chosen experts")
         return width
 
 
@@ -368,7 +372,7 @@ class Experts(Op):
     def _chosen(self, widths: Mapping[str, Width]) -> Chosen:
         chosen = widths[self.route]
         if not isinstance(chosen, Chosen):
-            refuse(f"op {self.name!r} that writes {self.dst!r}", f"chosen experts in {self.route!r}", "a vector")
+            refuse(str(self), f"chosen experts in {self.route!r}", "a vector")
         return chosen
 
 
@@ -479,17 +483,23 @@ class Clip(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logits(Op):
-    """dst = scale * weight src, then c * tanh(dst / c) with a softcap c. weight: f32[rows, width of src]."""
+    """dst = scale * (weight src + bias), then c * tanh(dst / c) with a softcap c.
+
+    weight: f32[rows, width of src]; bias: f32[rows].
+    """
 
     name = "logits"
     src: str = _value()
     weight: str = _tensor()
     rows: int = _size()
+    bias: str | None = _tensor(None)
     scale: float = _number(1.0)
     softcap: float | None = _number(None, above=0)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         yield Weight(self.weight, (self.rows, self.vector(widths, self.src)), MATRIX)
+        if self.bias is not None:
+            yield Weight(self.bias, (self.rows,), VECTOR)
 
     def width(self, widths: Mapping[str, Width]) -> Width:
         self.vector(widths, self.src)

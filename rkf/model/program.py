@@ -70,7 +70,7 @@ class Program:
         Lazily: with a forged number of layers, the first missing tensor ends it. Widths are computed once per kind.
         """
         found: dict[str, list[Weight]] = {}
-        for where, op, widths in self._walk():
+        for where, _, op, widths in self._walk():
             found.setdefault(where, []).extend(op.weights(widths))
         relative = {where: _each_once(weights, where) for where, weights in found.items()}
         seen: dict[str, tuple[int, ...]] = {}
@@ -84,10 +84,22 @@ class Program:
                 elif seen[full.name] != full.shape:
                     _refuse_shapes(full.name, seen[full.name], full.shape)
 
+    def naming(self, tensor: str) -> str:
+        """The op that names a tensor of `weights`, for messages: its place, and how names in a layer are read."""
+        layer = layer_of(tensor)
+        lists = [("", "stem", self.stem), ("", "top", self.top)]
+        if layer is not None and layer < self.layers:
+            lists.append((layer_prefix(layer), f"kind {self.order[layer]}", self.layer(layer)))
+        for prefix, where, ops in lists:
+            for number, op in enumerate(ops):
+                if tensor in (prefix + name for name in op.tensor_names()):
+                    return _place(where, number, op) + (f", whose names are relative to {prefix}" if prefix else "")
+        raise KeyError(tensor)
+
     def widths(self) -> dict[str, Width]:
         """The type of each value; a value whose width differs by layer has its widest here."""
         found: dict[str, Width] = {}
-        for _, op, widths in self._walk():
+        for _, _, op, widths in self._walk():
             written, before = op.width(widths), found.get(op.dst)
             if not (isinstance(before, int) and isinstance(written, int) and before >= written):
                 found[op.dst] = written
@@ -142,8 +154,8 @@ class Program:
             if not ops:
                 refuse(f"program, {where}", "at least one op", "none")
             self._check_places(where, ops)
-        for where, op, _ in self._walk():
-            with _at(where):
+        for where, number, op, _ in self._walk():
+            with _at(where, number):
                 if isinstance(op, Embed):
                     enough = op.rows >= self.vocab_size
                     op.need(enough, f"at least {self.vocab_size} rows, one a token of the logits", op.rows)
@@ -165,28 +177,29 @@ class Program:
         in_layer = where not in ("stem", "top")
         for number, op in enumerate(ops):
             if isinstance(op, Embed) and where != "stem":
-                refuse(f"program, {where}", "embed in the stem alone", "one here")
+                refuse(_place(where, number, op), "embed in the stem alone", "one here")
             if not in_layer and (isinstance(op, (Attention, Conv, Delta)) or (isinstance(op, Gate) and op.by_layer)):
-                refuse(f"program, {where}", "no op that belongs to a layer", f"{op.name!r}")
+                refuse(_place(where, number, op), "no op that belongs to a layer", f"{op.name!r}")
             if isinstance(op, Logits) and (where != "top" or number != len(ops) - 1):
-                refuse(f"program, {where}", "logits once, as the last op of the top", "logits here")
+                refuse(_place(where, number, op), "logits once, as the last op of the top", "logits here")
         if where == "top" and not isinstance(ops[-1], Logits):
-            refuse("program, top", "logits as its last op", f"{ops[-1].name!r}")
+            refuse(_place(where, len(ops) - 1, ops[-1]), "logits as the last op of the top", f"{ops[-1].name!r}")
 
-    def _walk(self) -> Iterator[tuple[str, Op, Mapping[str, Width]]]:
-        """Every op of the stem, of each kind once and of the top, with its list and the types of the values before it.
+    def _walk(self) -> Iterator[tuple[str, int, Op, Mapping[str, Width]]]:
+        """Every op of the stem, of each kind once and of the top, with its list, its number in it, and the types of the
+        values before it.
 
         Raises StructureError if a value is not written yet, or does not fit.
         """
         held: dict[str, Width] = {}
         for where, ops in self._lists():
             inside = held if where == "stem" else dict(held)
-            for op in ops:
+            for number, op in enumerate(ops):
                 for value in op.reads():
                     if value not in inside:
-                        refuse(f"program, {where}, op {op.name!r}", "values that are written before", f"{value!r}")
-                yield where, op, inside
-                with _at(where):
+                        refuse(_place(where, number, op), "values that are written before", f"{value!r}")
+                yield where, number, op, inside
+                with _at(where, number):
                     inside[op.dst] = self._written(op, inside, held)
 
     def _written(self, op: Op, inside: Mapping[str, Width], held: Mapping[str, Width]) -> Width:
@@ -219,21 +232,26 @@ class Program:
         for number, kind_number in enumerate(self.order):
             first.setdefault(kind_number, number)
         for kind_number, kind in enumerate(self.kinds):
-            for op in kind:
+            for at, op in enumerate(kind):
                 if isinstance(op, Attention) and op.shares is not None:
                     before = first[kind_number]
-                    with _at(f"kind {kind_number}"):
+                    with _at(f"kind {kind_number}", at):
                         op.need(op.shares < before, f"the cache of a layer before {before}", op.shares)
                         _check_shared(op, op.shares, caches[self.order[op.shares]])
 
 
 @contextmanager
-def _at(where: str) -> Iterator[None]:
-    """Put a list's name before the message of a StructureError, which knows the op alone."""
+def _at(where: str, number: int) -> Iterator[None]:
+    """Put an op's place before the message of a StructureError, which knows the op alone."""
     try:
         yield
     except StructureError as error:
-        raise StructureError(f"program, {where}, {error}") from None
+        raise StructureError(f"program, {where}, op {number}, {error}") from None
+
+
+def _place(where: str, number: int, op: Op) -> str:
+    """An op in messages: its list, its number in it from 0, its name and what it writes."""
+    return f"program, {where}, op {number}, {op}"
 
 
 def _cache(ops: tuple[Op, ...]) -> Attention | None:
@@ -279,12 +297,14 @@ def layer_of(name: str) -> int | None:
 
 def _check_reads(ops: Sequence[Op], where: str, keep: set[str]) -> None:
     """Refuse a value that no op reads before it is overwritten or, unless it is in `keep`, before the end."""
-    waiting: set[str] = set()
-    for op in ops:
-        waiting.difference_update(op.reads())
+    waiting: dict[str, int] = {}  # value -> the op that wrote it
+    for number, op in enumerate(ops):
+        for value in op.reads():
+            waiting.pop(value, None)
         if op.dst in waiting:
-            refuse(f"program, {where}", f"{op.dst!r} to be read before it is written again", "no op that reads it")
-        waiting.add(op.dst)
-    unread = sorted(waiting - keep)
-    if unread:
-        refuse(f"program, {where}", f"an op that reads {unread[0]!r}", "none")
+            expected = f"{op.dst!r} to be read before it is written again"
+            refuse(_place(where, number, op), expected, "no op that reads it")
+        waiting[op.dst] = number
+    for value, number in waiting.items():
+        if value not in keep:
+            refuse(_place(where, number, ops[number]), f"a later op that reads {value!r}", "none")

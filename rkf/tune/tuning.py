@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rkf.calibrate.calibration import prompts
-from rkf.errors import UsageError
+from rkf.errors import UsageError, naming
 from rkf.file.atomic import refuse_existing
 from rkf.file.container import Container, open_file
 from rkf.file.fingerprint import fingerprint
@@ -108,7 +108,8 @@ def _tokenizer(source: Container, metadata: ModelMetadata) -> Tokenizer:
     tokenizer_json, template = source.blob(TOKENIZER), source.blob(CHAT_TEMPLATE)
     if tokenizer_json is None:
         raise UsageError(f"{source.path}: has no tokenizer, so it cannot make a training text")
-    return Tokenizer(tokenizer_json, metadata, None if template is None else template.decode(errors="replace"))
+    with naming(source.path):
+        return Tokenizer(tokenizer_json, metadata, None if template is None else template.decode(errors="replace"))
 
 
 def _lesson(

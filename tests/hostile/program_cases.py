@@ -337,9 +337,15 @@ CACHES = [
 
 TENSORS = [
     windows("a tensor that is not there", "tensors", "'model.layers.0.attn.other'", {FIRST + "1/weight": "attn.other"}),
+    windows(
+        "a prefix in a layer",
+        "tensors",
+        "stands twice: names in layers are relative",
+        {FIRST + "1/weight": "model.layers.0.attn.q.weight"},
+    ),
     plain("a layer that is not there", "tensors", "'model.layers.3.", {PROGRAM + "order": [0, 1, 0, 0]}),
     plain("4096 layers that are not there", "tensors", "'model.layers.3.", {PROGRAM + "order": [0, 1, *[0] * 4094]}),
-    plain("a layer too many", "tensors", "'model.layers.2.", {PROGRAM + "order": [0, 1]}),
+    plain("a layer too many", "tensors", "tensors of 2 layers, as many as order has", {PROGRAM + "order": [0, 1]}),
     plain("another shape", "tensors", "[21, 12]", {PROGRAM + "kinds/1/6/rows": 21}),
     plain("two shapes of one name", "tensors", "one shape", {FIRST + "2/weight": "attn.q.weight"}),
     plain(

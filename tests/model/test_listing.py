@@ -7,7 +7,7 @@ from rkf.model.program import Frequencies, Program
 
 def test_listing():
     linear = Linear(src="h", dst="o", weight="mix.weight", rows=4)
-    layer = (Norm(src="x", dst="h", epsilon=1e-6, weight="norm.weight"), linear, Add(a="x", b="o", dst="x", scale=0.5))
+    layer = (Norm(src="x", dst="h", epsilon=1e-6, bias="norm.bias"), linear, Add(a="x", b="o", dst="x", scale=0.5))
     program = Program(
         stem=(Embed(dst="x", table="table", rows=7, cols=4),),
         kinds=(layer, (*layer[:2], Add(a="x", b="o", dst="x"))),
@@ -21,11 +21,11 @@ def test_listing():
         "stem",
         "  x = embed(table, rows=7, cols=4)",
         "layers 0-1, 3",
-        "  h = norm(x, norm.weight, epsilon=1e-06)",
+        "  h = norm(x, epsilon=1e-06, bias=norm.bias)",
         "  o = linear(h, mix.weight, rows=4)",
         "  x = add(x, o, scale=0.5)",
         "layers 2",
-        "  h = norm(x, norm.weight, epsilon=1e-06)",
+        "  h = norm(x, epsilon=1e-06, bias=norm.bias)",
         "  o = linear(h, mix.weight, rows=4)",
         "  x = add(x, o)",
         "top",

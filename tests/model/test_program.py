@@ -13,6 +13,7 @@ import pytest
 import rkf
 from rkf.errors import StructureError, UnsupportedError
 from rkf.format.constants import FEATURE_PROGRAM, VERBATIM
+from rkf.model.expected import read_model
 from rkf.model.frequencies import Frequencies
 from rkf.model.metadata import ModelMetadata, SpecialToken
 from rkf.model.op_maps import MAX_LAYERS, MAX_OPS, MAX_SIZE
@@ -53,6 +54,13 @@ def test_metadata_of_a_vector() -> None:
     assert found.special_tokens == {"bos_token": SpecialToken("t1", 1), "mask_token": SpecialToken("<mask>")}
     cache = found.program.cache_of(0)
     assert cache is not None and cache.window == 4 and found.program.cache_of(3) is None
+
+
+def test_a_forgotten_feature_bit_is_named() -> None:
+    with rkf.open(VECTORS / "program-plain.rkf") as container:
+        superblock = replace(container.superblock, required=0)
+        with pytest.raises(StructureError, match=r"bit 2, as metadata\.model has a program"):
+            read_model(container.directory, superblock)
 
 
 def test_free_keys_mean_nothing() -> None:
@@ -105,7 +113,8 @@ def test_unknown_words_come_before_damage(key: str) -> None:
         {"kinds": [[{"op": name, key: "newer"}]]},
         {"top": [{"op": name, key: "newer", "more": 1}], "kinds": 3},
     ):
-        with pytest.raises(UnsupportedError, match="'newer' is not known to this version; update rkf") as caught:
+        known = r"'newer' is not known to this version, which knows \w+, .*; update rkf$"
+        with pytest.raises(UnsupportedError, match=known) as caught:
             ModelMetadata.from_metadata({"program": metadata})
         assert caught.value.exit_code == 4
 
