@@ -1,4 +1,4 @@
-"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in five files.
+"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in six files.
 
 Programs are maps, as they stand in a file. Logits come from reference_program.py, in f64.
 """
@@ -270,7 +270,32 @@ def recurrent() -> Map:
     }
 
 
+def biased_head() -> Map:
+    """A tied head with a bias, a scale and a softcap, behind layers with a parallel residual and no gate."""
+    layer = [
+        norm("x", "h", "norm", centred=True, bias="norm.bias"),
+        *qkv("h"),
+        *ropes(pairs="neighbours"),
+        attention(k="k", v="v"),
+        linear("a", "o", "attn.o", HIDDEN),
+        linear("h", "u", "mlp.up", 20, bias=True),
+        op("gate", "m", a="u", act="gelu_tanh"),
+        linear("m", "d", "mlp.down", HIDDEN, bias=True),
+        op("add", "o", a="o", b="d"),
+        op("add", "x", a="x", b="o"),
+    ]
+    tied = {"weight": "embed.weight", "bias": "head.bias"}
+    return {
+        "stem": [embed()],
+        "kinds": [layer],
+        "order": [0, 0],
+        "ropes": [ROPE],
+        "top": [norm("x", "h", "norm", centred=True, bias="norm.bias"), head(scale=0.5, softcap=8.0) | tied],
+    }
+
+
 PROGRAMS = {
+    "program-biased-head.rkf": biased_head(),
     "program-experts.rkf": mixture(),
     "program-plain.rkf": plain(),
     "program-post-norms.rkf": post_norms(),

@@ -2,7 +2,7 @@
 
 `read(path)` or `read(path, values_path)` -> {name: f32[shape]}; `read(path, planes=1)` uses only the first planes.
 Plain and slow on purpose. It makes the checks against damage (hashes, padding, versions, values, pairs of files) and
-raises `Refused(level, detail)`; tests/hostile/strict.py has the other rules of section 17.
+raises `Refused(level, detail)`; the project's tests/hostile/strict.py has the other rules of section 17.
 """
 
 import math

@@ -142,9 +142,11 @@ class Stretch:
         return Flow(flow.ids, {name: run.values[name] for name in self.keeps}, run.shared)
 
 
-def logits(op: model_ops.Logits, x: F32, weight: F32 | Narrow) -> F32:
+def logits(op: model_ops.Logits, x: F32, weight: F32 | Narrow, bias: F32 | None = None) -> F32:
     """f32[tokens, vocab]. x: f32[tokens, cols]."""
     out = product(x, weight)
+    if bias is not None:
+        out += bias
     if op.scale != 1:
         out *= np.float32(op.scale)
     if op.softcap is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,8 @@ def write_text(
     """
     model = list(stretches(program, ctx))
     kept = _kept(program, model, reader, keep)
-    head = kept[program.logits.weight]
+    op = program.logits
+    head, bias = kept[op.weight], None if op.bias is None else cast(F32, kept[op.bias])
     chunks = [
         range(start, min(start + _WRITTEN_SEQUENCES, len(prompts)))
         for start in range(0, len(prompts), _WRITTEN_SEQUENCES)
@@ -96,7 +98,7 @@ def write_text(
         for stretch in model:
             flow = stretch(kept, flow, cache)
         cache.advance(1)
-        drawn = _drawn(logits(program.logits, flow.values[program.logits.src][:, 0], head), points[rows])
+        drawn = _drawn(logits(op, flow.values[op.src][:, 0], head, bias), points[rows])
         tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
@@ -137,7 +139,7 @@ def _kept(
 ) -> dict[str, F32 | Narrow]:
     """All tensors by name: matrices and tables in the form that `keep` returns, others in f32."""
     narrow = {weight.name for weight in program.weights() if weight.role in (EMBEDDING, MATRIX, STACK)}
-    names = [*(name for stretch in model for name in stretch.names), program.logits.weight]
+    names = [*(name for stretch in model for name in stretch.names), *program.logits.tensor_names()]
     stored: dict[str, F32 | Narrow] = {}
     for name in dict.fromkeys(names):
         if reader.stored(name) not in stored:

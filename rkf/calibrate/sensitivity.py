@@ -57,15 +57,18 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
             copies = [*moved, *disturbed.values()]
             true = stretch(weights, true)
     op, last = program.logits, reader(head)
+    bias = None if op.bias is None else reader(op.bias)
     before = _scored(op, true)
-    drawn = _drawn(logits(op, before, last))
+    drawn = _drawn(logits(op, before, last, bias))
     rows = last[drawn]
+    products = np.einsum("nh,ndh->nd", before, rows, dtype=np.float64)
+    raw = op.scale * (products if bias is None else products + bias[drawn])
     found = {
-        reader.stored(name): _divergence(op, before, rows, _scored(op, copy) - before, rows)
+        reader.stored(name): _divergence(op, raw, _scored(op, copy) - before, rows)
         for name, copy in zip(names, copies, strict=True)
     }
     changed = _CoarseTable.of(last, drawn, coarse, of_head)[drawn] - rows
-    found[reader.stored(head)] = found.get(reader.stored(head), 0) + _divergence(op, before, rows, before, changed)
+    found[reader.stored(head)] = found.get(reader.stored(head), 0) + _divergence(op, raw, before, changed)
     return found
 
 
@@ -139,15 +142,14 @@ def _scored(op: Logits, flow: Flow) -> F32:
     return cast(F32, x.reshape(-1, x.shape[-1]))
 
 
-def _divergence(op: Logits, before: F32, rows: F32, states: F32, changed_rows: F32) -> float:
+def _divergence(op: Logits, raw: NDArray[np.float64], states: F32, changed_rows: F32) -> float:
     """The divergence from a change of the logits of drawn tokens: states @ changed_rows.
 
-    before: f32[predictions, hidden], the input of the logits; rows: f32[predictions, draws, hidden], of the drawn
-    tokens. Either `states` is a change of `before`, or `changed_rows` is a change of `rows`.
+    raw: f64[predictions, draws], their logits before a softcap. Either `states`, f32[predictions, hidden], is a change
+    of the input of the logits, or `changed_rows`, f32[predictions, draws, hidden], one of the rows of the drawn tokens.
     """
     changes = op.scale * np.einsum("nh,ndh->nd", states, changed_rows, dtype=np.float64)
     if op.softcap is not None:
-        raw = op.scale * np.einsum("nh,ndh->nd", before, rows, dtype=np.float64)
         changes = op.softcap * (np.tanh((raw + changes) / op.softcap) - np.tanh(raw / op.softcap))
     return float(changes.std(axis=1, ddof=1).mean() ** 2 / 2)
 

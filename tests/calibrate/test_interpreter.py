@@ -20,7 +20,8 @@ def run(program, weights, ids, cache=None, tap=None, positions=64):
     if cache is not None:
         cache.advance(ids.shape[1])
     x = flow.values[program.logits.src]
-    out = logits(program.logits, x.reshape(-1, x.shape[-1]), weights[program.logits.weight])
+    op = program.logits
+    out = logits(op, x.reshape(-1, x.shape[-1]), weights[op.weight], None if op.bias is None else weights[op.bias])
     return out.reshape(*ids.shape, -1)
 
 

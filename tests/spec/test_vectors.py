@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from math import prod
 from pathlib import Path
@@ -28,13 +29,13 @@ ENTRIES = MANIFEST["vectors"]
 WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
 # The vectors that must be there, whatever the manifest says.
 NAMES = """
-affine dense everything exceptions free low-entropy model names other other.1-planes packed program-experts
+affine dense everything exceptions free low-entropy model names other other.1-planes packed program-biased-head program-experts
 program-plain program-post-norms program-recurrent program-windows progressive progressive.1-planes
 progressive.2-planes regrouped rounding shapes smallest tables tuned unordered widths widths.1-planes widths.2-planes
 zstd
 """
 LOGITS = """
-model program-experts program-plain program-post-norms program-recurrent program-windows program-windows.long
+model program-biased-head program-experts program-plain program-post-norms program-recurrent program-windows program-windows.long
 """
 
 
@@ -110,6 +111,20 @@ def test_logits_of_the_cpu(entry: dict[str, Any]) -> None:
     # A norm of small sums of the delta rule makes more of rounding: 1.7e-5 in torch and numpy.
     tolerance = 1e-4 if "recurrent" in entry["file"] else 1e-5
     assert abs(logits - wanted).max() < tolerance * abs(wanted).max()
+
+
+@pytest.mark.parametrize("entry", MANIFEST["logits"], ids=lambda entry: entry["logits"])
+def test_logits_of_the_fast_path(entry: dict[str, Any]) -> None:
+    """The bound that spec/program.md states for integer products."""
+    stated = re.search(r"products are of integers.* is (1e-\d):", " ".join((SPEC / "program.md").read_text().split()))
+    assert stated is not None
+    expected = json.loads((VECTORS / entry["logits"]).read_text())
+    tokens, wanted = np.array(expected["tokens"]), np.array(expected["logits"])
+    with rkf.open(VECTORS / entry["file"]) as container:
+        backend = CpuBackend(container)
+        rows = [Row(backend.new_sequence(expected.get("positions", tokens.size)), tokens)]
+        logits = backend.forward(rows, "all")
+    assert abs(logits - wanted).max() < float(stated[1]) * abs(wanted).max()
 
 
 @pytest.mark.parametrize("script", ("reference_reader.py", "reference_program.py"))
