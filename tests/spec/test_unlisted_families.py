@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, StableLmConfig
+from transformers import AutoModelForCausalLM, GPTJConfig, GPTNeoXConfig, StableLmConfig
 
 import rkf
 from rkf.file.writer import Writer
@@ -36,8 +36,8 @@ def linear(src: str, dst: str, name: str, rows: int, bias: bool = True) -> Map:
     return {"op": "linear", "src": src, "dst": dst, "weight": f"{name}.weight", **biased, "rows": rows}
 
 
-def heads_turned() -> list[Map]:
-    return [{"op": "rope", "src": part, "dst": part, "table": 0, "head_dim": HEAD_DIM} for part in "qk"]
+def heads_turned(**keys: Any) -> list[Map]:
+    return [{"op": "rope", "src": part, "dst": part, "table": 0, "head_dim": HEAD_DIM, **keys} for part in "qk"]
 
 
 def attends(kv_heads: int) -> Map:
@@ -105,6 +105,28 @@ def stablelm(state: dict[str, F32]) -> tuple[list[Map], dict[str, F32]]:
     return layer, given
 
 
+def gptj(state: dict[str, F32]) -> tuple[list[Map], dict[str, F32]]:
+    """Rope of neighbours, one norm for both branches, gelu_new, and a head with a bias."""
+    layer = [
+        norm("x", "h", "ln_1"),
+        *(linear("h", part, f"attn.{part}_proj", HIDDEN, bias=False) for part in "qkv"),
+        *heads_turned(pairs="neighbours"),
+        attends(HEADS),
+        linear("a", "o", "attn.out_proj", HIDDEN, bias=False),
+        linear("h", "m", "mlp.fc_in", INNER),
+        {"op": "gate", "a": "m", "dst": "m", "act": "gelu_tanh"},
+        linear("m", "d", "mlp.fc_out", HIDDEN),
+        add("o", "d", "o"),
+        add("x", "o", "x"),
+    ]
+    renamed = {"transformer.h.": "model.layers.", "transformer.wte.": "embed.", "transformer.ln_f.": "norm."}
+    renamed["lm_head."] = "head."
+    given = dict(state)
+    for old, new in renamed.items():
+        given = {name.replace(old, new): value for name, value in given.items()}
+    return layer, given
+
+
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 Build = Callable[[dict[str, F32]], tuple[list[Map], dict[str, F32]]]
 FAMILIES: dict[str, tuple[Any, Build]] = {
@@ -115,10 +137,15 @@ FAMILIES: dict[str, tuple[Any, Build]] = {
         ),
         stablelm,
     ),
+    "gptj": (
+        GPTJConfig(n_layer=LAYERS, n_inner=INNER, rotary_dim=HEAD_DIM // 2, **SIZES),
+        gptj,
+    ),
 }
 
 
-def program(layer: list[Map]) -> Map:
+def program(layer: list[Map], tensors: dict[str, F32]) -> Map:
+    biased = {"bias": "head.bias"} if "head.bias" in tensors else {}
     return {
         "stem": [{"op": "embed", "dst": "x", "table": "embed.weight", "rows": VOCABULARY, "cols": HIDDEN}],
         "kinds": [layer],
@@ -126,7 +153,7 @@ def program(layer: list[Map]) -> Map:
         "ropes": [{"frequencies": [10000 ** (-2 * i / (HEAD_DIM / 2)) for i in range(HEAD_DIM // 4)]}],
         "top": [
             norm("x", "h", "norm"),
-            {"op": "logits", "src": "h", "dst": "logits", "weight": "head.weight", "rows": VOCABULARY},
+            {"op": "logits", "src": "h", "dst": "logits", "weight": "head.weight", "rows": VOCABULARY, **biased},
         ],
     }
 
@@ -153,7 +180,7 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     for parameter in original.parameters():
         parameter += 0.2 * torch.randn_like(parameter)
     layer, tensors = build({name: value.numpy() for name, value in original.state_dict().items()})
-    write(tmp_path / "model.rkf", program(layer), tensors)
+    write(tmp_path / "model.rkf", program(layer, tensors), tensors)
     expected = original(torch.tensor([TOKENS])).logits[0].numpy()
     bound = 1e-5 * abs(expected).max()
     assert abs(reference.run(tmp_path / "model.rkf", TOKENS) - expected).max() < bound

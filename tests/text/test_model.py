@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import rkf
-from rkf.errors import ContextLengthError, UsageError
+from rkf.errors import ContextLengthError, StructureError, UsageError
 from rkf.runtime.model import Model
 from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
@@ -23,6 +23,13 @@ def model(path, template=tiny.CHAT_TEMPLATE, config=CONFIG):
     container = rkf.open(path)
     backend = NumpyBackend(config, WEIGHTS)
     return Model(container, backend, Tokenizer(container.blob("tokenizer.json"), backend.metadata, template))
+
+
+def test_a_tokenizer_of_another_model_is_refused_with_the_file(tmp_path):
+    config = tiny.config(vocab_size=300)
+    path = tiny.write(tmp_path / "small.rkf", config, tiny.weights(config))
+    with pytest.raises(StructureError, match=rf"^{path}: tokenizer\.json: 400 tokens, expected at most 300"):
+        rkf.load(path)
 
 
 def test_a_prompt_is_a_conversation_of_one_message(path):
