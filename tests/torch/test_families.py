@@ -13,7 +13,6 @@ from tests.calibrate.small_models import small_model
 from tests.families.models import TOKENS, VARIANTS, logits_of, model_of, save, tokens
 from tests.torch.program_files import write_program
 
-
 # Random models of these families amplify rounding: transformers' own f32 logits of them are up to 4.4e-5 from its f64.
 _ILL_CONDITIONED = ("qwen3_5", "qwen3_5_moe", "gemma4")
 
