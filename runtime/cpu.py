@@ -166,7 +166,8 @@ class _Ropes:
 
 def _passes(rows: Sequence[Row]) -> Iterator[list[Row]]:
     """The rows in parts of at most TILE tokens."""
-    part, room = [], TILE
+    part: list[Row] = []
+    room = TILE
     for sequence, tokens in rows:
         rest = np.ascontiguousarray(tokens, np.int64)
         while len(rest) >= room:

@@ -73,10 +73,10 @@ class CacheLayout:
         self.states: dict[tuple[int, str], int] = {}
         self.state_bytes = 0
         for layer in range(program.layers):
-            for op in program.layer(layer):
-                if isinstance(op, (Conv, Delta)):
-                    self.states[layer, op.name] = self.state_bytes
-                    self.state_bytes += _state_bytes(program, op)
+            for keeper in program.layer(layer):
+                if isinstance(keeper, (Conv, Delta)):
+                    self.states[layer, keeper.name] = self.state_bytes
+                    self.state_bytes += _state_bytes(program, keeper)
 
     def bytes_of(self, tokens: int) -> int:
         """Memory of a sequence of so many tokens while it decodes. Slots with a window keep their window, states their

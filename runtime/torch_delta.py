@@ -37,8 +37,10 @@ class TorchDelta(nn.Module):
         if state is None:
             state = v.new_zeros(*v.shape[:2], op.key_dim, op.value_dim)
         found = []
-        for part in zip(*(x.split(_CHUNK, dim=2) for x in (q, k, v, log_decay, beta)), strict=True):
-            mixed, state = _chunk(*part, state)
+        for start in range(0, q.shape[2], _CHUNK):
+            some = slice(start, start + _CHUNK)
+            parts = q[:, :, some], k[:, :, some], v[:, :, some], log_decay[:, :, some], beta[:, :, some]
+            mixed, state = _chunk(*parts, state)
             found.append(mixed)
         run.past.keep(self._layer, "delta", state)
         return torch.cat(found, dim=2).transpose(1, 2).flatten(2).to(src.dtype)

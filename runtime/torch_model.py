@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class Decoder(nn.Module):
     @property
     def width(self) -> int:
         """The width of the last hidden states."""
-        return int(self.head.matrix.in_features)
+        return cast(int, self.head.matrix.in_features)
 
     @property
     def device(self) -> torch.device:

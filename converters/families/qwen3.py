@@ -38,5 +38,5 @@ FAMILY = Family(
     class_name="Qwen3ForCausalLM",
     keys=Qwen3Keys,
     program=_program,
-    gguf=GgufForm("qwen3", _to_config, to_fields),
+    gguf=GgufForm[Qwen3Keys]("qwen3", _to_config, to_fields),
 )

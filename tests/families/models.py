@@ -469,8 +469,8 @@ VARIANTS |= {
 
 _DELTA: dict[str, Any] = {
     "head_dim": 32,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
@@ -562,7 +562,7 @@ VARIANTS |= {
             "hidden_size_per_layer_input": 8,
             "vocab_size_per_layer_input": VOCAB,
             "use_double_wide_mlp": True,
-            "final_logit_softcapping": 3.0,
+            "final_logit_softcapping": 30.0,
         },
     ),
     "gemma4-keys-as-values": (

@@ -13,6 +13,9 @@ from tests.calibrate.small_models import small_model
 from tests.families.models import TOKENS, VARIANTS, logits_of, model_of, save, tokens
 from tests.torch.program_files import write_program
 
+# Random models of these families amplify rounding: transformers' own f32 logits of them are up to 4.4e-5 from its f64.
+_ILL_CONDITIONED = ("qwen3_5", "qwen3_5_moe", "gemma4")
+
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_transformers(tmp_path, variant):
@@ -25,7 +28,8 @@ def test_equals_transformers(tmp_path, variant):
     for cuts in ([], [1, 2, 9, 40, 41], list(range(1, TOKENS))):
         sequence = backend.new_sequence(TOKENS)
         found = np.concatenate([backend.forward([Row(sequence, part)], "all") for part in np.split(ids, cuts)])
-        assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+        bound = 1e-4 if variant.partition("-")[0] in _ILL_CONDITIONED else 1e-5
+        assert np.abs(found - wanted).max() < bound * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "lfm2", "qwen3_5_text"])
