@@ -33,10 +33,13 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     return {**to_config(model), "attention_bias": "blk.0.attn_q.bias" in model.tensors}
 
 
+# Annotated and not subscripted: the call of a subscripted frozen class with slots fails in Python 3.11.
+_GGUF: GgufForm[Qwen3Keys] = GgufForm("qwen3", _to_config, to_fields)
+
 FAMILY = Family(
     name="qwen3",
     class_name="Qwen3ForCausalLM",
     keys=Qwen3Keys,
     program=_program,
-    gguf=GgufForm[Qwen3Keys]("qwen3", _to_config, to_fields),
+    gguf=_GGUF,
 )
