@@ -347,6 +347,7 @@ TENSORS = [
     plain("4096 layers that are not there", "tensors", "'model.layers.3.", {PROGRAM + "order": [0, 1, *[0] * 4094]}),
     plain("a layer too many", "tensors", "tensors of 2 layers, as many as order has", {PROGRAM + "order": [0, 1]}),
     plain("another shape", "tensors", "[21, 12]", {PROGRAM + "kinds/1/6/rows": 21}),
+    plain("a head's bias of another length", "tensors", "one shape, [12], got [24]", {TOP + "1/bias": "norm.weight"}),
     plain("two shapes of one name", "tensors", "one shape", {FIRST + "2/weight": "attn.q.weight"}),
     plain(
         "a name of the top in a layer", "tensors", "'model.layers.0.head.weight'", {FIRST + "1/weight": "head.weight"}
