@@ -286,6 +286,6 @@ def test_errors_of_a_source_come_through(hf_folder: Callable[..., Path], tmp_pat
         (folder / "tokenizer.json").unlink()
     else:
         shutil.copy(folder / "config.json", folder / "copy.json")
-        (folder / "config.json").write_text('{"model_type": "gpt_oss"}')
+        (folder / "config.json").write_text('{"model_type": "bloom"}')
     with pytest.raises(error):
         convert(folder, tmp_path / "out.rkf")
