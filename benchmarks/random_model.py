@@ -27,7 +27,7 @@ from rkf.format import bitpack
 from rkf.format.constants import index_bits
 from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor
 from rkf.model.metadata import ModelMetadata
-from rkf.model.ops import EMBEDDING, MATRIX, STACK
+from rkf.model.op import EMBEDDING, MATRIX, STACK
 
 BLOCK_ROWS = 32
 CONTEXT = 4096

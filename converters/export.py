@@ -29,7 +29,7 @@ from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.metadata import ModelMetadata
-from rkf.model.ops import KERNEL, ROUTER, VECTOR
+from rkf.model.op import KERNEL, ROUTER, VECTOR
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _QUANTISATION = "quantization_config"

@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rkf.model.ops import Add, Attention, Conv, Delta, Experts, Gate, Linear, Logits, Op, Rope, Route
+from rkf.model.op import Op
+from rkf.model.ops import Add, Attention, Conv, Delta, Experts, Gate, Linear, Logits, Rope, Route
 
 
 class Packed(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from rkf.model.ops import Op
+from rkf.model.op import Op
 from rkf.runtime.items import Item, Micro, Packed, Product, Stream, Value, Work, items
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rkf.errors import UnsupportedError
 from rkf.file.container import Container
 from rkf.model.metadata import ModelMetadata
-from rkf.model.ops import Attention, Embed, Experts, Linear, Logits, Op, Rope, Route
+from rkf.model.op import Op
+from rkf.model.ops import Attention, Embed, Experts, Linear, Logits, Rope, Route
 from rkf.model.program import layer_prefix
 from rkf.runtime import jit
 from rkf.runtime.buffers import Buffers, padded

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rkf.model import ops
-from rkf.model.ops import Op
+from rkf.model.op import Op
 from rkf.runtime.torch_attention import TorchAttention
 from rkf.runtime.torch_delta import TorchDelta
 from rkf.runtime.torch_experts import TorchExperts, TorchRoute

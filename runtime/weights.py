@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rkf.file.container import Container
 from rkf.file.prefix import within
 from rkf.format.matrix import DenseTensor
-from rkf.model.ops import EMBEDDING, MATRIX, ROUTER, STACK
+from rkf.model.op import EMBEDDING, MATRIX, ROUTER, STACK
 from rkf.model.program import Program
 from rkf.runtime.matrices import Memory, Prepared, clustered, dense
 from rkf.runtime.structs import BLOCK

@@ -14,7 +14,7 @@ import reference_program
 from golden import Golden, clustered, from_f32, to_f32, uniform
 
 from rkf.format.matrix import DenseTensor
-from rkf.model.ops import EMBEDDING, MATRIX, STACK
+from rkf.model.op import EMBEDDING, MATRIX, STACK
 from rkf.model.program import Program
 
 Map = dict[str, Any]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.model.frequencies import Frequencies
-from rkf.model.ops import Add, Attention, Clip, Embed, Experts, Gate, Linear, Logits, Norm, Op, Rope, Route
+from rkf.model.op import Op
+from rkf.model.ops import Add, Attention, Clip, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route
 from rkf.model.program import Program
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm"

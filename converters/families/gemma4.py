@@ -32,7 +32,8 @@ from rkf.converters.families.layout import Layout, as_named
 from rkf.converters.families.windows import Windowed
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.frequencies import Frequencies
-from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Logits, Norm, Op, Rope, Route, Scale
+from rkf.model.op import Op
+from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Logits, Norm, Rope, Route, Scale
 from rkf.model.program import MAX_LAYERS, Program, layer_of
 
 _PERIOD = 6

@@ -18,7 +18,7 @@ from rkf.calibrate.arithmetic import F32, I64, Routed
 from rkf.calibrate.batch_cache import BatchCache, KeyValues
 from rkf.calibrate.narrow import Narrow, product
 from rkf.model import ops as model_ops
-from rkf.model.ops import Op
+from rkf.model.op import Op
 from rkf.model.program import Program, layer_prefix
 from rkf.model.roles import shared_inputs
 

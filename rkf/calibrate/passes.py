@@ -21,7 +21,7 @@ from rkf.calibrate.interpreter import Flow, Stretch, logits
 from rkf.calibrate.moments import Moments, tapped
 from rkf.calibrate.narrow import Narrow
 from rkf.format.codec import workers
-from rkf.model.ops import EMBEDDING, MATRIX, STACK
+from rkf.model.op import EMBEDDING, MATRIX, STACK
 from rkf.model.program import Program
 
 F32 = NDArray[np.float32]

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from rkf.errors import UnsupportedError
 from rkf.format.fields import Fields, integer, refuse, shown
 from rkf.model.frequencies import Frequencies
+from rkf.model.op import Op
 from rkf.model.op_maps import MAX_FREQUENCIES, MAX_LAYERS
-from rkf.model.ops import Add, Attention, Embed, Gate, Linear, Logits, Norm, Op, Rope
+from rkf.model.ops import Add, Attention, Embed, Gate, Linear, Logits, Norm, Rope
 from rkf.model.program import Program, layer_prefix
 
 _I32_MAX = (1 << 31) - 1

@@ -7,7 +7,7 @@ from dataclasses import MISSING
 from itertools import groupby
 from typing import Any
 
-from rkf.model.ops import Op, keys, kind_of
+from rkf.model.op import Op, keys, kind_of
 from rkf.model.program import Program
 
 _MAIN = ("table", "weight")  # keys of the tensor that an op is about

@@ -9,7 +9,8 @@ from typing import Any
 from rkf.errors import UnsupportedError
 from rkf.format.fields import Fields, number, refuse, shown
 from rkf.model.frequencies import Frequencies
-from rkf.model.ops import OPS, Op, keys, kind_of
+from rkf.model.op import Op, keys, kind_of
+from rkf.model.ops import OPS
 
 MAX_OPS = 4096  # of the stem, all kinds and the top together
 MAX_LAYERS = 4096

@@ -1,121 +1,37 @@
-"""The ops of a program: what each reads, writes and computes, and the tensors it names (spec/program.md, section 4).
+"""The ops of a program: what each reads, writes and computes, and the tensors it names (spec/program.md, section 5).
 
-An op is plain data. `reads` and `dst` are names of values; a value is one vector per token. `weights` gives the tensors
-of an op with their shapes, from the widths of the values it reads, and checks that those widths fit. Knows no file, no
-runtime and no family of models.
+Knows no file, no runtime and no family of models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
 
-from rkf.format.fields import refuse, shown
+from rkf.format.fields import refuse
+from rkf.model.op import (
+    EMBEDDING,
+    KERNEL,
+    MATRIX,
+    ROUTER,
+    STACK,
+    VECTOR,
+    Chosen,
+    Op,
+    Weight,
+    Width,
+    choice_key,
+    flag_key,
+    key_of,
+    number_key,
+    size_key,
+    tensor_key,
+    value_key,
+)
 
 ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2")
 SCORES = ("softmax", "sigmoid", "chosen")
 PAIRS = ("halves", "neighbours")
-# The role of a tensor in its op. Only the first three are worth clustering; the others are small and stay dense.
-EMBEDDING, MATRIX, STACK, ROUTER, KERNEL, VECTOR = "embedding", "matrix", "stack", "router", "kernel", "vector"
-
-
-class Weight(NamedTuple):
-    """A tensor that an op reads: its name (inside a layer: relative to the layer), its shape, and its role."""
-
-    name: str
-    shape: tuple[int, ...]
-    role: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The type of the value that Route writes: `count` of `experts`, with a weight each."""
-
-    experts: int
-    count: int
-
-
-Width = int | Chosen
-"""The type of a value: a vector of this many numbers, or the experts that Route chose."""
-
-
-# --- declaring the fields of an op: the kind determines how a reader checks the key (rkf/model/op_maps.py)
-
-
-def _key(kind: str, default: Any = MISSING, **rest: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, **rest})
-
-
-def _value(default: Any = MISSING) -> Any:
-    return _key("value", default)
-
-
-def _tensor(default: Any = MISSING) -> Any:
-    return _key("tensor", default)
-
-
-def _size(default: Any = MISSING) -> Any:
-    return _key("size", default)
-
-
-def _number(default: Any = MISSING, above: float | None = None) -> Any:
-    return _key("number", default, above=above)
-
-
-def _flag() -> Any:
-    return _key("flag", False)
-
-
-def _choice(choices: tuple[str, ...], default: Any = MISSING) -> Any:
-    return _key("choice", default, choices=choices)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Op:
-    """One step of a program. dst: the value it writes."""
-
-    name: ClassVar[str]
-    dst: str = _value()
-
-    def reads(self) -> tuple[str, ...]:
-        """The values that the op reads, in the order of its fields."""
-        return tuple(value for key, value in self._named("value") if key != "dst")
-
-    def tensor_names(self) -> tuple[str, ...]:
-        """The tensors that the op names."""
-        return tuple(value for _, value in self._named("tensor"))
-
-    def _named(self, kind: str) -> Iterator[tuple[str, str]]:
-        """The keys of this kind that are set, with the names they hold."""
-        for key in keys(type(self)):
-            value = getattr(self, key.name)
-            if kind_of(key) == kind and value is not None:
-                yield key.name, value
-
-    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        """The tensors that the op reads, given the types of all values at that point."""
-        return iter(())
-
-    def width(self, widths: Mapping[str, Width]) -> Width:
-        """The type of the value it writes. Raises StructureError if the values that it reads do not fit."""
-        raise TypeError(f"{type(self).__name__} has no width")
-
-    def __str__(self) -> str:
-        """The op in messages, behind its place in the program."""
-        return f"{self.name!r} that writes {shown(self.dst)}"
-
-    def need(self, holds: bool, expected: object, got: object) -> None:
-        """Raise StructureError unless `holds`."""
-        if not holds:
-            refuse(str(self), expected, got)
-
-    def vector(self, widths: Mapping[str, Width], value: str) -> int:
-        """The width of a value that must be a vector."""
-        width = widths[value]
-        if not isinstance(width, int):
-            refuse(str(self), f"a vector in {value!r}", "chosen experts")
-        return width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +39,10 @@ class Embed(Op):
     """dst = scale * row of the token. table: f32[rows, cols]."""
 
     name = "embed"
-    table: str = _tensor()
-    rows: int = _size()
-    cols: int = _size()
-    scale: float = _number(1.0)
+    table: str = tensor_key()
+    rows: int = size_key()
+    cols: int = size_key()
+    scale: float = number_key(1.0)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         yield Weight(self.table, (self.rows, self.cols), EMBEDDING)
@@ -145,13 +61,13 @@ class Norm(Op):
     """
 
     name = "norm"
-    src: str = _value()
-    epsilon: float = _number(above=0)
-    weight: str | None = _tensor(None)
-    bias: str | None = _tensor(None)
-    offset: float = _number(0.0)
-    group: int | None = _size(None)
-    centred: bool = _flag()
+    src: str = value_key()
+    epsilon: float = number_key(above=0)
+    weight: str | None = tensor_key(None)
+    bias: str | None = tensor_key(None)
+    offset: float = number_key(0.0)
+    group: int | None = size_key(None)
+    centred: bool = flag_key()
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         size = self.group or self.vector(widths, self.src)
@@ -170,10 +86,10 @@ class Linear(Op):
     """dst[r] = sum over c of weight[r, c] * src[c], plus bias[r]. weight: f32[rows, width of src]."""
 
     name = "linear"
-    src: str = _value()
-    weight: str = _tensor()
-    rows: int = _size()
-    bias: str | None = _tensor(None)
+    src: str = value_key()
+    weight: str = tensor_key()
+    rows: int = size_key()
+    bias: str | None = tensor_key(None)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         yield Weight(self.weight, (self.rows, self.vector(widths, self.src)), MATRIX)
@@ -195,10 +111,10 @@ class Rope(Op):
     """
 
     name = "rope"
-    src: str = _value()
-    table: int = _key("rope")
-    head_dim: int = _size()
-    pairs: str = _choice(PAIRS, "halves")
+    src: str = value_key()
+    table: int = key_of("rope")
+    head_dim: int = size_key()
+    pairs: str = choice_key(PAIRS, "halves")
 
     def width(self, widths: Mapping[str, Width]) -> Width:
         whole = self.vector(widths, self.src)
@@ -219,20 +135,20 @@ class Attention(Op):
     """
 
     name = "attention"
-    q: str = _value()
-    k: str | None = _value(None)
-    v: str | None = _value(None)
-    heads: int = _size()
-    kv_heads: int = _size()
-    head_dim: int = _size()
-    value_dim: int = _size()
-    scale: float = _number(above=0)
-    window: int | None = _size(None)
-    softcap: float | None = _number(None, above=0)
-    sinks: str | None = _tensor(None)
-    shares: int | None = _key("layer", None)
-    temperature_beta: float | None = _number(None)
-    temperature_length: int | None = _size(None)
+    q: str = value_key()
+    k: str | None = value_key(None)
+    v: str | None = value_key(None)
+    heads: int = size_key()
+    kv_heads: int = size_key()
+    head_dim: int = size_key()
+    value_dim: int = size_key()
+    scale: float = number_key(above=0)
+    window: int | None = size_key(None)
+    softcap: float | None = number_key(None, above=0)
+    sinks: str | None = tensor_key(None)
+    shares: int | None = key_of("layer", None)
+    temperature_beta: float | None = number_key(None)
+    temperature_length: int | None = size_key(None)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         if self.sinks is not None:
@@ -264,13 +180,13 @@ class Gate(Op):
     """
 
     name = "gate"
-    a: str = _value()
-    b: str | None = _value(None)
-    act: str = _choice(ACTIVATIONS)
-    limit: float | None = _number(None, above=0)
-    alpha: float = _number(1.0)
-    shift: float = _number(0.0)
-    by_layer: bool = _flag()
+    a: str = value_key()
+    b: str | None = value_key(None)
+    act: str = choice_key(ACTIVATIONS)
+    limit: float | None = number_key(None, above=0)
+    alpha: float = number_key(1.0)
+    shift: float = number_key(0.0)
+    by_layer: bool = flag_key()
 
     def width(self, widths: Mapping[str, Width]) -> Width:
         a = self.vector(widths, self.a)
@@ -296,20 +212,20 @@ class Route(Op):
     """
 
     name = "route"
-    src: str = _value()
-    weight: str = _tensor()
-    experts: int = _size()
-    count: int = _size()
-    score: str = _choice(SCORES)
-    bias: str | None = _tensor(None)
-    select: str | None = _tensor(None)
-    groups: int | None = _size(None)
-    top_groups: int | None = _size(None)
-    normalise: bool = _flag()
-    add: float = _number(0.0)
-    floor: float = _number(0.0)
-    scale: float = _number(1.0)
-    expert_scale: str | None = _tensor(None)
+    src: str = value_key()
+    weight: str = tensor_key()
+    experts: int = size_key()
+    count: int = size_key()
+    score: str = choice_key(SCORES)
+    bias: str | None = tensor_key(None)
+    select: str | None = tensor_key(None)
+    groups: int | None = size_key(None)
+    top_groups: int | None = size_key(None)
+    normalise: bool = flag_key()
+    add: float = number_key(0.0)
+    floor: float = number_key(0.0)
+    scale: float = number_key(1.0)
+    expert_scale: str | None = tensor_key(None)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         yield Weight(self.weight, (self.experts, self.vector(widths, self.src)), ROUTER)
@@ -339,21 +255,21 @@ class Experts(Op):
     """
 
     name = "experts"
-    src: str = _value()
-    route: str = _value()
-    gate: str = _tensor()
-    up: str = _tensor()
-    down: str = _tensor()
-    inner: int = _size()
-    rows: int = _size()
-    act: str = _choice(ACTIVATIONS)
-    gate_bias: str | None = _tensor(None)
-    up_bias: str | None = _tensor(None)
-    down_bias: str | None = _tensor(None)
-    limit: float | None = _number(None, above=0)
-    alpha: float = _number(1.0)
-    shift: float = _number(0.0)
-    scale_input: bool = _flag()
+    src: str = value_key()
+    route: str = value_key()
+    gate: str = tensor_key()
+    up: str = tensor_key()
+    down: str = tensor_key()
+    inner: int = size_key()
+    rows: int = size_key()
+    act: str = choice_key(ACTIVATIONS)
+    gate_bias: str | None = tensor_key(None)
+    up_bias: str | None = tensor_key(None)
+    down_bias: str | None = tensor_key(None)
+    limit: float | None = number_key(None, above=0)
+    alpha: float = number_key(1.0)
+    shift: float = number_key(0.0)
+    scale_input: bool = flag_key()
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         experts, cols = self._chosen(widths).experts, self.vector(widths, self.src)
@@ -381,9 +297,9 @@ class Add(Op):
     """dst = a + scale * b."""
 
     name = "add"
-    a: str = _value()
-    b: str = _value()
-    scale: float = _number(1.0)
+    a: str = value_key()
+    b: str = value_key()
+    scale: float = number_key(1.0)
 
     def width(self, widths: Mapping[str, Width]) -> Width:
         a, b = self.vector(widths, self.a), self.vector(widths, self.b)
@@ -396,9 +312,9 @@ class Scale(Op):
     """dst = factor * src, times weight (f32[1]) where there is one."""
 
     name = "scale"
-    src: str = _value()
-    factor: float = _number(1.0)
-    weight: str | None = _tensor(None)
+    src: str = value_key()
+    factor: float = number_key(1.0)
+    weight: str | None = tensor_key(None)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         if self.weight is not None:
@@ -417,11 +333,11 @@ class Conv(Op):
     """
 
     name = "conv"
-    src: str = _value()
-    weight: str = _tensor()
-    taps: int = _size()
-    bias: str | None = _tensor(None)
-    act: str = _choice(ACTIVATIONS, "identity")
+    src: str = value_key()
+    weight: str = tensor_key()
+    taps: int = size_key()
+    bias: str | None = tensor_key(None)
+    act: str = choice_key(ACTIVATIONS, "identity")
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         cols = self.vector(widths, self.src)
@@ -445,15 +361,15 @@ class Delta(Op):
     """
 
     name = "delta"
-    src: str = _value()
-    a: str = _value()
-    b: str = _value()
-    a_log: str = _tensor()
-    dt_bias: str = _tensor()
-    key_heads: int = _size()
-    value_heads: int = _size()
-    key_dim: int = _size()
-    value_dim: int = _size()
+    src: str = value_key()
+    a: str = value_key()
+    b: str = value_key()
+    a_log: str = tensor_key()
+    dt_bias: str = tensor_key()
+    key_heads: int = size_key()
+    value_heads: int = size_key()
+    key_dim: int = size_key()
+    value_dim: int = size_key()
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         for name in (self.a_log, self.dt_bias):
@@ -474,8 +390,8 @@ class Clip(Op):
     """dst = src clamped to -limit … limit."""
 
     name = "clip"
-    src: str = _value()
-    limit: float = _number(above=0)
+    src: str = value_key()
+    limit: float = number_key(above=0)
 
     def width(self, widths: Mapping[str, Width]) -> Width:
         return self.vector(widths, self.src)
@@ -489,12 +405,12 @@ class Logits(Op):
     """
 
     name = "logits"
-    src: str = _value()
-    weight: str = _tensor()
-    rows: int = _size()
-    bias: str | None = _tensor(None)
-    scale: float = _number(1.0)
-    softcap: float | None = _number(None, above=0)
+    src: str = value_key()
+    weight: str = tensor_key()
+    rows: int = size_key()
+    bias: str | None = tensor_key(None)
+    scale: float = number_key(1.0)
+    softcap: float | None = number_key(None, above=0)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         yield Weight(self.weight, (self.rows, self.vector(widths, self.src)), MATRIX)
@@ -510,14 +426,3 @@ OPS: Mapping[str, type[Op]] = {
     op.name: op
     for op in (*(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Scale, Conv, Delta, Clip, Logits),)
 }
-
-
-def keys(op: type[Op]) -> tuple[Field[Any], ...]:
-    """The keys of an op's map, in the order of its class."""
-    return fields(op)
-
-
-def kind_of(key: Field[Any]) -> str:
-    """The kind of a key: "value", "tensor", "size", "number", "flag", "choice", "rope" or "layer"."""
-    kind: str = key.metadata["kind"]
-    return kind

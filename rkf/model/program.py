@@ -16,6 +16,7 @@ from typing import Any
 from rkf.errors import StructureError
 from rkf.format.fields import Fields, integer, refuse
 from rkf.model.frequencies import Frequencies
+from rkf.model.op import Op, Weight, Width
 from rkf.model.op_maps import (
     MAX_LAYERS,
     MAX_OPS,
@@ -27,7 +28,7 @@ from rkf.model.op_maps import (
     rope_from_map,
     rope_map,
 )
-from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Op, Rope, Weight, Width
+from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Rope
 
 
 @dataclass(frozen=True, slots=True)

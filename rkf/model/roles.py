@@ -8,22 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rkf.model.ops import (
-    Attention,
-    Clip,
-    Conv,
-    Delta,
-    Embed,
-    Experts,
-    Gate,
-    Linear,
-    Logits,
-    Norm,
-    Op,
-    Rope,
-    Route,
-    Scale,
-)
+from rkf.model.op import Op
+from rkf.model.ops import Attention, Clip, Conv, Delta, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route, Scale
 from rkf.model.program import Program, layer_prefix
 
 ROLES = (

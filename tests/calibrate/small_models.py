@@ -8,20 +8,7 @@ import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from rkf.model.ops import (
-    Add,
-    Attention,
-    Conv,
-    Delta,
-    Embed,
-    Experts,
-    Gate,
-    Linear,
-    Logits,
-    Norm,
-    Rope,
-    Route,
-)
+from rkf.model.ops import Add, Attention, Conv, Delta, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route
 from rkf.model.program import Frequencies, Program, layer_prefix
 
 BASE = {

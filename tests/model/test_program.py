@@ -16,8 +16,9 @@ from rkf.format.constants import FEATURE_PROGRAM, VERBATIM
 from rkf.model.expected import read_model
 from rkf.model.frequencies import Frequencies
 from rkf.model.metadata import ModelMetadata, SpecialToken
+from rkf.model.op import MATRIX, ROUTER, STACK, Chosen, Op
 from rkf.model.op_maps import MAX_LAYERS, MAX_OPS, MAX_SIZE
-from rkf.model.ops import MATRIX, ROUTER, STACK, Add, Attention, Chosen, Embed, Linear, Logits, Op, Route, Scale
+from rkf.model.ops import Add, Attention, Embed, Linear, Logits, Route, Scale
 from rkf.model.program import Program
 from tests.spec.document import VECTORS
 

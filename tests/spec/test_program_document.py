@@ -13,7 +13,8 @@ import rkf
 from rkf.errors import StructureError
 from rkf.format.constants import VERBATIM
 from rkf.model import metadata, op_maps
-from rkf.model.ops import OPS, Op, keys, kind_of
+from rkf.model.op import Op, keys, kind_of
+from rkf.model.ops import OPS
 from rkf.model.program import Program
 from tests.spec import reference
 from tests.spec.document import SPEC, VECTORS, code, op_keys, table

@@ -7,7 +7,7 @@ from rkf.cluster.clustering import cluster
 from rkf.file.writer import Writer
 from rkf.format.matrix import DenseTensor
 from rkf.model.metadata import ModelMetadata
-from rkf.model.ops import MATRIX, STACK
+from rkf.model.op import MATRIX, STACK
 
 
 def word_tokenizer(vocab_size):
