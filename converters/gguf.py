@@ -91,7 +91,12 @@ class GgufSource:
         _refuse_splits(fields, self.label)
         config = self._config(header, fields)
         described = describe(config, self.label)
-        self._tensors = {name: tensor for name, tensor in header.tensors.items() if name not in EXTRA}
+        unused = described.family.gguf.unused
+        self._tensors = {
+            name: tensor
+            for name, tensor in header.tensors.items()
+            if name not in EXTRA and not unused(described.keys, name)
+        }
         self._stored = {name: _spec(tensor, self.label) for name, tensor in self._tensors.items()}
         self.model = checked(
             ModelMetadata(

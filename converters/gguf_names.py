@@ -10,6 +10,7 @@ from rkf.converters.families.layout import Layout, Origin
 from rkf.errors import UnsupportedError
 
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+_ENDINGS = (".weight", ".bias", ".scale")
 _NUMBER = re.compile(r"(\w+\.layers\.)(\d+)\.(.+)")
 
 
@@ -21,7 +22,7 @@ def gguf_layout(architecture: str, layout: Layout) -> Layout:
     def rename(name: str) -> str:
         match = _NUMBER.fullmatch(name)
         single = name if match is None else f"{match[1]}0.{match[3]}"
-        found = table.get_name(single, try_suffixes=(".weight", ".bias"))
+        found = table.get_name(single, try_suffixes=_ENDINGS)
         if found is None:
             raise UnsupportedError(f"tensor {name} has no name in a GGUF of architecture {architecture}")
         return found if match is None else f"blk.{match[2]}.{found.removeprefix('blk.0.')}"

@@ -1,7 +1,8 @@
 """A GGUF's tokenizer -> tokenizer.json (Hugging Face `tokenizers`) that encodes like the original.
 
-Knows the two kinds that the supported families use: "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE with
-scores and byte fallback). Field names and defaults: llama.cpp, src/llama-vocab.cpp.
+Knows the three kinds that the supported families use: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE with scores
+and byte fallback) and "gemma4" (the same with a list of merges). Field names and defaults: llama.cpp,
+src/llama-vocab.cpp.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from rkf.model.metadata import SpecialToken
 END_OF_TURN = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
     *("<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
+    *("<eos>", "<turn|>", "<|tool_response>"),
 )
+# Beside the first of these, the second is an ordinary token and ends nothing.
+_NO_END = ("<|tool_response>", "</s>")
 # tokenizer.ggml.*_token_id -> Hugging Face's names; GGUF spells it "seperator".
 _TEMPLATE_NAMES = {"unknown": "unk_token", "padding": "pad_token", "seperator": "sep_token", "mask": "mask_token"}
+_PREFIX = "tokenizer.ggml.add_space_prefix"
 _SPACE = "▁"  # SentencePiece's visible space
 
 
@@ -33,9 +38,12 @@ def from_gguf(fields: Mapping[str, Any], label: str) -> bytes:
     if kind == "gpt2":
         built = _byte_level(fields, texts, _pre_tokenizer(fields, label), label)
     elif kind == "llama":
-        built = _sentencepiece(fields, texts, label)
+        built = _sentencepiece(fields, texts, _score_merges(fields, texts, label), label)
+    elif kind == "gemma4":
+        vocab = {text: index for index, text in enumerate(texts)}
+        built = _sentencepiece({**fields, _PREFIX: False}, texts, _merges(fields, vocab, label), label)
     else:
-        raise UnsupportedError(f"{label}: tokenizer kind {kind!r} is not supported; known: gpt2, llama")
+        raise UnsupportedError(f"{label}: tokenizer kind {kind!r} is not supported; known: gpt2, llama, gemma4")
     _add_tokens(built, texts, _types(fields, texts, label))
     ids = special_ids(fields, label)
     if ids["add_bos"]:
@@ -49,17 +57,23 @@ def from_gguf(fields: Mapping[str, Any], label: str) -> bytes:
 def special_ids(fields: Mapping[str, Any], label: str) -> dict[str, Any]:
     """bos_id, eos_ids and add_bos for ModelMetadata, with llama.cpp's defaults."""
     texts = _texts(fields, label)
-    sentencepiece = fields.get("tokenizer.ggml.model") == "llama"
+    kind = fields.get("tokenizer.ggml.model")
+    sentencepiece = kind == "llama"
     bos = _token_id(fields, "bos", 1 if sentencepiece else None, len(texts), label)
     ends = [_token_id(fields, key, None, len(texts), label) for key in ("eot", "eom")]
-    ends += [index for index, text in enumerate(texts) if text in END_OF_TURN]
+    ordinary = _NO_END[1:] if _NO_END[0] in texts else ()
+    ends += [index for index, text in enumerate(texts) if text in END_OF_TURN and text not in ordinary]
     eos = _token_id(fields, "eos", 2 if sentencepiece else None, len(texts), label)
     others = sorted({end for end in ends if end is not None and end != eos})
-    default = sentencepiece or _pre_tokenizer(fields, label).add_bos
+    if kind == "gemma4":  # llama.cpp adds it there, whatever the field says
+        add_bos = True
+    else:
+        default = sentencepiece or _pre_tokenizer(fields, label).add_bos
+        add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", default))
     return {
         "bos_id": bos,
         "eos_ids": tuple(others if eos is None else [eos, *others]),
-        "add_bos": bos is not None and bool(fields.get("tokenizer.ggml.add_bos_token", default)),
+        "add_bos": bos is not None and add_bos,
     }
 
 
@@ -91,20 +105,25 @@ def _byte_level(fields: Mapping[str, Any], texts: Sequence[str], pre: PreTokeniz
     return built
 
 
-def _sentencepiece(fields: Mapping[str, Any], texts: Sequence[str], label: str) -> Tokenizer:
-    scores = fields.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(texts):
-        raise SourceError(f"{label}: tokenizer.ggml.scores: expected {len(texts)} numbers")
+def _sentencepiece(
+    fields: Mapping[str, Any], texts: Sequence[str], merges: list[tuple[str, str]], label: str
+) -> Tokenizer:
     vocab = {text: index for index, text in enumerate(texts)}
     unknown = texts[_token_id(fields, "unknown", 0, len(texts), label) or 0]
-    model = models.BPE(vocab, score_merges(vocab, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    built = Tokenizer(model)
-    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    built = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = bool(fields.get(_PREFIX, True))
     replace = normalizers.Replace(" ", _SPACE)
     built.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if prefix else replace
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     built.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     return built
+
+
+def _score_merges(fields: Mapping[str, Any], texts: Sequence[str], label: str) -> list[tuple[str, str]]:
+    scores = fields.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(texts):
+        raise SourceError(f"{label}: tokenizer.ggml.scores: expected {len(texts)} numbers")
+    return score_merges({text: index for index, text in enumerate(texts)}, scores)
 
 
 def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -132,7 +151,7 @@ def _merges(fields: Mapping[str, Any], vocab: Mapping[str, int], label: str) -> 
             raise SourceError(f"{label}: tokenizer.ggml.merges: {line!r} does not join two tokens into a third")
         merges.setdefault((left, right))
     if not merges:
-        raise SourceError(f"{label}: tokenizer.ggml.merges is missing; a byte-level BPE needs it")
+        raise SourceError(f"{label}: tokenizer.ggml.merges is missing; a BPE of this kind needs it")
     return list(merges)
 
 

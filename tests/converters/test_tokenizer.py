@@ -189,6 +189,18 @@ def test_sentencepiece_mixed_text_and_special_tokens() -> None:
     assert bare.decode(bare.encode(" a b", add_special_tokens=False).ids) == " a b"
 
 
+def test_sentencepiece_with_a_list_of_merges() -> None:
+    """The kind of Gemma 4: the same as with scores and without a space before the text; always with BOS."""
+    bare = from_gguf(SPM | {"tokenizer.ggml.add_space_prefix": False}, "x")
+    merges = [" ".join(merge) for merge in json.loads(bare)["model"]["merges"]]
+    fields = {key: each for key, each in SPM.items() if key != "tokenizer.ggml.scores"}
+    fields |= {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": merges, "tokenizer.ggml.bos_token_id": 1}
+    assert json.loads(from_gguf(fields, "x")) == json.loads(bare)
+    assert special_ids(fields | {"tokenizer.ggml.add_bos_token": False}, "x")["add_bos"]
+    texts = [*SPM["tokenizer.ggml.tokens"][:-1], "<|tool_response>"]  # beside it, </s> ends no answer
+    assert special_ids(fields | {"tokenizer.ggml.tokens": texts}, "x")["eos_ids"] == (len(texts) - 1,)
+
+
 def test_special_ids() -> None:
     assert special_ids(SPM, "x") == {"bos_id": 1, "eos_ids": (2,), "add_bos": True}
     fields = byte_level_fields(trained("gpt-2"), "gpt-2")

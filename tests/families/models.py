@@ -572,10 +572,10 @@ VARIANTS |= {
             "attention_k_eq_v": True,
             "num_global_key_value_heads": 1,
             "hidden_size_per_layer_input": 0,
-            "attention_bias": True,
             "tie_word_embeddings": False,
         },
     ),
+    "gemma4-biases": ("gemma4_text", _GEMMA4 | {"hidden_size_per_layer_input": 0, "attention_bias": True}),
     "gemma4-experts": (
         "gemma4_text",
         _GEMMA4

@@ -43,9 +43,7 @@ REFUSED = {
     "ernie4_5_moe-mixed": "moe_layer_end_index: 2",
     "qwen3_5_moe-tied": "linear_value_head_dim: 16",
     "qwen3_5-mixed": "attention_bias: True",
-    "gemma4": "gemma4_text: a GGUF",
-    "gemma4-keys-as-values": "gemma4_text: a GGUF",
-    "gemma4-experts": "gemma4_text: a GGUF",
+    "gemma4-biases": "attention_bias: True",
     "lfm2-biases": "conv_bias: True",
     "lfm2_moe-plain": "norm_topk_prob: False",
     "gpt_neox-in-turn": "hidden_act: 'relu'",
@@ -81,7 +79,7 @@ def test_the_same_tensors_come_back(tmp_path: Path, variant: str) -> None:
         assert (one.original_context, one.factor) == (other.original_context, pytest.approx(other.factor, rel=1e-6))
 
 
-@pytest.mark.parametrize("variant", ["llama", "phi3", "gemma3", "qwen3_moe", "olmo2", "mistral"])
+@pytest.mark.parametrize("variant", ["llama", "phi3", "gemma3", "gemma4", "qwen3_moe", "olmo2", "mistral"])
 def test_a_gguf_gives_a_folder_that_transformers_loads(tmp_path: Path, variant: str) -> None:
     convert(written(tmp_path, variant), tmp_path / "again.rkf", recipe="dense")
     export_hf(tmp_path / "again.rkf", tmp_path / "back")
