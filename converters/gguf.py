@@ -7,6 +7,7 @@ and the families the meaning of fields and tensors.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -56,6 +57,10 @@ _SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 
+# Layers after the last, which predict several tokens at once; block_count includes them.
+_EXTRA_LAYERS = "nextn_predict_layers"
+_LAYER = re.compile(r"blk\.(\d{1,9})\.")
+
 # Patterns over the fields that are read -> their required types; the first match decides.
 _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("general.architecture", str),
@@ -70,6 +75,7 @@ _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("tokenizer.ggml.token_type", np.ndarray),
     ("tokenizer.ggml.tokens", list),
     ("tokenizer.ggml.*_token_id", int),
+    (f"*.{_EXTRA_LAYERS}", int),
     ("*.rope.scaling.type", str),
     ("*.rope.dimension_sections", np.ndarray),
     ("*.rope.*", (int, float)),
@@ -92,10 +98,11 @@ class GgufSource:
         config = self._config(header, fields)
         described = describe(config, self.label)
         unused = described.family.gguf.unused
+        layers, more = described.keys.num_hidden_layers, any(key.endswith(f".{_EXTRA_LAYERS}") for key in fields)
         self._tensors = {
             name: tensor
             for name, tensor in header.tensors.items()
-            if name not in EXTRA and not unused(described.keys, name)
+            if name not in EXTRA and not unused(described.keys, name) and not (more and _is_beyond(name, layers))
         }
         self._stored = {name: _spec(tensor, self.label) for name, tensor in self._tensors.items()}
         self.model = checked(
@@ -128,6 +135,8 @@ class GgufSource:
         """The contents of a config.json for this file."""
         architecture = fields.get("general.architecture")
         own = {key.removeprefix(f"{architecture}."): each for key, each in fields.items()}
+        if isinstance(own.get("block_count"), int):
+            own["block_count"] -= own.get(_EXTRA_LAYERS, 0)
         if (table := header.tensors.get("token_embd.weight")) is not None:
             own["vocab_size"] = table.shape[0]
         extra = {name: self._values(header.tensors[name]).decode() for name in EXTRA if name in header.tensors}
@@ -170,6 +179,12 @@ class GgufSource:
             for at in range(0, len(values), step):
                 values[at : at + step] = quants.dequantize(stored[at : at + step], tensor.type)
         return DenseTensor("f32", values.reshape(shape))
+
+
+def _is_beyond(name: str, layers: int) -> bool:
+    """Whether a tensor is of a layer after these."""
+    match = _LAYER.match(name)
+    return match is not None and int(match[1]) >= layers
 
 
 def _spec(tensor: GgufTensor, label: str) -> TensorSpec:

@@ -589,6 +589,25 @@ VARIANTS |= {
     ),
 }
 
+_GROUPED: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+_GROUPS: dict[str, Any] = _GROUPED | {
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.5,
+    "tie_word_embeddings": True,
+}
+VARIANTS |= {
+    "glm4_moe": ("glm4_moe", _GROUPED | {"head_dim": 32, "attention_bias": True, "use_qk_norm": True}),
+    "glm4_moe-groups": ("glm4_moe", _GROUPS | {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.25}}),
+}
+
 
 def model_of(variant: str) -> Any:
     """A model in f32 whose every tensor (norms and biases too) is random."""

@@ -10,9 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rkf.converters.export import export_gguf
+from rkf.converters.families import glm4_moe
+from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
+from rkf.file.container import open_file
 
-from .models import model_of, save
+from .models import edit_json, model_of, save
 
 
 def rewritten(folder: Path, prefix: str, extra: list[str]) -> None:
@@ -44,6 +48,22 @@ def test_a_decoder_inside_another_model(tmp_path: Path, variant: str, outer: str
     assert source.model.program == inner.model.program
     for name in inner.tensors:
         np.testing.assert_array_equal(source.read(name).decode(), inner.read(name).decode())
+
+
+def test_layers_after_the_last_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They predict several tokens at once. A GGUF counts them among its blocks."""
+    own = dict(open_source(save(model_of("glm4_moe"), tmp_path / "model")).tensors)
+    rewritten(tmp_path / "model", "model.", ["model.layers.3.eh_proj.weight", "model.layers.3.mlp.gate.weight"])
+    assert open_source(tmp_path / "model").tensors == own
+    edit_json(tmp_path / "model" / "config.json", num_hidden_layers=2)
+    convert(tmp_path / "model", tmp_path / "m.rkf", recipe="dense")
+    edit_json(tmp_path / "model" / "config.json", num_hidden_layers=3)
+    convert(tmp_path / "model", tmp_path / "more.rkf", recipe="dense")
+    counted = glm4_moe.grouped_fields
+    monkeypatch.setattr(glm4_moe, "grouped_fields", lambda keys: counted(keys) | {"nextn_predict_layers": 1})
+    export_gguf(tmp_path / "more.rkf", tmp_path / "more.gguf")
+    with open_file(tmp_path / "m.rkf") as file:
+        assert list(open_source(tmp_path / "more.gguf").tensors) == list(file.tensors)
 
 
 def test_own_keys_and_values_of_a_layer_that_shares_are_ignored(tmp_path: Path) -> None:
