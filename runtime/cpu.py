@@ -120,8 +120,8 @@ class CpuBackend:
         arrays.blocks[: len(blocks)] = blocks
         arrays.segments[: len(segments)] = segments
         arrays.wanted[: len(wanted)] = wanted
-        for (beta, every), factors in arrays.temperatures.items():
-            factors[:at] = 1 + beta * np.log(1 + arrays.positions[:at] // every)
+        for (beta, every, offset), factors in arrays.temperatures.items():
+            factors[:at] = 1 + beta * np.log(1 + (arrays.positions[:at] + offset) // every)
         self._batch[0] = (  # all fields in one assignment: one by one they take ten microseconds
             at,
             len(wanted),

@@ -1,7 +1,7 @@
 """Keys and values of sequences, in pages of 256 positions that sequences may share. Growing copies nothing.
 
-Slots (an Attention that keeps its own keys and values) with the same window share pages, so that pages behind the
-window can be freed. A page holds [kv_heads] of one head's keys and values for each of its slots;
+Slots (an Attention that keeps its own keys and values) with the same reach share pages, so that pages behind a window
+or chunk can be freed. A page holds [kv_heads] of one head's keys and values for each of its slots;
 kernels/cache_format.py defines the order inside.
 """
 
@@ -38,7 +38,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Slots with the same window. window: the number of positions they see, None: all."""
+    """Slots with the same window. window: the number of positions they see at most, None: all."""
 
     window: int | None
     page_bytes: int
@@ -93,7 +93,7 @@ def _seen(program: Program, layer: int, op: Attention) -> int | None:
         for other in program.layer(number)
         if isinstance(other, Attention) and other.shares == layer
     ]
-    windows = [each.window for each in (op, *sharing)]
+    windows = [each.reach for each in (op, *sharing)]
     return None if None in windows else max(window for window in windows if window is not None)
 
 

@@ -23,7 +23,7 @@ def attention_micro(section: PlanSection, micro: Micro, op: Attention, own: bool
         return _struct(section, op, out=section.write(op.dst, op.heads * op.value_dim, own=own))
     query = micro.reads[0]
     source, columns = section.places[query], section.columns[query]
-    factors = section.ground.arrays.temperature(op.temperature_beta or 0.0, op.temperature_length or 1)
+    factors = section.ground.arrays.temperature(op)
     out = section.write(query, columns, own=own)
     return section.struct(
         SCALE, source=source, out=out, columns=columns, factors=factors.ctypes.data, by_token=1, scale=1.0
@@ -35,9 +35,14 @@ def attention_work(section: PlanSection, work: Work, op: Attention, kernel: int)
     (query,) = (section.places[value] for value in work.reads if value != CACHE)
     part = PARTS.index("attention")
     if work.what == "attend:one":
-        return kernel, _struct(section, op, q=query), COUNTED.index("pages"), op.kv_heads, op.window or 0, 0, part
+        return kernel, _struct(section, op, q=query), COUNTED.index("pages"), op.kv_heads, _seen(op), 0, part
     arguments = _struct(section, op, q=query, out=section.write(op.dst, op.heads * op.value_dim))
     return kernel, arguments, COUNTED.index("blocks"), op.kv_heads, 0, 0, part
+
+
+def _seen(op: Attention) -> int:
+    """The positions that a token sees, as kernels read it (ATTENTION)."""
+    return op.window or -(op.chunk or 0)
 
 
 def _struct(section: PlanSection, op: Attention, **places: Place) -> int:
@@ -57,7 +62,7 @@ def _struct(section: PlanSection, op: Attention, **places: Place) -> int:
         head_dim=op.head_dim,
         value_dim=op.value_dim,
         padded=padded_value_dim(op),
-        window=op.window or 0,
+        seen=_seen(op),
         sinks=section.vector(op.sinks),
         partials=ground.partials,
         partial_bytes=partial_bytes(op),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rkf.model.ops import Attention
 from rkf.model.program import Program
 from rkf.runtime.buffers import TILE, Buffers, Place
 from rkf.runtime.items import Stream, Value
@@ -28,17 +29,18 @@ class TokenArrays:
     def __init__(self, memory: Memory) -> None:
         self.ids, self.positions, self.sequences, self.wanted = (np.zeros(TILE, np.int64) for _ in range(4))
         self.blocks, self.segments = np.zeros(TILE + 1, np.int64), np.zeros(TILE + 1, np.int64)
-        self.temperatures: dict[tuple[float, int], NDArray[np.float32]] = {}
+        self.temperatures: dict[tuple[float, int, int], NDArray[np.float32]] = {}
         self._memory = memory
         for array in (self.ids, self.positions, self.sequences, self.wanted, self.blocks, self.segments):
             memory.hold(array)
 
-    def temperature(self, beta: float, length: int) -> NDArray[np.float32]:
+    def temperature(self, op: Attention) -> NDArray[np.float32]:
         """Factors of queries by position, f32[TILE]; the caller of the kernels fills them in."""
-        if (beta, length) not in self.temperatures:
-            self.temperatures[beta, length] = np.zeros(TILE, np.float32)
-            self._memory.hold(self.temperatures[beta, length])
-        return self.temperatures[beta, length]
+        key = op.temperature_beta or 0.0, op.temperature_length or 1, op.temperature_offset or 0
+        if key not in self.temperatures:
+            self.temperatures[key] = np.zeros(TILE, np.float32)
+            self._memory.hold(self.temperatures[key])
+        return self.temperatures[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,10 +66,10 @@ PRODUCT = np.dtype(
 JOB = _struct("product low high")
 
 # One step of a pass, whose items the threads share: work(item, arguments, batch, thread).
-#   counted: the number of items, `times` each: COUNTED; window: limits the pages that a token sees
+#   counted: the number of items, `times` each: COUNTED; seen: limits the pages (ATTENTION)
 #   own: with one token, every thread runs the single item for itself, in private memory, without waiting
 #   part: the part that its time counts towards (PARTS)
-PHASE = _struct("work arguments counted times window own part")
+PHASE = _struct("work arguments counted times seen own part")
 COUNTED = ("once", "tokens", "blocks", "pages", "segments")
 
 # The arguments of a token phase: the work on a token's row, in order. A MICRO: work(token, arguments, batch, thread).
@@ -107,6 +107,7 @@ ROPE = np.dtype(
 
 # One Attention with its slot of the cache: head `n` of a page is at page + offset + n * head_bytes.
 #   sequences, positions: i64[tokens] (BATCH); group: a sequence's page table; padded: value_dim in whole strips
+#   seen: the last so many positions, if negative those of the own chunk of -seen, 0: all
 #   sinks: f32[heads]; partials: of one token, [pages, heads], partial_bytes each
 #   blocks: i64[blocks + 1], the first token of each block of neighbours
 ATTENTION = np.dtype(
@@ -115,7 +116,7 @@ ATTENTION = np.dtype(
         (name, _WORD)
         for name in (
             *("sequences", "positions", "blocks", "group", "offset", "head_bytes"),
-            *("heads", "kv_heads", "head_dim", "value_dim", "padded", "window", "sinks", "partials", "partial_bytes"),
+            *("heads", "kv_heads", "head_dim", "value_dim", "padded", "seen", "sinks", "partials", "partial_bytes"),
         )
     ]
     + [("softcap", "<f4")],

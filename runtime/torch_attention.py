@@ -30,7 +30,7 @@ class TorchAttention(nn.Module):
         op = self._op
         q = _by_head(q, op.head_dim)
         if op.temperature_beta is not None and op.temperature_length is not None:
-            grown = (run.positions // op.temperature_length).to(torch.float32).log1p()
+            grown = ((run.positions + (op.temperature_offset or 0)) // op.temperature_length).float().log1p()
             q = (q * (1 + op.temperature_beta * grown)[:, None]).to(q.dtype)
         if k is None or v is None:
             keys, values = run.past.held(self._slot)
@@ -38,11 +38,11 @@ class TorchAttention(nn.Module):
             keys, values = run.past.extend(self._slot, _by_head(k, op.head_dim), _by_head(v, op.value_dim))
         if op.softcap is not None or self.sinks is not None:
             tokens = max(_SCORES // (q.shape[0] * q.shape[1] * keys.shape[2]), 1)
-            parts = zip(q.split(tokens, dim=2), run.mask(op.window).split(tokens), strict=True)
+            parts = zip(q.split(tokens, dim=2), run.mask(op).split(tokens), strict=True)
             mixed = torch.cat([self._explicit(part, keys, values, mask) for part, mask in parts], dim=2)
         else:
-            plain = run.is_plain(op.window)
-            mask = None if plain else run.mask(op.window)
+            plain = run.is_plain(op)
+            mask = None if plain else run.mask(op)
             mixed = functional.scaled_dot_product_attention(
                 q, keys, values, mask, is_causal=plain, scale=op.scale, enable_gqa=True
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rkf.model.frequencies import Frequencies
+from rkf.model.ops import Attention
 from rkf.runtime.torch_past import Past
 
 
@@ -38,7 +39,7 @@ class TorchPass:
         self.positions, self._end = past.span(ids.shape[1])
         self._ropes = ropes
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[tuple[int | None, int | None], Tensor] = {}
 
     def angles(self, table: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the tokens' positions by a rope of the program, f32[tokens, pairs]."""
@@ -46,14 +47,20 @@ class TorchPass:
             self._angles[table] = self._ropes.angles(table, self.positions, self.past.capacity)
         return self._angles[table]
 
-    def is_plain(self, window: int | None) -> bool:
+    def is_plain(self, op: Attention) -> bool:
         """Whether every token sees itself and all earlier tokens of this pass, and no others."""
         tokens = self.ids.shape[1]
-        return self._end == tokens and (window is None or tokens <= window)
+        return self._end == tokens and (op.reach is None or tokens <= op.reach)
 
-    def mask(self, window: int | None) -> Tensor:
+    def mask(self, op: Attention) -> Tensor:
         """The positions that each token sees, `bool[tokens, positions]`."""
-        if window not in self._masks:
-            ago = self.positions[:, None] - torch.arange(self._end, device=self.positions.device)
-            self._masks[window] = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
-        return self._masks[window]
+        key = op.window, op.chunk
+        if key not in self._masks:
+            own, every = self.positions[:, None], torch.arange(self._end, device=self.positions.device)
+            seen = every <= own
+            if op.window is not None:
+                seen &= every > own - op.window
+            elif op.chunk is not None:
+                seen &= every >= own - own % op.chunk
+            self._masks[key] = seen
+        return self._masks[key]

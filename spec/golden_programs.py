@@ -1,4 +1,4 @@
-"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in six files.
+"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in seven files.
 
 Programs are maps, as they stand in a file. Logits come from reference_program.py, in f64.
 """
@@ -294,8 +294,40 @@ def biased_head() -> Map:
     }
 
 
+def chunks() -> Map:
+    """Chunks, one of them shared, norms behind rope, a temperature with an offset, scaled inputs of experts."""
+    stacks = {key: f"experts.{key}" for key in ("gate", "up", "down")}
+    rest = [
+        linear("a", "o", "attn.o", HIDDEN),
+        op("add", "x", a="x", b="o"),
+        norm("x", "h", "norm_2"),
+        op("route", "r", src="h", weight="router.weight", experts=4, count=1, score="sigmoid"),
+        op("experts", "m", src="h", route="r", **stacks, inner=10, rows=HIDDEN, act="silu", scale_input=True),
+        op("add", "x", a="x", b="m"),
+    ]
+    chunked = [
+        norm("x", "h", "norm_1"),
+        *qkv("h"),
+        *ropes(pairs="neighbours"),
+        *(op("norm", part, src=part, epsilon=1e-5, group=6) for part in "qk"),
+        attention(k="k", v="v", chunk=4),
+        *rest,
+    ]
+    temperature = {"temperature_beta": 0.5, "temperature_length": 3, "temperature_offset": 1}
+    full = [norm("x", "h", "norm_1"), *qkv("h"), attention(k="k", v="v", **temperature), *rest]
+    sharing = [norm("x", "h", "norm_1"), linear("h", "q", "attn.q", 24), attention(window=3, shares=0), *rest]
+    return {
+        "stem": [embed()],
+        "kinds": [chunked, full, sharing],
+        "order": [0, 1, 0, 2],
+        "ropes": [ROPE],
+        "top": [norm("x", "h", "norm"), head()],
+    }
+
+
 PROGRAMS = {
     "program-biased-head.rkf": biased_head(),
+    "program-chunks.rkf": chunks(),
     "program-experts.rkf": mixture(),
     "program-plain.rkf": plain(),
     "program-post-norms.rkf": post_norms(),

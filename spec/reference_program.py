@@ -96,11 +96,12 @@ def attention(op, place, q, k=None, v=None):
         place.caches[place.layer] = k.reshape(count, kv_heads, -1), v.reshape(count, kv_heads, -1)
     keys, values = place.caches[op.get("shares", place.layer)]
     if "temperature_beta" in op:
-        lengths = np.floor(np.arange(count) / op["temperature_length"])
+        lengths = (np.arange(count) + op.get("temperature_offset", 0)) // op["temperature_length"]
         q = q * (1 + op["temperature_beta"] * np.log(1 + lengths))[:, None]
     q, out = q.reshape(count, heads, -1), np.empty((count, heads, op["value_dim"]))
     for position in range(count):
-        seen = slice(max(0, position + 1 - op.get("window", count)), position + 1)
+        first = position - position % op["chunk"] if "chunk" in op else position + 1 - op.get("window", count)
+        seen = slice(max(0, first), position + 1)
         for head in range(heads):
             kv_head = head * kv_heads // heads
             scores = op["scale"] * (keys[seen, kv_head] @ q[position, head])

@@ -33,10 +33,11 @@ RMS, LAYER_NORM = NormStyle(), NormStyle(centred=True, bias=True)
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """Queries times 1 + beta * ln(1 + floor(position / length))."""
+    """Queries times 1 + beta * ln(1 + floor((position + offset) / length))."""
 
     beta: float
     length: int
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ def attention(
     pairs: str = "halves",
     scale: float | None = None,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     temperature: Temperature | None = None,
     clip: float | None = None,
@@ -148,10 +150,12 @@ def attention(
             value_dim=size,
             scale=size**-0.5 if scale is None else scale,
             window=window,
+            chunk=chunk,
             softcap=softcap,
             sinks="self_attn.sinks" if sinks else None,
             temperature_beta=temperature.beta if temperature else None,
             temperature_length=temperature.length if temperature else None,
+            temperature_offset=temperature.offset if temperature else None,
         ),
         *((Gate(a="g", b="a", dst="a", act="sigmoid"),) if gate else ()),
         linear("a", "o", "self_attn.o_proj", config.hidden_size, "o" in biases),
@@ -199,8 +203,11 @@ def softmax_route(experts: int, count: int, *, normalise: bool) -> Route:
     )
 
 
-def experts(config: DecoderKeys, route: Route, inner: int) -> Layer:
-    """The sum of the experts that `route` chooses, each of them gated, written to d. inner: their width between."""
+def experts(config: DecoderKeys, route: Route, inner: int, *, scale_input: bool = False) -> Layer:
+    """The sum of the experts that `route` chooses, each of them gated, written to d. inner: their width between.
+
+    scale_input: the router's weights multiply what experts read instead of what they write.
+    """
     return (
         route,
         Experts(
@@ -213,6 +220,7 @@ def experts(config: DecoderKeys, route: Route, inner: int) -> Layer:
             inner=inner,
             rows=config.hidden_size,
             act=config.hidden_act,
+            scale_input=scale_input,
         ),
     )
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from rkf.errors import SourceError, UnsupportedError
 
 MAX_SIZE = (1 << 31) - 1
-FULL, SLIDING, LINEAR, CONV = "full_attention", "sliding_attention", "linear_attention", "conv"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+LINEAR, CONV = "linear_attention", "conv"
 # Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
 _ACTIVATIONS = {
     "silu": "silu",

@@ -75,9 +75,9 @@ def attended(op: Attention, q: F32, keys: F32, values: F32, sinks: F32 | None, p
     """
     queries = by_head(q, op.heads)
     if op.temperature_beta is not None and op.temperature_length is not None:
-        grown = np.log1p(np.floor(positions / op.temperature_length))
+        grown = np.log1p((positions + (op.temperature_offset or 0)) // op.temperature_length)
         queries = queries * (1 + op.temperature_beta * grown).astype(np.float32)[:, None]
-    hidden = _hidden(positions, keys.shape[2], op.window)
+    hidden = _hidden(op, positions, keys.shape[2])
     bias = np.where(hidden, np.float32(-np.inf), np.float32(0))
     mixed = np.empty((len(q), op.heads, q.shape[1], op.value_dim), np.float32)
     together = max(1, _SCORES // (op.heads * bias.size))
@@ -112,10 +112,14 @@ def _mixed(queries: F32, keys: F32, values: F32, bias: F32, softcap: float | Non
     return mixed
 
 
-def _hidden(positions: I64, keys: int, window: int | None) -> NDArray[np.bool_]:
-    """bool[tokens, keys]: the keys that each token may not see: later ones, and those before a sliding window."""
-    distance = positions[:, None] - np.arange(keys)
-    return (distance < 0) | (distance >= (window or keys + 1))
+def _hidden(op: Attention, positions: I64, keys: int) -> NDArray[np.bool_]:
+    """bool[tokens, keys]: the keys that each token may not see: later ones, and those before its window or chunk."""
+    first = np.zeros_like(positions)
+    if op.window is not None:
+        first = positions - op.window + 1
+    elif op.chunk is not None:
+        first = positions - positions % op.chunk
+    return (np.arange(keys) > positions[:, None]) | (np.arange(keys) < first[:, None])
 
 
 def activated(name: str, x: F32, alpha: float = 1.0) -> F32:

@@ -127,9 +127,10 @@ class Attention(Op):
     """Causal attention of q over the keys and values of a layer's cache, heads side by side.
 
     Head n reads key head floor(n * kv_heads / heads). Scores are q·k * scale; with `softcap` c they become
-    c * tanh(score / c). A position sees itself and those before it, with `window` W only the last W. sinks: f32[heads],
-    a score each that joins the softmax and has no value. q is first multiplied by
-    1 + temperature_beta * ln(1 + floor(position / temperature_length)), where these are given.
+    c * tanh(score / c). A position sees itself and those before it, with `window` W only the last W, with `chunk` C
+    only those from the last multiple of C on. sinks: f32[heads], a score each that joins the softmax and has no value.
+    q is first multiplied by
+    1 + temperature_beta * ln(1 + floor((position + temperature_offset) / temperature_length)), where these are given.
 
     k and v go into this layer's cache; without them the cache of the earlier layer `shares` is read.
     """
@@ -144,11 +145,18 @@ class Attention(Op):
     value_dim: int = size_key()
     scale: float = number_key(above=0)
     window: int | None = size_key(None)
+    chunk: int | None = size_key(None)
     softcap: float | None = number_key(None, above=0)
     sinks: str | None = tensor_key(None)
     shares: int | None = key_of("layer", None)
     temperature_beta: float | None = number_key(None)
     temperature_length: int | None = size_key(None)
+    temperature_offset: int | None = size_key(None)
+
+    @property
+    def reach(self) -> int | None:
+        """How many positions are seen at most, the own one included; None: all."""
+        return self.window or self.chunk
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
         if self.sinks is not None:
@@ -160,6 +168,9 @@ class Attention(Op):
         self.need((self.k is None) != (self.shares is None), "k and v, or shares", "both or neither")
         both = (self.temperature_beta is None) == (self.temperature_length is None)
         self.need(both, "temperature_beta and temperature_length, or neither", "one")
+        alone = self.temperature_offset is not None and self.temperature_length is None
+        self.need(not alone, "temperature_length beside temperature_offset", "none")
+        self.need(self.window is None or self.chunk is None, "a window or a chunk", "both")
         for value, expected in (
             (self.q, self.heads * self.head_dim),
             (self.k, self.kv_heads * self.head_dim),

@@ -267,8 +267,8 @@ def _check_shared(op: Attention, layer: int, own: Attention | None) -> None:
         return
     shape, got = (own.kv_heads, own.head_dim, own.value_dim), (op.kv_heads, op.head_dim, op.value_dim)
     op.need(got == shape, f"kv_heads, head_dim, value_dim of layer {layer}: {shape}", got)
-    held = own.window is None or (op.window is not None and op.window <= own.window)
-    op.need(held, f"a window within that of layer {layer}, {own.window}", op.window)
+    held = own.reach is None or (op.reach is not None and op.reach <= own.reach)
+    op.need(held, f"a window or chunk within that of layer {layer}, {own.reach}", op.reach)
 
 
 def _each_once(weights: Iterable[Weight], where: str) -> list[Weight]:

@@ -16,6 +16,7 @@ from rkf.runtime.kernels.activations import constant, exponential, hyperbolic_ta
 from rkf.runtime.kernels.cache_format import CacheFormat, key_block, value_row
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
 from rkf.runtime.kernels.memory import load, store
+from rkf.runtime.kernels.operands import first_seen
 from rkf.runtime.kernels.simd import first_lane, fma, lane_maximum, lane_sum, lanes_below, maximum, select, splat
 from rkf.runtime.kernels.vectors import MASK16, F32x16
 from rkf.runtime.structs import LANES, PAGE, PARTIAL_HEADER, WIDE
@@ -30,25 +31,23 @@ def _spread(address):
 
 
 @inline
-def _first_seen(position, window):
-    """The first position of the page that a query sees; `position` is the query's, relative to the page's start."""
-    if window == 0:
-        return types.int64(0)
-    return larger(position + 1 - window, types.int64(0))
-
-
-@inline
 def _within(position, first, end):
     """Mask of the positions position … position + 15 that are in first … end - 1."""
     return lanes_below(MASK16, end - position) ^ lanes_below(MASK16, first - position)
 
 
+@inline
+def _first_in(page, position, seen):
+    """The first position that a query sees, relative to the page's start."""
+    return larger(first_seen(position, seen) - page, types.int64(0))
+
+
 def page_attention(cache: CacheFormat, capped: bool) -> Callable[..., Any]:
-    """attend(queries, query_bytes, token_bytes, tokens, heads, position, region, op, scores, out).
+    """attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, op, scores, out).
 
     queries: f32[head_dim] each, already scaled, of neighbouring tokens and of heads that share a key head; position:
-    the first token's, relative to the page's start (it may be past its end); region: the head's in the page; op: the
-    ATTENTION; scores: f32[tokens * heads, 256] is scratch; out: a partial result per query, op.partial_bytes apart:
+    the first token's (it may be past the page); page: the page's first position; region: the head's in the page; op:
+    the ATTENTION; scores: f32[tokens * heads, 256] is scratch; out: a partial result per query, op.partial_bytes apart:
     maximum, sum (f32), then f32[padded] at PARTIAL_HEADER. capped: scores are softcap * tanh(score / softcap).
     """
 
@@ -114,11 +113,11 @@ def page_attention(cache: CacheFormat, capped: bool) -> Callable[..., Any]:
         _store_pair(out3, d0, d1)
 
     @piece
-    def attend(queries, query_bytes, token_bytes, tokens, heads, position, region, op, scores, out):
-        window, head_dim, padded, out_bytes = op.window, op.head_dim, op.padded, op.partial_bytes
+    def attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, op, scores, out):
+        head_dim, padded, out_bytes = op.head_dim, op.padded, op.partial_bytes
         count, score_bytes = tokens * heads, PAGE * 4
-        begin = _first_seen(position, window) // WIDE * WIDE
-        stop = (smaller(position + tokens, PAGE) + WIDE - 1) // WIDE * WIDE
+        begin = _first_in(page, position, op.seen) // WIDE * WIDE
+        stop = (smaller(position - page + tokens, PAGE) + WIDE - 1) // WIDE * WIDE
         for start in range(begin, stop, WIDE):
             for i in range(0, count, 4):
                 j, k, n = smaller(i + 1, count - 1), smaller(i + 2, count - 1), smaller(i + 3, count - 1)
@@ -137,7 +136,7 @@ def page_attention(cache: CacheFormat, capped: bool) -> Callable[..., Any]:
                 )
         for i in range(count):
             own = position + i // heads
-            first, end = _first_seen(own, window), smaller(own + 1, PAGE)
+            first, end = _first_in(page, own, op.seen), smaller(own - page + 1, PAGE)
             weights, part = scores + i * score_bytes, out + i * out_bytes
             soften(weights, begin, stop, first, end, region, head_dim, padded, op.softcap, part)
         for column in range(0, padded, WIDE):

@@ -13,8 +13,8 @@ from typing import Any
 
 from rkf.runtime.kernels import attention
 from rkf.runtime.kernels.cache_format import CacheFormat, cache_format
-from rkf.runtime.kernels.inline import inline, larger
-from rkf.runtime.kernels.operands import row_of, word
+from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.operands import first_seen, row_of, word
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ATTENTION, BATCH, PAGE, THREAD
 
@@ -29,9 +29,7 @@ def _region(op, token, page, kv_head):
 @inline
 def _first_page(op, position):
     """The first page that attention from `position` sees."""
-    if op.window == 0:
-        return 0
-    return larger(position - op.window + 1, 0) // PAGE
+    return first_seen(position, op.seen) // PAGE
 
 
 def remember(cache_name: str, level: str) -> Callable[..., Any]:
@@ -60,9 +58,8 @@ def _page_attention(cache_name: str, level: str, capped: bool) -> Callable[..., 
         """The queries of some neighbouring tokens, from `token` on, and of one group of heads, over one page."""
         group, head_bytes = op.heads // op.kv_heads, op.head_dim * 4
         queries = row_of(op.q, thread, token) + kv_head * group * head_bytes
-        position = word(op.positions, token) - page * PAGE
-        region = _region(op, token, page, kv_head)
-        attend(queries, head_bytes, op.q.stride, tokens, group, position, region, op, thread.scores, out)
+        position, region = word(op.positions, token), _region(op, token, page, kv_head)
+        attend(queries, head_bytes, op.q.stride, tokens, group, position, page * PAGE, region, op, thread.scores, out)
 
     return attend_page
 

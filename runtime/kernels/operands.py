@@ -1,10 +1,12 @@
-"""How kernels access the operands of a plan: a token's row of a value, words and numbers at an address."""
+"""How kernels access the operands of a plan: a token's row of a value, words and numbers at an address, and what
+attention sees.
+"""
 
 from __future__ import annotations
 
 from numba import types
 
-from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.inline import inline, larger
 from rkf.runtime.kernels.memory import load, store
 
 
@@ -24,6 +26,16 @@ def word(address, index):
 def number(address, index):
     """Number `index` of f32[…]."""
     return load(types.float32, address + index * 4)
+
+
+@inline
+def first_seen(position, seen):
+    """The first position that attention from `position` sees; seen: as in ATTENTION."""
+    if seen > 0:
+        return larger(position - seen + 1, types.int64(0))
+    if seen < 0:
+        return position - position % -seen
+    return types.int64(0)
 
 
 @inline

@@ -9,8 +9,9 @@ from __future__ import annotations
 from numba import types
 
 from rkf.runtime.kernels import sync
-from rkf.runtime.kernels.inline import inline, larger
+from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import call4, load, store, ticks
+from rkf.runtime.kernels.operands import first_seen
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import BATCH, COUNTED, PAGE, PARTS, PHASE, PLAN, THREAD
 
@@ -40,10 +41,7 @@ def _items(phase, batch, rows):
     elif phase.counted == _SEGMENTS:
         count = batch.segments
     elif phase.counted == _PAGES:
-        first = types.int64(0)
-        if phase.window > 0:
-            first = larger(batch.position - phase.window + 1, types.int64(0)) // PAGE
-        count = batch.position // PAGE + 1 - first
+        count = batch.position // PAGE + 1 - first_seen(batch.position, phase.seen) // PAGE
     return count * phase.times
 
 

@@ -608,6 +608,33 @@ VARIANTS |= {
     "glm4_moe-groups": ("glm4_moe", _GROUPS | {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.25}}),
 }
 
+_LLAMA4: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 96,
+    "head_dim": 32,
+    "num_local_experts": 4,
+}
+VARIANTS |= {
+    "llama4": ("llama4_text", _LLAMA4 | {"interleave_moe_layer_step": 2, "rope_parameters": LLAMA3}),
+    "llama4-chunks": (
+        "llama4_text",
+        _LLAMA4
+        | {
+            "num_experts_per_tok": 2,
+            "attention_chunk_size": WINDOW,
+            "no_rope_layers": [1, 0, 1, 1],
+            "layer_types": ["chunked_attention", "full_attention", "full_attention", "chunked_attention"],
+            "moe_layers": [0, 3],
+            "floor_scale": 16,
+            "attn_scale": 0.25,
+            "use_qk_norm": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
 
 def model_of(variant: str) -> Any:
     """A model in f32 whose every tensor (norms and biases too) is random."""

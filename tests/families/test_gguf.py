@@ -49,6 +49,7 @@ REFUSED = {
     "gpt_neox-in-turn": "hidden_act: 'relu'",
     "starcoder2-window": "hidden_act: 'gelu'",
     "stablelm-parallel": "tie_word_embeddings: True",
+    "llama4-chunks": "attention_bias: True",
     "glm4_moe-groups": "n_group: 4",
     "nemotron-biases": "head_dim: a GGUF cannot store heads",
 }

@@ -18,6 +18,8 @@ from rkf.file.container import open_file
 
 from .models import edit_json, model_of, save
 
+PREFIX = "model.language_model."
+
 
 def rewritten(folder: Path, prefix: str, extra: list[str]) -> None:
     """Give the decoder's tensors a longer prefix, and add tensors that are no part of it."""
@@ -30,17 +32,30 @@ def rewritten(folder: Path, prefix: str, extra: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "outer", "extra"),
+    ("variant", "outer", "prefix", "extra"),
     [
-        ("qwen3_5", "qwen3_5", ["model.visual.patch_embed.weight", "mtp.layers.0.mlp.up_proj.weight"]),
-        ("qwen3_5_moe", "qwen3_5_moe", ["model.visual.patch_embed.weight", "mtp.norm.weight"]),
-        ("gemma4", "gemma4", ["model.vision_tower.x.weight", "model.audio_tower.x.weight", "model.embed_vision.x"]),
+        ("qwen3_5", "qwen3_5", PREFIX, ["model.visual.patch_embed.weight", "mtp.layers.0.mlp.up_proj.weight"]),
+        ("qwen3_5_moe", "qwen3_5_moe", PREFIX, ["model.visual.patch_embed.weight", "mtp.norm.weight"]),
+        (
+            "gemma4",
+            "gemma4",
+            PREFIX,
+            ["model.vision_tower.x.weight", "model.audio_tower.x.weight", "model.embed_vision.x"],
+        ),
+        (
+            "llama4-chunks",
+            "llama4",
+            "language_model.model.",
+            ["vision_model.class_embedding", "multi_modal_projector.x"],
+        ),
     ],
 )
-def test_a_decoder_inside_another_model(tmp_path: Path, variant: str, outer: str, extra: list[str]) -> None:
+def test_a_decoder_inside_another_model(
+    tmp_path: Path, variant: str, outer: str, prefix: str, extra: list[str]
+) -> None:
     inner = open_source(save(model_of(variant), tmp_path / "inner"))
     folder = save(model_of(variant), tmp_path / "outer")
-    rewritten(folder, "model.language_model.", extra)
+    rewritten(folder, prefix, extra)
     text = json.loads((folder / "config.json").read_text())
     config = {"model_type": outer, "text_config": text, "tie_word_embeddings": text["tie_word_embeddings"]}
     (folder / "config.json").write_text(json.dumps(config))

@@ -234,6 +234,8 @@ WIDTHS = [
     windows("neither keys nor a layer", "width", "shares", {SHARING + "shares": REMOVED}),
     windows("keys and a layer", "width", "shares", {PROGRAM + "kinds/1/6/shares": 0}),
     windows("half a temperature", "width", "temperature", {PROGRAM + "kinds/1/6/temperature_beta": REMOVED}),
+    windows("a window and a chunk", "width", "a window or a chunk", {ATTENTION + "chunk": 4}),
+    windows("an offset without a temperature", "width", "temperature_length", {ATTENTION + "temperature_offset": 1}),
     windows("an input of another width", "width", "'inputs'", {FIRST + "15/rows": 5, FIRST + "17/src": "g"}),
     windows("an input by layer of nothing", "width", "b, as by_layer", {FIRST + "16/b": REMOVED}),
     windows("fewer rows than logits", "width", "rows", {STEM + "0/rows": 23}),

@@ -152,6 +152,8 @@ def shape_of(op, widths, layers):
         need(heads % kv_heads == 0, "kv_heads")
         need(("k" in w) == ("v" in w) == (g("shares") is None), "k, v, shares")
         need((g("temperature_beta") is None) == (g("temperature_length") is None), "temperature")
+        need(g("temperature_offset") is None or g("temperature_length") is not None, "temperature")
+        need(g("window") is None or g("chunk") is None, "window and chunk")
         due = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * value_dim}
         need(all(w[key] == due[key] for key in w), "widths of q, k, v")
         return heads * value_dim, {"sinks": (heads,)}
@@ -224,7 +226,8 @@ def check_caches(kinds, order):
                 cache = own[order[op["shares"]]]
                 need(cache is not None, "no cache")
                 need(all(cache[key] == op[key] for key in ("kv_heads", "head_dim", "value_dim")), "another shape")
-                need(cache["window"] is None or (op["window"] or MOST) <= cache["window"], "a wider window")
+                reach, held = (each["window"] or each["chunk"] for each in (op, cache))
+                need(held is None or (reach or MOST) <= held, "a wider window")
 
 
 def check_model(directory):
