@@ -22,6 +22,7 @@ from rkf.converters.description import Description, describe
 from rkf.converters.families import first_form_config
 from rkf.converters.families.gguf_config import fields_of
 from rkf.converters.families.layout import Assembly, assemblies
+from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
 from rkf.converters.tokenizer_export import gguf_fields, token_text
 from rkf.errors import StructureError, UnsupportedError, UsageError, naming
 from rkf.file.atomic import refuse_same_file, replacing, reporting
@@ -32,7 +33,6 @@ from rkf.model.metadata import ModelMetadata
 from rkf.model.op import KERNEL, ROUTER, VECTOR
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-_QUANTISATION = "quantization_config"
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
 
 
@@ -123,19 +123,23 @@ class _Exported:
         }
         found = {name: _json(content) for name, content in made.items()}
         kept = {name: blob for name in VERBATIM if (blob := self.file.blob(name)) is not None}
-        if self.description.wrapped or _QUANTISATION in self.config:
+        if self.description.wrapped or any(key in self.config for key in QUANTISATION_KEYS):
             del kept["config.json"]
         return found | kept
 
     def _plain_config(self) -> dict[str, Any]:
-        """The config.json without the packing of the source's tensors, which are written unpacked."""
-        return {key: value for key, value in self.config.items() if key != _QUANTISATION}
+        return _unpacked(self.config)
 
     def _decoder_config(self) -> dict[str, Any]:
         """The config.json of the decoder alone; nothing else is left of a model that contained it."""
         dtype = self.config.get("dtype", self.config.get("torch_dtype"))
-        own = {"architectures": [self.description.family.class_name], **self.description.config}
+        own = {"architectures": [self.description.family.class_name], **_unpacked(self.description.config)}
         return own if dtype is None else {"dtype": dtype, **own}
+
+
+def _unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json without the packing of the source's tensors, which are written unpacked."""
+    return {key: value for key, value in config.items() if key not in QUANTISATION_KEYS}
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Reads input files: ranges of values, and hashes (recorded in provenance and compared by a resumed conversion)."""
+"""Reads input files: JSON, ranges of values, hashes (recorded in provenance and compared by a resumed conversion)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,21 @@ def read_values(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> ND
     if len(values) != count:
         raise SourceError(f"{path}: expected {count} values at byte {offset}, got {len(values)}: the file has changed")
     return values
+
+
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file of a Hugging Face folder; {} if an optional file is absent."""
+    if not path.is_file():
+        if optional:
+            return {}
+        raise SourceError(f"{path.parent}: {path.name} is missing; expected a Hugging Face folder")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def hash_file(path: Path) -> str:

@@ -1,0 +1,118 @@
+"""Checkpoints with quantised weights: which are read, and the pairs of codes and scales in them. Knows no family.
+
+MXFP4 and FP8 have a number format of their own, so they are read as weights. Others are refused by name: they are made
+for one kernel, and their original is the better source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rkf.converters.fp8 import CODES, fp8_weight
+from rkf.converters.mxfp4 import BLOCKS, SCALES, mxfp4_weight
+from rkf.converters.shards import StoredTensor
+from rkf.converters.source import TensorSpec
+from rkf.errors import SourceError
+from rkf.format.matrix import DenseTensor
+
+# Keys of config.json that describe how a checkpoint is quantised.
+KEYS = ("quantization_config", "compression_config")
+_DENSE = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+# What follows a weight's name in that of its scales: block scales, and those of compressed-tensors.
+_SCALES = ("_scale_inv", "_scale")
+# Scales of activations and of cached keys and values, which only a kernel in FP8 reads.
+_OF_ACTIVATIONS = re.compile(r"(?:.*\.)?(?:input|output|activation|[qkv])_scale(?:_ub)?")
+
+
+class StoredWeight(Protocol):
+    """A tensor of a checkpoint, in whatever form it is stored."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    def read(self, start: int, stop: int) -> DenseTensor:
+        """Entries start … stop - 1 along the first axis."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainWeight:
+    """See StoredWeight."""
+
+    spec: TensorSpec
+    tensor: StoredTensor
+
+    def read(self, start: int, stop: int) -> DenseTensor:
+        return DenseTensor(self.spec.dtype, self.tensor.read(start, stop))
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """How a checkpoint is quantised. fp8: in FP8, otherwise in MXFP4. block: rows and columns of a scale, if given."""
+
+    fp8: bool
+    block: tuple[int, int] | None = None
+
+
+def quantisation(config: Mapping[str, Any]) -> Quantisation | None:
+    """How the checkpoint of a config.json is quantised; SourceError for a way that is not read."""
+    found = None
+    inner = config.get("text_config")
+    for own in (config, inner if isinstance(inner, dict) else {}):
+        for key in KEYS:
+            if own.get(key):
+                found = _read(key, own[key] if isinstance(own[key], dict) else {})
+    return found
+
+
+def _read(key: str, own: Mapping[str, Any]) -> Quantisation:
+    method = own.get("quant_method", "unknown")
+    if method == "mxfp4":
+        return Quantisation(fp8=False)
+    if method in ("fp8", "fbgemm_fp8"):
+        return Quantisation(fp8=True, block=_block(f"{key}: weight_block_size", own.get("weight_block_size")))
+    if method == "compressed-tensors" and own.get("format") in ("float-quantized", "naive-quantized"):
+        groups = own.get("config_groups")
+        weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+        if len(weights) == 1 and isinstance(weights[0], dict) and weights[0].get("type") == "float":
+            return Quantisation(fp8=True, block=_block(f"{key}: block_structure", weights[0].get("block_structure")))
+    shown = f"{method}, {own['format']}" if method == "compressed-tensors" and "format" in own else method
+    raise SourceError(f"already quantised ({key}: {shown}); give the original checkpoint, or one in FP8 or MXFP4")
+
+
+def _block(key: str, given: Any) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != 2 or any(type(each) is not int or each < 1 for each in given):
+        raise SourceError(f"{key}: expected two integers of at least 1, got {given!r}")
+    return given[0], given[1]
+
+
+def weights_of(tensors: Mapping[str, StoredTensor], how: Quantisation | None) -> dict[str, StoredWeight]:
+    """The weights that a checkpoint's tensors make. Raises SourceError for one that cannot be read."""
+    found: dict[str, StoredWeight] = {}
+    used: set[str] = set()
+    for name, tensor in tensors.items():
+        if how and how.fp8 and tensor.dtype == CODES:
+            scales = next((name + end for end in _SCALES if name + end in tensors), name + _SCALES[0])
+            found[name] = fp8_weight(name, tensor, (scales, tensors.get(scales)), how.block)
+            used.add(scales)
+        elif how and not how.fp8 and tensor.dtype == "U8" and name.endswith(BLOCKS):
+            scales = name.removesuffix(BLOCKS) + SCALES
+            found[name] = mxfp4_weight(name, tensor, tensors.get(scales))
+            used.add(scales)
+    for name, tensor in tensors.items():
+        if name in found or name in used or (how and how.fp8 and _OF_ACTIVATIONS.fullmatch(name)):
+            continue
+        if 0 in tensor.shape or not tensor.shape:
+            raise SourceError(f"tensor {name}: expected values, got shape {list(tensor.shape)}")
+        if tensor.dtype not in _DENSE:
+            raise SourceError(
+                f"tensor {name}: expected dtype BF16, F16 or F32, got {tensor.dtype}; give the original checkpoint"
+            )
+        spec = TensorSpec(tensor.shape, _DENSE[tensor.dtype], tensor.dtype, tensor.stored_bytes)
+        found[name] = PlainWeight(spec, tensor)
+    return found

@@ -1,0 +1,87 @@
+"""The safetensors files of a checkpoint: which there are, and the tensors in each. Knows no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from rkf.converters.input_files import read_json, read_values
+from rkf.errors import SourceError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Types that are read -> how their values are held. 8-bit floats are held as their bits.
+_HELD = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a safetensors file. dtype: the format's name. offset: of its first byte in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    stored_bytes: int
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Entries start … stop - 1 along the first axis, by default all of them."""
+        first = self.shape[0] if self.shape else 1
+        stop = first if stop is None else stop
+        held = np.dtype(_HELD[self.dtype])
+        each = self.stored_bytes // held.itemsize // first
+        values = read_values(self.path, held, (stop - start) * each, self.offset + start * each * held.itemsize)
+        return values.reshape(stop - start, *self.shape[1:]) if self.shape else values.reshape(())
+
+
+def shards(folder: Path) -> dict[Path, set[str] | None]:
+    """Every safetensors file of the checkpoint, with the tensors that the index (if there is one) places in it."""
+    if (folder / INDEX).is_file():
+        return _indexed(folder)
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: None}
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        raise SourceError(
+            f"{folder}: only pickled weights ({pickles[0]}): pickle runs code and is never read; "
+            "save the model with safe_serialization=True"
+        )
+    raise SourceError(f"{folder}: neither {SINGLE} nor {INDEX}")
+
+
+def _indexed(folder: Path) -> dict[Path, set[str] | None]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{folder}: {INDEX} has no weight_map")
+    found: dict[Path, set[str] | None] = {}
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise SourceError(f"{folder}: {INDEX}: {name!r} is not the plain name of a safetensors file")
+        if not (folder / name).is_file():
+            raise SourceError(f"{folder}: shard {name} is missing; {INDEX} names it")
+        found[folder / name] = {tensor for tensor, shard in weight_map.items() if shard == name}
+    return found
+
+
+def tensors_of(path: Path) -> Mapping[str, StoredTensor]:
+    """The tensors of a file by name, after the library has checked the whole header."""
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise SourceError(f"{path}: not a safetensors file, truncated or damaged ({error})") from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        found[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), path, 8 + length + begin, end - begin)
+    return found
