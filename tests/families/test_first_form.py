@@ -18,7 +18,8 @@ from rkf.format.matrix import Alias
 from rkf.model.first_form import ModelConfig, RopeScaling
 from rkf.model.metadata import ModelMetadata
 
-from .models import COMMON, ORIGINAL, WINDOW, loaded, logits_of, model_of, save
+from .common_keys import COMMON, ORIGINAL, WINDOW
+from .models import loaded, logits_of, model_of, save
 
 SIZES: dict[str, Any] = {
     "vocab_size": COMMON["vocab_size"],

@@ -17,7 +17,8 @@ from rkf.converters.source import open_source
 from rkf.file.container import open_file
 from tests.spec.reference import run
 
-from .models import TOKENS, VARIANTS, loaded, logits_of, model_of, randomised, save, tokens
+from .common_keys import TOKENS
+from .models import VARIANTS, loaded, logits_of, model_of, randomised, save, tokens
 
 _REACH = 1e-4  # of the largest logit
 

@@ -10,7 +10,8 @@ from rkf.converters.pipeline import convert
 from rkf.runtime.backend import Row
 from rkf.runtime.torch_backend import TorchBackend
 from tests.calibrate.small_models import small_model
-from tests.families.models import TOKENS, VARIANTS, logits_of, model_of, save, tokens
+from tests.families.common_keys import TOKENS
+from tests.families.models import VARIANTS, logits_of, model_of, save, tokens
 from tests.torch.program_files import write_program
 
 # Random models of these families amplify rounding: transformers' own f32 logits of them are up to 4.4e-5 from its f64.
