@@ -1,4 +1,6 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 or later and access to PyPI.
+# Tests run in a process per core: alone they keep one core busy. Each takes 0.7 GB for torch and transformers, so at
+# most 4, with one torch thread each.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,7 +10,7 @@ demo: .venv/core  ## install, convert SmolLM2-135M-Instruct to an .rkf file, and
 	$(BIN)/rkf run --prompt "What is the capital of France?" --stats
 
 test: .venv/dev  ## run every test, including those on the real model (fetched once into the user's cache)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .
