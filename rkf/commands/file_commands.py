@@ -42,10 +42,10 @@ def info(model: Path, tensors: bool, program: bool, context: int | None, as_json
     listed = description.pop("tensors", [])
     description["metadata"] = _short(description["metadata"])
     if "context" in description:
-        context = description["context"]
-        description["context"] = f"{context['tokens']} tokens take {_by_format(context['bytes'])}"
-        if any(context["bytes_to_go_back"].values()):
-            more = _by_format(context["bytes_to_go_back"])
+        memory = description["context"]
+        description["context"] = f"{memory['tokens']} tokens take {_by_format(memory['bytes'])}"
+        if any(memory["bytes_to_go_back"].values()):
+            more = _by_format(memory["bytes_to_go_back"])
             description["context_of_a_chat"] = f"up to so much more, to go back to earlier lengths: {more}"
     print_map(description | {"file_bytes": f"{description['file_bytes']} ({size(description['file_bytes'])})"})
     if listed:
