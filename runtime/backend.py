@@ -28,6 +28,17 @@ class TokenSequence(Protocol):
         """The number of tokens held."""
         ...
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether `truncate` can go back to every length. A layer with a state has only copies of earlier ones, a layer
+        with a window no longer holds the positions behind it: they need marks.
+        """
+        ...
+
+    def mark(self) -> None:
+        """Let `truncate` go back to the present length later. Only the last few marks count."""
+        ...
+
     def truncate(self, tokens: int) -> None:
         """Keep only the first `tokens`, so that another continuation can follow a common beginning.
 
@@ -36,10 +47,7 @@ class TokenSequence(Protocol):
         ...
 
     def reusable(self, tokens: int) -> int:
-        """The longest beginning of at most `tokens` to which `truncate` can go back.
-
-        A layer with a state forgets all or nothing; a layer with a window no longer holds the positions behind it.
-        """
+        """The longest beginning of at most `tokens` to which `truncate` can go back."""
         ...
 
 
@@ -60,7 +68,8 @@ class Backend(Protocol):
     """A model that is ready to run. Sequences share its weights and nothing else.
 
     A sequence's logits depend neither on the other rows nor on how its tokens are split into calls. A backend that may
-    round differently says so.
+    round differently says so. Ropes with long frequencies are an exception: the length of the text after a call decides
+    whether that call's logits have them (rope_choice.py).
     """
 
     @property
@@ -82,6 +91,16 @@ class Backend(Protocol):
         After an error every sequence is unchanged.
         """
         ...
+
+
+def with_tokens_again(rows: Sequence[Row], places: I64) -> tuple[Sequence[Row], I64]:
+    """Rows and places of wanted logits with the tokens first that sequences must compute again (rope_choice.py)."""
+    again = [row.sequence.tokens_again(row.tokens) for row in rows]
+    if not any(map(len, again)):
+        return rows, places
+    ends, shifts = (np.cumsum([len(ids) for ids in each]) for each in ([row.tokens for row in rows], again))
+    longer = [Row(row.sequence, np.concatenate([held, row.tokens])) for row, held in zip(rows, again, strict=True)]
+    return longer, places + shifts[np.searchsorted(ends, places, side="right")]
 
 
 def checked(rows: Sequence[Row], wanted: Wanted, vocab_size: int) -> I64:

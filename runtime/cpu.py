@@ -13,9 +13,10 @@ from rkf.format.constants import MAX_K, index_bits
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rope_table import GROWTH, RopeTable
 from rkf.runtime import cpu_features, jit
-from rkf.runtime.backend import F32, I64, Row, Wanted, checked
+from rkf.runtime.backend import F32, I64, Row, Wanted, checked, with_tokens_again
 from rkf.runtime.buffers import TILE
-from rkf.runtime.kv_cache import FORMATS, PagedSequence
+from rkf.runtime.kv_cache import FORMATS
+from rkf.runtime.paged_sequence import PagedSequence
 from rkf.runtime.plan import Plan
 from rkf.runtime.structs import BATCH, BLOCK_TOKENS, PARTS
 from rkf.runtime.threads import Pool, chosen
@@ -77,14 +78,14 @@ class CpuBackend:
     def new_sequence(self, capacity: int) -> PagedSequence:
         """An empty sequence that can grow to `capacity` tokens."""
         capacity = min(capacity, self.metadata.context_length)
-        return PagedSequence(self._plan.layout, capacity, len(self.metadata.program.ropes))
+        return PagedSequence(self._plan.layout, capacity, self.metadata.program.ropes)
 
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
         """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py). A
         sequence's logits have the same bits alone, in any mix of rows, and for any split of its tokens into calls.
         """
         with self._lock:
-            places = checked(rows, wanted, self.metadata.vocab_size)
+            rows, places = with_tokens_again(rows, checked(rows, wanted, self.metadata.vocab_size))
             logits = np.empty((len(places), self.metadata.vocab_size), np.float32)
             done = at = 0
             for part in _passes(rows):
@@ -152,12 +153,14 @@ class _Ropes:
 
     def give_to(self, sequence: PagedSequence) -> None:
         """Write the tables' addresses into a sequence's words."""
-        if sequence.ropes_version != self._version:
-            sequence.name_ropes([self._address(n, sequence.capacity) for n in range(len(self._ropes))], self._version)
+        choice = sequence.rope_choice
+        version = self._version, choice.number
+        if sequence.named_ropes != version:
+            sequence.name_ropes([self._address(n, choice.positions) for n in range(len(self._ropes))], version)
 
-    def _address(self, number: int, capacity: int) -> int:
+    def _address(self, number: int, positions: int) -> int:
         rope = self._ropes[number]
-        frequencies = rope.of(capacity)
+        frequencies = rope.of(positions)
         key = number, frequencies is rope.long
         if key not in self._tables:
             self._tables[key] = RopeTable(frequencies, rope.factor, self._limit)

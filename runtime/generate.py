@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import ContextLengthError, UsageError
-from rkf.runtime.backend import Row
+from rkf.runtime.backend import Row, Wanted
 from rkf.runtime.sampling import Sampling, sample
 from rkf.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
-    from rkf.model.metadata import ModelMetadata
     from rkf.runtime.backend import Backend
 
 F32 = NDArray[np.float32]
+_NONE = np.empty(0, np.int64)
+_OPENING = 16  # tokens at the end of a prompt; templates open an answer with up to ten
+_WORTHWHILE = 64  # tokens; a mark costs a pass of its own, about as long as computing eight tokens more
 
 
 class Session:
@@ -27,23 +29,39 @@ class Session:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._capacities = _capacities(backend.metadata)
-        self._sequence = backend.new_sequence(self._capacities[0])
+        self._sequence = backend.new_sequence(backend.metadata.context_length)
         self._held: list[int] = []
 
     def next_logits(self, ids: Sequence[int]) -> F32:
         """Logits after all of `ids`, `f32[vocab]`; the longest beginning in the sequence is not computed again."""
-        if len(ids) > self._sequence.capacity and len(self._capacities) > 1:  # other ropes: nothing held is of use
-            capacity = next((each for each in self._capacities if each >= len(ids)), self._capacities[-1])
-            self._sequence, self._held = self._backend.new_sequence(capacity), []
         common = min(_common(self._held, ids), len(ids) - 1)  # always compute the last one, for its logits
         known = self._sequence.reusable(common)
         self._sequence.truncate(known)
         del self._held[known:]  # before computing, so that an interruption leaves a valid sequence
-        new = np.asarray(ids[known:], np.int64)
-        logits = self._backend.forward([Row(self._sequence, new)])
-        self._held.extend(ids[known:])
-        return logits[0]
+        for end in self._places_to_mark(known, common, len(ids)):
+            self._compute(ids[known:end], _NONE)
+            self._sequence.mark()
+            known = end
+        return self._compute(ids[known:], "last")[0]
+
+    def _compute(self, ids: Sequence[int], wanted: Wanted) -> F32:
+        """The wanted logits of more tokens."""
+        logits = self._backend.forward([Row(self._sequence, np.asarray(ids, np.int64))], wanted)
+        self._held.extend(ids)
+        return logits
+
+    def _places_to_mark(self, known: int, common: int, end: int) -> list[int]:
+        """The lengths that later prompts are likely to go back to, of the tokens known … end - 1 that are to come.
+
+        One is where this prompt leaves the last text: others may share that beginning, such as a system prompt. The
+        other is shortly before the end, because the next turn's template may write the answer's beginning differently
+        (without the tokens that open a model's thoughts).
+        """
+        if self._sequence.rewinds:
+            return []
+        near_end = end - _OPENING
+        places = [common] if near_end - common >= _WORTHWHILE else []
+        return [place for place in [*places, near_end] if place - known >= _WORTHWHILE]
 
 
 @dataclass(slots=True)
@@ -158,12 +176,6 @@ class StopStrings:
 
     def _begins(self, text: str) -> bool:
         return any(stop.startswith(text) for stop in self._stops)
-
-
-def _capacities(model: ModelMetadata) -> list[int]:
-    """How long sequences may grow: to where a rope changes its frequencies, and to the context's end."""
-    changes = {rope.original_context for rope in model.program.ropes if rope.long is not None and rope.original_context}
-    return sorted({each for each in changes if each < model.context_length} | {model.context_length})
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

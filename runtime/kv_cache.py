@@ -1,4 +1,4 @@
-"""Keys and values of sequences, in pages of 256 positions that sequences may share. Growing copies nothing.
+"""Keys and values, in pages of 256 positions that sequences may share: their layout, and the pages of one sequence.
 
 Slots (an Attention that keeps its own keys and values) with the same reach share pages, so that pages behind a window
 or chunk can be freed. A page holds [kv_heads] of one head's keys and values for each of its slots;
@@ -7,16 +7,15 @@ kernels/cache_format.py defines the order inside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rkf.errors import ContextLengthError, UsageError
+from rkf.errors import ContextLengthError
 from rkf.model.ops import Attention, Conv, Delta
 from rkf.model.program import Program
 from rkf.runtime.buffers import padded
+from rkf.runtime.snapshots import MOST
 from rkf.runtime.structs import LANES, PAGE, WIDE
 
 FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes per number
@@ -45,8 +44,12 @@ class Group:
 
     def pages(self, tokens: int) -> int:
         """Pages of a sequence of so many tokens, the last of which was fed alone."""
-        first = 0 if self.window is None else max(tokens - self.window, 0) // PAGE
-        return -(-tokens // PAGE) - first
+        return -(-tokens // PAGE) - self.seen(tokens - 1).start
+
+    def seen(self, position: int) -> range:
+        """The pages that hold the earlier positions that a position sees."""
+        first = 0 if self.window is None else max(position - self.window + 1, 0)
+        return range(first // PAGE, -(-position // PAGE) if first < position else first // PAGE)
 
 
 class CacheLayout:
@@ -84,6 +87,17 @@ class CacheLayout:
         """
         return self.state_bytes + sum(group.pages(tokens) * group.page_bytes for group in self.groups)
 
+    def bytes_to_go_back(self, tokens: int) -> int:
+        """At most so much more memory lets a sequence of so many tokens go back to earlier lengths: copies of its
+        states, and what windows saw from its last mark.
+        """
+        marked = sum(
+            min(-(-tokens // PAGE), group.window // PAGE + 2) * group.page_bytes
+            for group in self.groups
+            if group.window is not None
+        )
+        return min(MOST, tokens) * self.state_bytes + marked
+
 
 def _seen(program: Program, layer: int, op: Attention) -> int | None:
     """How far back a slot is read: the widest window of those that share it."""
@@ -111,7 +125,7 @@ def _head_bytes(op: Attention, number_format: str) -> int:
     return numbers + (8 * PAGE if number_format == "int8" else 0)
 
 
-class _Page:
+class Page:
     """Memory of one page. holders: the ids of the tables that use it; a set, because dropping one must be atomic."""
 
     __slots__ = ("address", "array", "holders")
@@ -123,13 +137,14 @@ class _Page:
         self.holders: set[int] = set()
 
 
-class _Table:
+class PageTable:
     """The pages of one sequence in one group. addresses: read by kernels, 0 where there is no page."""
 
     def __init__(self, group: Group, capacity: int) -> None:
         self._group = group
-        self._pages: list[_Page | None] = []
-        self._first = 0  # pages before this one have been freed
+        self._pages: list[Page | None] = []
+        self._first = 0  # of the pages before this one, only the marked ones are left
+        self._marked = range(0)  # pages that a window sees from the last mark: kept, so that it can go back there
         self.addresses = np.zeros(max(-(-capacity // PAGE), 1), np.int64)
 
     def reserve(self, length: int, tokens: int) -> None:
@@ -142,43 +157,51 @@ class _Table:
     def give_back(self, length: int) -> None:
         """Free the pages that the position `length` and later ones do not see."""
         if self._group.window is not None:
-            keep = max(length - self._group.window + 1, 0) // PAGE
+            keep = self._group.seen(length).start
             for number in range(self._first, min(keep, len(self._pages))):
-                self._drop(number)
+                if number not in self._marked:
+                    self._drop(number)
             self._first = max(self._first, keep)
+
+    def mark(self, length: int) -> None:
+        """Keep what a window sees from this length, instead of what it saw from the last mark."""
+        if self._group.window is not None:
+            self._marked, self._first = self._group.seen(length), 0
 
     def can_go_back_to(self, length: int) -> bool:
         """Whether everything that the position `length` sees is still there."""
-        seen = length if self._group.window is None else min(self._group.window - 1, length)
-        return seen == 0 or (length - seen) // PAGE >= self._first
+        seen = self._group.seen(length)
+        return seen.stop <= len(self._pages) and None not in self._pages[seen.start : seen.stop]
 
     def truncate(self, length: int) -> None:
         """Keep only the pages of the first `length` positions."""
-        for number in range(-(-length // PAGE), len(self._pages)):
+        pages = -(-length // PAGE)
+        for number in range(pages, len(self._pages)):
             self._drop(number)
-        del self._pages[-(-length // PAGE) :]
-        self._first = min(self._first, len(self._pages))
+        del self._pages[pages:]
+        self._first = 0
+        self._marked = self._marked if self._marked.stop <= pages else range(0)
 
-    def share_with(self, other: _Table) -> None:
+    def share_with(self, other: PageTable) -> None:
         """Give the same pages to another, empty table."""
         for number, page in enumerate(self._pages):
             if page is not None:
                 other._put(number, page)
-        other._first = self._first
+        other._marked = self._marked
 
     def close(self) -> None:
         self.truncate(0)
 
-    def _copy(self, page: _Page | None) -> _Page:
+    def _copy(self, page: Page | None) -> Page:
         try:
-            copy = _Page(self._group.page_bytes)
+            copy = Page(self._group.page_bytes)
         except MemoryError:
             raise ContextLengthError("no memory for more keys and values: shorten the context") from None
         if page is not None:
             copy.array[:] = page.array
         return copy
 
-    def _put(self, number: int, page: _Page) -> None:
+    def _put(self, number: int, page: Page) -> None:
         while len(self._pages) <= number:
             self._pages.append(None)
         if self._pages[number] is not None:
@@ -193,73 +216,3 @@ class _Table:
             page.holders.discard(id(self))
         self._pages[number] = None
         self.addresses[number] = 0
-
-
-class PagedSequence:
-    """The tokens of one sequence as keys, values and states; it grows up to `capacity` tokens.
-
-    words: i64[groups + ropes + 1], read by kernels: the addresses of page tables, rope tables and states.
-    """
-
-    def __init__(self, layout: CacheLayout, capacity: int, ropes: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self.ropes_version = 0  # version of the rope tables in `words`; 0: none yet
-        self._layout, self._ropes = layout, ropes
-        self._tables = [_Table(group, capacity) for group in layout.groups]
-        tables = [table.addresses.ctypes.data for table in self._tables]
-        self._states = np.zeros(layout.state_bytes // 4, np.float32)
-        self._steady = True  # the states are those after `length` tokens: no call was interrupted
-        self.words: NDArray[np.int64] = np.array([*tables, *[0] * ropes, self._states.ctypes.data], np.int64)
-        self.address = self.words.ctypes.data
-
-    def truncate(self, tokens: int) -> None:
-        """Keep only the first `tokens`. Raises UsageError for a length that it cannot go back to."""
-        if not 0 <= tokens <= self.length or self.reusable(tokens) != tokens:
-            raise UsageError(f"sequence: cannot keep {tokens} of {self.length} tokens")
-        for table in self._tables:
-            table.truncate(tokens)
-        if tokens == 0:
-            self._states[:] = 0
-            self._steady = True
-        self.length = tokens
-
-    def reusable(self, tokens: int) -> int:
-        """The longest beginning of at most `tokens` to which `truncate` can go back."""
-        longest = min(tokens, self.length)
-        if self._states.size and not (longest == self.length and self._steady):
-            return 0
-        return longest if all(table.can_go_back_to(longest) for table in self._tables) else 0
-
-    def fork(self) -> PagedSequence:
-        """Another sequence with the same tokens. They share pages until one of the two writes to them."""
-        other = PagedSequence(self._layout, self.capacity, self._ropes)
-        for mine, its in zip(self._tables, other._tables, strict=True):
-            mine.share_with(its)
-        other._states[:] = self._states
-        other.length, other._steady = self.length, self._steady
-        return other
-
-    def name_ropes(self, addresses: Sequence[int], version: int) -> None:
-        """Write the addresses of rope tables into `words`."""
-        self.words[len(self._tables) : -1] = addresses
-        self.ropes_version = version
-
-    def reserve(self, tokens: int) -> None:
-        """Allocate pages for `tokens` more, and free those that no future token sees. `advance` must follow."""
-        if self._states.size:
-            if not self._steady:
-                raise UsageError("sequence: a call was interrupted, and its states are lost: truncate it to 0 tokens")
-            self._steady = False
-        for table in self._tables:
-            table.give_back(self.length)
-            table.reserve(self.length, self.length + tokens)
-
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` that have been computed since `reserve`."""
-        self.length += tokens
-        self._steady = True
-
-    def __del__(self) -> None:
-        for table in getattr(self, "_tables", ()):
-            table.close()

@@ -10,7 +10,7 @@ import torch
 
 from rkf.errors import UsageError
 from rkf.file.container import Container
-from rkf.runtime.backend import F32, I64, Row, Wanted, checked
+from rkf.runtime.backend import F32, I64, Row, Wanted, checked, with_tokens_again
 from rkf.runtime.threads import chosen
 from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured, has_fixed_shapes
 from rkf.runtime.torch_model import Decoder
@@ -53,7 +53,7 @@ class TorchBackend:
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
         """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py)."""
-        places = checked(rows, wanted, self.metadata.vocab_size)
+        rows, places = with_tokens_again(rows, checked(rows, wanted, self.metadata.vocab_size))
         logits = np.empty((len(places), self.metadata.vocab_size), np.float32)
         done = at = 0
         for sequence, tokens in rows:

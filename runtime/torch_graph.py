@@ -31,7 +31,7 @@ class StandingCache:
     """The whole allocation of a TorchCache with its position as a tensor, so that no shape changes."""
 
     def __init__(self, cache: TorchCache) -> None:
-        self.capacity, self._slots, self._room = cache.capacity, cache.slots, cache.room
+        self.rope_positions, self._slots, self._room = cache.rope_positions, cache.slots, cache.room
         self.position = torch.zeros(1, dtype=torch.int64, device=cache.device)
 
     def span(self, tokens: int) -> tuple[Tensor, int]:

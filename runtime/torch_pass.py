@@ -23,11 +23,11 @@ class RopeTables(nn.Module):
             if rope.long is not None:
                 self.register_buffer(f"long{number}", torch.tensor(rope.long, dtype=torch.float32))
 
-    def angles(self, table: int, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, f32[tokens, pairs], in sequences that may grow to `capacity` positions."""
+    def angles(self, table: int, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, f32[tokens, pairs], in texts of so many positions."""
         rope = self._ropes[table]
-        length = "long" if rope.of(capacity) is rope.long else "short"
-        turned = positions.to(torch.float32)[:, None] * self.get_buffer(f"{length}{table}")
+        name = "long" if rope.of(length) is rope.long else "short"
+        turned = positions.to(torch.float32)[:, None] * self.get_buffer(f"{name}{table}")
         return turned.cos() * rope.factor, turned.sin() * rope.factor
 
 
@@ -44,7 +44,7 @@ class TorchPass:
     def angles(self, table: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the tokens' positions by a rope of the program, f32[tokens, pairs]."""
         if table not in self._angles:
-            self._angles[table] = self._ropes.angles(table, self.positions, self.past.capacity)
+            self._angles[table] = self._ropes.angles(table, self.positions, self.past.rope_positions)
         return self._angles[table]
 
     def is_plain(self, op: Attention) -> bool:

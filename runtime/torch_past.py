@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rkf.errors import UsageError
 from rkf.model.ops import Attention, Conv, Delta
 from rkf.model.program import Program
+from rkf.runtime.rope_choice import RopeChoice
+from rkf.runtime.snapshots import Snapshots
 
 KeysValues = tuple[Tensor, Tensor]
+States = dict[
+    tuple[int, str], Tensor
+]  # by layer and op; a tensor is never changed, so a copy of the dict is a snapshot
 _FIRST_ROOM = 256  # positions allocated first
 
 
@@ -23,8 +30,8 @@ class Past(Protocol):
     """The past as a pass sees it."""
 
     @property
-    def capacity(self) -> int:
-        """The positions that the sequences may grow to; it decides whether long rope tables are used."""
+    def rope_positions(self) -> int:
+        """The length of the text, by which ropes choose their frequencies."""
         ...
 
     def span(self, tokens: int) -> tuple[Tensor, int]:
@@ -56,7 +63,7 @@ class NoPast:
     """The past of sequences that begin and end with one pass."""
 
     def __init__(self, tokens: int, device: torch.device) -> None:
-        self.capacity, self._device = tokens, device
+        self.rope_positions, self._device = tokens, device
         self._slots: dict[int, KeysValues] = {}
 
     def span(self, tokens: int) -> tuple[Tensor, int]:
@@ -82,34 +89,51 @@ class NoPast:
 class TorchCache:
     """The past of a batch of sequences of one length, which may grow to `capacity` positions.
 
-    slots: layer -> its keys and values, with room for `room` positions; a new object after each reallocation.
+    slots: layer -> its keys and values, with room for `room` positions; a new object after each reallocation, and when
+    ropes change. rope_positions: by which ropes choose their frequencies; the capacity, until `tokens_again` is called.
     """
 
     def __init__(
         self, program: Program, sequences: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.length, self.capacity, self.device = 0, capacity, device
+        self.rope_positions, self._rope_choice = capacity, RopeChoice(program.ropes)
         own = {layer: op for layer in range(program.layers) if (op := program.cache_of(layer)) is not None}
         self.slots = {layer: _empty(op, sequences, dtype, device) for layer, op in own.items()}
         self.room = 0
-        self._states: dict[tuple[int, str], Tensor] = {}
-        self._next_states: dict[tuple[int, str], Tensor] = {}  # kept apart until all layers are done: a pass may fail
+        self._states: States = {}
+        self._next_states: States = {}  # kept apart until all layers are done: a pass may fail
+        self._snapshots: Snapshots[States] = Snapshots()
+        self.rewinds = not is_recurrent(program)  # whether it can go back to every length, without a mark
+
+    def mark(self) -> None:
+        """Let `truncate` go back to the present length later. The last marks count (snapshots.py)."""
+        if self.length and not self.rewinds:
+            self._snapshots.keep(self.length, self._states.copy, marked=True)
 
     def truncate(self, tokens: int) -> None:
-        """Forget all but the first `tokens`. Recurrent states can only go back to the start."""
-        if not 0 <= tokens <= self.length:
+        """Forget all but the first `tokens`. Raises UsageError for a length that it cannot go back to."""
+        if not 0 <= tokens <= self.length or self.reusable(tokens) != tokens:
             raise UsageError(f"cache: cannot keep {tokens} of {self.length} tokens")
-        if self.reusable(tokens) != tokens:
-            raise UsageError(f"cache: a recurrent state of {self.length} tokens cannot go back to {tokens}, only to 0")
-        if not tokens:
-            self._states.clear()
+        if not self.rewinds and tokens < self.length:
+            self._states = self._snapshots.of(tokens).copy() if tokens else {}
+        self._snapshots.cut(tokens)
         self.length = tokens
 
     def reusable(self, tokens: int) -> int:
         """The longest beginning of at most `tokens` to which `truncate` can go back."""
-        if self._states and tokens < self.length:
-            return 0
-        return min(tokens, self.length)
+        if self.rewinds or tokens >= self.length:
+            return min(tokens, self.length)
+        return self._snapshots.longest(tokens)
+
+    def tokens_again(self, new: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The held tokens if `new` ones take other rope frequencies; the cache is then empty. Usually none."""
+        number, again = self._rope_choice.number, self._rope_choice.again(self.length, new)
+        self.rope_positions = self._rope_choice.positions
+        if self._rope_choice.number != number:
+            self.truncate(0)
+            self.slots = dict(self.slots)
+        return again
 
     def span(self, tokens: int) -> tuple[Tensor, int]:
         end = self.length + tokens
@@ -135,6 +159,8 @@ class TorchCache:
     def advance(self, tokens: int) -> None:
         self._states |= self._next_states
         self.length += tokens
+        if not self.rewinds and self._snapshots.due(self.length):
+            self._snapshots.keep(self.length, self._states.copy)
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens`, or double the old room, so that each position is copied only a few times in all."""

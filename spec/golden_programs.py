@@ -334,7 +334,7 @@ PROGRAMS = {
     "program-recurrent.rkf": recurrent(),
     "program-windows.rkf": windows(),
 }
-# Logits: file -> positions that the sequence may grow to. The second one of windows takes the long frequencies.
+# Logits: file -> positions of the sequence. The second one of windows takes the long frequencies.
 LOGITS = {
     **{name.replace(".rkf", ".logits.json"): (name, len(TOKENS)) for name in PROGRAMS},
     "program-windows.long.logits.json": ("program-windows.rkf", 64),

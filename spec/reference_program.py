@@ -209,7 +209,7 @@ def run_ops(ops, place):
 
 
 def run_program(program, tensors, tokens, positions=None):
-    """Section 4 of program.md. positions: how long the sequence may grow (only a rope with `long` asks)."""
+    """Section 4 of program.md. positions: the length of the sequence that they begin (only a rope with `long` asks)."""
     place = Place(program, tensors, tokens, len(tokens) if positions is None else positions)
     run_ops(program["stem"], place)
     lasting = set(place.values)

@@ -42,9 +42,11 @@ def info(model: Path, tensors: bool, program: bool, context: int | None, as_json
     listed = description.pop("tensors", [])
     description["metadata"] = _short(description["metadata"])
     if "context" in description:
-        tokens, memory = description["context"]["tokens"], description["context"]["bytes"]
-        told = ", ".join(f"{size(taken)} in {each}" for each, taken in memory.items())
-        description["context"] = f"{tokens} tokens take {told}"
+        memory = description["context"]
+        description["context"] = f"{memory['tokens']} tokens take {_by_format(memory['bytes'])}"
+        if any(memory["bytes_to_go_back"].values()):
+            more = _by_format(memory["bytes_to_go_back"])
+            description["context_of_a_chat"] = f"up to so much more, to go back to earlier lengths: {more}"
     print_map(description | {"file_bytes": f"{description['file_bytes']} ({size(description['file_bytes'])})"})
     if listed:
         click.echo()
@@ -55,11 +57,22 @@ def info(model: Path, tensors: bool, program: bool, context: int | None, as_json
             click.echo(printable(line))
 
 
+def _by_format(taken: Mapping[str, int]) -> str:
+    return ", ".join(f"{size(each)} in {number_format}" for number_format, each in taken.items())
+
+
 def _context(program: Program, tokens: int) -> dict[str, Any]:
-    """What a sequence of so many tokens takes in memory, in bytes, by the cache's format of numbers."""
+    """What a sequence of so many tokens takes in memory, in bytes, by the cache's format of numbers. bytes_to_go_back:
+    at most so much more for a conversation, where states and windows need copies to go back to earlier lengths.
+    """
     from rkf.runtime.kv_cache import FORMATS, CacheLayout
 
-    return {"tokens": tokens, "bytes": {each: CacheLayout(program, each).bytes_of(tokens) for each in FORMATS}}
+    layouts = {each: CacheLayout(program, each) for each in FORMATS}
+    return {
+        "tokens": tokens,
+        "bytes": {each: layout.bytes_of(tokens) for each, layout in layouts.items()},
+        "bytes_to_go_back": {each: layout.bytes_to_go_back(tokens) for each, layout in layouts.items()},
+    }
 
 
 def _short(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,15 +91,14 @@ def _scores(model: Model, item: Item) -> list[float]:
         raise UsageError(f"{item.context!r}: merges with an ending into one token; expected a longer context")
     sequence = model.backend.new_sequence(max(map(len, rows)))
     before = model.backend.forward([Row(sequence, np.array(rows[0][:first], np.int64))])
+    sequence.mark()
     scores = []
     for row, ending in zip(rows, item.endings, strict=True):
-        known = sequence.reusable(first)  # less than `first` where a layer cannot go back
-        sequence.truncate(known)
+        sequence.truncate(first)
         targets = np.array(row[first:], np.int64)
         logits = before
         if len(targets) > 1:
-            new = np.array(row[known:-1], np.int64)
-            after = model.backend.forward([Row(sequence, new)], np.arange(first - known, len(new)))
+            after = model.backend.forward([Row(sequence, np.array(row[first:-1], np.int64))], "all")
             logits = np.concatenate([before, after])
         scores.append(-float(negative_log_likelihood(logits, targets).sum()) / len(ending.encode()))
     return scores

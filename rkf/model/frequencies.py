@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Frequencies:
     """The rotation of rope: radians per position of each pair, and the factor of cosines and sines (attention scale).
 
-    long: the frequencies of a sequence that may grow past `original_context` positions.
+    long: the frequencies of a text of more than `original_context` positions.
     """
 
     frequencies: tuple[float, ...]
@@ -18,7 +18,7 @@ class Frequencies:
     original_context: int | None = None
 
     def of(self, positions: int) -> tuple[float, ...]:
-        """The frequencies of a sequence that may grow to this many positions."""
+        """The frequencies of a text of so many positions."""
         if self.long is None or self.original_context is None or positions <= self.original_context:
             return self.frequencies
         return self.long

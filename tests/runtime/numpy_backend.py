@@ -28,6 +28,11 @@ class NumpySequence:
             raise UsageError(f"cannot keep {tokens} of {self.length} tokens")
         del self.ids[tokens:]
 
+    rewinds = True
+
+    def mark(self):
+        pass
+
     def reusable(self, tokens):
         return min(tokens, self.length)
 
@@ -50,7 +55,7 @@ class NumpyBackend:
         for sequence, tokens in rows:
             sequence.ids += tokens.tolist()
             logits = reference_program.run_program(
-                self._program, self._weights, sequence.ids, positions=sequence.capacity
+                self._program, self._weights, sequence.ids, positions=sequence.length
             )
             found.append(logits[-len(tokens) :])
         return np.concatenate(found)[places].astype(np.float32)

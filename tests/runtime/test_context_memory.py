@@ -4,7 +4,8 @@ import pytest
 
 from rkf.model.ops import Add, Attention, Embed, Linear, Logits
 from rkf.model.program import Program
-from rkf.runtime.kv_cache import CacheLayout, PagedSequence
+from rkf.runtime.kv_cache import CacheLayout
+from rkf.runtime.paged_sequence import PagedSequence
 
 PAGE = 256
 
@@ -41,11 +42,15 @@ def held(sequence):
 @pytest.mark.parametrize("windows", [(None, None), (300, None), (1, 300, 300)])
 def test_what_is_told_is_what_is_held(tokens, windows):
     layout = CacheLayout(program(*windows), "f16")
-    sequence = PagedSequence(layout, 2000, 0)
+    sequence, marked = PagedSequence(layout, 2000, ()), PagedSequence(layout, 2000, ())
     for fed in (min(tokens - 1, 700), max(tokens - 701, 0), 1):
-        sequence.reserve(fed)
-        sequence.length += fed
+        for each in (sequence, marked):
+            each.reserve(fed)
+            each.advance(fed)
+        if fed > 1:
+            marked.mark()
     assert held(sequence) == layout.bytes_of(tokens)
+    assert held(marked) <= layout.bytes_of(tokens) + layout.bytes_to_go_back(tokens)
 
 
 def test_a_window_holds_its_window():

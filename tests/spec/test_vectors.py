@@ -95,15 +95,21 @@ def test_prefixes_of_the_planes(entry: dict[str, Any]) -> None:
             assert same_bits(read[tensor["name"]], bits(entry, tensor)), f"reference reader: {tensor['name']}"
 
 
+def logits_of(backend: CpuBackend, expected: dict[str, Any]) -> NDArray[np.float32]:
+    """Logits after the tokens of a vector, at the beginning of a sequence of its length."""
+    tokens = expected["tokens"]
+    row = Row(backend.new_sequence(64), np.resize(tokens, expected.get("positions", len(tokens))))
+    return backend.forward([row], np.arange(len(tokens)))
+
+
 @pytest.mark.parametrize("entry", MANIFEST["logits"], ids=lambda entry: entry["logits"].removesuffix(".logits.json"))
 def test_logits_of_the_cpu(entry: dict[str, Any]) -> None:
     """Relative to the largest logit; spec/program.md grants 1e-4. tests/torch and tests/calibrate ask the others."""
     expected = json.loads((VECTORS / entry["logits"]).read_text())
-    tokens, wanted = np.array(expected["tokens"]), np.array(expected["logits"])
+    wanted = np.array(expected["logits"])
     with rkf.open(VECTORS / entry["file"]) as container:
         backend = CpuBackend(container, exact=True)
-        rows = [Row(backend.new_sequence(expected.get("positions", tokens.size)), tokens)]
-        logits = backend.forward(rows, "all")
+        logits = logits_of(backend, expected)
     assert logits.shape == wanted.shape
     # A norm of small sums of the delta rule makes more of rounding: 1.7e-5 in torch and numpy.
     tolerance = 1e-4 if "recurrent" in entry["file"] else 1e-5
@@ -116,11 +122,10 @@ def test_logits_of_the_fast_path(entry: dict[str, Any]) -> None:
     stated = re.search(r"products are of integers.* is (1e-\d):", " ".join((SPEC / "program.md").read_text().split()))
     assert stated is not None
     expected = json.loads((VECTORS / entry["logits"]).read_text())
-    tokens, wanted = np.array(expected["tokens"]), np.array(expected["logits"])
+    wanted = np.array(expected["logits"])
     with rkf.open(VECTORS / entry["file"]) as container:
         backend = CpuBackend(container)
-        rows = [Row(backend.new_sequence(expected.get("positions", tokens.size)), tokens)]
-        logits = backend.forward(rows, "all")
+        logits = logits_of(backend, expected)
     assert abs(logits - wanted).max() < float(stated[1]) * abs(wanted).max()
 
 

@@ -97,8 +97,8 @@ def test_an_interrupted_step_leaves_a_session_that_can_go_on(backend):
     "".join(generation(session, max_tokens=3))
     whole = backend.forward
 
-    def interrupted(rows):
-        whole(rows)
+    def interrupted(rows, wanted):
+        whole(rows, wanted)
         raise KeyboardInterrupt
 
     backend.forward = interrupted

@@ -171,14 +171,19 @@ def test_experts_learn(tmp_path):
     assert float((gradient * direction).sum()) == pytest.approx(float((ends[0] - ends[1]) / 2e-3), rel=1e-2)
 
 
-def test_a_recurrent_state_goes_back_to_the_start_alone(tmp_path):
+def test_a_recurrent_state_goes_back_to_its_marks_alone(tmp_path):
     _, program, weights = small_model("lfm2")
     decoder = decoder_of(tmp_path, program, weights)
     cache = decoder.new_cache(1, 64)
     with torch.no_grad():
-        wanted = decoder(IDS[:1], cache)
-        assert cache.reusable(7) == 0 and cache.reusable(23) == 23
-        with pytest.raises(UsageError, match="cannot go back to 7"):
+        wanted = [decoder(IDS[:1, :7], cache)]
+        cache.mark()
+        wanted.append(decoder(IDS[:1, 7:], cache))
+        assert [cache.reusable(n) for n in (99, 22, 7, 6)] == [23, 7, 7, 0]
+        with pytest.raises(UsageError, match="cannot keep 9"):
+            cache.truncate(9)
+        for _ in range(2):
             cache.truncate(7)
+            assert torch.equal(decoder(IDS[:1, 7:], cache), wanted[1])
         cache.truncate(0)
-        assert torch.equal(decoder(IDS[:1], cache), wanted)
+        assert torch.equal(decoder(IDS[:1, :7], cache), wanted[0])
