@@ -6,8 +6,8 @@ and norms of queries and keys.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -60,13 +60,9 @@ class ModelConfig:
     add_bos: bool = False
     generation: Mapping[str, float] = field(default_factory=dict)  # temperature, top_k, top_p, … the model recommends
 
-    def to_metadata(self) -> dict[str, Any]:
-        """A map for the directory: no None, tuples as lists."""
-        return _without_none(asdict(self))
-
     @classmethod
     def from_metadata(cls, metadata: Any) -> ModelConfig:
-        """The inverse of `to_metadata`, with every key checked.
+        """The numbers of a map, with every key checked.
 
         Raises StructureError that names the key, UnsupportedError for an unknown architecture or rope scaling.
         """
@@ -167,32 +163,6 @@ class ModelConfig:
             Add(a="x", b="d", dst="x"),
         )
 
-    def tensors(self) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-        """Every tensor that the model may have, lazily: name, shape, and whether it is required."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        linear = {
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
-        yield "model.embed_tokens.weight", (self.vocab_size, hidden), True
-        yield "lm_head.weight", (self.vocab_size, hidden), True
-        yield "model.norm.weight", (hidden,), True
-        for layer in range(self.layers):
-            prefix = f"model.layers.{layer}."
-            for name, (rows, columns) in linear.items():
-                yield f"{prefix}{name}.weight", (rows, columns), True
-                yield f"{prefix}{name}.bias", (rows,), False
-            for name in ("input_layernorm", "post_attention_layernorm"):
-                yield f"{prefix}{name}.weight", (hidden,), True
-            for name in ("self_attn.q_norm", "self_attn.k_norm"):
-                yield f"{prefix}{name}.weight", (self.head_dim,), False
-
     def _check(self) -> None:
         """Check the relations between keys."""
         if self.heads % self.kv_heads:
@@ -264,14 +234,6 @@ def _rope_scaling(value: Any) -> RopeScaling:
         high_freq_factor=numbers["high_freq_factor"],
         original_context=fields.integer("original_context", 1, _I32_MAX),
     )
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, tuple):
-        return list(value)
-    return value
 
 
 def frequencies(config: ModelConfig) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from rkf.format.matrix import from_f32, to_f32
 from rkf.model.roles import shared_inputs
 from rkf.runtime.backend import Row
 from tests.calibrate.small_models import small_model
+from tests.format.first_form_metadata import shapes_of
 from tests.runtime import tiny
 from tests.runtime.numpy_backend import NumpyBackend
 
@@ -50,7 +51,7 @@ def with_extras():
     random = np.random.Generator(np.random.Philox(2))
     weights = dict(WEIGHTS)
     kinds = ("q_norm.weight", "k_norm.weight", "q_proj.bias", "k_proj.bias", "v_proj.bias")
-    for name, shape, _ in CONFIG.tensors():
+    for name, shape in shapes_of(CONFIG, optional=True).items():
         if name.endswith(kinds):
             weights[name] = (1 + 0.3 * random.standard_normal(shape)).astype(np.float32)
     return weights

@@ -17,6 +17,7 @@ from rkf.format.constants import TOKENIZER
 from rkf.format.matrix import Alias
 from rkf.model.first_form import ModelConfig, RopeScaling
 from rkf.model.metadata import ModelMetadata
+from tests.format.first_form_metadata import metadata_of
 
 from .common_keys import COMMON, ORIGINAL, WINDOW
 from .models import loaded, logits_of, model_of, save
@@ -57,7 +58,7 @@ FILES: dict[str, dict[str, Any]] = {
 def first_form(folder: Path, out: Path, **numbers: Any) -> Path:
     """A 1.0 file of a checkpoint's tensors."""
     source = open_source(folder)
-    metadata = ModelConfig(**{**SIZES, **numbers}).to_metadata()
+    metadata = metadata_of(ModelConfig(**{**SIZES, **numbers}))
     with Writer(out, metadata={"model": metadata}, provenance={}) as file:
         for name in sorted([*source.tensors, *source.aliases]):
             file.add(name, Alias(source.aliases[name]) if name in source.aliases else source.read(name))
@@ -87,7 +88,7 @@ def test_both_exports(tmp_path: Path, variant: str) -> None:
 def test_a_new_conversion_has_the_same_program(tmp_path: Path, variant: str) -> None:
     folder = save(model_of(variant), tmp_path / "model")
     source = open_source(folder)
-    metadata = ModelConfig(**{**SIZES, **FILES[variant]}).to_metadata()
+    metadata = metadata_of(ModelConfig(**{**SIZES, **FILES[variant]}))
     assert source.model.program == ModelMetadata.of_first_form(metadata, source.tensors).program
 
 

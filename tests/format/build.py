@@ -26,6 +26,7 @@ from rkf.format.constants import (
 from rkf.format.directory import dense_id, ranks_id
 from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, Tensor, from_f32, storage_dtype
 from rkf.model.first_form import ModelConfig
+from tests.format.first_form_metadata import metadata_of, shapes_of
 
 CONFIG = ModelConfig(
     architecture="llama",
@@ -106,7 +107,7 @@ def matrices(draw: st.DrawFn) -> ClusteredMatrix:
 def model_tensors(seed: int = 0) -> Iterator[tuple[str, Tensor]]:
     """The tensors of CONFIG: matrices clustered in turn by all granularities, the rest dense, the head tied."""
     rng = np.random.default_rng(seed)
-    shapes = {name: shape for name, shape, required in CONFIG.tensors() if required}
+    shapes = shapes_of(CONFIG, optional=False)
     for number, name in enumerate(sorted(shapes)):
         shape = shapes[name]
         if name == "lm_head.weight":
@@ -122,7 +123,7 @@ def model_tensors(seed: int = 0) -> Iterator[tuple[str, Tensor]]:
 
 def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
     """A whole tiny model; changes: other metadata, provenance, blobs, force."""
-    options = {"metadata": {"model": CONFIG.to_metadata()}, "provenance": {"source": "random"}, **changes}
+    options = {"metadata": {"model": metadata_of(CONFIG)}, "provenance": {"source": "random"}, **changes}
     blobs = options.pop("blobs", BLOBS)
     with Writer(path, **options) as writer:
         for name, tensor in model_tensors(seed):

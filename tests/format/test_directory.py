@@ -21,6 +21,7 @@ from rkf.format.matrix import DenseTensor
 from rkf.format.superblock import parse_superblock
 from rkf.model.expected import read_model
 from tests.format import build
+from tests.format.first_form_metadata import metadata_of
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -325,7 +326,7 @@ def test_tensors_are_those_of_the_model(model: bytes, key: str, value: int, what
 def test_a_tensor_that_no_model_has_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(StructureError, match="'zebra': expected only tensors"),
-        Writer(tmp_path / "m.rkf", metadata={"model": build.CONFIG.to_metadata()}, provenance={}) as writer,
+        Writer(tmp_path / "m.rkf", metadata={"model": metadata_of(build.CONFIG)}, provenance={}) as writer,
     ):
         for name, tensor in build.model_tensors():
             writer.add(name, tensor)

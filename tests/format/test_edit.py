@@ -16,6 +16,7 @@ from rkf.file.edit import edit
 from rkf.file.values import write_values
 from rkf.file.writer import Writer
 from tests.format import build
+from tests.format.first_form_metadata import metadata_of
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_an_edit_to_what_was_there_is_the_same_file(path: Path) -> None:
 
 def test_metadata_is_replaced_in_another_file(path: Path, tmp_path: Path) -> None:
     before = path.read_bytes()
-    model = build.CONFIG.to_metadata() | {"context_length": 128}
+    model = metadata_of(build.CONFIG) | {"context_length": 128}
     edit(path, output=tmp_path / "new.rkf", metadata={"model": model, "title": "tiny"}, provenance={})
     assert path.read_bytes() == before
     with rkf.open(tmp_path / "new.rkf") as container:
@@ -65,7 +66,7 @@ def test_metadata_is_replaced_in_another_file(path: Path, tmp_path: Path) -> Non
 
 def test_an_edit_that_breaks_the_file_is_refused(path: Path, tmp_path: Path) -> None:
     before = path.read_bytes()
-    model = build.CONFIG.to_metadata()
+    model = metadata_of(build.CONFIG)
     for changes in (
         {"blobs": {"tokenizer.json": None}},
         {"blobs": {"weights.py": b"1"}},

@@ -15,6 +15,7 @@ from rkf.file.writer import Writer
 from rkf.format.matrix import ClusteredMatrix, DenseTensor, to_f32
 from rkf.model.metadata import ModelMetadata
 from tests.format import build
+from tests.format.first_form_metadata import metadata_of
 
 NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 
@@ -93,8 +94,8 @@ def test_dense_tensors_come_back(tmp_path: Path, shape: tuple[int, ...], dtype: 
 def test_a_tiny_model_comes_back(tmp_path: Path) -> None:
     path = build.write_model(tmp_path / "model.rkf")
     with rkf.open(path) as container:
-        assert container.metadata["model"] == build.CONFIG.to_metadata()
-        assert container.model == ModelMetadata.of_first_form(build.CONFIG.to_metadata(), container.tensors)
+        assert container.metadata["model"] == metadata_of(build.CONFIG)
+        assert container.model == ModelMetadata.of_first_form(metadata_of(build.CONFIG), container.tensors)
         assert container.provenance == {"source": "random"}
         for name, tensor in build.model_tensors():
             entry = container.tensors[name]

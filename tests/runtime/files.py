@@ -3,6 +3,7 @@
 from rkf.cluster.clustering import cluster
 from rkf.file.writer import Writer
 from rkf.format.matrix import Alias, DenseTensor, from_f32
+from tests.format.first_form_metadata import metadata_of
 from tests.runtime import tiny
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -18,7 +19,7 @@ def write_model(path, config, weights, rule=None, dtype="f32"):
         of = rule if callable(rule) else lambda name: rule
         tensors = {name: cluster(tensor, of(name), name)[0] for name, tensor in tensors.items()}
     tensors.setdefault(HEAD, Alias(EMBEDDING))
-    with Writer(path, metadata={"model": config.to_metadata()}, provenance={}) as writer:
+    with Writer(path, metadata={"model": metadata_of(config)}, provenance={}) as writer:
         for name in sorted(tensors):
             writer.add(name, tensors[name])
         writer.blob("tokenizer.json", TOKENIZER)

@@ -8,6 +8,7 @@ import numpy as np
 from rkf.errors import UsageError
 from rkf.model.metadata import ModelMetadata
 from rkf.runtime.backend import checked
+from tests.format.first_form_metadata import metadata_of
 from tests.spec.reference import reference_program
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -44,7 +45,7 @@ class NumpyBackend:
 
     def __init__(self, config, weights):
         self._weights = {HEAD: weights.get(EMBEDDING), **weights}
-        self.metadata = ModelMetadata.of_first_form(config.to_metadata(), self._weights)
+        self.metadata = ModelMetadata.of_first_form(metadata_of(config), self._weights)
         self._program = self.metadata.program.to_metadata()
 
     def new_sequence(self, capacity):

@@ -7,6 +7,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from rkf.file.writer import Writer
 from rkf.format.matrix import Alias, DenseTensor
 from rkf.model.first_form import ModelConfig
+from tests.format.first_form_metadata import metadata_of
 
 CORPUS = [
     "The capital of France is Paris, and the river that runs through it is the Seine.",
@@ -108,7 +109,7 @@ def write(path, config, weights, *, tokenizer=None, template=CHAT_TEMPLATE, tens
     stored = {name: DenseTensor("f32", data) for name, data in weights.items()}
     stored |= {"lm_head.weight": Alias("model.embed_tokens.weight"), **(tensors or {})}
     provenance = provenance or {"source": "random"}
-    with Writer(path, metadata={"model": config.to_metadata()}, provenance=provenance) as writer:
+    with Writer(path, metadata={"model": metadata_of(config)}, provenance=provenance) as writer:
         for name in sorted(stored):
             writer.add(name, stored[name])
         if template is not None:

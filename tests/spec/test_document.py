@@ -11,6 +11,7 @@ from dataclasses import fields
 from rkf.format import constants as rkf_format
 from rkf.format.extents import SECTION_KINDS
 from rkf.model.first_form import ARCHITECTURES, ModelConfig, RopeScaling
+from tests.format.first_form_metadata import shapes_of
 from tests.spec.document import SPEC, VECTORS, code, hexdump, table
 
 SPEC_TYPES = {"u16": "H", "u32": "I", "u64": "Q", "u8[8]": "8s", "u8[32]": "32s"}
@@ -115,7 +116,7 @@ def test_rope_scalings() -> None:
 
 
 def test_tensor_names() -> None:
-    """The names, shapes and obligations of spec/metadata.md are those that ModelConfig.tensors gives."""
+    """The names, shapes and obligations of spec/metadata.md are those of the programs that 1.0 files become."""
     config = ModelConfig("llama", 11, 12, 13, 1, 6, 3, 4, 99, 1e-5, 1e4)
     sizes = {"vocab_size": 11, "H": 12, "I": 13, "Q": 6 * 4, "V": 3 * 4, "head_dim": 4}
     listed = {}
@@ -127,4 +128,6 @@ def test_tensor_names() -> None:
                 listed[full] = (dimensions, required.startswith("yes"))
     weights = {name: shape for name, (shape, _) in listed.items() if "proj" in name}
     biases = {name.replace(".weight", ".bias"): (shape[:1], False) for name, shape in weights.items()}
-    assert {name: (shape, required) for name, shape, required in config.tensors()} == listed | biases
+    required = {name: shape for name, (shape, needed) in listed.items() if needed}
+    assert shapes_of(config, optional=False) == required
+    assert shapes_of(config, optional=True) == {name: shape for name, (shape, _) in (listed | biases).items()}

@@ -11,6 +11,7 @@ from rkf.errors import UnsupportedError, UsageError
 from rkf.model.metadata import ModelMetadata
 from rkf.text import template
 from rkf.text.tokenizer import Tokenizer
+from tests.format.first_form_metadata import metadata_of
 from tests.runtime import tiny
 
 MESSAGES = [
@@ -67,7 +68,7 @@ def test_the_date_is_the_one_handed_in():
 
 def test_the_tokenizer_hands_its_special_tokens_over():
     source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"
-    model = ModelMetadata.of_first_form(tiny.config().to_metadata(), tiny.weights(tiny.config()))
+    model = ModelMetadata.of_first_form(metadata_of(tiny.config()), tiny.weights(tiny.config()))
     tokenizer = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), model, source)
     assert tokenizer.render([{"role": "user", "content": "hi"}]) == "<|im_start|>hi<|im_end|>"
 
