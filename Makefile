@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench paper vectors clean
+.PHONY: demo test lint types bench wheel paper vectors clean
 
 demo: .venv/core  ## install, convert SmolLM2-135M-Instruct to an .rkf file, and print its answer to one question
 	$(BIN)/rkf run --prompt "What is the capital of France?" --stats
@@ -21,6 +21,10 @@ types: .venv/dev  ## check types of the installed package, because in the checko
 
 bench: .venv/core  ## measure speed and memory of the default model on this machine
 	$(BIN)/rkf bench "$$($(BIN)/python -m rkf.commands.default_model)" --json
+
+wheel: .venv/dev  ## build dist/*.whl with all kernels compiled for Linux on x86-64 and ARM (five minutes on two cores)
+	$(BIN)/python -m rkf.runtime.prebuild
+	$(BIN)/python -m build
 
 paper: .venv/dev  ## make docs/paper.md from docs/paper/*/results.json; TEXT=FILE first runs the missing trials
 	$(BIN)/python -m benchmarks.paper $(if $(TEXT),--text "$(TEXT)")

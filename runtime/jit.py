@@ -1,80 +1,42 @@
-"""Compiled kernels by name: from the user's cache, or compiled now and stored there.
+"""Compiled kernels by name: from this package's wheel, from the user's cache, or compiled now and kept there.
 
-Numba compiles a kernel to one relocatable object without references to Python or Numba. So a warm start links it with
-llvmlite alone: no numba import, no type inference. A hash of everything that the code depends on names the cache's
-folder. Files appear there by rename, so several processes may start at once. If the folder cannot be written, kernels
-are compiled at every start.
+Numba compiles a kernel to one relocatable object without references to Python or Numba. So a start that finds its
+objects links them with llvmlite alone: no numba import, no type inference. If the cache cannot be written, kernels
+that the wheel lacks are compiled at every start.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from threading import Lock, get_ident
+from threading import Lock
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
-from blake3 import blake3
 
 from rkf.cache import cache_dir
-from rkf.runtime import cpu_features
+from rkf.runtime import cpu_features, objects
 
-_SYMBOL = "rkf_kernel"
-_DIGEST_BYTES = 32
+SYMBOL = "rkf_kernel"  # the name under which every object exports its kernel
 
 
 def addresses(names: Iterable[str], level: str) -> dict[str, int]:
     """The addresses of kernels (kernels/table.py lists them) for a CPU level; newly compiled ones are kept for the
     next start.
     """
-    folder = _folder(level)
-    objects = {name: _cached(_file(folder, name)) for name in dict.fromkeys(names)}
-    missing = [name for name, code in objects.items() if code is None]
+    found = {name: _stored(name, level) for name in dict.fromkeys(names)}
+    missing = [name for name, code in found.items() if code is None]
     if missing:
-        objects |= _compile(missing, level, folder)
-    return {name: _link(name, level, code) for name, code in objects.items() if code is not None}
+        found |= _compile(missing, level)
+    return {name: _link(name, level, code) for name, code in found.items() if code is not None}
 
 
-@cache
-def _folder(level: str) -> Path:
-    """The folder of objects for this code, this CPU and these compilers."""
-    here = Path(__file__).parent
-    digest = blake3()
-    for source in [here / "structs.py", *sorted((here / "kernels").glob("*.py"))]:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    target = (level, llvm.get_host_cpu_name(), llvm.get_process_triple(), *sorted(cpu_features.host_features()))
-    digest.update(repr((target, version("numba"), version("llvmlite"))).encode())
-    return cache_dir() / "kernels" / digest.hexdigest()[:32]
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name.replace(':', '-')}.o"
-
-
-def _cached(path: Path) -> bytes | None:
-    """A stored object, or None if it is missing or incomplete."""
-    try:
-        stored = path.read_bytes()
-    except OSError:
-        return None
-    digest, code = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-    return code if blake3(code).digest() == digest else None
-
-
-def _keep(path: Path, code: bytes) -> None:
-    """Store an object. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}")
-    try:
-        waiting.write_bytes(blake3(code).digest() + code)
-        waiting.replace(path)
-    finally:
-        waiting.unlink(missing_ok=True)
+def _stored(name: str, level: str) -> bytes | None:
+    code = objects.read(objects.shipped(level), name)
+    return code if code is not None else objects.read(objects.kept(level), name)
 
 
 @cache
@@ -83,22 +45,22 @@ def _say_not_kept(folder: Path) -> None:
     print(f"rkf: {folder} cannot be written, so every start compiles again; set RKF_CACHE", file=sys.stderr)
 
 
-def _compile(names: list[str], level: str, folder: Path) -> Mapping[str, bytes]:
+def _compile(names: list[str], level: str) -> Mapping[str, bytes]:
     print(f"rkf: compiling {len(names)} kernels for this CPU ({level}), once; this takes some seconds", file=sys.stderr)
     from rkf.runtime.kernels.build import build
 
-    objects = {}
+    compiled = {}
     for name in names:
-        objects[name] = build(name, level, _SYMBOL)
+        compiled[name] = build(name, level, SYMBOL)
         try:
-            _keep(_file(folder, name), objects[name])
+            objects.write(objects.kept(level), name, compiled[name])
         except OSError:
             _say_not_kept(cache_dir())
-    return objects
+    return compiled
 
 
 class Warmth(NamedTuple):
-    """The result of `warm_up`."""
+    """The result of `warm_up`. folder: where compiled kernels are kept."""
 
     level: str
     kernels: int
@@ -108,7 +70,7 @@ class Warmth(NamedTuple):
 
 
 def warm_up(progress: Callable[[int, int], None] = lambda done, total: None) -> Warmth:
-    """Compile every kernel of this CPU's level that is not in the cache yet, so that later starts need not.
+    """Compile every kernel of this CPU's level that neither the wheel nor the cache has, so that later starts need not.
 
     progress: called with (done, total) kernels. Raises OSError if the cache cannot be written.
     """
@@ -116,11 +78,11 @@ def warm_up(progress: Callable[[int, int], None] = lambda done, total: None) -> 
     from rkf.runtime.kernels.table import names
 
     began, level = perf_counter(), cpu_features.level()
-    folder, every = _folder(level), names(level)
-    missing = [name for name in every if _cached(_file(folder, name)) is None]
+    folder, every = objects.kept(level), names(level)
+    missing = [name for name in every if _stored(name, level) is None]
     for done, name in enumerate(missing):
         progress(done, len(missing))
-        _keep(_file(folder, name), build(name, level, _SYMBOL))
+        objects.write(folder, name, build(name, level, SYMBOL))
     return Warmth(level, len(every), len(missing), perf_counter() - began, folder)
 
 
@@ -143,6 +105,6 @@ def _link(name: str, level: str, code: bytes) -> int:
     key = (name, level)
     with _linking:
         if key not in _linked:
-            builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(_SYMBOL).add_current_process()
+            builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(SYMBOL).add_current_process()
             _linked[key] = builder.link(_linker(), f"{level}_{name}")
-    return _linked[key][_SYMBOL]
+    return _linked[key][SYMBOL]

@@ -9,7 +9,7 @@ from rkf.commands.output import progress_bar, reporter
 
 @click.command()
 def warmup() -> None:
-    """Compile all kernels for this CPU once, so that later starts need not."""
+    """Compile all missing kernels for this CPU once, so that later starts need not."""
     from rkf.runtime.jit import warm_up
 
     with progress_bar("warmup", "kernel") as bar:

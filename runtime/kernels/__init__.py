@@ -1,4 +1,4 @@
-"""Everything that Numba compiles. Nothing here is imported when the compiled objects are in the cache (runtime/jit.py).
+"""Everything that Numba compiles. Nothing here is imported when the compiled objects are there (runtime/objects.py).
 
-The cache key is the bytes of the files in this folder and of runtime/structs.py, and the CPU.
+The bytes of the files in this folder and of runtime/structs.py are part of the key under which an object is stored.
 """

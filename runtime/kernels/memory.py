@@ -5,8 +5,6 @@ Addresses are int64. Each intrinsic is one LLVM operation.
 
 from __future__ import annotations
 
-import platform
-import sys
 from typing import Any
 
 from llvmlite import ir
@@ -189,14 +187,10 @@ def exchange_shared(typingctx, address, expected, value):
 
 @intrinsic
 def pause(typingctx):
-    """The CPU's hint for a spinning loop (pause, yield), where LLVM has one."""
+    """The CPU's hint for a spinning loop (pause, yield); kernels/build.py defines it for each target."""
 
     def codegen(context, builder, sig, args):
-        machine = platform.machine().lower()
-        if machine in ("x86_64", "amd64"):
-            call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
-        elif machine in ("aarch64", "arm64"):
-            call_llvm(builder, "llvm.aarch64.hint", ir.VoidType(), [I32(1)])
+        call_llvm(builder, "rkf_pause", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -204,21 +198,20 @@ def pause(typingctx):
 
 @intrinsic
 def ticks(typingctx):
-    """A clock of constant rate: llvm.readcyclecounter (rdtsc) on x86, llvm.readsteadycounter (cntvct_el0) on ARM."""
+    """A clock of constant rate; kernels/build.py defines it for each target."""
 
     def codegen(context, builder, sig, args):
-        name = "steady" if platform.machine().lower() in ("aarch64", "arm64") else "cycle"
-        return call_llvm(builder, f"llvm.read{name}counter", I64, [])
+        return call_llvm(builder, "rkf_ticks", I64, [])
 
     return types.int64(), codegen
 
 
 @intrinsic
 def give_way(typingctx):
-    """sched_yield (SwitchToThread on Windows): let another thread use this core."""
+    """Let another thread use this core; kernels/build.py defines it for each target."""
 
     def codegen(context, builder, sig, args):
-        call_llvm(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", I32, [])
+        call_llvm(builder, "rkf_give_way", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), codegen

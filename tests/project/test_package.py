@@ -5,8 +5,10 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,14 @@ def test_a_checkout_finds_its_own_rooms(room):
 def test_tests_run_in_importlib_mode(pytestconfig):
     assert pytestconfig.getoption("importmode") == "importlib"
     assert not (ROOT / "conftest.py").exists()
+
+
+@pytest.mark.parametrize("compiler", ["numba", "llvmlite"])
+def test_the_newest_allowed_compilers_are_the_tested_ones(compiler):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (needed,) = [text for text in project["dependencies"] if text.startswith(compiler)]
+    major, minor = version(compiler).split(".")[:2]
+    assert needed.endswith(f",<{major}.{int(minor) + 1}")
 
 
 @pytest.fixture(scope="module")

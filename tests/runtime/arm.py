@@ -1,38 +1,23 @@
 """An ARM processor in this process: kernels compiled for ARM, run by Unicorn on this process's own memory."""
 
-import platform
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import llvmlite.binding as llvm
 import unicorn
 from unicorn import arm64_const as registers
 
-from rkf.runtime.kernels.build import emit
-from rkf.runtime.kernels.table import kernel
+from rkf.runtime.kernels.build import build
 
-ROOT = Path(__file__).parents[2]
 CODE, STACK, STACK_BYTES, PAGE_BYTES = 0x1000_0000, 0x2000_0000, 1 << 20, 4096
-TRIPLE, CPU = "aarch64-unknown-linux-gnu", "cortex-a76"  # ARM's first own design with a dot product
+TRIPLE = "aarch64-unknown-linux-gnu"
 SYMBOL, TEXT, RELOCATIONS = "kernel", ".text", 4
 
 
 def compiled(name):
-    """A kernel's object file for ARM. Kernels that wait or read the clock depend on the machine at compile time, and
-    parts of them may already be compiled for it, so they need `compiled_elsewhere`.
-    """
+    """A kernel's object file for ARM."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    machine = llvm.Target.from_triple(TRIPLE).create_target_machine(CPU, opt=3, reloc="static", codemodel="default")
-    return emit(*kernel(name, "neon"), SYMBOL, machine)
-
-
-def compiled_elsewhere(name, path):
-    """The same from a process that believes it runs on ARM; path: a file for its output."""
-    subprocess.run([sys.executable, "-m", "tests.runtime.arm", name, path], cwd=ROOT, check=True, timeout=300)
-    return path.read_bytes()
+    return build(name, "neon", SYMBOL, TRIPLE)
 
 
 class Sections:
@@ -114,8 +99,3 @@ class Processor:
             here = page * PAGE_BYTES
             engine.mem_map_ptr(here, PAGE_BYTES, unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE, here)
         return True
-
-
-if __name__ == "__main__":
-    platform.machine = lambda: "aarch64"
-    Path(sys.argv[2]).write_bytes(compiled(sys.argv[1]))

@@ -1,25 +1,32 @@
-"""The cache of compiled kernels: filled by several processes at once, with incomplete files, and not writable."""
+"""Compiled kernels: a cache filled by several processes, damaged or read-only, and the kernels that a wheel carries."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from rkf.runtime import cpu_features, jit
+from rkf.runtime import cpu_features, jit, objects, prebuild
 from rkf.runtime.kernels import table
 
-LOAD = "import sys; from rkf.runtime import cpu_features, jit; jit.addresses(sys.argv[1:], cpu_features.level())"
+LOAD = (
+    "import sys; from pathlib import Path; from rkf.runtime import cpu_features, jit, objects\n"
+    "objects.PREBUILT = Path(sys.argv[1])\njit.addresses(sys.argv[2:], cpu_features.level())\n"
+    "print('numba' in sys.modules)"
+)
+NOTHING = Path("/nonexistent")  # a package without compiled kernels, as a checkout is
 NAMES = ["publish", "row:bf16"]
 COMPILING = (
     f"rkf: compiling {len(NAMES)} kernels for this CPU ({cpu_features.level()}), once; this takes some seconds\n"
 )
 
 
-def start(cache):
+def start(cache, prebuilt=NOTHING):
     environment = os.environ | {"RKF_CACHE": str(cache)}
-    command = [sys.executable, "-c", LOAD, *NAMES]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", LOAD, str(prebuilt), *NAMES]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(process):
@@ -27,7 +34,7 @@ def ended(process):
     return process.returncode, message
 
 
-def objects(cache):
+def files(cache):
     return sorted(path for path in cache.rglob("*") if path.is_file())
 
 
@@ -43,8 +50,8 @@ def test_threads_link_at_once(tmp_path):
 def test_processes_that_start_at_once_fill_an_empty_cache(tmp_path):
     processes = [start(tmp_path) for _ in range(3)]
     assert [ended(process) for process in processes] == [(0, COMPILING)] * 3
-    assert [path.name for path in objects(tmp_path)] == ["publish.o", "row-bf16.o"]
-    torn = objects(tmp_path)[0]
+    assert [path.name for path in files(tmp_path)] == ["publish.o", "row-bf16.o"]
+    torn = files(tmp_path)[0]
     whole = torn.read_bytes()
     torn.write_bytes(whole[:-1])
     assert ended(start(tmp_path)) == (0, COMPILING.replace("2 kernels", "1 kernels"))
@@ -61,14 +68,77 @@ def test_a_cache_that_cannot_be_written_costs_one_line(tmp_path):
 
 def test_warming_up_leaves_nothing_to_compile(tmp_path, monkeypatch):
     monkeypatch.setenv("RKF_CACHE", str(tmp_path))
+    monkeypatch.setattr(objects, "PREBUILT", NOTHING)
     monkeypatch.setattr(table, "names", lambda level: NAMES)
-    jit._folder.cache_clear()
     seen = []
     first, second = jit.warm_up(lambda *step: seen.append(step)), jit.warm_up()
-    jit._folder.cache_clear()
     assert (first.kernels, first.compiled, second.compiled) == (2, 2, 0)
     assert seen == [(0, 2), (1, 2)]
     assert ended(start(tmp_path)) == (0, "")
+
+
+# --- a wheel's kernels
+
+PLATFORMS = [(level, triple) for triple, levels in prebuild.PLATFORMS.items() for level in levels]
+# Another process, another order, and Numba told that the CPU is another.
+BUILD = (
+    "import sys; from pathlib import Path; from rkf.runtime import objects, prebuild\n"
+    "objects.PREBUILT = Path(sys.argv[1])\n"
+    "for platform in prebuild.PLATFORMS.items():\n"
+    "    for level in platform[1]: prebuild.prebuild(level, platform[0], sys.argv[2:])"
+)
+
+
+@pytest.fixture(scope="module")
+def prebuilt(tmp_path_factory):
+    """Some kernels as a wheel carries them, compiled in another process."""
+    folder = tmp_path_factory.mktemp("prebuilt")
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-c", BUILD, folder, *NAMES, "serve"]
+    subprocess.run(command, env=environment, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(("level", "triple"), PLATFORMS)
+def test_a_wheels_kernels_equal_freshly_compiled_ones(prebuilt, tmp_path, monkeypatch, level, triple):
+    names = ["serve", *reversed(NAMES)]
+    found = {}
+    for folder in (prebuilt, tmp_path):
+        monkeypatch.setattr(objects, "PREBUILT", folder)
+        prebuild.prebuild(level, triple, names)
+        found[folder] = [objects.read(objects.shipped(level, triple), name) for name in names]
+    assert None not in found[prebuilt]
+    assert found[prebuilt] == found[tmp_path]
+
+
+def test_a_wheels_kernels_need_no_compiler_and_no_cache(prebuilt, tmp_path):
+    ready = start(tmp_path / "none", prebuilt)
+    assert ready.communicate(timeout=120) == ("False\n", "")
+    assert files(tmp_path) == []
+
+
+def test_a_damaged_kernel_of_a_wheel_is_compiled(prebuilt, tmp_path):
+    copy = shutil.copytree(prebuilt, tmp_path / "copy")
+    for damaged in copy.rglob("publish.o"):
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert ended(start(tmp_path / "cache", copy)) == (0, COMPILING.replace("2 kernels", "1 kernels"))
+
+
+def test_kernels_of_other_sources_are_never_found(tmp_path, monkeypatch):
+    room = Path(objects.__file__).parent
+    for name in ("structs.py", "kernels/build.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(room / name, tmp_path / name)
+    monkeypatch.setattr(objects, "_HERE", tmp_path)
+    found = set()
+    for name in ("structs.py", "kernels/build.py"):
+        objects._digest.cache_clear()
+        found |= {objects.shipped("avx2").name, objects.kept("avx2").name}
+        with (tmp_path / name).open("a") as source:
+            source.write("# one more byte\n")
+    objects._digest.cache_clear()
+    assert len(found | {objects.shipped("avx2").name, objects.kept("avx2").name}) == 6
+    objects._digest.cache_clear()
 
 
 @pytest.mark.parametrize("level", ["avx512", "avx2", "neon", "portable"])
