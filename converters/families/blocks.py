@@ -15,7 +15,8 @@ from rkf.model.op import Op
 from rkf.model.ops import Add, Attention, Clip, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route
 from rkf.model.program import Program
 
-EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm"
+EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm"
+HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 Layer = tuple[Op, ...]
 
 
@@ -58,6 +59,7 @@ def assemble(
     final_norm: NormStyle = RMS,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    head_bias: bool = False,
 ) -> Program:
     """A program of these layers. Equal layers become one kind."""
     kinds: dict[Layer, int] = {}
@@ -68,7 +70,15 @@ def assemble(
         order=order,
         top=(
             norm(config, FINAL_NORM, style=final_norm),
-            Logits(src="h", dst="logits", weight=HEAD, rows=config.vocab_size, scale=logit_scale, softcap=softcap),
+            Logits(
+                src="h",
+                dst="logits",
+                weight=HEAD,
+                bias=HEAD_BIAS if head_bias else None,
+                rows=config.vocab_size,
+                scale=logit_scale,
+                softcap=softcap,
+            ),
         ),
         ropes=ropes,
     )
@@ -225,12 +235,14 @@ def experts(config: DecoderKeys, route: Route, inner: int, *, scale_input: bool 
     )
 
 
-def with_shared_expert(config: DecoderKeys, chosen: Layer, inner: int, name: str, switch: str | None = None) -> Layer:
+def with_shared_expert(
+    config: DecoderKeys, chosen: Layer, inner: int, name: str, switch: str | None = None, bias: bool = False
+) -> Layer:
     """One more expert for every token, added to the chosen ones. switch: a sigmoid of this row's product weighs it."""
     weighed: Layer = ()
     if switch is not None:
         weighed = (linear("h", "g", switch, 1, False), Gate(a="g", b="s", dst="s", act="sigmoid"))
-    return (*chosen, *gated(config, name=name, inner=inner, dst="s"), *weighed, Add(a="d", b="s", dst="d"))
+    return (*chosen, *gated(config, name=name, inner=inner, dst="s", bias=bias), *weighed, Add(a="d", b="s", dst="d"))
 
 
 def pre_norm_layer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import flag, number, optional_size, size, token, tokens
+from rkf.converters.families.layout import Layout, Origin, as_named, fused_rows
 from rkf.model.program import MAX_LAYERS, Program
 
 
@@ -44,6 +46,30 @@ def _rope(config: Ernie45Keys) -> dict[str, Any]:
     return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
+def originals(config: DecoderKeys, widths: Mapping[str, int], rest: Layout = as_named) -> Layout:
+    """Tensors as in `rest`, or as in Baidu's own checkpoints: q, k and v in one matrix, gate and up in one, gate first.
+
+    widths: the inner width of each gated module. Source: Ernie4_5Model in llama.cpp's conversion/ernie.py.
+    """
+    size = config.head_size
+    rows = {"q": config.num_attention_heads * size, "k": config.kv_heads * size, "v": config.kv_heads * size}
+    qkv = {"self_attn.qkv_proj": {f"self_attn.{part}_proj": count for part, count in rows.items()}}
+    both = {
+        f"{name}.up_gate_proj": {f"{name}.gate_proj": inner, f"{name}.up_proj": inner} for name, inner in widths.items()
+    }
+    fused = fused_rows(qkv | both)
+
+    def layout(name: str) -> tuple[Origin, ...]:
+        usual, other = rest(name), fused(name)
+        return usual if other == as_named(name) else (*usual, *other)
+
+    return layout
+
+
+def _layout(config: Ernie45Keys) -> Layout:
+    return originals(config, {"mlp": config.intermediate_size})
+
+
 def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
     return {
@@ -62,5 +88,7 @@ FAMILY = Family(
     class_name="Ernie4_5ForCausalLM",
     keys=Ernie45Keys,
     program=_program,
+    layout=_layout,
+    others=("ernie.",),
     gguf=GgufForm("ernie4_5", _to_config, _to_fields),
 )

@@ -16,6 +16,7 @@ from rkf.converters.families.blocks import (
     with_shared_expert,
 )
 from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families.ernie4_5 import originals
 from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
@@ -26,6 +27,7 @@ from rkf.converters.families.layout import Layout, Origin, Squeezed, as_named
 from rkf.model.ops import Route
 from rkf.model.program import MAX_LAYERS, Program
 
+_SHARED = "mlp.shared_experts"
 _SELECT = "mlp.moe_statics.e_score_correction_bias"
 
 
@@ -53,10 +55,6 @@ class Ernie45MoeKeys(DecoderKeys):
     bos_token_id: int | None = token(1)
     eos_token_id: tuple[int, ...] = tokens(2)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse(self.use_bias, "use_bias", "false: there would be a bias of the logits")
-
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""
         last = self.num_hidden_layers - 1 if self.moe_layer_end_index is None else self.moe_layer_end_index
@@ -65,12 +63,13 @@ class Ernie45MoeKeys(DecoderKeys):
 
 def _program(config: Ernie45MoeKeys) -> Program:
     turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
-    attends = attention(config, pairs="neighbours")
+    attends = attention(config, biases="qkvo" if config.use_bias else "", pairs="neighbours")
+    dense = gated(config, bias=config.use_bias)
     layers = (
-        pre_norm_layer(config, attends, _mixture(config) if config.is_sparse(number) else gated(config))
+        pre_norm_layer(config, attends, _mixture(config) if config.is_sparse(number) else dense)
         for number in range(config.num_hidden_layers)
     )
-    return assemble(config, layers, (turns,))
+    return assemble(config, layers, (turns,), head_bias=config.use_bias)
 
 
 def _mixture(config: Ernie45MoeKeys) -> Layer:
@@ -89,7 +88,7 @@ def _mixture(config: Ernie45MoeKeys) -> Layer:
     if not config.moe_num_shared_experts:
         return chosen
     inner = config.moe_num_shared_experts * config.moe_intermediate_size
-    return with_shared_expert(config, chosen, inner, "mlp.shared_experts")
+    return with_shared_expert(config, chosen, inner, _SHARED, bias=config.use_bias)
 
 
 def _rope(config: Ernie45MoeKeys) -> dict[str, Any]:
@@ -100,7 +99,18 @@ def _layout(config: Ernie45MoeKeys) -> Layout:
     def rest(name: str) -> tuple[Origin, ...]:
         return (Origin((name,), steps=(Squeezed(0),)),) if name == _SELECT else as_named(name)
 
-    return expert_stacks(config.moe_num_experts, config.moe_intermediate_size, rest=rest)
+    count, inner = config.moe_num_experts, config.moe_intermediate_size
+    widths = {"mlp": config.intermediate_size, _SHARED: config.moe_num_shared_experts * inner}
+    usual = originals(config, widths, expert_stacks(count, inner, rest=rest))
+    fused = tuple(f"mlp.experts.{number}.up_gate_proj.weight" for number in range(count))
+    starts = {"mlp.experts.gate_proj.weight": 0, "mlp.experts.up_proj.weight": inner}
+
+    def layout(name: str) -> tuple[Origin, ...]:
+        if name not in starts:
+            return usual(name)
+        return *usual(name), Origin(fused, (slice(starts[name], starts[name] + inner),), stacked=True)
+
+    return layout
 
 
 def _gguf_layout(config: Ernie45MoeKeys) -> Layout:
@@ -131,6 +141,7 @@ def _to_fields(config: Ernie45MoeKeys) -> GgufFields:
     """A GGUF has no moe_norm_min; a sum of the highest softmax values never comes near it."""
     ends = config.moe_layer_end_index not in (None, config.num_hidden_layers - 1)
     config.refuse(ends, "moe_layer_end_index", "-1: llama.cpp has experts up to the last layer")
+    config.refuse(config.use_bias, "use_bias", "false: llama.cpp has no biases here")
     found = rope_fields(_rope(config), config.head_size)
     own = {
         **found.own,
@@ -150,4 +161,6 @@ FAMILY = Family(
     program=_program,
     layout=_layout,
     gguf=GgufForm("ernie4_5-moe", _to_config, _to_fields, _gguf_layout),
+    unused=lambda config, name: "mtp" in name,
+    others=("ernie.",),
 )

@@ -11,11 +11,12 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import head_size, only_usual_heads, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import number, optional_size, period, size, token, tokens
-from rkf.converters.families.windows import Windowed, periodic, window_config, window_fields
+from rkf.converters.families.windows import WINDOW, Windowed, periodic, window_config, window_fields
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.program import Program
 
-_LAYERS_32B = 64  # llama.cpp recognises by this the one model that has windows, in three of four layers
+# llama.cpp recognises by the first the one model that has windows, in three of four layers, by default of the second.
+_LAYERS_32B, _WINDOW_32B = 64, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,10 @@ def _rope(config: Exaone4Keys) -> dict[str, Any]:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     only_whole_heads(model.own, head_size(model))
-    return {**window_config(model.own, period=4), **rope_scaling.spelt(rope_config(model, head_size(model)))}
+    own = dict(model.own)
+    if own["block_count"] == _LAYERS_32B:
+        own.setdefault(WINDOW, _WINDOW_32B)
+    return {**window_config(own, period=4), **rope_scaling.spelt(rope_config(model, head_size(model)))}
 
 
 def _to_fields(config: Exaone4Keys) -> GgufFields:

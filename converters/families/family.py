@@ -95,7 +95,7 @@ class GgufForm(Generic[C]):
 class Family(Generic[C]):
     """A family: its model_type and class name in transformers, its table of keys, its forward pass, the layout of its
     tensors in a Hugging Face checkpoint, and its form in GGUF. unused: whether the reference ignores a tensor.
-    prefix: what its names have before "layers.".
+    prefix: what its names have before "layers."; others: beginnings that stand in its place in some checkpoints.
     """
 
     name: str
@@ -107,8 +107,12 @@ class Family(Generic[C]):
     wrapper: Wrapper | None = None
     unused: Callable[[C, str], bool] = lambda config, name: False
     prefix: str = "model."
+    others: tuple[str, ...] = ()
 
     def own_name(self, config: C, name: str, wrapped: bool) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
         inner = self.wrapper.name(name) if wrapped and self.wrapper else name
+        for other in self.others:
+            if inner is not None and inner.startswith(other):
+                inner = self.prefix + inner.removeprefix(other)
         return None if inner is None or _DERIVED.fullmatch(inner) or self.unused(config, inner) else inner

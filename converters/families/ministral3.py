@@ -22,6 +22,7 @@ from rkf.errors import SourceError
 from rkf.model.program import MAX_LAYERS, Program
 
 _BETA, _LENGTH = "llama_4_scaling_beta", "original_max_position_embeddings"
+_TEMPERATURE = "attention.temperature_scale"
 # What the reference takes without rope_parameters.
 _ROPE = {
     "rope_type": "yarn",
@@ -53,7 +54,8 @@ class Ministral3Keys(DecoderKeys):
 def _program(config: Ministral3Keys) -> Program:
     parameters = _rope(config)
     turns = rope_scaling.frequencies(parameters, config.head_size, config.max_position_embeddings)
-    temperature = Temperature(float(parameters[_BETA]), int(parameters[_LENGTH]))
+    beta = float(parameters[_BETA])
+    temperature = Temperature(beta, int(parameters[_LENGTH])) if beta else None
     attends = attention(config, window=config.sliding_window, temperature=temperature)
     return assemble(config, [pre_norm_layer(config, attends, gated(config))] * config.num_hidden_layers, (turns,))
 
@@ -68,20 +70,21 @@ def _rope(config: Ministral3Keys) -> dict[str, Any]:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
+    """Mistral Small 3 has this architecture too, without a temperature."""
     only_whole_heads(model.own, head_size(model))
-    found = rope_config(model, head_size(model))
-    return rope_scaling.spelt(found | {_BETA: shortest(model.own["attention.temperature_scale"])})
+    found = {_LENGTH: model.own["context_length"]} | rope_config(model, head_size(model))
+    return rope_scaling.spelt(found | {_BETA: shortest(model.own.get(_TEMPERATURE, 0.0))})
 
 
 def _to_fields(config: Ministral3Keys) -> GgufFields:
     config.refuse(config.sliding_window is not None, "sliding_window", "null: llama.cpp has no window here")
     parameters = _rope(config)
     found = rope_fields(parameters, config.head_size)
-    return GgufFields({**found.own, "attention.temperature_scale": float(parameters[_BETA])}, found.extra)
+    return GgufFields({**found.own, _TEMPERATURE: float(parameters[_BETA])}, found.extra)
 
 
 def _claims(own: Mapping[str, Any]) -> bool:
-    return bool(own.get("attention.temperature_scale")) and not own.get("expert_count")
+    return not own.get("expert_count")
 
 
 FAMILY = Family(

@@ -64,16 +64,22 @@ class Qwen2MoeKeys(DecoderKeys):
         super().__post_init__()
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
             raise SourceError(f"layer_types: expected {self.num_hidden_layers} words, got {len(self.layer_types)}")
+        if self.use_sliding_window and self.sliding_window is None and SLIDING in self.kinds:
+            raise SourceError("sliding_window: expected a number above 0 with use_sliding_window, got null or 0")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of attention of each layer. By default every other one has a window."""
+        return self.layer_types or tuple(
+            SLIDING if number % 2 == 0 and number < self.max_window_layers else FULL
+            for number in range(self.num_hidden_layers)
+        )
 
     @property
     def windows(self) -> list[int | None]:
-        """The window of each layer, None for full attention. By default every other layer has one."""
+        """The window of each layer, None for full attention."""
         window = self.sliding_window if self.use_sliding_window else None
-        kinds = self.layer_types or [
-            SLIDING if number % 2 == 0 and number < self.max_window_layers else FULL
-            for number in range(self.num_hidden_layers)
-        ]
-        return [window if kind == SLIDING else None for kind in kinds]
+        return [window if kind == SLIDING else None for kind in self.kinds]
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""

@@ -15,7 +15,7 @@ from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.keys import FULL, SLIDING, layer_types, optional_size
 from rkf.errors import SourceError
 
-_WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def periodic(layers: int, period: int) -> tuple[str, ...]:
 
 def window_config(own: Mapping[str, Any], period: int) -> dict[str, Any]:
     """The keys of a GGUF's fields. period: what llama.cpp assumes for this architecture."""
-    window, layers = own.get(_WINDOW) or None, own["block_count"]
+    window, layers = own.get(WINDOW) or None, own["block_count"]
     pattern = own.get(_PATTERN, period)
     if window is None:
         kinds: list[str] = [FULL] * layers
@@ -67,4 +67,4 @@ def window_fields(config: Windowed) -> dict[str, Any]:
     """The fields of a GGUF; none if no layer has a window."""
     if SLIDING not in config.kinds:
         return {}
-    return {_WINDOW: config.sliding_window, _PATTERN: [kind == SLIDING for kind in config.kinds]}
+    return {WINDOW: config.sliding_window, _PATTERN: [kind == SLIDING for kind in config.kinds]}

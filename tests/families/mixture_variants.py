@@ -161,6 +161,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_layer_start_index": 0,
             "moe_layer_end_index": 2,
             "moe_layer_interval": 2,
+            "use_bias": True,
             "head_dim": 32,
             "tie_word_embeddings": False,
         },

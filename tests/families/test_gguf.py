@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 
 from rkf.converters.export import export_gguf, export_hf
+from rkf.converters.families import FAMILIES
+from rkf.converters.families.family import GgufModel
+from rkf.converters.families.gguf_config import config_of
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import RkfError, UnsupportedError
+from rkf.model.ops import Attention
 
 from .models import VARIANTS, loaded, logits_of, model_of, save, tokens
 
@@ -120,7 +125,9 @@ def test_llama_cpp_chooses_the_same(tmp_path: Path, variant: str) -> None:
     model.eval(tokens()[:16])
     found = np.array(model.scores[:16])
     expected = logits_of(loaded(tmp_path / "model"))[:16]
-    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+    lost = expected.max(1) - expected[np.arange(16), found.argmax(1)]
+    # ggml rounds activations to f16 beside weights in f16: near ties fall either way (gemma4: one of 0.02 %).
+    assert lost.max() <= 0.005 * np.abs(expected).max()
 
 
 def test_every_field_is_read_back(tmp_path: Path) -> None:
@@ -129,6 +136,22 @@ def test_every_field_is_read_back(tmp_path: Path) -> None:
     config: dict[str, Any] = json.loads(source.verbatim["config.json"])
     assert (config["model_type"], config["architectures"]) == ("gemma3_text", ["Gemma3ForCausalLM"])
     assert config["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
+
+
+def test_an_architecture_whose_queries_have_no_temperature(tmp_path: Path) -> None:
+    """Mistral Small 3 has the architecture of Ministral 3."""
+    path = written(tmp_path, "ministral3")
+    path.write_bytes(path.read_bytes().replace(b"attention.temperature_scale", b"attention.temperature_xxxxx"))
+    mine, theirs = open_source(path).model.program, open_source(tmp_path / "model").model.program
+    plain = {"temperature_beta": None, "temperature_length": None}
+    expected = [[replace(op, **plain) if isinstance(op, Attention) else op for op in kind] for kind in theirs.kinds]
+    assert [list(kind) for kind in mine.kinds] == expected
+
+
+def test_windows_that_llama_cpp_assumes() -> None:
+    own = {"block_count": 64, "attention.head_count": 2, "embedding_length": 32, "context_length": 9}
+    config = config_of(FAMILIES["exaone4"], GgufModel(own | {"feed_forward_length": 8}, (), {}))
+    assert (config["sliding_window"], config["layer_types"][2:4]) == (4096, ["sliding_attention", "full_attention"])
 
 
 def test_a_field_that_is_missing(tmp_path: Path) -> None:

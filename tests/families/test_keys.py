@@ -115,6 +115,13 @@ def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str
         describe({**config_of(variant, tmp_path), **changes}, "x")
 
 
+def test_windows_without_a_number(tmp_path: Path) -> None:
+    config = config_of("qwen2_moe-mixed", tmp_path)
+    with pytest.raises(SourceError, match="x: sliding_window: expected a number above 0 with use_sliding_window"):
+        describe({**config, "sliding_window": None, "layer_types": None}, "x")
+    assert describe({**config, "sliding_window": None, "use_sliding_window": False}, "x").program
+
+
 def test_both_spellings_of_gemma3(tmp_path: Path) -> None:
     config = config_of("gemma3", tmp_path)
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types")}

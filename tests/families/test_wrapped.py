@@ -81,6 +81,24 @@ def test_layers_after_the_last_are_ignored(tmp_path: Path, monkeypatch: pytest.M
         assert list(open_source(tmp_path / "more.gguf").tensors) == list(file.tensors)
 
 
+@pytest.mark.parametrize("variant", ["ernie4_5", "ernie4_5_moe"])
+def test_fused_tensors_of_other_names(tmp_path: Path, variant: str) -> None:
+    folder = save(model_of(variant), tmp_path / "model")
+    before, path = open_source(folder), folder / "model.safetensors"
+    values = {name: before.read(name).decode() for name in before.tensors}
+    tensors = load_file(path)
+    for fused, parts in (("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("up_gate_proj", ("gate_proj", "up_proj"))):
+        for name in [name for name in tensors if f".{parts[0]}." in name]:
+            each = [tensors.pop(name.replace(parts[0], part)) for part in parts]
+            tensors[name.replace(parts[0], fused)] = torch.cat(each)
+    tensors = {name.replace("model.", "ernie.", 1): each for name, each in tensors.items()}
+    assert any("experts.7.up_gate_proj" in name for name in tensors) == (variant == "ernie4_5_moe")
+    save_file(tensors, path, {"format": "pt"})
+    after = open_source(folder)
+    for name, expected in values.items():
+        np.testing.assert_array_equal(after.read(name).decode(), expected, err_msg=name)
+
+
 def test_own_keys_and_values_of_a_layer_that_shares_are_ignored(tmp_path: Path) -> None:
     folder = save(model_of("gemma4"), tmp_path / "model")
     rewritten(folder, "model.", ["model.layers.5.self_attn.k_proj.weight", "model.layers.4.self_attn.v_proj.weight"])
