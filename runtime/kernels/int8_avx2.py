@@ -76,9 +76,9 @@ def _set(values, bits):
     return select(any_bit(values, bits), _constant(-1), _constant(0))
 
 
-# --- ranks to bytes. A table of 16 bytes is stored twice, to fill a register. A wider table is one table for each set of
-# the bits below the first plane. The value is the xor of the tables of all subsets of the bits that are set: two
-# instructions a table, where a blend takes two or three more than the mask.
+# --- ranks to bytes. A table of 16 bytes is stored twice, to fill a register. A wider table is one table for each set
+# of the bits below the first plane. The value is the xor of the tables of all subsets of the bits that are set: two
+# instructions a table, where a blend takes two or three.
 
 
 @inline
