@@ -28,7 +28,7 @@ from rkf.runtime.kernels.memory import load, load_first, prefetch, store_first, 
 from rkf.runtime.kernels.simd import bitcast, permute_bytes, splat, to_float
 from rkf.runtime.kernels.vectors import F32x8, I8x64, I16x32, I32x8
 from rkf.runtime.kernels.views import view
-from rkf.runtime.structs import ACTIVATION, BLOCK, MATRIX, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import ACTIVATION, BLOCK, MATRIX
 from tests.runtime.matrices import product, random_matrix, whole_activations
 
 ARGUMENTS = 8
@@ -39,11 +39,11 @@ def weights(ahead: int, locality: int) -> Callable[..., Any]:
     """4-bit ranks to bytes, with a prefetch this many bytes ahead; 0 for none."""
 
     @inline
-    def read(m, table, row, block, columns):
-        address = m.plane0 + row * m.stride0 + block * 64
+    def read(m, table, row, column):
+        address = m.plane0 + row * m.stride0 + (column >> 1)
         if ahead > 0:
             prefetch(address + ahead, locality)
-        both = load_first(I8x64, address, (columns + 1) >> 1)
+        both = load(I8x64, address)
         values = load(I8x64, table)
         return permute_bytes(values, both), permute_bytes(values, bitcast(I8x64, bitcast(I16x32, both) >> 4))
 
@@ -72,16 +72,16 @@ def streams(read: Callable[..., Any]) -> Callable[..., Any]:
 
 def row_by_row(read: Callable[..., Any]) -> Callable[..., Any]:
     """Eight tokens: each block of a row is decoded once, in registers, and multiplied with all of them."""
-    zero, activations, add, join = int8_avx512.SUMS
+    _, zero, activations, add, join = int8_avx512.SUMS
 
     @inline
     def step(total, even, odd, packed):
         return add(total, even, odd, activations(packed))
 
     @inline
-    def block_of(totals, m, row, block, columns, packed, stride):
-        even, odd = read(m, m.table, row, block, columns)
-        x = packed + block * PACKED_BLOCK_BYTES
+    def block_of(totals, m, row, first, packed, stride):
+        even, odd = read(m, m.table, row, smaller(first, m.end - BLOCK))
+        x = packed + 2 * first
         t0, t1, t2, t3, t4, t5, t6, t7 = totals
         return (
             step(t0, even, odd, x),
@@ -97,14 +97,11 @@ def row_by_row(read: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
         m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
         correction = load_first(I32x8, x.total, tokens) * splat(I32x8, types.int32(m.offset))
-        blocks, rest = m.columns // BLOCK, m.columns % BLOCK
         for row in range(low, high):
             z = zero()
             totals = (z, z, z, z, z, z, z, z)
-            for block in range(blocks):
-                totals = block_of(totals, m, row, block, BLOCK, x.packed, x.packed_stride)
-            if rest > 0:
-                totals = block_of(totals, m, row, blocks, rest, x.packed, x.packed_stride)
+            for first in range(0, m.end, BLOCK):
+                totals = block_of(totals, m, row, first, x.packed, x.packed_stride)
             store_lanes(y + row * 4, y_stride, to_float(F32x8, join(*totals) + correction), tokens)
         for token in range(tokens):
             products.scale_rows(m, x, token, y + token * y_stride, low, high)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.runtime.matrices import Memory
-from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES, end_column
 
 TILE = 256  # tokens of one pass
 _LINE = 64
@@ -97,7 +97,7 @@ class Buffers:
         base = self._memory.zeros(self._private_bytes)
         for offset, columns, rows, values, packed in self._private_activations.values():
             a, size = np.zeros(1, ACTIVATION), _packed_bytes(columns)
-            a["columns"], a["values"] = columns, values.address + values.private * base
+            a["columns"], a["end"], a["values"] = columns, end_column(columns), values.address + values.private * base
             a["values_stride"], a["packed_stride"] = values.stride, size
             a["packed"] = base + packed
             a["scale"], a["total"] = base + packed + rows * size, base + packed + rows * (size + 4)
@@ -107,7 +107,8 @@ class Buffers:
     def _shared_activation(self, values: Place, columns: int, rows: int) -> NDArray:
         a, memory = np.zeros(1, ACTIVATION), self._memory
         stride = apart(_packed_bytes(columns))
-        a["columns"], a["values"], a["values_stride"] = columns, values.address, values.stride
+        a["columns"], a["end"] = columns, end_column(columns)
+        a["values"], a["values_stride"] = values.address, values.stride
         a["packed"], a["packed_stride"] = memory.zeros(stride * rows), stride
         a["scale"], a["total"] = memory.zeros(4 * rows), memory.zeros(4 * rows)
         return a

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rkf.format.constants import plane_bits
 from rkf.format.matrix import ClusteredMatrix, DenseTensor, Exceptions, to_f32
-from rkf.runtime.structs import MATRIX
+from rkf.runtime.structs import MATRIX, end_column
 
 F32 = NDArray[np.float32]
 GRID = 127
@@ -75,8 +75,11 @@ def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Pre
     prepared = Prepared(kernels=Kernels("f32", "f32", "row:clustered"))
     m = prepared.struct[0]
     m["rows"], m["columns"], m["rows_per_table"] = matrix.rows, matrix.columns, matrix.rows_per_table
+    m["end"] = end = end_column(matrix.columns)
     for i, (plane, width) in enumerate(zip(matrix.planes, plane_bits(matrix.bits), strict=True)):
-        m[f"plane{i}"], m[f"stride{i}"], m[f"width{i}"] = memory.hold(plane), plane.shape[1], width
+        missing = max(end * width // 8 - plane.shape[1], 0)
+        rows = np.pad(plane, ((0, 0), (0, missing))) if missing else plane
+        m[f"plane{i}"], m[f"stride{i}"], m[f"width{i}"] = memory.hold(rows), rows.shape[1], width
     _exact_values(matrix, m, memory)
     unit = None
     if level is not None and (matrix.affine is None or matrix.affine.granularity != "group"):
@@ -146,9 +149,13 @@ def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint
             return values
         parts = [values] if bits % 2 == 0 else [values[..., 0::2], values[..., 1::2]]
         return np.concatenate([np.tile(part, 64 // part.shape[-1]) for part in parts], axis=-1)
-    # avx2: registers of twice 16, one for each combination of the bits below the first plane
+    # avx2: registers of twice 16, one for each set of the bits below the first plane (int8_avx2.py, `_looked_up`)
     below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
-    parts = [values[..., low::below] for low in range(below)]
+    parts = [values[..., low::below].copy() for low in range(below)]
+    for bit in range(below.bit_length() - 1):
+        for low in range(below):
+            if low >> bit & 1:
+                parts[low] ^= parts[low ^ 1 << bit]
     return np.concatenate([np.tile(part, 32 // part.shape[-1]) for part in parts], axis=-1)
 
 

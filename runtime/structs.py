@@ -9,6 +9,17 @@ import numpy as np
 
 BLOCK = 128  # columns of one step of a fast kernel; activations are packed in blocks, the last one padded with zeros
 PACKED_BLOCK_BYTES = 2 * BLOCK
+
+
+def end_column(columns: int) -> int:
+    """Where rows of so many columns end in the planes that kernels read: the last step of a kernel ends here.
+
+    It may begin inside the step before it, whose columns then have zeros among its activations. So no kernel reads past
+    a row, and none masks its loads. Rows that are shorter than a block, or that end within a byte, are copied, padded.
+    """
+    return columns if columns >= BLOCK and columns % 8 == 0 else -(-columns // BLOCK) * BLOCK
+
+
 # Activations of the fast path are integers in -LIMIT..LIMIT, split as 128 * high + low into two signed bytes.
 ACTIVATION_LIMIT = 16256
 # The sum of their absolute values stays below this, so that no sum of products with weights in -128..127 leaves int32.
@@ -24,6 +35,7 @@ def _struct(words: str, floats: str = "") -> np.dtype:
 
 # A weight matrix, prepared for its kernels.
 #   multiply_one, multiply_many: addresses of kernels; decode_row: address of the kernel that writes one f32 row
+#   end: end_column(columns)
 #   plane*, stride*, width*: rank planes, the bytes of their rows, the bits of their fields (0: no such plane)
 #   table: u8[tables, digits, table_bytes] lookup tables of the fast path; offset: added to each looked-up byte
 #   scale, shift: f32 by row (step 4) or one value (step 0): row = scale * integer row + shift * sum of activations
@@ -33,7 +45,7 @@ def _struct(words: str, floats: str = "") -> np.dtype:
 #   and exception_delta f32 (the correction that the fast path must add)
 #   bias: f32[rows], added to the output
 MATRIX = _struct(
-    "multiply_one multiply_many decode_row rows columns "
+    "multiply_one multiply_many decode_row rows columns end "
     "plane0 plane1 plane2 stride0 stride1 stride2 width0 width1 width2 "
     "table table_bytes digits rows_per_table offset scale scale_step shift shift_step "
     "centroids centroid_bytes a a_row b b_row group dense "
@@ -41,8 +53,8 @@ MATRIX = _struct(
 )
 
 # Activations of some tokens: f32[tokens, columns] and, for fast matrices, packed integers with a scale and a sum per
-# token. Columns are padded with zeros to a whole block.
-ACTIVATION = _struct("columns values values_stride packed packed_stride scale total")
+# token. Columns are padded with zeros to a whole block. end: end_column(columns)
+ACTIVATION = _struct("columns end values values_stride packed packed_stride scale total")
 
 # A value of the program in memory: `stride` bytes from one token's row to the next. private: 1 if each thread has its
 # own copy, with `address` relative to its THREAD.memory; 0 if all threads share one.

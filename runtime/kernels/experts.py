@@ -205,12 +205,13 @@ def _rows_from(activation, first, target):
     """An ACTIVATION at `target` whose first row is row `first` of another."""
     x = view(ACTIVATION, activation)
     store(target, x.columns)
-    store(target + 8, x.values + first * x.values_stride)
-    store(target + 16, x.values_stride)
-    store(target + 24, x.packed + first * x.packed_stride)
-    store(target + 32, x.packed_stride)
-    store(target + 40, x.scale + first * 4)
-    store(target + 48, x.total + first * 4)
+    store(target + 8, x.end)
+    store(target + 16, x.values + first * x.values_stride)
+    store(target + 24, x.values_stride)
+    store(target + 32, x.packed + first * x.packed_stride)
+    store(target + 40, x.packed_stride)
+    store(target + 48, x.scale + first * 4)
+    store(target + 56, x.total + first * 4)
     return target
 
 

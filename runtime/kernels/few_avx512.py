@@ -115,15 +115,11 @@ def sixteen_rows(weights: Callable[..., Any]) -> Callable[..., Any]:
                 index += 1
             table = m.table + (index * m.digits + digit) * m.table_bytes
             target = pairs + i // 2 * pair_bytes + i % 2 * 32
-            for block in range(begin, smaller(end, m.columns // BLOCK)):
-                even, odd = weights(m, table, source, block, BLOCK)
+            for block in range(begin, end):
+                even, odd = weights(m, table, source, smaller(block * BLOCK, m.end - BLOCK))
                 _store_halves(target, even)
                 _store_halves(target + BLOCK, odd)
                 target += _PAIR_BLOCK_BYTES
-            if end * BLOCK > m.columns:
-                even, odd = weights(m, table, source, end - 1, m.columns % BLOCK)
-                _store_halves(target, even)
-                _store_halves(target + BLOCK, odd)
 
     @piece
     def sums(m, x, tokens, row, last, digit, scratch):

@@ -1,6 +1,8 @@
 """Fast products on AVX2: vpshufb looks ranks up in tables of 16, vpmaddwd multiplies the values as 16-bit numbers.
 
-(vpmaddubsw takes bytes, but it saturates.) A wider table is 2^n tables of 16; the n lowest bits of the rank choose one.
+(vpmaddubsw multiplies bytes. With the sign moved to the activations and two digits of these, 32 weights take nine
+instructions after the lookup. Words take six.)
+A step covers 64 columns, in two registers of 32 bytes: even columns and odd ones.
 """
 
 from __future__ import annotations
@@ -9,120 +11,194 @@ from numba import types
 
 from rkf.runtime.kernels import products, ranks
 from rkf.runtime.kernels.inline import inline
-from rkf.runtime.kernels.memory import load
-from rkf.runtime.kernels.simd import any_bit, dot_pairs, join, lane_sums, part, permute_16, select, splat, zero_extend
-from rkf.runtime.kernels.vectors import I8x16, I8x32, I8x64, I16x16, I32x8
+from rkf.runtime.kernels.memory import load, prefetch
+from rkf.runtime.kernels.simd import (
+    any_bit,
+    bitcast,
+    dot_pairs,
+    lane_sums,
+    permute_16,
+    repeat_lanes,
+    select,
+    splat,
+    zero_extend,
+)
+from rkf.runtime.kernels.vectors import I8x8, I8x16, I8x32, I16x16, I32x8
 
-# --- ranks to bytes. A table of 16 bytes is stored twice, to fill a register.
+# --- planes to registers of ranks, as in ranks.py
+
+
+@inline
+def _constant(byte):
+    return splat(I8x32, types.int8(byte))
+
+
+@inline
+def _words(values):
+    return bitcast(I16x16, values)
+
+
+@inline
+def _nibbles(plane, stride, row, column):
+    address = plane + row * stride + (column >> 1)
+    prefetch(address + ranks.AHEAD_BYTES, 3)
+    both = load(I8x32, address)
+    return both & _constant(15), bitcast(I8x32, _words(both) >> 4) & _constant(15)
+
+
+@inline
+def _pairs(plane, stride, row, column):
+    """Ranks in the low two bits; the others are undefined."""
+    address = plane + row * stride + (column >> 2)
+    prefetch(address + ranks.AHEAD_BYTES // 2, 3)
+    quads = zero_extend(I16x16, load(I8x16, address))
+    both = quads | (quads << 4)
+    return bitcast(I8x32, both), bitcast(I8x32, both >> 2)
+
+
+@inline
+def _bits(plane, stride, row, column):
+    """A byte of ones for each bit that is set."""
+    address = plane + row * stride + (column >> 3)
+    prefetch(address + ranks.AHEAD_BYTES // 4, 3)
+    spread = repeat_lanes(I8x32, load(I8x8, address))
+    return _set(spread, _four_bytes(0x40100401)), _set(spread, _four_bytes(0x80200802 - (1 << 32)))
+
+
+@inline
+def _four_bytes(value):
+    return bitcast(I8x32, splat(I32x8, types.int32(value)))
+
+
+@inline
+def _set(values, bits):
+    """A byte of ones where the one bit is set."""
+    return select(any_bit(values, bits), _constant(-1), _constant(0))
+
+
+# --- ranks to bytes. A table of 16 bytes is stored twice, to fill a register. A wider table is one table for each set
+# of the bits below the first plane. The value is the xor of the tables of all subsets of the bits that are set: two
+# instructions a table, where a blend takes two or three.
 
 
 @inline
 def _lookup(table, index):
     """index: without undefined bits."""
-    values = load(I8x32, table)
-    return join(I8x64, permute_16(values, part(I8x32, index, 0)), permute_16(values, part(I8x32, index, 1)))
+    return permute_16(load(I8x32, table), index)
 
 
 @inline
 def _lookup2(table, index, bit0):
-    return select(bit0, _lookup(table + 32, index), _lookup(table, index))
+    return _lookup(table, index) ^ (_lookup(table + 32, index) & bit0)
 
 
 @inline
 def _lookup4(table, index, bit0, bit1):
-    return select(bit1, _lookup2(table + 64, index, bit0), _lookup2(table, index, bit0))
+    return _lookup2(table, index, bit0) ^ (_lookup2(table + 64, index, bit0) & bit1)
 
 
 @inline
 def _lookup8(table, index, bit0, bit1, bit2):
-    return select(bit2, _lookup4(table + 128, index, bit0, bit1), _lookup4(table, index, bit0, bit1))
-
-
-@inline
-def _lookup16(table, index, low):
-    """Look up by the four bits of `low`."""
-    bit0, bit1, bit2 = (
-        any_bit(low, ranks.constant(1)),
-        any_bit(low, ranks.constant(2)),
-        any_bit(low, ranks.constant(4)),
-    )
-    return select(
-        any_bit(low, ranks.constant(8)),
-        _lookup8(table + 256, index, bit0, bit1, bit2),
-        _lookup8(table, index, bit0, bit1, bit2),
-    )
-
-
-@inline
-def _nibbles(m, row, block, columns):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, block, columns)
-    return even & ranks.constant(15), odd & ranks.constant(15)
-
-
-@inline
-def _weights1(m, table, row, block, columns):
-    even, odd = ranks.bits(m.plane0, m.stride0, row, block, columns)
-    zero = ranks.constant(0)
-    return _lookup2(table, zero, even), _lookup2(table, zero, odd)
-
-
-@inline
-def _weights2(m, table, row, block, columns):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, block, columns)
-    return _lookup(table, even & ranks.constant(3)), _lookup(table, odd & ranks.constant(3))
-
-
-@inline
-def _weights3(m, table, row, block, columns):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, block, columns)
-    even, odd = even & ranks.constant(3), odd & ranks.constant(3)
-    return _lookup2(table, even, even_bit), _lookup2(table, odd, odd_bit)
-
-
-@inline
-def _weights4(m, table, row, block, columns):
-    even, odd = _nibbles(m, row, block, columns)
-    return _lookup(table, even), _lookup(table, odd)
-
-
-@inline
-def _weights5(m, table, row, block, columns):
-    even, odd = _nibbles(m, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, block, columns)
-    return _lookup2(table, even, even_bit), _lookup2(table, odd, odd_bit)
+    return _lookup4(table, index, bit0, bit1) ^ (_lookup4(table + 128, index, bit0, bit1) & bit2)
 
 
 @inline
 def _pair_lookup(table, index, pair):
-    return _lookup4(table, index, any_bit(pair, ranks.constant(1)), any_bit(pair, ranks.constant(2)))
-
-
-@inline
-def _weights6(m, table, row, block, columns):
-    even, odd = _nibbles(m, row, block, columns)
-    low_even, low_odd = ranks.pairs(m.plane1, m.stride1, row, block, columns)
-    return _pair_lookup(table, even, low_even), _pair_lookup(table, odd, low_odd)
+    return _lookup4(table, index, _set(pair, _constant(1)), _set(pair, _constant(2)))
 
 
 @inline
 def _triple_lookup(table, index, pair, bit):
-    return _lookup8(table, index, bit, any_bit(pair, ranks.constant(1)), any_bit(pair, ranks.constant(2)))
+    return _lookup8(table, index, bit, _set(pair, _constant(1)), _set(pair, _constant(2)))
 
 
 @inline
-def _weights7(m, table, row, block, columns):
-    even, odd = _nibbles(m, row, block, columns)
-    low_even, low_odd = ranks.pairs(m.plane1, m.stride1, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, block, columns)
+def _lookup16(table, index, low):
+    bit0, bit1, bit2 = _set(low, _constant(1)), _set(low, _constant(2)), _set(low, _constant(4))
+    high = _lookup8(table + 256, index, bit0, bit1, bit2) & _set(low, _constant(8))
+    return _lookup8(table, index, bit0, bit1, bit2) ^ high
+
+
+@inline
+def _weights1(m, table, row, column):
+    even, odd = _bits(m.plane0, m.stride0, row, column)
+    zero = _constant(0)
+    return _lookup2(table, zero, even), _lookup2(table, zero, odd)
+
+
+@inline
+def _weights2(m, table, row, column):
+    even, odd = _pairs(m.plane0, m.stride0, row, column)
+    return _lookup(table, even & _constant(3)), _lookup(table, odd & _constant(3))
+
+
+@inline
+def _weights3(m, table, row, column):
+    even, odd = _pairs(m.plane0, m.stride0, row, column)
+    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, column)
+    return _lookup2(table, even & _constant(3), even_bit), _lookup2(table, odd & _constant(3), odd_bit)
+
+
+@inline
+def _weights4(m, table, row, column):
+    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    return _lookup(table, even), _lookup(table, odd)
+
+
+@inline
+def _weights5(m, table, row, column):
+    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, column)
+    return _lookup2(table, even, even_bit), _lookup2(table, odd, odd_bit)
+
+
+@inline
+def _weights6(m, table, row, column):
+    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column)
+    return _pair_lookup(table, even, low_even), _pair_lookup(table, odd, low_odd)
+
+
+@inline
+def _weights7(m, table, row, column):
+    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column)
+    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column)
     return _triple_lookup(table, even, low_even, even_bit), _triple_lookup(table, odd, low_odd, odd_bit)
 
 
 @inline
-def _weights8(m, table, row, block, columns):
-    even, odd = _nibbles(m, row, block, columns)
-    low_even, low_odd = ranks.nibbles(m.plane1, m.stride1, row, block, columns)
+def _weights8(m, table, row, column):
+    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    low_even, low_odd = _nibbles(m.plane1, m.stride1, row, column)
     return _lookup16(table, even, low_even), _lookup16(table, odd, low_odd)
+
+
+@inline
+def _shifted(values, count):
+    """Whole 16-bit lanes to the left, so bits come in from the neighbouring byte."""
+    return bitcast(I8x32, _words(values) << count)
+
+
+@inline
+def _identity7(m, table, row, column):
+    """The rank itself: the nibble, the pair and the bit, side by side."""
+    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column)
+    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column)
+    pair = _constant(6)
+    # The mask of a set bit is -1.
+    return (
+        _shifted(even, 3) + (_shifted(low_even, 1) & pair) - even_bit,
+        _shifted(odd, 3) + (_shifted(low_odd, 1) & pair) - odd_bit,
+    )
+
+
+@inline
+def _identity8(m, table, row, column):
+    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    low_even, low_odd = _nibbles(m.plane1, m.stride1, row, column)
+    return _shifted(even, 4) | low_even, _shifted(odd, 4) | low_odd
 
 
 WEIGHTS = {
@@ -134,7 +210,8 @@ WEIGHTS = {
     "6": _weights6,
     "7": _weights7,
     "8": _weights8,
-    **products.IDENTITIES,
+    "7i": _identity7,
+    "8i": _identity8,
 }
 
 
@@ -147,26 +224,21 @@ def _zero():
 
 
 @inline
-def _address(block):
-    return block
-
-
-@inline
-def _add_sixteen(total, values, x):
-    return total + dot_pairs(zero_extend(I16x16, values), load(I16x16, x))
+def _address(step):
+    return step
 
 
 @inline
 def _add_register(total, values, x):
-    total = _add_sixteen(total, part(I8x16, values, 0), x)
-    total = _add_sixteen(total, part(I8x16, values, 1), x + 32)
-    total = _add_sixteen(total, part(I8x16, values, 2), x + 64)
-    return _add_sixteen(total, part(I8x16, values, 3), x + 96)
+    """Bytes to words by a mask and a shift: vpmovzxbw would compete with vpshufb for one port."""
+    words = _words(values)
+    first = dot_pairs(words & splat(I16x16, types.int16(255)), load(I16x16, x))
+    return total + (first + dot_pairs(words >> 8, load(I16x16, x + 32)))
 
 
 @inline
 def _add(total, even, odd, x):
-    return _add_register(_add_register(total, even, x), odd, x + 128)
+    return _add_register(_add_register(total, even, x), odd, x + 64)
 
 
-SUMS = products.Sums(_zero, _address, _add, lane_sums)
+SUMS = products.Sums(I8x32, _zero, _address, _add, lane_sums)

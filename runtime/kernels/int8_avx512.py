@@ -13,9 +13,9 @@ from numba import types
 
 from rkf.runtime.kernels import few_avx512, products, ranks
 from rkf.runtime.kernels.inline import inline, piece, smaller
-from rkf.runtime.kernels.memory import load, load_first, store_first
-from rkf.runtime.kernels.simd import bitcast, dot_bytes, permute_bytes, select, splat, to_float, transpose_words
-from rkf.runtime.kernels.vectors import F32x16, I8x64, I16x32, I32x16
+from rkf.runtime.kernels.memory import load
+from rkf.runtime.kernels.simd import bitcast, dot_bytes, permute_bytes, select, splat, transpose_words
+from rkf.runtime.kernels.vectors import I8x64, I16x32, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
 
@@ -45,54 +45,54 @@ def _quarter_lookup(table, index):
 
 
 @inline
-def _weights1(m, table, row, block, columns):
-    even, odd = ranks.bits(m.plane0, m.stride0, row, block, columns)
+def _weights1(m, table, row, column):
+    even, odd = ranks.bits(m.plane0, m.stride0, row, column)
     zero, one = load(I8x64, table), load(I8x64, table + 64)
     return select(even, one, zero), select(odd, one, zero)
 
 
 @inline
-def _weights2(m, table, row, block, columns):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, block, columns)
+def _weights2(m, table, row, column):
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
-def _weights3(m, table, row, block, columns):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, block, columns)
+def _weights3(m, table, row, column):
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
 @inline
-def _weights4(m, table, row, block, columns):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, block, columns)
+def _weights4(m, table, row, column):
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
-def _weights5(m, table, row, block, columns):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, block, columns)
+def _weights5(m, table, row, column):
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
 @inline
-def _weights6(m, table, row, block, columns):
-    even, odd = ranks.ranks6(m, row, block, columns)
+def _weights6(m, table, row, column):
+    even, odd = ranks.ranks6(m, row, column)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
-def _weights7(m, table, row, block, columns):
-    even, odd = ranks.ranks6(m, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, block, columns)
+def _weights7(m, table, row, column):
+    even, odd = ranks.ranks6(m, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, column)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
 @inline
-def _weights8(m, table, row, block, columns):
-    even, odd = ranks.ranks8(m, row, block, columns)
+def _weights8(m, table, row, column):
+    even, odd = ranks.ranks8(m, row, column)
     return _quarter_lookup(table, even), _quarter_lookup(table, odd)
 
 
@@ -152,24 +152,14 @@ def _four_tokens(panels, panel_bytes, packed, stride, token, last):
 
 
 @inline
-def _store_rows(total, m, x, token, y, row, count, digit):
-    """Store a token's totals of sixteen rows to y: join the digits, then apply the factors."""
-    correction = splat(I32x16, types.int32(m.offset * load(types.int32, x.total + token * 4)))
-    values = to_float(F32x16, total + correction)
-    if digit > 0:
-        values = products.joined_digits(load_first(F32x16, y, count), values, F32x16)
-    if digit == m.digits - 1:
-        values = products.with_factors(values, m, x, token, row)
-    store_first(y, values, count)
-
-
-@inline
 def _store_token(total, m, x, token, y, row, last, digit):
     """Store a token's totals of two panels, rows row … last."""
-    _store_rows((total[0] << 7) + total[2], m, x, token, y, row, smaller(last + 1 - row, LANES), digit)
+    products.store_rows((total[0] << 7) + total[2], m, x, token, y, row, smaller(last + 1 - row, LANES), digit)
     if row + LANES <= last:
         joined = (total[1] << 7) + total[3]
-        _store_rows(joined, m, x, token, y + LANES * 4, row + LANES, smaller(last + 1 - row - LANES, LANES), digit)
+        products.store_rows(
+            joined, m, x, token, y + LANES * 4, row + LANES, smaller(last + 1 - row - LANES, LANES), digit
+        )
 
 
 def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,11 +169,11 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
     Scratch holds the rows, then two panels of [columns / 4, 16 rows, 4 columns], so that lanes are rows.
     """
 
-    sixteen_rows = few_avx512.sixteen_rows(weights)
+    sixteen_rows, decode = few_avx512.sixteen_rows(weights), products.row_decoder(weights, I8x64)
 
     @piece
     def decode_panels(m, row, last, digit, scratch, panels, panel_bytes):
-        products.decode_rows(weights, m, row, last + 1 - row, digit, scratch)
+        decode(m, row, last + 1 - row, digit, scratch)
         stride = panel_bytes // LANES
         for panel in range(TILE_ROWS // LANES):
             rows, target = scratch + panel * LANES * stride, panels + panel * panel_bytes
@@ -198,7 +188,7 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
                 sixteen_rows(m, x, tokens, row, high - 1, digit, scratch)
                 for token in range(tokens):
                     total = load(I32x16, scratch + token * few_avx512.SUM_BYTES)
-                    _store_rows(total, m, x, token, y + token * y_stride + row * 4, row, count, digit)
+                    products.store_rows(total, m, x, token, y + token * y_stride + row * 4, row, count, digit)
 
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
         m, x = view(MATRIX, matrix), view(ACTIVATION, activation)

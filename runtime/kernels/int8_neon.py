@@ -64,17 +64,17 @@ def _dot_signed(typingctx, total, a, b):
 
 def _looked_up(rank_registers: Callable[..., Any], size: int) -> Callable[..., Any]:
     @inline
-    def weights(m, table, row, block, columns):
-        even, odd = rank_registers(m, row, block, columns)
+    def weights(m, table, row, column):
+        even, odd = rank_registers(m, row, column)
         return _look_up(table, size, even), _look_up(table, size, odd)
 
     return weights
 
 
 @inline
-def _identity8(m, table, row, block, columns):
+def _identity8(m, table, row, column):
     """Ranks minus 128, as signed bytes."""
-    even, odd = ranks.ranks8(m, row, block, columns)
+    even, odd = ranks.ranks8(m, row, column)
     return even ^ ranks.constant(-128), odd ^ ranks.constant(-128)
 
 

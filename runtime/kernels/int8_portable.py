@@ -31,8 +31,8 @@ def _looked_up(rank_registers: Callable[..., Any]) -> Callable[..., Any]:
         return load(I8x64, buffer)
 
     @inline
-    def weights(m, table, row, block, columns):
-        even, odd = rank_registers(m, row, block, columns)
+    def weights(m, table, row, column):
+        even, odd = rank_registers(m, row, column)
         return lookup(table, even), lookup(table, odd)
 
     return weights
@@ -44,40 +44,40 @@ def _with_bit(ranks_above, bit):
 
 
 @inline
-def _ranks1(m, row, block, columns):
-    even, odd = ranks.bits(m.plane0, m.stride0, row, block, columns)
+def _ranks1(m, row, column):
+    even, odd = ranks.bits(m.plane0, m.stride0, row, column)
     return _with_bit(ranks.constant(0), even), _with_bit(ranks.constant(0), odd)
 
 
 @inline
-def _ranks2(m, row, block, columns):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, block, columns)
+def _ranks2(m, row, column):
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
     return even & ranks.constant(3), odd & ranks.constant(3)
 
 
 @inline
-def _ranks3(m, row, block, columns):
-    even, odd = _ranks2(m, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, block, columns)
+def _ranks3(m, row, column):
+    even, odd = _ranks2(m, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
     return _with_bit(even, even_bit), _with_bit(odd, odd_bit)
 
 
 @inline
-def _ranks4(m, row, block, columns):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, block, columns)
+def _ranks4(m, row, column):
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
     return even & ranks.constant(15), odd & ranks.constant(15)
 
 
 @inline
-def _ranks5(m, row, block, columns):
-    even, odd = _ranks4(m, row, block, columns)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, block, columns)
+def _ranks5(m, row, column):
+    even, odd = _ranks4(m, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
     return _with_bit(even, even_bit), _with_bit(odd, odd_bit)
 
 
 @inline
-def _ranks6(m, row, block, columns):
-    even, odd = ranks.ranks6(m, row, block, columns)
+def _ranks6(m, row, column):
+    even, odd = ranks.ranks6(m, row, column)
     return even & ranks.constant(63), odd & ranks.constant(63)
 
 
@@ -131,4 +131,4 @@ def _join(a, b, c, d, e, f, g, h):
     return insert_lane(sums, 7, h)
 
 
-SUMS = products.Sums(_zero, _address, _add, _join)
+SUMS = products.Sums(I8x64, _zero, _address, _add, _join)

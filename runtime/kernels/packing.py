@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import types
 
 from rkf.runtime.kernels.activations import ROUND, ROUND_BITS, constant
-from rkf.runtime.kernels.inline import inline, piece
+from rkf.runtime.kernels.inline import inline, piece, smaller
 from rkf.runtime.kernels.memory import load, store
 from rkf.runtime.kernels.simd import (
     absolute,
@@ -18,31 +18,41 @@ from rkf.runtime.kernels.simd import (
     fma,
     lane_maximum,
     lane_sum,
+    lanes_below,
     maximum,
     odd_lanes,
+    part,
+    select,
     splat,
     truncate,
 )
-from rkf.runtime.kernels.vectors import F32x16, I8x16, I16x16, I32x16
+from rkf.runtime.kernels.vectors import MASK16, F32x16, I8x16, I16x8, I16x16, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import (
     ACTIVATION,
     ACTIVATION_LIMIT,
     ACTIVATION_SUM_LIMIT,
-    BLOCK,
     LANES,
     PACK,
-    PACKED_BLOCK_BYTES,
     THREAD,
 )
 
 _STEP = LANES * 4
 
 
+class Order(NamedTuple):
+    """A step has `columns`. store(address of a packed step, group, even, odd): 32 columns of it, the group-th, as
+    integers in two registers of even and of odd columns.
+    """
+
+    columns: int
+    store: Callable[..., Any]
+
+
 @inline
-def _store_bytes(address, even, odd):
-    """For AVX-512 and NEON: per block, high bytes of 64 even columns and of 64 odd ones, then the low bytes."""
-    half = splat(I32x16, types.int32(64))
+def _store_bytes(step, group, even, odd):
+    """For AVX-512 and NEON: high bytes of 64 even columns and of 64 odd ones, then the low bytes."""
+    half, address = splat(I32x16, types.int32(64)), step + group * 16
     even_high, odd_high = arithmetic_shift_right(even + half, 7), arithmetic_shift_right(odd + half, 7)
     store(address, truncate(I8x16, even_high))
     store(address + 64, truncate(I8x16, odd_high))
@@ -51,17 +61,27 @@ def _store_bytes(address, even, odd):
 
 
 @inline
-def _store_words(address, even, odd):
-    """For the other kernels: 64 words of even columns, then 64 of odd ones."""
-    store(address, truncate(I16x16, even))
-    store(address + 128, truncate(I16x16, odd))
+def _store_words(step, group, even, odd):
+    """For any CPU: words of 64 even columns, then of 64 odd ones."""
+    store(step + group * 32, truncate(I16x16, even))
+    store(step + group * 32 + 128, truncate(I16x16, odd))
 
 
-STORES = {
-    "avx512": (_store_bytes, 16),
-    "avx2": (_store_words, 32),
-    "neon": (_store_bytes, 16),
-    "portable": (_store_words, 32),
+@inline
+def _store_words_by_4(step, group, even, odd):
+    """For AVX2: words of the 16 columns 0, 4, 8, … of 64, then of 2, 6, 10, …, of 1, 5, 9, … and of 3, 7, 11, …"""
+    evens, odds, address = truncate(I16x16, even), truncate(I16x16, odd), step + group * 16
+    store(address, part(I16x8, even_lanes(evens, evens), 0))
+    store(address + 32, part(I16x8, odd_lanes(evens, evens), 0))
+    store(address + 64, part(I16x8, even_lanes(odds, odds), 0))
+    store(address + 96, part(I16x8, odd_lanes(odds, odds), 0))
+
+
+ORDERS = {
+    "avx512": Order(128, _store_bytes),
+    "avx2": Order(64, _store_words_by_4),
+    "neon": Order(128, _store_bytes),
+    "portable": Order(128, _store_words),
 }
 
 
@@ -70,19 +90,23 @@ def packer(level: str) -> Callable[..., Any]:
 
     One scale per token: int16 activations need no scales by block, and sums stay integers to the end.
     """
-    store_integers, bytes_of_16 = STORES[level]
+    columns, store_integers = ORDERS[level]
+    zero = types.int32(0)
 
     @inline
     def rounded(address, inverse):
         shifted = fma(load(F32x16, address), inverse, constant(ROUND))
         return bitcast(I32x16, shifted) - splat(I32x16, types.int32(ROUND_BITS))
 
+    @inline
+    def without_first(integers, count):
+        return select(lanes_below(MASK16, count), splat(I32x16, zero), integers)
+
     @piece
     def pack(a, token):
         values = a.values + token * a.values_stride
-        blocks = (a.columns + BLOCK - 1) // BLOCK
         largest = total = constant(0.0)
-        for i in range(0, blocks * BLOCK * 4, _STEP):
+        for i in range(0, a.columns * 4, _STEP):
             magnitude = absolute(load(F32x16, values + i))
             largest, total = maximum(largest, magnitude), total + magnitude
         scale = max(
@@ -92,14 +116,18 @@ def packer(level: str) -> Callable[..., Any]:
         inverse = types.float32(0)
         if scale > types.float32(1e-30):
             inverse = types.float32(1) / scale
-        multiplier, whole = splat(F32x16, inverse), splat(I32x16, types.int32(0))
-        for block in range(blocks):
-            packed = a.packed + token * a.packed_stride + block * PACKED_BLOCK_BYTES
-            for part in range(BLOCK // 32):
-                address = values + (block * BLOCK + part * 32) * 4
+        multiplier, whole = splat(F32x16, inverse), splat(I32x16, zero)
+        packed = a.packed + token * a.packed_stride
+        for first in range(0, a.end, columns):
+            begin = smaller(first, a.end - columns)
+            done = first - begin  # columns of the last step that the step before it has
+            for group in range(columns // 32):
+                address = values + (begin + group * 32) * 4
                 low, high = rounded(address, multiplier), rounded(address + _STEP, multiplier)
+                if done > group * 32:
+                    low, high = without_first(low, done - group * 32), without_first(high, done - group * 32 - LANES)
                 whole = whole + low + high
-                store_integers(packed + part * bytes_of_16, even_lanes(low, high), odd_lanes(low, high))
+                store_integers(packed + 2 * first, group, even_lanes(low, high), odd_lanes(low, high))
         store(a.scale + token * 4, scale)
         store(a.total + token * 4, lane_sum(whole))
 

@@ -1,6 +1,6 @@
 """The common structure of a fast product on every CPU: eight rows at a time, integer sums, factors at the end.
 
-Each level of CPU supplies `weights` (a block of a row as two registers of bytes, value + 128 or the rank itself) and
+Each level of CPU supplies `weights` (a step of a row as two registers of bytes, value + 128 or the rank itself) and
 `Sums` (how such registers are multiplied with packed activations and added up). Sums are exact in int32 (structs.py),
 so all levels give the same bits.
 """
@@ -16,16 +16,19 @@ from rkf.runtime.kernels import ranks
 from rkf.runtime.kernels.inline import inline, smaller
 from rkf.runtime.kernels.memory import load, load_first, store, store_first, store_lanes
 from rkf.runtime.kernels.simd import lane_sums, splat, to_float
-from rkf.runtime.kernels.vectors import F32x8, F32x16, I8x64, I32x8, Vector
+from rkf.runtime.kernels.vectors import F32x8, F32x16, I8x64, I32x8, I32x16, Vector
 from rkf.runtime.kernels.views import view
-from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import ACTIVATION, LANES, MATRIX
 
 
 class Sums(NamedTuple):
-    """zero() -> total; activations(address of a packed block) -> x; add(total, even, odd, x) -> total; join(eight
-    totals) -> I32x8.
+    """register: the type of a register of weights; a step has twice as many columns as that has lanes.
+
+    zero() -> total; activations(address of a packed step) -> x; add(total, even, odd, x) -> total; join(eight totals)
+    -> I32x8.
     """
 
+    register: Vector
     zero: Callable[..., Any]
     activations: Callable[..., Any]
     add: Callable[..., Any]
@@ -61,18 +64,19 @@ def two_digits(register: Vector, dot: Callable[..., Any]) -> Sums:
     def join(a, b, c, d, e, f, g, h):
         return lane_sums(whole(a), whole(b), whole(c), whole(d), whole(e), whole(f), whole(g), whole(h))
 
-    return Sums(zero, activations, add, join)
+    return Sums(I8x64, zero, activations, add, join)
 
 
 def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
     """eight(m, table, packed, row, apart, last): the sums of rows row, row + apart, row + 2 apart, … up to `last`,
     I32x8.
     """
-    zero, activations, add, join = sums
+    zero, activations, add, join = sums.zero, sums.activations, sums.add, sums.join
+    columns = 2 * sums.register.lanes
 
     @inline
-    def step(total, m, table, row, block, columns, x):
-        even, odd = weights(m, table, row, block, columns)
+    def step(total, m, table, row, column, x):
+        even, odd = weights(m, table, row, column)
         return add(total, even, odd, x)
 
     @inline
@@ -81,27 +85,16 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
         r4, r5, r6 = smaller(row + 4 * apart, last), smaller(row + 5 * apart, last), smaller(row + 6 * apart, last)
         r7 = smaller(row + 7 * apart, last)
         t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = zero()
-        blocks, rest = m.columns // BLOCK, m.columns % BLOCK
-        for block in range(blocks):
-            x = activations(packed + block * PACKED_BLOCK_BYTES)
-            t0 = step(t0, m, table, row, block, BLOCK, x)
-            t1 = step(t1, m, table, r1, block, BLOCK, x)
-            t2 = step(t2, m, table, r2, block, BLOCK, x)
-            t3 = step(t3, m, table, r3, block, BLOCK, x)
-            t4 = step(t4, m, table, r4, block, BLOCK, x)
-            t5 = step(t5, m, table, r5, block, BLOCK, x)
-            t6 = step(t6, m, table, r6, block, BLOCK, x)
-            t7 = step(t7, m, table, r7, block, BLOCK, x)
-        if rest > 0:
-            x = activations(packed + blocks * PACKED_BLOCK_BYTES)
-            t0 = step(t0, m, table, row, blocks, rest, x)
-            t1 = step(t1, m, table, r1, blocks, rest, x)
-            t2 = step(t2, m, table, r2, blocks, rest, x)
-            t3 = step(t3, m, table, r3, blocks, rest, x)
-            t4 = step(t4, m, table, r4, blocks, rest, x)
-            t5 = step(t5, m, table, r5, blocks, rest, x)
-            t6 = step(t6, m, table, r6, blocks, rest, x)
-            t7 = step(t7, m, table, r7, blocks, rest, x)
+        for first in range(0, m.end, columns):
+            x, column = activations(packed + 2 * first), smaller(first, m.end - columns)
+            t0 = step(t0, m, table, row, column, x)
+            t1 = step(t1, m, table, r1, column, x)
+            t2 = step(t2, m, table, r2, column, x)
+            t3 = step(t3, m, table, r3, column, x)
+            t4 = step(t4, m, table, r4, column, x)
+            t5 = step(t5, m, table, r5, column, x)
+            t6 = step(t6, m, table, r6, column, x)
+            t7 = step(t7, m, table, r7, column, x)
         return join(t0, t1, t2, t3, t4, t5, t6, t7)
 
     return eight
@@ -140,10 +133,14 @@ def multiply_one(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
 def multiply_many(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
     """y[token, row] for many tokens: rows are decoded to bytes in scratch once, then multiplied with each token."""
 
+    register, lanes = sums.register, sums.register.lanes
+    columns = 2 * lanes
+    decode = row_decoder(weights, register)
+
     @inline
-    def decoded(m, scratch, row, block, columns):
-        address = scratch + (row * ((m.columns + BLOCK - 1) // BLOCK) + block) * BLOCK
-        return load(I8x64, address), load(I8x64, address + 64)
+    def decoded(m, scratch, row, column):
+        address = scratch + row * whole_steps(m.end, columns) + whole_steps(column, columns)
+        return load(register, address), load(register, address + lanes)
 
     eight = eight_rows(decoded, sums)
 
@@ -152,7 +149,7 @@ def multiply_many(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]
         for first in range(low, high, 8):
             rows = smaller(high - first, 8)
             for digit in range(m.digits):
-                decode_rows(weights, m, first, rows, digit, scratch)
+                decode(m, first, rows, digit, scratch)
                 for token in range(tokens):
                     correction = splat(I32x8, types.int32(m.offset * load(types.int32, x.total + token * 4)))
                     packed, out = x.packed + token * x.packed_stride, y + token * y_stride + first * 4
@@ -167,36 +164,40 @@ def multiply_many(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]
 
 
 @inline
-def _identity7(m, table, row, block, columns):
-    return ranks.ranks7(m, row, block, columns)
+def whole_steps(columns, step):
+    return (columns + step - 1) // step * step
 
 
 @inline
-def _identity8(m, table, row, block, columns):
-    return ranks.ranks8(m, row, block, columns)
+def _identity7(m, table, row, column):
+    return ranks.ranks7(m, row, column)
+
+
+@inline
+def _identity8(m, table, row, column):
+    return ranks.ranks8(m, row, column)
 
 
 # Centroids that are consecutive integers need no table: apart from an offset, their ranks are the values.
 IDENTITIES = {"7i": _identity7, "8i": _identity8}
 
 
-@inline
-def decode_rows(weights, m, first, rows, digit, scratch):
-    """Rows first … first + rows - 1 as bytes in the order of activations, `u8[rows, padded columns]`."""
-    blocks, rest = m.columns // BLOCK, m.columns % BLOCK
-    target = scratch
-    for row in range(first, first + rows):
-        table = m.table + (row // m.rows_per_table * m.digits + digit) * m.table_bytes
-        for block in range(blocks):
-            even, odd = weights(m, table, row, block, BLOCK)
-            store(target, even)
-            store(target + 64, odd)
-            target += BLOCK
-        if rest > 0:
-            even, odd = weights(m, table, row, blocks, rest)
-            store(target, even)
-            store(target + 64, odd)
-            target += BLOCK
+def row_decoder(weights: Callable[..., Any], register: Vector) -> Callable[..., Any]:
+    """decode(m, first, rows, digit, target): rows as bytes in the order of activations, u8[rows, whole steps]."""
+    lanes = register.lanes
+    columns = 2 * lanes
+
+    @inline
+    def decode(m, first, rows, digit, target):
+        for row in range(first, first + rows):
+            table = m.table + (row // m.rows_per_table * m.digits + digit) * m.table_bytes
+            for begin in range(0, m.end, columns):
+                even, odd = weights(m, table, row, smaller(begin, m.end - columns))
+                store(target, even)
+                store(target + lanes, odd)
+                target += columns
+
+    return decode
 
 
 @inline
@@ -214,6 +215,18 @@ def with_factors(values, m, x, token, row):
         total = splat(F32x16, types.float32(load(types.int32, x.total + token * 4)))
         values = values + total * scale * load(F32x16, m.shift + row * m.shift_step)
     return values
+
+
+@inline
+def store_rows(total, m, x, token, y, row, count, digit):
+    """Store a token's totals of sixteen rows to y: join the digits, then apply the factors."""
+    correction = splat(I32x16, types.int32(m.offset * load(types.int32, x.total + token * 4)))
+    values = to_float(F32x16, total + correction)
+    if digit > 0:
+        values = joined_digits(load_first(F32x16, y, count), values, F32x16)
+    if digit == m.digits - 1:
+        values = with_factors(values, m, x, token, row)
+    store_first(y, values, count)
 
 
 @inline

@@ -31,6 +31,7 @@ from rkf.runtime.kernels import (
     int8_neon,
     int8_portable,
     linear,
+    many_avx2,
     mixing,
     norms,
     packing,
@@ -41,6 +42,7 @@ from rkf.runtime.kernels import (
     token_ops,
 )
 from rkf.runtime.kernels.activations import ACTIVATIONS
+from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.step import step
 from rkf.runtime.kv_cache import FORMATS
 
@@ -148,7 +150,8 @@ def kernel(name: str, level: str) -> Kernel:
         return products.multiply_one(weights, level_kernels.SUMS), _PRODUCT
     if level == "avx512":
         return int8_avx512.multiply_many(weights), _PRODUCT
-    return products.multiply_many(weights, level_kernels.SUMS), _PRODUCT
+    few = products.multiply_many(weights, level_kernels.SUMS)
+    return many_avx2.multiply_many(weights, inline(few)) if level == "avx2" else few, _PRODUCT
 
 
 def names(level: str) -> list[str]:

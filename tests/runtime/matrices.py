@@ -9,7 +9,7 @@ from rkf.format.constants import index_bits
 from rkf.format.matrix import Affine, ClusteredMatrix, Exceptions
 from rkf.runtime import jit
 from rkf.runtime.matrices import Memory, clustered
-from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES
+from rkf.runtime.structs import ACTIVATION, BLOCK, end_column
 
 PRODUCT = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)
 ROW = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
@@ -56,9 +56,21 @@ def whole_activations(tokens, columns, seed=1):
 def packed(whole, level):
     """The packed form of integers, `u8[tokens, bytes]` (structs.py), implemented again in numpy."""
     tokens, columns = whole.shape
-    blocks = np.pad(whole, ((0, 0), (0, -columns % BLOCK))).reshape(tokens, -1, BLOCK)
-    even, odd = blocks[..., ::2], blocks[..., 1::2]
-    if level in ("avx2", "portable"):
+    step, end = 64 if level == "avx2" else 128, end_column(columns)
+    whole = np.pad(whole, ((0, 0), (0, end - columns)))
+    steps = [whole[:, first : first + step] for first in range(0, end - step + 1, step)]
+    if end % step:
+        steps.append(np.pad(whole[:, end - end % step :], ((0, 0), (step - end % step, 0))))
+    whole = np.stack(steps, axis=1)
+    if level == "avx2":
+        return (
+            np.concatenate([whole[..., n::4] for n in (0, 2, 1, 3)], axis=-1)
+            .astype(np.int16)
+            .view(np.uint8)
+            .reshape(tokens, -1)
+        )
+    even, odd = whole[..., ::2], whole[..., 1::2]
+    if level == "portable":
         return np.concatenate([even, odd], axis=-1).astype(np.int16).view(np.uint8).reshape(tokens, -1)
     high = [(part + 64) >> 7 for part in (even, odd)]
     low = [part - 128 * up for part, up in zip((even, odd), high, strict=True)]
@@ -85,11 +97,11 @@ def product(matrix, whole, scale, level, *, fast=True, span=None, run=None):
     values[:, :columns] = whole * scale[:, None]
     integers = packed(whole, level)
     x = np.zeros(1, ACTIVATION)
-    x["columns"], x["values"], x["values_stride"] = columns, values.ctypes.data, values.strides[0]
+    x["columns"], x["end"] = columns, end_column(columns)
+    x["values"], x["values_stride"] = values.ctypes.data, values.strides[0]
     x["packed"], x["packed_stride"] = integers.ctypes.data, integers.strides[0]
     totals = whole.sum(axis=1).astype(np.int32)
     x["scale"], x["total"] = scale.ctypes.data, totals.ctypes.data
-    assert integers.shape[1] == values.shape[1] // BLOCK * PACKED_BLOCK_BYTES
     y = np.full((tokens, matrix.rows), np.nan, np.float32)
     scratch = memory.zeros(1 << 22)
     low, high = span or (0, matrix.rows)
