@@ -38,7 +38,7 @@ class Description:
     def gguf_layout(self) -> Layout:
         """Where tensors are in a GGUF."""
         layout = by_full_name(self.family.gguf.layout(self.keys), self.family.prefix)
-        return gguf_layout(self.family.gguf.architecture, layout)
+        return gguf_layout(self.family.gguf.architecture, layout, self.family.gguf.numbers)
 
     def own_name(self, name: str) -> str | None:
         """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""

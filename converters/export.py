@@ -31,6 +31,7 @@ from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.op import KERNEL, ROUTER, VECTOR
+from rkf.model.program import layer_prefix
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
@@ -217,10 +218,17 @@ class _GgufModel:
         description = exported.description
         self._architecture = description.family.gguf.architecture
         fields = fields_of(description.family, description.keys)
-        self._fields, self._extra = fields.own, fields.extra
+        self._fields, self._extra = dict(fields.own), fields.extra
         exact = (ROUTER, KERNEL, VECTOR)
         self._exact = {name for name, _, role in description.program.weights() if role in exact}
-        self._tensors = list(assemblies(description.gguf_layout, exported.shapes))
+        apart: set[str] = set()
+        for name, field in description.family.gguf.numbers.items():
+            names = [layer_prefix(layer) + name for layer in range(description.program.layers)]
+            self._fields[field] = [float(exported.decode(each)[0]) for each in names]
+            apart.update(names)
+        self._tensors = [
+            each for each in assemblies(description.gguf_layout, exported.shapes) if each.name not in apart
+        ]
 
     def head(self) -> bytes:
         """Everything before the tensors. The library writes it to its own file, which it cannot lock or report on."""

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from gguf import quants
 from gguf.constants import GGMLQuantizationType as Type
+from numpy.typing import NDArray
 
 from rkf.converters import gguf_tokenizer
-from rkf.converters.description import checked, describe
+from rkf.converters.description import Description, checked, describe
 from rkf.converters.families import family_of_gguf
 from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.family import GgufModel
@@ -33,6 +34,7 @@ from rkf.converters.source import TensorSpec, read_origin, spec_of
 from rkf.errors import SourceError, UnsupportedError, naming
 from rkf.format.matrix import DenseTensor, storage_dtype
 from rkf.model.metadata import ModelMetadata
+from rkf.model.program import layer_prefix
 
 # Types that are stored unchanged.
 _PLAIN = {Type.F32: "f32", Type.F16: "f16", Type.BF16: "bf16"}
@@ -104,7 +106,9 @@ class GgufSource:
             for name, tensor in header.tensors.items()
             if name not in EXTRA and not unused(described.keys, name) and not (more and _is_beyond(name, layers))
         }
+        self._numbers = _numbers(described, fields, self.label)
         self._stored = {name: _spec(tensor, self.label) for name, tensor in self._tensors.items()}
+        self._stored |= {name: TensorSpec((1,), "f32", "F32", 4) for name in self._numbers}
         self.model = checked(
             ModelMetadata(
                 program=described.program,
@@ -116,7 +120,7 @@ class GgufSource:
         )
         tied = described.keys.tie_word_embeddings
         self.aliases = {HEAD: EMBEDDING} if tied else {}
-        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        shapes = {name: spec.shape for name, spec in self._stored.items()}
         self._origins = place(self.model.program, described.gguf_layout, shapes, tied, self.label)
         self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
         if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.model.vocab_size:
@@ -157,6 +161,8 @@ class GgufSource:
 
     def _read_rows(self, name: str, start: int, stop: int) -> DenseTensor:
         """Entries start … stop - 1 along the first axis."""
+        if name in self._numbers:
+            return DenseTensor("f32", self._numbers[name])
         return self._values(self._tensors[name], start, stop)
 
     def _values(self, tensor: GgufTensor, start: int = 0, stop: int | None = None) -> DenseTensor:
@@ -179,6 +185,18 @@ class GgufSource:
             for at in range(0, len(values), step):
                 values[at : at + step] = quants.dequantize(stored[at : at + step], tensor.type)
         return DenseTensor("f32", values.reshape(shape))
+
+
+def _numbers(described: Description, fields: Mapping[str, Any], label: str) -> dict[str, NDArray[np.float32]]:
+    """Tensors that fields hold with one number for each layer, f32[1] each, by their full names."""
+    form, found = described.family.gguf, dict[str, NDArray[np.float32]]()
+    for name, field in form.numbers.items():
+        values = fields.get(f"{form.architecture}.{field}")
+        layers = described.keys.num_hidden_layers
+        if not isinstance(values, np.ndarray) or values.shape != (layers,) or values.dtype.kind != "f":
+            raise SourceError(f"{label}: field {field}: expected {layers} numbers, one for each layer")
+        found |= {layer_prefix(layer) + name: values[layer : layer + 1].astype(np.float32) for layer in range(layers)}
+    return found
 
 
 def _is_beyond(name: str, layers: int) -> bool:

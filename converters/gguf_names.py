@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 import gguf
 
@@ -14,13 +15,17 @@ _ENDINGS = (".weight", ".bias", ".scale")
 _NUMBER = re.compile(r"(\w+\.layers\.)(\d+)\.(.+)")
 
 
-def gguf_layout(architecture: str, layout: Layout) -> Layout:
-    """The layout with GGUF's names. layout: over full names."""
+def gguf_layout(architecture: str, layout: Layout, numbers: Container[str] = ()) -> Layout:
+    """The layout with GGUF's names. layout: over full names. numbers: names in a layer that stand for fields; they stay
+    as they are.
+    """
     # Only the names of one layer are translated, then the number is restored: a table of all layers takes seconds.
     table = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], 1)
 
     def rename(name: str) -> str:
         match = _NUMBER.fullmatch(name)
+        if match is not None and match[3] in numbers:
+            return name
         single = name if match is None else f"{match[1]}0.{match[3]}"
         found = table.get_name(single, try_suffixes=_ENDINGS)
         if found is None:

@@ -46,7 +46,8 @@ class PlainWeight:
     tensor: StoredTensor
 
     def read(self, start: int, stop: int) -> DenseTensor:
-        return DenseTensor(self.spec.dtype, self.tensor.read(start, stop))
+        values = self.tensor.read(start, stop)
+        return DenseTensor(self.spec.dtype, values.reshape(stop - start, *self.spec.shape[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,13 @@ def weights_of(tensors: Mapping[str, StoredTensor], how: Quantisation | None) ->
     for name, tensor in tensors.items():
         if name in found or name in used or (how and how.fp8 and _OF_ACTIVATIONS.fullmatch(name)):
             continue
-        if 0 in tensor.shape or not tensor.shape:
+        if 0 in tensor.shape:
             raise SourceError(f"tensor {name}: expected values, got shape {list(tensor.shape)}")
         if tensor.dtype not in _DENSE:
             raise SourceError(
                 f"tensor {name}: expected dtype BF16, F16 or F32, got {tensor.dtype}; give the original checkpoint"
             )
-        spec = TensorSpec(tensor.shape, _DENSE[tensor.dtype], tensor.dtype, tensor.stored_bytes)
+        shape = tensor.shape or (1,)  # a number without a dimension
+        spec = TensorSpec(shape, _DENSE[tensor.dtype], tensor.dtype, tensor.stored_bytes)
         found[name] = PlainWeight(spec, tensor)
     return found

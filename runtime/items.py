@@ -17,7 +17,7 @@ from rkf.model.ops import Add, Attention, Conv, Delta, Experts, Gate, Linear, Lo
 class Packed(NamedTuple):
     """The packed form of a value."""
 
-    of: str
+    of: Value
 
 
 class Stream(NamedTuple):
@@ -27,13 +27,15 @@ class Stream(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """A value passed between the parts of one op: `of` is the value that the op reads or writes."""
+    """A value passed between the parts of one op. of: the value that the op reads or writes; number: its part."""
 
     what: str
     of: str = ""
+    number: int = 0
 
 
 Value = str | Packed | Stream | Inside
+Inputs = Collection[tuple[Value, tuple[str, ...]]]
 PARTIALS, CACHE, STATE = Inside("partials"), Inside("cache"), Inside("state")
 
 
@@ -53,18 +55,19 @@ class Micro:
     outside: bool = False
 
     @property
-    def inputs(self) -> Collection[tuple[str, tuple[str, ...]]]:
+    def inputs(self) -> Inputs:
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """dst = weight times src, plus bias. logits: the result goes to the call's logits instead of dst.
+    """dst = weight times its source, plus bias. logits: the result goes to the call's logits instead of dst.
 
-    gate: with `partner`, a product of the same src, it becomes act(one) * other; added: the sum that it is added to.
+    sources: of so many equal shares of the rows, each its own. gate: with `partner`, a product of the same source, it
+    becomes act(one) * other; added: the sum that it is added to.
     """
 
-    src: str
+    sources: tuple[Value, ...]
     dst: Value
     weight: str
     rows: int
@@ -85,7 +88,7 @@ class Product:
 
     @property
     def reads(self) -> set[Value]:
-        return {self.src, Packed(self.src), *(() if self.added is None else (self.added.a,))}
+        return {*self.sources, *map(Packed, self.sources), *(() if self.added is None else (self.added.a,))}
 
     @property
     def writes(self) -> set[Value]:
@@ -95,9 +98,10 @@ class Product:
         return found if self.added is None else found | {self.added.dst}
 
     @property
-    def inputs(self) -> Collection[tuple[str, tuple[str, ...]]]:
+    def inputs(self) -> Inputs:
         """The values that matrices are multiplied with, with the names of the matrices."""
-        return ((self.src, (self.weight,) if self.partner is None else (self.weight, self.partner.weight)),)
+        weights = (self.weight,) if self.partner is None else (self.weight, self.partner.weight)
+        return tuple((source, weights) for source in self.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ class Work:
     op: Op
     reads: frozenset[Value]
     writes: frozenset[Value]
-    inputs: Collection[tuple[str, tuple[str, ...]]] = ()
+    inputs: Inputs = ()
 
 
 Item = Micro | Product | Work
@@ -122,17 +126,19 @@ def items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[Item]
         if at in done:
             continue
         match op:
+            case Linear(parts=int()):
+                found += _in_parts(op)
             case Linear():
                 product, with_it = _fused(op, ops, at, lasting)
                 done |= with_it
                 found.append(product)
             case Logits():
-                found.append(Product(op.src, op.dst, op.weight, op.rows, op.bias, logits=op))
+                found.append(Product((op.src,), op.dst, op.weight, op.rows, op.bias, logits=op))
             case Attention():
                 _add_attention(found, op, ops, at, lasting, many)
             case Route():
                 scores = Inside("scores", op.dst)
-                found.append(Product(op.src, scores, op.weight, op.experts, op.bias))
+                found.append(Product((op.src,), scores, op.weight, op.experts, op.bias))
                 found.append(Micro("route", (scores,), (op.dst,), op))
             case Experts():
                 found += _experts(op, many)
@@ -152,6 +158,7 @@ def _fused(first: Linear, ops: Sequence[Op], at: int, lasting: Collection[str]) 
         partner, gate = ops[at + 1], ops[at + 2]
         if (
             isinstance(partner, Linear)
+            and partner.parts is None
             and isinstance(gate, Gate)
             and (partner.src, partner.rows) == (first.src, first.rows)
             and {gate.a, gate.b} == {first.dst, partner.dst}
@@ -172,7 +179,14 @@ def _fused(first: Linear, ops: Sequence[Op], at: int, lasting: Collection[str]) 
 
 
 def _product(op: Linear) -> Product:
-    return Product(op.src, op.dst, op.weight, op.rows, op.bias)
+    return Product((op.src,), op.dst, op.weight, op.rows, op.bias)
+
+
+def _in_parts(op: Linear) -> list[Item]:
+    """Each part of the source gets a row of its own, because a row is packed and padded as a whole."""
+    parts = tuple(Inside("part", op.dst, number) for number in range(op.parts or 1))
+    cut: list[Item] = [Micro("part", (op.src,), (part,), op) for part in parts]
+    return [*cut, Product(parts, op.dst, op.weight, op.rows, op.bias)]
 
 
 def _only_reader(ops: Sequence[Op], written: int, reader: int, lasting: Collection[str]) -> bool:
@@ -233,7 +247,7 @@ def _experts(op: Experts, many: bool) -> list[Item]:
     source = (op.src, (op.gate, op.up))
     packed = Packed(op.src)
 
-    def work(what: str, reads: set[Value], writes: set[Value], **rest: Collection[tuple[str, tuple[str, ...]]]) -> Work:
+    def work(what: str, reads: set[Value], writes: set[Value], **rest: Inputs) -> Work:
         return Work(what, op, frozenset(reads), frozenset(writes), **rest)
 
     if many:

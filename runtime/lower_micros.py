@@ -6,13 +6,13 @@ from math import inf
 
 import numpy as np
 
-from rkf.model.ops import Add, Attention, Clip, Embed, Experts, Gate, Norm, Rope, Route, Scale
+from rkf.model.ops import Add, Attention, Clip, Concat, Embed, Experts, Gate, Linear, Norm, Rope, Route, Scale
 from rkf.runtime.buffers import Place, padded
-from rkf.runtime.items import Micro
+from rkf.runtime.items import Inside, Micro
 from rkf.runtime.lower_attention import attention_micro
 from rkf.runtime.lower_experts import experts_micro, route_micro
 from rkf.runtime.section import PlanSection
-from rkf.runtime.structs import BLOCK, EMBED, NORM, PACK, PAIR, ROPE, SCALE, TAKE
+from rkf.runtime.structs import BLOCK, CONCAT, EMBED, NORM, PACK, PAIR, ROPE, SCALE, TAKE, XIELU
 
 
 def micro_kernel(micro: Micro, cache_format: str) -> str:
@@ -28,10 +28,14 @@ def micro_kernel(micro: Micro, cache_format: str) -> str:
             return "norm:centred" if centred else "norm:rms" if group is None else "norm:rms_of_groups"
         case _, Rope(pairs=pairs):
             return f"rope:{pairs}"
+        case _, Gate(act="xielu"):
+            return "xielu"
         case _, Gate(act=act, b=b):
             return f"activated:{act}" if b is None else f"gated:{act}"
         case _, Route(score=score):
             return f"route:{score}"
+        case "part", _:
+            return "concat"
     return micro.what
 
 
@@ -50,8 +54,15 @@ def micro_arguments(section: PlanSection, micro: Micro, own: bool) -> int:
     if micro.what == "pack":
         activation, private = section.pack(micro.reads[0], own=own)
         return section.struct(PACK, activation=activation, private=private, rows=1)
-    if isinstance(micro.op, Gate):
-        return _gate(section, micro.op, own)
+    match micro.op:
+        case Gate(act="xielu"):
+            return _xielu(section, micro.op, own)
+        case Gate():
+            return _gate(section, micro.op, own)
+        case Concat():
+            return _concat(section, micro.op, own)
+        case Linear():
+            return _part(section, micro, micro.op, own)
     second = section.places[micro.reads[1]] if len(micro.reads) > 1 else None
     out = section.write(micro.writes[0], columns, own=own)
     match micro.op:
@@ -113,6 +124,48 @@ def _rope(section: PlanSection, micro: Micro, op: Rope, source: Place, out: Plac
         head_dim=op.head_dim,
         heads=section.columns[op.dst] // op.head_dim,
         scale=micro.scale,
+    )
+
+
+def _concat(section: PlanSection, op: Concat, own: bool) -> int:
+    a, b = section.columns[op.a], section.columns[op.b]
+    return section.struct(
+        CONCAT,
+        a=section.places[op.a],
+        b=section.places[op.b],
+        out=section.write(op.dst, a + b, own=own),
+        heads=op.heads,
+        a_columns=a // op.heads,
+        b_columns=b // op.heads,
+    )
+
+
+def _part(section: PlanSection, micro: Micro, op: Linear, own: bool) -> int:
+    """One part of a product's source, as the concatenation of itself with nothing."""
+    (part,) = micro.writes
+    columns = section.columns[op.src] // (op.parts or 1)
+    number = part.number if isinstance(part, Inside) else 0
+    source = section.places[op.src].later(number * columns)
+    return section.struct(
+        CONCAT, a=source, b=source, out=section.write(part, columns, own=own), heads=1, a_columns=columns
+    )
+
+
+def _xielu(section: PlanSection, op: Gate, own: bool) -> int:
+    """Its numbers are those of the model, so they are computed here, once."""
+    names = op.tensor_names()
+    alpha_p, alpha_n, beta, eps = (float(section.decoded(name)[0]) for name in names)
+    columns = section.columns[op.a]
+    return section.struct(
+        XIELU,
+        source=section.places[op.a],
+        out=section.write(op.dst, columns, own=own),
+        columns=columns,
+        limit=op.limit or inf,
+        positive=np.logaddexp(0.0, alpha_p),
+        negative=beta + np.logaddexp(0.0, alpha_n),
+        beta=beta,
+        eps=eps,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Any
 
@@ -59,27 +59,33 @@ def _token_phase(section: PlanSection, phase: TokenPhase) -> tuple[int, ...]:
 
 def _product_phase(section: PlanSection, phase: ProductPhase) -> tuple[int, ...]:
     """The jobs of the phase's products, split by rows."""
-    products = [(_product(section, product), product.rows) for product in phase.products]
-    step = section.ground.job_rows(sum(rows for _, rows in products))
-    jobs = [(at, low, min(low + step, rows)) for at, rows in products for low in range(0, rows, step)]
+    step = section.ground.job_rows(sum(product.rows for product in phase.products))
+    shares = [share for product in phase.products for share in _shares(section, product)]
+    jobs = [(at, low, min(low + step, last)) for at, first, last in shares for low in range(first, last, step)]
     arguments = section.ground.memory.hold(np.array(jobs, JOB))
     part = PARTS.index(_PRODUCT_PARTS.get(phase.kind, "gated products"))
     return section.ground.addresses[phase.kind], arguments, COUNTED.index("once"), len(jobs), 0, 0, part
 
 
-def _product(section: PlanSection, product: Product) -> int:
-    """The PRODUCT of one matrix, or of two with a gate."""
-    address, private = section.activation(product.src)
+def _shares(section: PlanSection, product: Product) -> Iterator[tuple[int, int, int]]:
+    """A PRODUCT for each source, with the first of its rows and the first after them."""
+    fields, rows = _product(section, product), product.rows // len(product.sources)
+    for number, source in enumerate(product.sources):
+        address, private = section.activation(source)
+        at = section.struct(PRODUCT, **fields, input=address, input_private=private)
+        yield at, number * rows, (number + 1) * rows
+
+
+def _product(section: PlanSection, product: Product) -> dict[str, Any]:
+    """The fields of a PRODUCT, of one matrix or of two with a gate, except for its input."""
     fields: dict[str, Any] = {
         "matrix": section.matrix(product.weight, product.bias),
-        "input": address,
-        "input_private": private,
         "top": section.top,
         "scale": 1.0,
     }
     if product.logits is not None:
         op = product.logits
-        return section.struct(PRODUCT, **fields | {"scale": op.scale, "softcap": op.softcap or 0.0})
+        return fields | {"scale": op.scale, "softcap": op.softcap or 0.0}
     fields["y"] = section.write(product.dst, product.rows)
     if product.added is not None:
         fields |= {"out": section.places[product.added.a], "scale": product.added.scale}
@@ -89,7 +95,7 @@ def _product(section: PlanSection, product: Product) -> int:
         fields["partner_y"] = section.write(partner.dst, partner.rows)
         fields |= {"limit": gate.limit or inf, "alpha": gate.alpha, "shift": gate.shift}
         fields["out"] = section.write(gate.dst, product.rows)
-    return section.struct(PRODUCT, **fields)
+    return fields
 
 
 def _work_phase(section: PlanSection, work: Work) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[s
 
 def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
     found: list[Phase] = []
-    packed: set[str] = set()
+    packed: set[Value] = set()
     at = 0
     while at < len(work):
         item = work[at]
@@ -96,10 +96,10 @@ def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str]
             found.append(item)
         else:
             _add_micro(found, item)
-        packed -= {value for each in run for value in each.writes if isinstance(value, str)}
+        packed -= {value for each in run for value in each.writes}
         if isinstance(item, Micro):
             for value in item.writes:
-                if isinstance(value, str) and _is_packed_later(value, work[at:], fast):
+                if _is_packed_later(value, work[at:], fast):
                     _add_micro(found, Micro("pack", (value,), (Packed(value),)))
                     packed.add(value)
     if not many:
@@ -107,12 +107,12 @@ def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str]
     return found
 
 
-def _packs(item: Item, fast: frozenset[str]) -> set[str]:
+def _packs(item: Item, fast: frozenset[str]) -> set[Value]:
     """The values that an item needs in packed form."""
     return {source for source, weights in item.inputs if not fast.isdisjoint(weights)}
 
 
-def _is_packed_later(value: str, later: Iterable[Item], fast: frozenset[str]) -> bool:
+def _is_packed_later(value: Value, later: Iterable[Item], fast: frozenset[str]) -> bool:
     """Whether a value is needed in packed form before it is overwritten."""
     for item in later:
         if value in _packs(item, fast):

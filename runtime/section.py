@@ -111,6 +111,10 @@ class PlanSection:
         """The address of a tensor of this section, 0 for none."""
         return 0 if name is None else self.ground.weights.vector(self.prefix + name, offset)
 
+    def decoded(self, name: str) -> NDArray[np.float32]:
+        """A dense tensor of this section as f32."""
+        return self.ground.weights.decoded(self.prefix + name)
+
     def matrix(self, name: str, bias: str | None = None) -> int:
         """The address of the MATRIX of a tensor of this section."""
         return self.ground.weights.matrix(self.prefix + name, None if bias is None else self.prefix + bias)

@@ -104,6 +104,15 @@ PAIR = np.dtype(
     + [(name, "<f4") for name in ("scale", "limit", "alpha", "shift")],
     align=True,
 )
+CONCAT = np.dtype(
+    [(name, VALUE) for name in ("a", "b", "out")] + [(name, _WORD) for name in ("heads", "a_columns", "b_columns")],
+    align=True,
+)
+XIELU = np.dtype(
+    [("source", VALUE), ("out", VALUE), ("columns", _WORD)]
+    + [(name, "<f4") for name in ("limit", "positive", "negative", "beta", "eps")],
+    align=True,
+)
 SCALE = np.dtype(
     [("source", VALUE), ("out", VALUE)]
     + [(name, _WORD) for name in ("columns", "factors", "by_token")]

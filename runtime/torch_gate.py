@@ -20,6 +20,12 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor) -> Tensor:
+    """The activation of this name; its numbers are f32[1] each, and it is computed in f32."""
+    a, p, n = x.float(), functional.softplus(alpha_p), beta + functional.softplus(alpha_n)
+    return (torch.where(a > 0, p * a * a, n * (torch.expm1(torch.minimum(a, eps)) - a)) + beta * a).to(x.dtype)
+
+
 def gated(
     a: Tensor, b: Tensor | None, act: str, limit: float | None = None, alpha: float = 1.0, shift: float = 0.0
 ) -> Tensor:

@@ -18,7 +18,7 @@ from rkf.model.op import Op
 from rkf.runtime.torch_attention import TorchAttention
 from rkf.runtime.torch_delta import TorchDelta
 from rkf.runtime.torch_experts import TorchExperts, TorchRoute
-from rkf.runtime.torch_gate import gated
+from rkf.runtime.torch_gate import gated, xielu
 from rkf.runtime.torch_pass import TorchPass
 from rkf.runtime.torch_tensors import TorchTensors
 
@@ -63,6 +63,18 @@ class _Linear(nn.Module):
         return product
 
 
+class _LinearInParts(nn.Module):
+    def __init__(self, op: ops.Linear, tensors: TorchTensors) -> None:
+        super().__init__()
+        self.matrices, self.bias = tensors.stack(op.weight), tensors.optional(op.bias, tensors.dtype)
+        self._parts = op.parts or 1
+
+    def forward(self, run: TorchPass, src: Tensor) -> Tensor:
+        parts = enumerate(src.chunk(self._parts, dim=-1))
+        product = torch.cat([self.matrices(part, number) for number, part in parts], dim=-1)
+        return product if self.bias is None else product + self.bias
+
+
 class _Rope(nn.Module):
     def __init__(self, op: ops.Rope, tensors: TorchTensors) -> None:
         super().__init__()
@@ -92,6 +104,26 @@ class _Gate(nn.Module):
         if op.by_layer and b is not None and self._layer is not None:
             b = b[..., self._layer * a.shape[-1] :][..., : a.shape[-1]]
         return gated(a, b, op.act, op.limit, op.alpha, op.shift)
+
+
+class _Xielu(nn.Module):
+    def __init__(self, op: ops.Gate, tensors: TorchTensors) -> None:
+        super().__init__()
+        self._limit = op.limit
+        self.alpha_p, self.alpha_n, self.beta, self.eps = map(tensors.vector, op.tensor_names())
+
+    def forward(self, run: TorchPass, a: Tensor) -> Tensor:
+        a = a if self._limit is None else a.clamp(max=self._limit)
+        return xielu(a, self.alpha_p, self.alpha_n, self.beta, self.eps)
+
+
+class _Concat(nn.Module):
+    def __init__(self, op: ops.Concat, tensors: TorchTensors) -> None:
+        super().__init__()
+        self._heads = op.heads
+
+    def forward(self, run: TorchPass, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([each.unflatten(-1, (self._heads, -1)) for each in (a, b)], dim=-1).flatten(-2)
 
 
 class _Add(nn.Module):
@@ -155,13 +187,14 @@ class TorchHead(nn.Module):
 _MODULES: Mapping[type[Op], Callable[..., nn.Module]] = {
     ops.Embed: _Embed,
     ops.Norm: _Norm,
-    ops.Linear: _Linear,
+    ops.Linear: lambda op, tensors: (_Linear if op.parts is None else _LinearInParts)(op, tensors),
     ops.Rope: _Rope,
     ops.Attention: TorchAttention,
-    ops.Gate: _Gate,
+    ops.Gate: lambda op, tensors: (_Xielu if op.act == "xielu" else _Gate)(op, tensors),
     ops.Route: TorchRoute,
     ops.Experts: TorchExperts,
     ops.Add: _Add,
+    ops.Concat: _Concat,
     ops.Scale: _Scale,
     ops.Conv: _Conv,
     ops.Delta: TorchDelta,

@@ -1,4 +1,4 @@
-"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in seven files.
+"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in eight files.
 
 Programs are maps, as they stand in a file. Logits come from reference_program.py, in f64.
 """
@@ -325,10 +325,41 @@ def chunks() -> Map:
     }
 
 
+def latent() -> Map:
+    """Latent attention: a matrix for each head, heads joined from two values; a feed-forward part with xielu."""
+    rows = {"queries": 4 * 5, "q": 4 * 4, "latent": 6, "k": 4}
+    layer = [
+        norm("x", "h", "norm_1"),
+        *(linear("h", dst, f"attn.{dst}", count) for dst, count in rows.items()),
+        norm("latent", "latent", "attn.latent_norm"),
+        op("linear", "queries", src="queries", weight="attn.key_parts", bias="attn.key_bias", rows=4 * 6, parts=4),
+        *(op("rope", part, src=part, table=0, head_dim=4, pairs="neighbours") for part in "qk"),
+        op("concat", "q", a="queries", b="q", heads=4),
+        op("concat", "k", a="latent", b="k", heads=1),
+        attention(k="k", v="latent", kv_heads=1, head_dim=10, value_dim=6),
+        op("linear", "a", src="a", weight="attn.value_parts", rows=4 * 3, parts=4),
+        linear("a", "o", "attn.o", HIDDEN),
+        op("add", "x", a="x", b="o"),
+        norm("x", "h", "norm_2"),
+        linear("h", "u", "mlp.up", 20),
+        op("gate", "m", a="u", act="xielu", **{key: f"mlp.{key}" for key in ("alpha_p", "alpha_n", "beta", "eps")}),
+        linear("m", "d", "mlp.down", HIDDEN),
+        op("add", "x", a="x", b="d"),
+    ]
+    return {
+        "stem": [embed()],
+        "kinds": [layer],
+        "order": [0, 0],
+        "ropes": [{"frequencies": [1.0, 0.1]}],
+        "top": [norm("x", "h", "norm"), head()],
+    }
+
+
 PROGRAMS = {
     "program-biased-head.rkf": biased_head(),
     "program-chunks.rkf": chunks(),
     "program-experts.rkf": mixture(),
+    "program-latent.rkf": latent(),
     "program-plain.rkf": plain(),
     "program-post-norms.rkf": post_norms(),
     "program-recurrent.rkf": recurrent(),

@@ -73,7 +73,11 @@ def norm(op, place, src):
 
 
 def linear(op, place, src):
-    return src @ place.tensor(op["weight"]).T + place.bias(op)
+    if "parts" not in op:
+        return src @ place.tensor(op["weight"]).T + place.bias(op)
+    cut = np.split(src, op["parts"], axis=1)
+    found = [part @ weight.T for part, weight in zip(cut, place.tensor(op["weight"]), strict=True)]
+    return np.concatenate(found, axis=1) + place.bias(op)
 
 
 def rope(op, place, src):
@@ -117,7 +121,12 @@ def attention(op, place, q, k=None, v=None):
 def gate(op, place, a, b=None):
     if op.get("by_layer"):
         b = b[:, place.layer * a.shape[1] : (place.layer + 1) * a.shape[1]]
-    return gated(op, a, b)
+    if op["act"] != "xielu":
+        return gated(op, a, b)
+    x = np.minimum(a, op.get("limit", math.inf))
+    alpha_p, alpha_n, beta, eps = (place.tensor(op[key]) for key in ("alpha_p", "alpha_n", "beta", "eps"))
+    rise, fall = np.logaddexp(0, alpha_p), beta + np.logaddexp(0, alpha_n)
+    return np.where(x > 0, rise * x**2, fall * (np.exp(np.minimum(x, eps)) - 1 - x)) + beta * x
 
 
 def route(op, place, src):
@@ -156,6 +165,11 @@ def experts(op, place, src, route):
 
 def add(op, place, a, b):
     return a + op.get("scale", 1.0) * b
+
+
+def concat(op, place, a, b):
+    heads = [each.reshape(len(a), op["heads"], -1) for each in (a, b)]
+    return np.concatenate(heads, axis=-1).reshape(len(a), -1)
 
 
 def scale(op, place, src):
@@ -197,8 +211,8 @@ def logits(op, place, src):
     return op["softcap"] * np.tanh(found / op["softcap"]) if "softcap" in op else found
 
 
-OPS = {function.__name__: function for function in (
-    embed, norm, linear, rope, attention, gate, route, experts, add, scale, conv, delta, clip, logits)}  # fmt: skip
+OPS = {function.__name__: function for function in (embed, norm, linear, rope, attention, gate, route, experts, add,
+    concat, scale, conv, delta, clip, logits)}  # fmt: skip
 READS = {"src", "q", "k", "v", "a", "b", "route"}  # the keys that name values
 
 

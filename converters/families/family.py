@@ -79,7 +79,8 @@ class GgufForm(Generic[C]):
     claims: whether a file of this architecture belongs to the family. activation: the one that llama.cpp uses; a GGUF
     does not name it. to_config: keys of config.json beyond the common ones. to_fields: the inverse; raises
     UnsupportedError if a GGUF has no field for a value. layout: over Hugging Face's names, which gguf's tables
-    translate. unused: whether llama.cpp ignores a tensor, by its name there.
+    translate. unused: whether llama.cpp ignores a tensor, by its name there. numbers: tensors of one number in each
+    layer, by their names in it, which a GGUF has as a field with the numbers of all layers.
     """
 
     architecture: str
@@ -88,6 +89,7 @@ class GgufForm(Generic[C]):
     layout: Callable[[C], Layout] = lambda config: as_named
     claims: Callable[[Mapping[str, Any]], bool] = lambda own: True
     activation: str = "silu"
+    numbers: Mapping[str, str] = field(default_factory=dict)
     unused: Callable[[C, str], bool] = lambda config, name: False
 
 

@@ -102,9 +102,13 @@ def ignored(value: Any) -> Any:
     return _key(value, lambda _: value)
 
 
-def activation(default: str, name: str = "hidden_act") -> Any:
-    """The name of an activation at the key `name`; its value is the ops' word for it."""
-    return _key(_ACTIVATIONS[default], _activation, name=name)
+def activation(default: str, name: str = "hidden_act", own: str | None = None) -> Any:
+    """The name of an activation at the key `name`; its value is the ops' word for it. own: one of this family alone."""
+    return _key(
+        default if default == own else _ACTIVATIONS[default],
+        lambda value: value if own is not None and value == own else _activation(value),
+        name=name,
+    )
 
 
 def layer_types(*known: str) -> Any:

@@ -157,6 +157,25 @@ class Squeezed:
 
 
 @dataclass(frozen=True, slots=True)
+class Scalar:
+    """One number, stored without a dimension. Sources read it as [1]."""
+
+    moves = True
+
+    def apply(self, values: Values) -> Values:
+        return values
+
+    def undo(self, values: Values) -> Values:
+        return values.reshape(())
+
+    def shape(self, stored: Shape) -> Shape:
+        return stored
+
+    def stored(self, shape: Shape) -> Shape:
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A tensor of the program in terms of a checkpoint's tensors.
 
@@ -349,4 +368,4 @@ def _whole(parts: list[tuple[Shape, Origin]]) -> Shape:
     ends = tuple(
         max(cut[axis].stop for cut in cuts) if axis < len(origin.part) else size for axis, size in enumerate(inner)
     )
-    return (ends[0] * origin.heads, *ends[1:])
+    return (ends[0] * origin.heads, *ends[1:]) if ends else ()

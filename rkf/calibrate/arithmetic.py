@@ -149,6 +149,13 @@ def _erf(x):
     return out
 
 
+def xielu(x: F32, alpha_p: F32, alpha_n: F32, beta: F32, eps: F32) -> F32:
+    """The activation of this name; its numbers are f32[1] each."""
+    p, n = np.logaddexp(np.float32(0), alpha_p), beta + np.logaddexp(np.float32(0), alpha_n)
+    out: F32 = np.where(x > 0, p * x * x, n * (np.expm1(np.minimum(x, eps)) - x)) + beta * x
+    return out
+
+
 def gated(op: Gate | Experts, a: F32, b: F32 | None) -> F32:
     """act(a) * b, with the clamps and the shift of the op."""
     if op.limit is not None:

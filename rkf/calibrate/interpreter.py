@@ -195,8 +195,19 @@ class _Run:
 
     def linear(self, op: model_ops.Linear) -> F32:
         x = self.values[op.src]
+        if op.parts is not None:
+            return self._product_of_parts(op, x, op.parts)
         self.see(op.weight, x)
         return self._product(x, op.weight, op.bias)
+
+    def _product_of_parts(self, op: model_ops.Linear, x: F32, parts: int) -> F32:
+        found = []
+        for part, own in enumerate(np.split(x.reshape(-1, x.shape[-1]), parts, axis=1)):
+            self.see(op.weight, own, part)
+            found.append(self._expert_product(own, op.weight, None, part))
+        out = np.concatenate(found, axis=1).reshape(*x.shape[:-1], op.rows)
+        bias = self._vector(op.bias)
+        return out if bias is None else out + bias
 
     def rope(self, op: model_ops.Rope) -> F32:
         frequencies, factor = self.stretch.ropes[op.table]
@@ -211,6 +222,9 @@ class _Run:
         if op.by_layer and b is not None:
             start = self.stretch.layer * a.shape[-1]
             b = b[..., start : start + a.shape[-1]]
+        if op.act == "xielu":
+            numbers = (cast(F32, self._vector(name)) for name in (op.alpha_p, op.alpha_n, op.beta, op.eps))
+            return arithmetic.xielu(a if op.limit is None else np.minimum(a, np.float32(op.limit)), *numbers)
         return arithmetic.gated(op, a, b)
 
     def route(self, op: model_ops.Route) -> Routed:
@@ -247,6 +261,10 @@ class _Run:
         b = self.values[op.b]
         out: F32 = self.values[op.a] + (b if op.scale == 1 else b * np.float32(op.scale))
         return out
+
+    def concat(self, op: model_ops.Concat) -> F32:
+        a, b = (self.values[name].reshape(*self.ids.shape, op.heads, -1) for name in (op.a, op.b))
+        return np.concatenate([a, b], axis=-1).reshape(*self.ids.shape, -1)
 
     def scale(self, op: model_ops.Scale) -> F32:
         out: F32 = self.values[op.src] * np.float32(op.factor)

@@ -29,7 +29,7 @@ from rkf.model.op import (
     value_key,
 )
 
-ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2")
+ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu")
 SCORES = ("softmax", "sigmoid", "chosen")
 PAIRS = ("halves", "neighbours")
 
@@ -83,21 +83,32 @@ class Norm(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear(Op):
-    """dst[r] = sum over c of weight[r, c] * src[c], plus bias[r]. weight: f32[rows, width of src]."""
+    """dst[r] = sum over c of weight[r, c] * src[c], plus bias[r]. weight: f32[rows, width of src].
+
+    parts: src and dst are cut into so many equal parts, and part n of dst is matrix n of weight times part n of src.
+    weight: f32[parts, rows / parts, width of src / parts].
+    """
 
     name = "linear"
     src: str = value_key()
     weight: str = tensor_key()
     rows: int = size_key()
     bias: str | None = tensor_key(None)
+    parts: int | None = size_key(None)
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        yield Weight(self.weight, (self.rows, self.vector(widths, self.src)), MATRIX)
+        cols = self.vector(widths, self.src)
+        if self.parts is None:
+            yield Weight(self.weight, (self.rows, cols), MATRIX)
+        else:
+            yield Weight(self.weight, (self.parts, self.rows // self.parts, cols // self.parts), STACK)
         if self.bias is not None:
             yield Weight(self.bias, (self.rows,), VECTOR)
 
     def width(self, widths: Mapping[str, Width]) -> Width:
-        self.vector(widths, self.src)
+        cols = self.vector(widths, self.src)
+        for size in (cols, self.rows):
+            self.need(size % (self.parts or 1) == 0, f"parts that divide {size}", self.parts)
         return self.rows
 
 
@@ -188,6 +199,9 @@ class Gate(Op):
 
     limit: first, a is clamped to at most limit, b to -limit … limit. act "silu" is a * sigmoid(alpha * a). shift is
     added to b. by_layer: b is `layers` times as wide as a, and layer n reads part n of it.
+
+    act "xielu" (arXiv 2411.13010) has four numbers of its own, f32[1] each, and no b: with p = softplus(alpha_p) and
+    n = beta + softplus(alpha_n) it is p a^2 + beta a for a > 0, otherwise n (exp(min(a, eps)) - 1 - a) + beta a.
     """
 
     name = "gate"
@@ -198,9 +212,22 @@ class Gate(Op):
     alpha: float = number_key(1.0)
     shift: float = number_key(0.0)
     by_layer: bool = flag_key()
+    alpha_p: str | None = tensor_key(None)
+    alpha_n: str | None = tensor_key(None)
+    beta: str | None = tensor_key(None)
+    eps: str | None = tensor_key(None)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        for name in self.tensor_names():
+            yield Weight(name, (1,), VECTOR)
 
     def width(self, widths: Mapping[str, Width]) -> Width:
-        a = self.vector(widths, self.a)
+        a, own = self.vector(widths, self.a), len(self.tensor_names())
+        if self.act == "xielu":
+            self.need(own == 4, "alpha_p, alpha_n, beta and eps, as act is 'xielu'", f"{own} of them")
+            self.need(self.b is None, "no b, as act is 'xielu'", self.b)
+        else:
+            self.need(own == 0, "alpha_p, alpha_n, beta and eps beside the act 'xielu' alone", self.act)
         self.need(not self.by_layer or self.b is not None, "b, as by_layer is true", "none")
         if self.b is None:
             return a
@@ -294,6 +321,7 @@ class Experts(Op):
     def width(self, widths: Mapping[str, Width]) -> Width:
         self.vector(widths, self.src)
         self._chosen(widths)
+        _refuse_xielu(self, self.act)
         return self.rows
 
     def _chosen(self, widths: Mapping[str, Width]) -> Chosen:
@@ -316,6 +344,22 @@ class Add(Op):
         a, b = self.vector(widths, self.a), self.vector(widths, self.b)
         self.need(a == b, f"values of one width: {a} in {self.a!r}", b)
         return a
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concat(Op):
+    """dst = for each of `heads` heads its numbers of a, then its numbers of b."""
+
+    name = "concat"
+    a: str = value_key()
+    b: str = value_key()
+    heads: int = size_key()
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        sizes = self.vector(widths, self.a), self.vector(widths, self.b)
+        for size in sizes:
+            self.need(size % self.heads == 0, f"heads that divide {size}", self.heads)
+        return sum(sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +401,7 @@ class Conv(Op):
             yield Weight(self.bias, (cols,), VECTOR)
 
     def width(self, widths: Mapping[str, Width]) -> Width:
+        _refuse_xielu(self, self.act)
         return self.vector(widths, self.src)
 
 
@@ -433,7 +478,13 @@ class Logits(Op):
         return self.rows
 
 
+def _refuse_xielu(op: Op, act: str) -> None:
+    op.need(act != "xielu", "another act: 'xielu' has tensors, which only gate names", repr(act))
+
+
 OPS: Mapping[str, type[Op]] = {
     op.name: op
-    for op in (*(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Scale, Conv, Delta, Clip, Logits),)
+    for op in (
+        *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Concat, Scale, Conv, Delta, Clip, Logits),
+    )
 }

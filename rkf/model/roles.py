@@ -9,7 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rkf.model.op import Op
-from rkf.model.ops import Attention, Clip, Conv, Delta, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route, Scale
+from rkf.model.ops import (
+    Attention,
+    Clip,
+    Concat,
+    Conv,
+    Delta,
+    Embed,
+    Experts,
+    Gate,
+    Linear,
+    Logits,
+    Norm,
+    Rope,
+    Route,
+    Scale,
+)
 from rkf.model.program import Program, layer_prefix
 
 ROLES = (
@@ -19,7 +34,7 @@ ROLES = (
 KEPT_DENSE = ("router", "kernel")
 """Roles of tensors that are never clustered: they are small, and choose or weight everything after them."""
 
-_PASSING = (Norm, Rope, Scale, Clip, Conv)  # their output keeps the role of their input
+_PASSING = (Norm, Rope, Concat, Scale, Clip, Conv)  # their output keeps the role of their input
 # The op that reads a product decides its role. Delta reads queries, keys and values from one matrix. Half of its rows
 # are values, whose errors reach the output directly.
 _BY_READER: Mapping[tuple[type[Op], str], str] = {
@@ -54,7 +69,8 @@ def shared_inputs(ops: Sequence[Op]) -> dict[str, tuple[str, ...]]:
     """Names of matrices and stacks of one layer (or the stem, or the top) that read the same value.
 
     The first name of each group -> the group, in the order of the ops, without routers. The gates and ups of experts
-    read only the tokens sent to them, not all that a Linear reads, so they are a separate group.
+    read only the tokens sent to them, not all that a Linear reads, so they are a separate group. So is a Linear in
+    parts.
     """
     groups: dict[tuple[str, int], list[str]] = {}
     written: dict[str, int] = {}  # value -> the op that wrote it last
@@ -67,7 +83,9 @@ def shared_inputs(ops: Sequence[Op]) -> dict[str, tuple[str, ...]]:
             seen.update(new)
 
     for number, op in enumerate(ops):
-        if isinstance(op, (Linear, Logits)) and op.rows > 1:
+        if isinstance(op, Linear) and op.parts is not None:
+            add((f"parts of {op.dst}", number), op.weight)
+        elif isinstance(op, (Linear, Logits)) and op.rows > 1:
             add((op.src, written.get(op.src, -1)), op.weight)
         elif isinstance(op, Experts):
             add((f"inputs of {op.dst}", number), op.gate, op.up)
@@ -116,9 +134,14 @@ def _ending(op: Op, ends: Mapping[str, str]) -> str | None:
         return "output"
     if isinstance(op, Gate):
         return "output" if "output" in (ends.get(op.a), ends.get(op.b or "")) else "down"
-    if isinstance(op, _PASSING):
+    if _passes(op):
         return ends.get(op.reads()[0])
     return None
+
+
+def _passes(op: Op) -> bool:
+    """Whether an op's output keeps the role of its input; a matrix for each head does, too."""
+    return isinstance(op, _PASSING) or (isinstance(op, Linear) and op.parts is not None)
 
 
 def _by_reader(value: str, after: Sequence[Op]) -> str:
@@ -129,7 +152,7 @@ def _by_reader(value: str, after: Sequence[Op]) -> str:
         for (kind, key), role in _BY_READER.items():
             if isinstance(op, kind) and getattr(op, key) in reads:
                 return "up" if isinstance(op, Gate) and op.b is None else role
-        if reads and isinstance(op, _PASSING):
+        if reads and _passes(op):
             holding.add(op.dst)
         else:
             holding.discard(op.dst)

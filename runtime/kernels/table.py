@@ -12,7 +12,7 @@ linear, linear:added, linear:gated:ACT, logits
 attend:one:C[:capped], attend:many:C[:capped], remember:C, join
 route:SCORE, sort, gather, experts:one:gate:ACT, experts:many:gate:ACT, experts:one:down, experts:many:down, mix
 conv:ACT, delta
-tokens, embed, take, add, scale, clip, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
+tokens, embed, take, add, concat, scale, clip, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "embed": token_ops.embed,
     "take": token_ops.take,
     "add": token_ops.add,
+    "concat": token_ops.concat,
+    "xielu": token_ops.xielu,
     "scale": token_ops.scale,
     "clip": token_ops.clip,
 }

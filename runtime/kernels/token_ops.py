@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rkf.runtime.kernels.activations import ACTIVATIONS, constant, gate
+from rkf.runtime.kernels.activations import ACTIVATIONS, constant, exponential, gate
 from rkf.runtime.kernels.inline import inline, smaller
 from rkf.runtime.kernels.memory import call3, call4, load, load_first, store, store_first
 from rkf.runtime.kernels.operands import number, row_of, word
-from rkf.runtime.kernels.simd import maximum, minimum, splat
+from rkf.runtime.kernels.simd import maximum, minimum, select, splat
 from rkf.runtime.kernels.vectors import F32x16
 from rkf.runtime.kernels.views import view
-from rkf.runtime.structs import EMBED, LANES, MATRIX, MICRO, PAIR, SCALE, TAKE, THREAD, TOKENS
+from rkf.runtime.structs import CONCAT, EMBED, LANES, MATRIX, MICRO, PAIR, SCALE, TAKE, THREAD, TOKENS, XIELU
 
 _MICRO_BYTES = MICRO.itemsize
 _STEP = LANES * 4
@@ -62,6 +62,38 @@ def scale(token, arguments, batch_address, thread_address):
         by = by * number(m.factors, token * m.by_token)
     for i in range(0, m.columns * 4, _STEP):
         store(out + i, load(F32x16, source + i) * splat(F32x16, by))
+
+
+@inline
+def _copy(source, target, columns):
+    """Columns of a row, and none past them."""
+    for i in range(0, columns, LANES):
+        count = smaller(columns - i, LANES)
+        store_first(target + i * 4, load_first(F32x16, source + i * 4, count), count)
+
+
+def concat(token, arguments, batch_address, thread_address):
+    """out = for each head its columns of a, then those of b."""
+    m, thread = view(CONCAT, arguments), view(THREAD, thread_address)
+    a, b, out = row_of(m.a, thread, token), row_of(m.b, thread, token), row_of(m.out, thread, token)
+    for head in range(m.heads):
+        target = out + head * (m.a_columns + m.b_columns) * 4
+        _copy(a + head * m.a_columns * 4, target, m.a_columns)
+        _copy(b + head * m.b_columns * 4, target + m.a_columns * 4, m.b_columns)
+
+
+def xielu(token, arguments, batch_address, thread_address):
+    """out = positive x^2 + beta x for x > 0, otherwise negative (exp(min(x, eps)) - 1 - x) + beta x."""
+    m, thread = view(XIELU, arguments), view(THREAD, thread_address)
+    source, out = row_of(m.source, thread, token), row_of(m.out, thread, token)
+    for i in range(0, m.columns, LANES):
+        count = smaller(m.columns - i, LANES)
+        x = minimum(load_first(F32x16, source + i * 4, count), splat(F32x16, m.limit))
+        above = splat(F32x16, m.positive) * x * x
+        power = exponential(minimum(x, splat(F32x16, m.eps)))
+        below = splat(F32x16, m.negative) * (power - constant(1.0) - x)
+        curve = select(constant(0.0) < x, above, below)
+        store_first(out + i * 4, curve + splat(F32x16, m.beta) * x, count)
 
 
 def clip(token, arguments, batch_address, thread_address):

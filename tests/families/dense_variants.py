@@ -221,4 +221,16 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "apertus": ("apertus", {"rope_parameters": LLAMA3}),
+    "apertus-biases": (
+        "apertus",
+        {
+            "attention_bias": True,
+            "head_dim": 32,
+            "num_key_value_heads": None,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "apertus-relu": ("apertus", {"hidden_act": "relu2"}),
 }

@@ -54,6 +54,8 @@ REFUSED = {
     "gpt_neox-in-turn": "hidden_act: 'relu'",
     "starcoder2-window": "hidden_act: 'gelu'",
     "stablelm-parallel": "tie_word_embeddings: True",
+    "apertus-biases": "attention_bias: True",
+    "apertus-relu": "hidden_act: 'relu2'",
     "llama4-chunks": "attention_bias: True",
     "glm4_moe-groups": "n_group: 4",
     "nemotron-biases": "head_dim: a GGUF cannot store heads",

@@ -2,6 +2,7 @@
 
 Sources are vectors. windows: kind 0 has a window and kind 1 none; kind 2, the last layer, shares the cache of layer 0.
 plain: kinds 0, 1, 0. experts: kinds 0, 1, 2. recurrent: kinds 0 (delta), 0, 1 (conv), 2 (attention).
+latent: kind 0 twice.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def plain(name: str, refusal: str, mentions: str, edits: dict[str, Any], large: 
 
 def experts(name: str, refusal: str, mentions: str, edits: dict[str, Any]) -> Case:
     return Case(name, refusal, mentions, edits, "experts")
+
+
+def latent(name: str, refusal: str, mentions: str, edits: dict[str, Any]) -> Case:
+    return Case(name, refusal, mentions, edits, "latent")
 
 
 def recurrent(name: str, refusal: str, mentions: str, edits: dict[str, Any]) -> Case:
@@ -276,6 +281,18 @@ WIDTHS = [
     recurrent("value heads that keys do not divide", "width", "multiple of 3", {FIRST + "6/key_heads": 3}),
     recurrent("a delta of another width", "width", "'c'", {FIRST + "6/key_dim": 4}),
     recurrent("a decay of another width", "width", "'a'", {FIRST + "3/rows": 5}),
+]
+
+PARTS, JOIN, XIELU = FIRST + "6/", FIRST + "9/", FIRST + "17/"  # of latent
+
+WIDTHS += [
+    latent("parts that do not divide", "width", "parts that divide 20", {PARTS + "parts": 3}),
+    latent("heads that do not divide", "width", "heads that divide 24", {JOIN + "heads": 5}),
+    latent("xielu without a number", "width", "'xielu'", {XIELU + "eps": REMOVED}),
+    latent("xielu of two values", "width", "no b", {XIELU + "b": "u"}),
+    latent("numbers of another act", "width", "'xielu' alone", {XIELU + "act": "relu"}),
+    experts("xielu in experts", "width", "another act", {FIRST + "11/act": "xielu"}),
+    recurrent("xielu in a convolution", "width", "another act", {FIRST + "5/act": "xielu"}),
 ]
 
 CACHES = [

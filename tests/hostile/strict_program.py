@@ -142,6 +142,10 @@ def shape_of(op, widths, layers):
         group = g("group") or n
         need(n % group == 0, "group")
         return n, {"weight": (group,), "bias": (group,)}
+    if name == "linear" and g("parts") is not None:
+        parts = g("parts")
+        need(n % parts == 0 and g("rows") % parts == 0, "parts")
+        return g("rows"), {"weight": (parts, g("rows") // parts, n // parts), "bias": (g("rows"),)}
     if name in ("linear", "logits"):
         return g("rows"), {"weight": (g("rows"), n), "bias": (g("rows"),)}
     if name == "rope":
@@ -158,9 +162,12 @@ def shape_of(op, widths, layers):
         need(all(w[key] == due[key] for key in w), "widths of q, k, v")
         return heads * value_dim, {"sinks": (heads,)}
     if name == "gate":
+        own = dict.fromkeys(("alpha_p", "alpha_n", "beta", "eps"), (1,))
+        need(all((g(key) is not None) == (g("act") == "xielu") for key in own), "xielu")
+        need(g("act") != "xielu" or b is None, "xielu")
         need(not g("by_layer") or b == layers * a, "by_layer")
         if g("by_layer") or b is None:
-            return a, {}
+            return a, own
         need(a == b or 1 in (a, b), "gate")
         return max(a, b), {}
     if name == "route":
@@ -174,15 +181,20 @@ def shape_of(op, widths, layers):
     if name == "experts":
         experts, inner, rows = w["route"][0], g("inner"), g("rows")
         stacks = {"gate": (experts, inner, n), "up": (experts, inner, n), "down": (experts, rows, inner)}
+        need(g("act") != "xielu", "xielu")
         return rows, stacks | {f"{key}_bias": shape[:2] for key, shape in stacks.items()}
     if name == "add":
         need(a == b, "add")
         return a, {}
+    if name == "concat":
+        need(a % g("heads") == 0 and b % g("heads") == 0, "heads of concat")
+        return a + b, {}
     if name == "delta":
         key_heads, value_heads = g("key_heads"), g("value_heads")
         need(value_heads % key_heads == 0 and a == b == value_heads, "value_heads")
         need(n == 2 * key_heads * g("key_dim") + value_heads * g("value_dim"), "src of delta")
         return value_heads * g("value_dim"), dict.fromkeys(("a_log", "dt_bias"), (value_heads,))
+    need(g("act") != "xielu", "xielu")
     return n, {"scale": {"weight": (1,)}, "conv": {"weight": (n, g("taps")), "bias": (n,)}, "clip": {}}[name]
 
 

@@ -43,7 +43,9 @@ def test_every_refusal_has_cases() -> None:
     assert not {name for name in names if names.count(name) > 1}
 
 
-@pytest.mark.parametrize("source", ("everything", "zstd", "model", "experts", "plain", "recurrent", "windows"))
+@pytest.mark.parametrize(
+    "source", ("everything", "zstd", "model", "experts", "latent", "plain", "recurrent", "windows")
+)
 def test_sources_are_sound(source: str, sources: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "sound.rkf"
     path.write_bytes(mutate(sources[source], {}))

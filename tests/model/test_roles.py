@@ -1,9 +1,11 @@
 """Roles and shared inputs of programs of several families, none of which the code knows."""
 
+import rkf
 from rkf.model.ops import Add, Attention, Conv, Delta, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route
 from rkf.model.program import Program
 from rkf.model.roles import KEPT_DENSE, ROLES, roles, shared_inputs
 from tests.runtime import tiny
+from tests.spec.document import VECTORS
 
 
 def linear(src, dst, rows=8):
@@ -154,3 +156,12 @@ def test_a_table_that_is_also_the_head():
         top=(Logits(src="x", dst="logits", weight="table", rows=9),),
     )
     assert roles(tied) == {"table": "embedding"}
+
+
+def test_latent_attention():
+    with rkf.open(VECTORS / "program-latent.rkf") as file:
+        found = roles(file.model.program)
+    of = {name.split(".")[4]: role for name, role in found.items() if name.startswith("model.layers.1.attn.")}
+    assert {name for name, role in of.items() if role == "query"} == {"queries", "key_parts", "q"}
+    assert {name for name, role in of.items() if role == "key"} == {"latent", "k"}
+    assert {name for name, role in of.items() if role == "output"} == {"value_parts", "o"}
