@@ -47,6 +47,12 @@ def test_threads_link_at_once(tmp_path):
     subprocess.run([sys.executable, "-c", load, *NAMES], env=environment, check=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings as Linux places them")
+def test_a_file_of_more_than_2_gb_may_lie_between():
+    """With LLVM's older linker this aborts, every time."""
+    subprocess.run([sys.executable, "-m", "tests.runtime.crowded_memory"], check=True)
+
+
 def test_processes_that_start_at_once_fill_an_empty_cache(tmp_path):
     processes = [start(tmp_path) for _ in range(3)]
     assert [ended(process) for process in processes] == [(0, COMPILING)] * 3

@@ -1,0 +1,61 @@
+"""Converted models on the CPU: logits that do not depend on how a text is cut into calls, and greedy text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rkf.file.container import open_file
+from rkf.model.program import Program
+from rkf.runtime.backend import Row
+from rkf.runtime.cpu import CpuBackend
+from rkf.runtime.generate import Session
+from rkf.runtime.sampling import Sampling, sample
+
+_CUTS = ([1, 2, 9, 40, 41, 75], None)  # chunks that end within windows and beyond, and token by token
+_SAMPLING = Sampling(repetition_penalty=1.5)  # greedy; without it, many random models repeat one token
+
+
+def logits_on_cpu(path: Path, ids: list[int], *, exact: bool) -> NDArray[np.float32]:
+    """f32[tokens, vocab], with the same bits from the whole text, from chunks and token by token."""
+    with open_file(path) as container:
+        backend = CpuBackend(container, exact=exact, threads=1)
+        tokens, program = np.array(ids), backend.metadata.program
+        whole = backend.forward([Row(backend.new_sequence(len(ids)), tokens)], "all")
+        for cuts in _CUTS:
+            sequence = backend.new_sequence(len(ids))
+            parts = np.split(tokens, cuts or range(1, len(ids)))
+            found = np.concatenate([backend.forward([Row(sequence, part)], "all") for part in parts])
+            np.testing.assert_array_equal(found[_settled(program, len(ids)) :], whole[_settled(program, len(ids)) :])
+    return whole
+
+
+def _settled(program: Program, tokens: int) -> int:
+    """The position from which a text of any cut has the ropes of the whole one."""
+    contexts = [rope.original_context or 0 for rope in program.ropes if rope.long is not None]
+    return max((context for context in contexts if context < tokens), default=0)
+
+
+def assert_same_text(path: Path, model: Any, prompt: list[int], tokens: int) -> None:
+    """Greedy text of a file, in f32, is that of its source by transformers."""
+    wanted = model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=tokens,
+        do_sample=False,
+        repetition_penalty=_SAMPLING.repetition_penalty,
+        eos_token_id=None,
+    )
+    with open_file(path) as container:
+        backend = CpuBackend(container, exact=True, threads=1)
+        session, sequence, new = Session(backend), backend.new_sequence(len(prompt) + tokens), prompt
+        text = list(prompt)
+        for _ in range(tokens):
+            logits = session.next_logits(text)
+            np.testing.assert_array_equal(backend.forward([Row(sequence, np.array(new))])[0], logits)
+            new = [sample(logits, _SAMPLING, text)]
+            text += new
+    assert text == wanted[0].tolist()
