@@ -1,4 +1,4 @@
-"""A fair source for comparisons, made from a GGUF of 4 or 8 bits: `python -m benchmarks.degrid SRC.gguf OUT`.
+"""A fair source for comparisons, made from a quantised GGUF: `python -m benchmarks.degrid SRC.gguf OUT`.
 
 Weights from a block format lie on its grid. The same format then finds that grid again and looks better than it is. So
 this adds uniform noise of one grid cell to every block-quantised weight: a draw from the possible originals. OUT is a
@@ -8,6 +8,7 @@ folder in Hugging Face's layout, bf16; the seed and numpy determine its bytes.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,17 +17,46 @@ import numpy as np
 from blake3 import blake3
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
+from gguf.quants import Q4_K
+from numpy.typing import NDArray
 
 from rkf.converters.export import export_hf
 from rkf.converters.gguf import GgufSource
 from rkf.converters.gguf_header import GgufTensor
 from rkf.converters.source import spec_of
+from rkf.errors import SourceError
 from rkf.file.writer import Writer
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.format.matrix import Alias, DenseTensor, from_f32
 
-# Types whose blocks start with their step, an f16.
-_STEP_FIRST = {Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0}
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+
+def _first(blocks: U8) -> F32:
+    """The f16 that blocks begin with, f32[blocks, 1]."""
+    return np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+
+
+def _of_super_blocks(blocks: U8) -> F32:
+    """Q4_K and Q5_K: the f16 times the 6-bit scale of each 32 weights."""
+    scales, _ = Q4_K.get_scale_min(blocks[:, 4:16])
+    return _first(blocks) * scales.astype(np.float32)
+
+
+def _of_q6(blocks: U8) -> F32:
+    """Q6_K: the f16 at the end times the signed scale of each 16 weights."""
+    scales = np.ascontiguousarray(blocks[:, -18:-2]).view(np.int8)
+    return _first(blocks[:, -2:]) * scales.astype(np.float32)
+
+
+# The step of each sub-block, f32[blocks, sub-blocks], with either sign, from the bytes of blocks.
+_STEPS: dict[Type, Callable[[U8], F32]] = {
+    **dict.fromkeys((Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0), _first),
+    **dict.fromkeys((Type.Q4_K, Type.Q5_K), _of_super_blocks),
+    Type.Q6_K: _of_q6,
+}
+_EXACT = {Type.F32, Type.F16, Type.BF16}
 
 
 class Degridded(GgufSource):
@@ -35,17 +65,21 @@ class Degridded(GgufSource):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         for name, tensor in self._tensors.items():
-            if tensor.type in _STEP_FIRST:
+            if tensor.type not in _STEPS.keys() | _EXACT:
+                known = ", ".join(each.name for each in _STEPS)
+                raise SourceError(f"{path}: {tensor.name}: no step is known of {Type(tensor.type).name}, only of {known}")
+            if tensor.type in _STEPS:
                 self._stored[name] = replace(self._stored[name], dtype="bf16")
         self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
 
     def _rows(self, tensor: GgufTensor, start: int, stop: int, shape: tuple[int, ...]) -> DenseTensor:
         values = super()._rows(tensor, start, stop, shape)
-        if tensor.type not in _STEP_FIRST:
+        if tensor.type not in _STEPS:
             return values
         weights, block_bytes = GGML_QUANT_SIZES[tensor.type]
         blocks = tensor.stored(self.path, start, stop).reshape(-1, block_bytes)
-        step = np.abs(np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32))
+        steps = np.abs(_STEPS[Type(tensor.type)](blocks))
+        step = np.repeat(steps, weights // steps.shape[1], axis=1)
         before = start * tensor.row_bytes // block_bytes
         noise = _random(tensor.name).random((before + len(blocks), weights), np.float32)[before:] - np.float32(0.5)
         return DenseTensor("bf16", from_f32(values.data + (noise * step).reshape(shape), "bf16"))
