@@ -67,7 +67,9 @@ class Degridded(GgufSource):
         for name, tensor in self._tensors.items():
             if tensor.type not in _STEPS.keys() | _EXACT:
                 known = ", ".join(each.name for each in _STEPS)
-                raise SourceError(f"{path}: {tensor.name}: no step is known of {Type(tensor.type).name}, only of {known}")
+                raise SourceError(
+                    f"{path}: {tensor.name}: no step is known of {Type(tensor.type).name}, only of {known}"
+                )
             if tensor.type in _STEPS:
                 self._stored[name] = replace(self._stored[name], dtype="bf16")
         self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}

@@ -29,9 +29,11 @@ from rkf.file.atomic import refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
+from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
 from rkf.model.op import KERNEL, ROUTER, VECTOR
 from rkf.model.program import layer_prefix
+from rkf.model.rotation import rotations
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
@@ -86,6 +88,7 @@ class _Exported:
         self.description: Description = describe(self.config, str(file.path))
         if set(self.description.program.weights()) != set(self.model.program.weights()):
             raise StructureError(f"{file.path}: config.json describes other tensors than the program reads")
+        self._blocks = rotations(self.model.program)
         self._last: tuple[str, F32] | None = None
 
     def _config(self) -> dict[str, Any]:
@@ -104,10 +107,13 @@ class _Exported:
         return first_form_config.config_of(metadata, self.dtypes)
 
     def decode(self, name: str) -> F32:
-        """A tensor of the program. The last one is cached, because the experts of a stack are written one by one."""
+        """A tensor of the checkpoint: rows that the program rotates are turned back. The last one is cached, because
+        the experts of a stack are written one by one.
+        """
         if self._last is None or self._last[0] != name:
             self._last = None  # free it before the next one is decoded
-            self._last = name, self.file.decode(name)
+            values = self.file.decode(name)
+            self._last = name, transformed(values, self._blocks[name]) if name in self._blocks else values
         return self._last[1]
 
     def dtype(self, assembly: Assembly) -> str:

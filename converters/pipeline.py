@@ -29,6 +29,7 @@ from rkf.converters.calibrating import Calibrator, GivenCalibration
 from rkf.converters.ledger import Ledger, LedgerRow, Rehearsal, blank, row
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
+from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import Source, open_source, refuse_source
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError, naming
@@ -65,6 +66,7 @@ def convert(
 
     src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
     calibrate: makes the second moments on a calibration text (`rkf.calibrate.calibration`); None clusters without data.
+    With it, budgets and recipes that have options for rotated tensors rotate the program (`rkf.model.rotation`).
     k: replaces the recipe's base K. recipe: a built-in name or a TOML file; "dense" stores everything unchanged.
     size, bpw: instead of k and recipe, the maximum bytes of the whole file or bits of a clustered weight. K is then
     chosen for each matrix for the least loss (`rkf.cluster.allocation`). The loss is measured on the calibration text
@@ -89,10 +91,13 @@ def convert(
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
     source = open_source(src)
+    budgeted = size is not None or bpw is not None
+    if calibrate and (budgeted or Recipe.load(recipe or "default", source.model.program, k).rotates):
+        source = RotatedSource(source)
     announced = calibrate.announced if calibrate else None
 
     def plan(losses: Mapping[str, float] | None) -> Recipe:
-        if size is None and bpw is None:
+        if not budgeted:
             return Recipe.load(recipe or "default", source.model.program, k)
         fit = archived if archive else fitting
         return fit(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw, losses)
@@ -107,7 +112,6 @@ def convert(
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(source, out.parent) if calibrate else None
-        budgeted = size is not None or bpw is not None
         chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or codec.workers(), force, resume, report, calibration)

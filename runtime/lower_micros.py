@@ -6,13 +6,13 @@ from math import inf
 
 import numpy as np
 
-from rkf.model.ops import Add, Attention, Clip, Concat, Embed, Experts, Gate, Linear, Norm, Rope, Route, Scale
+from rkf.model.ops import Add, Attention, Clip, Concat, Embed, Experts, Gate, Hadamard, Linear, Norm, Rope, Route, Scale
 from rkf.runtime.buffers import Place, padded
 from rkf.runtime.items import Inside, Micro
 from rkf.runtime.lower_attention import attention_micro
 from rkf.runtime.lower_experts import experts_micro, route_micro
 from rkf.runtime.section import PlanSection
-from rkf.runtime.structs import BLOCK, CONCAT, EMBED, NORM, PACK, PAIR, ROPE, SCALE, TAKE, XIELU
+from rkf.runtime.structs import BLOCK, CONCAT, EMBED, HADAMARD, NORM, PACK, PAIR, ROPE, SCALE, TAKE, XIELU
 
 
 def micro_kernel(micro: Micro, cache_format: str) -> str:
@@ -79,6 +79,9 @@ def micro_arguments(section: PlanSection, micro: Micro, own: bool) -> int:
             )
         case Clip():
             return section.struct(PAIR, a=source, out=out, columns=columns, limit=micro.op.limit)
+        case Hadamard(block=block):
+            numbers = {"columns": columns, "block": block, "scale": block**-0.5}
+            return section.struct(HADAMARD, source=source, out=out, **numbers)
     if micro.what == "take":
         rows = section.ground.arrays.wanted.ctypes.data
         return section.struct(TAKE, source=source, out=out, rows=rows, columns=columns)

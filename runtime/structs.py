@@ -119,6 +119,9 @@ SCALE = np.dtype(
     + [("scale", "<f4")],
     align=True,
 )
+HADAMARD = np.dtype(
+    [("source", VALUE), ("out", VALUE), ("columns", _WORD), ("block", _WORD), ("scale", "<f4")], align=True
+)
 ROPE = np.dtype(
     [("source", VALUE), ("out", VALUE)]
     + [(name, _WORD) for name in ("sequences", "positions", "table", "turned", "head_dim", "heads")]

@@ -1,8 +1,8 @@
 """The ops of a program as torch modules, one per class (rkf/model/ops.py says what each computes). Knows no files.
 
 A module is made from its op and the tensors of its layer. It is called with the pass and the values that the op reads,
-`[sequences, tokens, width]` each, and returns the value that it writes. Norms, rope, routing and softmax compute in f32
-for values of any dtype.
+`[sequences, tokens, width]` each, and returns the value that it writes. Norms, rope, routing, softmax and Hadamard
+transforms compute in f32 for values of any dtype.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rkf.runtime.torch_experts import TorchExperts, TorchRoute
 from rkf.runtime.torch_gate import gated, xielu
 from rkf.runtime.torch_pass import TorchPass
 from rkf.runtime.torch_tensors import TorchTensors
+from rkf.torch.hadamard_torch import transformed
 
 
 class _Embed(nn.Module):
@@ -170,6 +171,15 @@ class _Clip(nn.Module):
         return src.clamp(-self._limit, self._limit)
 
 
+class _Hadamard(nn.Module):
+    def __init__(self, op: ops.Hadamard, tensors: TorchTensors) -> None:
+        super().__init__()
+        self._block = op.block
+
+    def forward(self, run: TorchPass, src: Tensor) -> Tensor:
+        return transformed(src, self._block)
+
+
 class TorchHead(nn.Module):
     """The last op of a program: hidden: [..., width] -> logits: [..., vocab]. It needs no pass."""
 
@@ -199,6 +209,7 @@ _MODULES: Mapping[type[Op], Callable[..., nn.Module]] = {
     ops.Conv: _Conv,
     ops.Delta: TorchDelta,
     ops.Clip: _Clip,
+    ops.Hadamard: _Hadamard,
 }
 
 

@@ -1,4 +1,4 @@
-"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in eight files.
+"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in nine files.
 
 Programs are maps, as they stand in a file. Logits come from reference_program.py, in f64.
 """
@@ -355,6 +355,39 @@ def latent() -> Map:
     }
 
 
+def rotated() -> Map:
+    """Matrices behind Hadamard transforms of several blocks, in place and beside the plain value; a tied head."""
+
+    def hadamard(src: str, block: int, dst: str | None = None) -> Map:
+        return op("hadamard", dst or src, src=src, block=block)
+
+    layer = [
+        norm("x", "h", "norm_1"),
+        hadamard("h", 4),
+        *qkv("h"),
+        *ropes(),
+        attention(k="k", v="v"),
+        hadamard("a", 8),
+        linear("a", "o", "attn.o", HIDDEN),
+        op("add", "x", a="x", b="o"),
+        norm("x", "h", "norm_2"),
+        hadamard("h", 2, "t"),
+        linear("t", "g", "mlp.gate", 96),
+        linear("h", "u", "mlp.up", 96),
+        op("gate", "f", a="g", b="u", act="silu"),
+        hadamard("f", 32),
+        linear("f", "d", "mlp.down", HIDDEN),
+        op("add", "x", a="x", b="d"),
+    ]
+    return {
+        "stem": [embed(), hadamard("x", 4)],
+        "kinds": [layer],
+        "order": [0, 0],
+        "ropes": [ROPE],
+        "top": [norm("x", "h", "norm"), hadamard("h", 4), head() | {"weight": "embed.weight"}],
+    }
+
+
 PROGRAMS = {
     "program-biased-head.rkf": biased_head(),
     "program-chunks.rkf": chunks(),
@@ -363,6 +396,7 @@ PROGRAMS = {
     "program-plain.rkf": plain(),
     "program-post-norms.rkf": post_norms(),
     "program-recurrent.rkf": recurrent(),
+    "program-rotated.rkf": rotated(),
     "program-windows.rkf": windows(),
 }
 # Logits: file -> positions of the sequence. The second one of windows takes the long frequencies.

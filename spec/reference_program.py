@@ -206,13 +206,20 @@ def clip(op, place, src):
     return np.clip(src, -op["limit"], op["limit"])
 
 
+def hadamard(op, place, src):
+    h = np.ones((1, 1))
+    while len(h) < op["block"]:
+        h = np.block([[h, h], [h, -h]])
+    return (src.reshape(len(src), -1, op["block"]) @ h / math.sqrt(op["block"])).reshape(src.shape)
+
+
 def logits(op, place, src):
     found = op.get("scale", 1.0) * (src @ place.tensor(op["weight"]).T + place.bias(op))
     return op["softcap"] * np.tanh(found / op["softcap"]) if "softcap" in op else found
 
 
 OPS = {function.__name__: function for function in (embed, norm, linear, rope, attention, gate, route, experts, add,
-    concat, scale, conv, delta, clip, logits)}  # fmt: skip
+    concat, scale, conv, delta, clip, hadamard, logits)}  # fmt: skip
 READS = {"src", "q", "k", "v", "a", "b", "route"}  # the keys that name values
 
 

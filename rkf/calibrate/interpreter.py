@@ -18,6 +18,7 @@ from rkf.calibrate.arithmetic import F32, I64, Routed
 from rkf.calibrate.batch_cache import BatchCache, KeyValues
 from rkf.calibrate.narrow import Narrow, product
 from rkf.model import ops as model_ops
+from rkf.model.hadamard_blocks import transformed
 from rkf.model.op import Op
 from rkf.model.program import Program, layer_prefix
 from rkf.model.roles import shared_inputs
@@ -288,6 +289,9 @@ class _Run:
 
     def clip(self, op: model_ops.Clip) -> F32:
         return np.clip(self.values[op.src], np.float32(-op.limit), np.float32(op.limit))
+
+    def hadamard(self, op: model_ops.Hadamard) -> F32:
+        return transformed(self.values[op.src], op.block)
 
     def _keys_values(self, op: model_ops.Attention) -> KeyValues:
         """All keys and values that the op may see."""

@@ -7,6 +7,9 @@ program's tensors. Knows no weights.
     [defaults]                              # options of every rule that does not override them
     exceptions = 0.001
 
+    [rotated]                               # options in place of the defaults for tensors with rotated rows; with this
+    affine = "row"                          # table, a calibrated conversion rotates the program (rkf.model.rotation)
+
     [[rule]]                                # the first rule that fits decides; it has at least one of these three:
     roles = ["query", "key"]                # the tensor's role in its model (rkf.model.roles)
     layers = "last"                         # "first", "last", or "ends" for both
@@ -29,7 +32,7 @@ routers and kernels of convolutions.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -40,6 +43,7 @@ from rkf.errors import UsageError
 from rkf.format.constants import GROUP_SIZES, MAX_EXCEPTION_SHARE, MAX_K, MIN_K
 from rkf.model.program import Program, layer_of
 from rkf.model.roles import KEPT_DENSE, ROLES, roles
+from rkf.model.rotation import rotations
 
 _SHIPPED = files("rkf.cluster") / "recipes"
 _GRID_MAX_K = 255
@@ -122,14 +126,17 @@ class _Choice:
 class Recipe:
     """A named list of rules for one program. `text` and `k` together define it and belong in the provenance.
 
-    roles: those of the program's tensors, by name.
+    rules: what they choose, and how to store plain and rotated tensors. roles: those of the program's tensors, by name.
+    rotated: the tensors with transformed rows. rotates: whether it has options for such tensors.
     """
 
     name: str
     k: int | None
     text: str
-    rules: tuple[tuple[_Choice, Rule], ...]
+    rules: tuple[tuple[_Choice, Rule, Rule], ...]
     roles: Mapping[str, str]
+    rotated: Collection[str] = ()
+    rotates: bool = False
 
     @classmethod
     def load(cls, name_or_path: str | Path, program: Program, k: int | None = None) -> Recipe:
@@ -151,22 +158,27 @@ class Recipe:
         """A recipe from TOML text; `name` is for messages. Raises UsageError."""
         try:
             data = tomllib.loads(text)
-            unknown = data.keys() - {"description", "k", "defaults", "rule"}
-            _check(not unknown, "a recipe has description, k, defaults and rules", ", ".join(sorted(unknown)))
+            unknown = data.keys() - {"description", "k", "defaults", "rotated", "rule"}
+            _check(not unknown, "a recipe has description, k, defaults, rotated and rules", ", ".join(sorted(unknown)))
             base = k if k is not None else data.get("k")
-            defaults = data.get("defaults", {})
+            plain = data.get("defaults", {})
+            turned = {**plain, **data.get("rotated", {})}
             last = program.layers - 1
-            rules = tuple((_choice(entry, last), _rule(defaults, entry, base)) for entry in data.get("rule", []))
+            rules = tuple(
+                (_choice(entry, last), _rule(plain, entry, base), _rule(turned, entry, base))
+                for entry in data.get("rule", [])
+            )
         except (AttributeError, TypeError, ValueError) as error:  # ValueError: from TOML itself, or from a check here
             raise UsageError(f"recipe {name}: {error}") from error
-        return cls(name, base, text, rules, roles(program))
+        return cls(name, base, text, rules, roles(program), rotations(program).keys(), "rotated" in data)
 
     def rule(self, name: str, shape: tuple[int, ...]) -> Rule:
         """How to store the tensor of this name and shape."""
         role = self.roles.get(name)
         if role is None or role in KEPT_DENSE:
             return DENSE
-        rule = next((rule for choice, rule in self.rules if choice.fits(name, role)), DENSE)
+        plain, turned = next((rules for choice, *rules in self.rules if choice.fits(name, role)), (DENSE, DENSE))
+        rule = turned if name in self.rotated else plain
         return replace(rule, rows_per_table=shape[-2]) if rule.k is not None and len(shape) > 2 else rule
 
 

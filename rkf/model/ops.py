@@ -454,6 +454,26 @@ class Clip(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hadamard(Op):
+    """dst = H src / sqrt(block), where H[i, j] is -1 to the number of common bits of i and j; so for each `block`
+    neighbours of src.
+
+    block: a power of two. The op is its own inverse, so a matrix whose rows went through it gives, behind it, the
+    products of the plain one.
+    """
+
+    name = "hadamard"
+    src: str = value_key()
+    block: int = size_key()
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        whole = self.vector(widths, self.src)
+        fits = self.block.bit_count() == 1 and whole % self.block == 0
+        self.need(fits, f"a block that is a power of two and divides {whole}", self.block)
+        return whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Logits(Op):
     """dst = scale * (weight src + bias), then c * tanh(dst / c) with a softcap c.
 
@@ -485,6 +505,7 @@ def _refuse_xielu(op: Op, act: str) -> None:
 OPS: Mapping[str, type[Op]] = {
     op.name: op
     for op in (
-        *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Concat, Scale, Conv, Delta, Clip, Logits),
+        *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Concat, Scale, Conv, Delta, Clip, Hadamard),
+        Logits,
     )
 }

@@ -18,6 +18,7 @@ from rkf.model.ops import (
     Embed,
     Experts,
     Gate,
+    Hadamard,
     Linear,
     Logits,
     Norm,
@@ -34,7 +35,7 @@ ROLES = (
 KEPT_DENSE = ("router", "kernel")
 """Roles of tensors that are never clustered: they are small, and choose or weight everything after them."""
 
-_PASSING = (Norm, Rope, Concat, Scale, Clip, Conv)  # their output keeps the role of their input
+_PASSING = (Norm, Rope, Concat, Scale, Clip, Conv, Hadamard)  # their output keeps the role of their input
 # The op that reads a product decides its role. Delta reads queries, keys and values from one matrix. Half of its rows
 # are values, whose errors reach the output directly.
 _BY_READER: Mapping[tuple[type[Op], str], str] = {

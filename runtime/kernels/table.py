@@ -6,13 +6,13 @@ row:f32|bf16|f16|clustered  one row of a matrix as f32
 f32                         product in f32, any number of tokens
 one:W, many:W               fast products of one token and of many; W: index width, or 7i, 8i where ranks are the values
 
-Work of phases, and micro-ops (kernels/linear.py, mixing.py, token_ops.py, norms.py, rope.py, packing.py); C: a format
-of the cache, "capped" with a softcap:
+Work of phases, and micro-ops (kernels/linear.py, mixing.py, token_ops.py, norms.py, rope.py, hadamard.py, packing.py);
+C: a format of the cache, "capped" with a softcap:
 linear, linear:added, linear:gated:ACT, logits
 attend:one:C[:capped], attend:many:C[:capped], remember:C, join
 route:SCORE, sort, gather, experts:one:gate:ACT, experts:many:gate:ACT, experts:one:down, experts:many:down, mix
 conv:ACT, delta
-tokens, embed, take, add, concat, scale, clip, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
+tokens, embed, take, add, concat, scale, clip, hadamard, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numba import types
 from rkf.runtime.kernels import (
     experts,
     f32,
+    hadamard,
     half,
     int8_avx2,
     int8_avx512,
@@ -89,6 +90,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "xielu": token_ops.xielu,
     "scale": token_ops.scale,
     "clip": token_ops.clip,
+    "hadamard": hadamard.hadamard,
 }
 
 

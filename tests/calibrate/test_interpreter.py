@@ -6,6 +6,8 @@ import torch
 
 from rkf.calibrate.batch_cache import BatchCache
 from rkf.calibrate.interpreter import Flow, Stretch, logits
+from rkf.model.hadamard_blocks import transformed
+from rkf.model.rotation import rotated, rotations
 from tests.calibrate.small_models import OPTIONS, small_model
 
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(3, 64, (3, 24))
@@ -35,6 +37,16 @@ def small(request):
 def test_logits_are_those_of_transformers(small):
     program, weights, expected = small
     np.testing.assert_allclose(run(program, weights, TOKENS), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_rotated_program_is_the_same_model(small):
+    program, weights, expected = small
+    turned = rotated(program, {})
+    blocks = rotations(turned)
+    assert len(blocks) > 2 * program.layers
+    changed = {name: transformed(weights[name], block) for name, block in blocks.items()}
+    found = run(turned, weights | changed, TOKENS)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
 
 
 class Unrounded(BatchCache):

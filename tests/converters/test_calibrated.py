@@ -15,9 +15,12 @@ from rkf.calibrate.calibration import Calibrate, prompts, save
 from rkf.cli import cli
 from rkf.cluster import allocation
 from rkf.converters.pipeline import convert
+from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import open_source
 from rkf.errors import UsageError
 from rkf.format import codec
+from rkf.model.hadamard_blocks import transformed
+from rkf.model.rotation import rotations
 from rkf.text.tokenizer import Tokenizer
 from tests.families import models
 
@@ -44,7 +47,8 @@ def test_outputs_are_nearer_to_the_sources(hf_folder: Callable[..., Path], tmp_p
     calibrate = Calibrate(tmp_path / "text")
     convert(folder, tmp_path / "plain.rkf", k=8)
     convert(folder, tmp_path / "suited.rkf", k=8, calibrate=calibrate)
-    source = open_source(folder)
+    source = RotatedSource(open_source(folder))
+    blocks = rotations(source.model.program)
     with rkf.open(tmp_path / "plain.rkf") as plain, rkf.open(tmp_path / "suited.rkf") as suited:
         assert suited.provenance["calibration"] == calibrate(source).provenance
         assert plain.provenance["calibration"] == "none"
@@ -56,8 +60,8 @@ def test_outputs_are_nearer_to_the_sources(hf_folder: Callable[..., Path], tmp_p
         for name, moment in seen.items():
             dense = source.read(name).decode()
             costs = []
-            for file in (suited, plain):
-                error = (file.decode(name) - dense).astype(np.float64)
+            for weights in (suited.decode(name), transformed(plain.decode(name), blocks[name])):
+                error = (weights - dense).astype(np.float64)
                 costs.append(np.einsum("rc,cd,rd->", error, moment, error))
             ratios.append(costs[0] / costs[1])
         assert max(ratios) < 1
@@ -70,14 +74,16 @@ def test_a_mixture(tmp_path: Path) -> None:
     predicted = convert(folder, tmp_path / "suited.rkf", k=8, calibrate=calibrate, dry_run=True)
     assert convert(folder, tmp_path / "suited.rkf", k=8, calibrate=calibrate).file_bytes == predicted.file_bytes
     convert(folder, tmp_path / "plain.rkf", k=8)
-    source = open_source(folder)
+    source = RotatedSource(open_source(folder))
+    blocks = rotations(source.model.program)
     ratios = []
     with rkf.open(tmp_path / "plain.rkf") as plain, rkf.open(tmp_path / "suited.rkf") as suited:
         for moments in calibrate(source).moments():
             for name, found in moments.items():
                 if not isinstance(found, np.ndarray):
                     assert suited.load(name).rows_per_table == source.tensors[name].shape[1]
-                    ratios += _ratios(source.read(name).decode(), suited.decode(name), plain.decode(name), found)
+                    before = transformed(plain.decode(name), blocks.get(name, 1))
+                    ratios += _ratios(source.read(name).decode(), suited.decode(name), before, found)
         assert suited.load("model.layers.0.mlp.gate.weight").dtype == "f32"  # the router
     assert len(ratios) > 8
     assert np.mean(ratios) < 0.8
@@ -145,7 +151,7 @@ def test_the_heads_rows_of_frequent_tokens_are_exact(
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
     calibrate = Calibrate(tmp_path / "text")
     convert(folder, out, k=8, calibrate=calibrate)
-    source = open_source(folder)
+    source = RotatedSource(open_source(folder))
     frequent = calibrate(source).frequent
     counts = np.bincount(calibrate(source).tokens.reshape(-1))
     assert counts[frequent[0]] == counts.max()

@@ -195,6 +195,10 @@ def shape_of(op, widths, layers):
         need(n == 2 * key_heads * g("key_dim") + value_heads * g("value_dim"), "src of delta")
         return value_heads * g("value_dim"), dict.fromkeys(("a_log", "dt_bias"), (value_heads,))
     need(g("act") != "xielu", "xielu")
+    if name == "hadamard":
+        block = g("block")
+        need(n % block == 0 and block & (block - 1) == 0, "block")
+        return n, {}
     return n, {"scale": {"weight": (1,)}, "conv": {"weight": (n, g("taps")), "bias": (n,)}, "clip": {}}[name]
 
 
