@@ -29,6 +29,7 @@ from rkf.commands.output import byte_count
 from rkf.converters.export import export_gguf
 from rkf.converters.names import to_gguf
 from rkf.converters.pipeline import convert
+from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import open_source
 from rkf.eval import reference
 from rkf.eval.distributions import log_softmax
@@ -147,8 +148,9 @@ class Bench:
     def _calibration(self) -> Path:
         path = self.work / "calibration.npz"
         if not path.exists():
-            made = Calibrate()(open_source(self.source))
-            save(path, made.tokens, made.losses(coarse))
+            source = open_source(self.source)
+            made = Calibrate()(source)
+            save(path, made.tokens, made.of(RotatedSource(source)).losses(coarse))
         return path
 
     def _f16(self) -> Path:

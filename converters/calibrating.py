@@ -20,6 +20,10 @@ Coarse = Callable[[F32, "Moments | None"], F32]
 class GivenCalibration(Protocol):
     """A calibration on one text for one source."""
 
+    def of(self, source: Source) -> GivenCalibration:
+        """The same text for another form of the same model."""
+        ...
+
     @property
     def provenance(self) -> Mapping[str, Any]:
         """The file's record of it: the same text gives the same bytes."""

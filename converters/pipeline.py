@@ -90,7 +90,7 @@ def convert(
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
-    source = open_source(src)
+    plain = source = open_source(src)
     budgeted = size is not None or bpw is not None
     if calibrate and (budgeted or Recipe.load(recipe or "default", source.model.program, k).rotates):
         source = RotatedSource(source)
@@ -111,7 +111,7 @@ def convert(
     refuse_source(out, src, source)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
-        calibration = calibrate(source, out.parent) if calibrate else None
+        calibration = calibrate(plain, out.parent).of(source) if calibrate else None
         chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
         job = _Job(source, chosen, out, calibration.provenance if calibration else None)
         return job.run(workers or codec.workers(), force, resume, report, calibration)

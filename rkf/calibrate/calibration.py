@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,10 @@ class Calibration:
     tokens: U32
     origin: str
     measured: Mapping[str, float] | None = None
+
+    def of(self, source: CalibrationSource) -> Calibration:
+        """The same text for another form of the same model; stored losses are kept."""
+        return replace(self, source=source)
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -163,12 +163,14 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
     from rkf.calibrate.calibration import Calibrate, save
     from rkf.cluster.allocation import coarse
     from rkf.converters.pull import locate
+    from rkf.converters.rotated_source import RotatedSource
     from rkf.converters.source import open_source
 
     refuse_existing(out, force)
     with progress_bar("calibration text", "token") as bar:
-        made = Calibrate(text, reporter(bar))(open_source(locate(src)), out.parent)
-    save(out, made.tokens, made.losses(coarse), force)
+        source = open_source(locate(src))
+        made = Calibrate(text, reporter(bar))(source, out.parent)
+    save(out, made.tokens, made.of(RotatedSource(source)).losses(coarse), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 
