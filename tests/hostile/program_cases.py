@@ -37,6 +37,10 @@ def insert(at: int, *ops: dict[str, Any]) -> Callable[[list[Any]], list[Any]]:
     return lambda old: [*old[:at], *ops, *old[at:]]
 
 
+def hadamard(block: int) -> dict[str, Any]:
+    return op("hadamard", src="x", dst="x", block=block)
+
+
 def windows(name: str, refusal: str, mentions: str, edits: dict[str, Any], large: bool = False) -> Case:
     return Case(name, refusal, mentions, edits, "windows", large)
 
@@ -235,6 +239,8 @@ WIDTHS = [
     windows("head_dim that does not divide", "width", "head_dim", {FIRST + "4/head_dim": 7}),
     windows("more turned than a head has", "width", "turned", {FIRST + "4/head_dim": 4}),
     windows("a group that does not divide", "width", "group", {STEM + "3/group": 5}),
+    windows("a block that is no power of two", "width", "power of two", {PROGRAM + "stem": insert(1, hadamard(3))}),
+    windows("a block that does not divide", "width", "divides 12", {PROGRAM + "stem": insert(1, hadamard(8))}),
     windows("keys without values", "width", "k and v", {ATTENTION + "v": REMOVED}),
     windows("neither keys nor a layer", "width", "shares", {SHARING + "shares": REMOVED}),
     windows("keys and a layer", "width", "shares", {PROGRAM + "kinds/1/6/shares": 0}),
