@@ -81,7 +81,8 @@ def _with_transforms(
 
     A value of the list that only such matrices read is transformed in place.
     """
-    widths, out = dict(before), []
+    widths = dict(before)
+    out: list[Op] = []
     transformed: dict[str, str] = {}  # value -> its transform
     for at, op in enumerate(ops):
         source, written = reads(op), op.width(widths)
