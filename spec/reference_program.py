@@ -56,8 +56,6 @@ def gated(op, a, b):
 
 
 # The ops: the map of one, the values that it reads by the names of its keys (f64[tokens, width]), and the place.
-
-
 def embed(op, place):
     return op.get("scale", 1.0) * place.tensor(op["table"])[place.tokens]
 
@@ -207,10 +205,9 @@ def clip(op, place, src):
 
 
 def hadamard(op, place, src):
-    h = np.ones((1, 1))
-    while len(h) < op["block"]:
-        h = np.block([[h, h], [h, -h]])
-    return (src.reshape(len(src), -1, op["block"]) @ h / math.sqrt(op["block"])).reshape(src.shape)
+    numbers = np.arange(op["block"])
+    signs = (-1.0) ** np.bitwise_count(numbers[:, None] & numbers)
+    return (src.reshape(-1, op["block"]) @ signs / math.sqrt(op["block"])).reshape(src.shape)
 
 
 def logits(op, place, src):

@@ -62,7 +62,7 @@ class Calibration:
     origin: str
     measured: Mapping[str, float] | None = None
 
-    def of(self, source: CalibrationSource) -> Calibration:
+    def of(self, source: Source) -> Calibration:
         """The same text for another form of the same model; stored losses are kept."""
         return replace(self, source=source)
 

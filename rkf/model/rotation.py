@@ -62,8 +62,11 @@ def rotations(program: Program) -> dict[str, int]:
 
 
 def _matrix(op: Op) -> str | None:
-    """The matrix that an op multiplies its `src` with; of two stacks, the first."""
-    return op.gate if isinstance(op, Experts) else op.weight if isinstance(op, (Linear, Logits)) else None
+    """The matrix that an op multiplies its whole `src` with; of two stacks, the first."""
+    if isinstance(op, Experts):
+        return op.gate
+    whole = isinstance(op, Logits) or (isinstance(op, Linear) and op.parts is None)
+    return cast(Linear, op).weight if whole else None
 
 
 def _widths(ops: Sequence[Op]) -> dict[str, Width]:
