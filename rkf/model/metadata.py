@@ -12,6 +12,7 @@ from typing import Any
 from rkf.format.fields import Fields, integer, refuse
 from rkf.model.first_form import ModelConfig
 from rkf.model.program import Program
+from rkf.model.rotation import unrotated
 
 MAX_EOS = 256
 MAX_SPECIAL = 4096
@@ -54,8 +55,9 @@ class ModelMetadata:
         return self.program.layers
 
     def computes_as(self, other: ModelMetadata) -> bool:
-        """Whether both are the same model, apart from names of special tokens and recommendations."""
-        return self.program == other.program and self.context_length == other.context_length
+        """Whether both are the same model, apart from rotation, names of special tokens and recommendations."""
+        same = unrotated(self.program) == unrotated(other.program)
+        return same and self.context_length == other.context_length
 
     def to_metadata(self) -> dict[str, Any]:
         """The map `metadata.model` of a file that carries its program."""

@@ -52,6 +52,12 @@ def rotated(program: Program, aliases: Mapping[str, str]) -> Program:
     return found
 
 
+def unrotated(program: Program) -> Program:
+    """The program without its transforms: that of the plain weights."""
+    kinds = tuple(_without_transforms(kind) for kind in program.kinds)
+    return replace(program, stem=_without_transforms(program.stem), kinds=kinds, top=_without_transforms(program.top))
+
+
 def rotations(program: Program) -> dict[str, int]:
     """The matrices, stacks and tables whose rows are transformed, by full name, with the sizes of their blocks."""
     found = _in_list(program.stem)
@@ -99,6 +105,19 @@ def _with_transforms(
         out.append(op)
         widths[op.dst] = written
         transformed.pop(op.dst, None)
+    return tuple(out)
+
+
+def _without_transforms(ops: Sequence[Op]) -> tuple[Op, ...]:
+    out: list[Op] = []
+    plain: dict[str, str] = {}  # transformed value -> the plain one
+    for op in ops:
+        if isinstance(op, Hadamard):
+            plain[op.dst] = op.src
+        elif _matrix(op) is not None:
+            out.append(replace(cast(Linear, op), src=plain.get(cast(Linear, op).src, cast(Linear, op).src)))
+        else:
+            out.append(op)
     return tuple(out)
 
 

@@ -7,7 +7,7 @@ import torch
 from rkf.calibrate.batch_cache import BatchCache
 from rkf.calibrate.interpreter import Flow, Stretch, logits
 from rkf.model.hadamard_blocks import transformed
-from rkf.model.rotation import rotated, rotations
+from rkf.model.rotation import rotated, rotations, unrotated
 from tests.calibrate.small_models import OPTIONS, small_model
 
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(3, 64, (3, 24))
@@ -42,6 +42,7 @@ def test_logits_are_those_of_transformers(small):
 def test_a_rotated_program_is_the_same_model(small):
     program, weights, expected = small
     turned = rotated(program, {})
+    assert unrotated(turned) == program
     blocks = rotations(turned)
     assert len(blocks) > 2 * program.layers
     changed = {name: transformed(weights[name], block) for name, block in blocks.items()}
