@@ -228,7 +228,8 @@ def _activation(value: Any) -> str:
 def _layer_types(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise _WrongError("a list of words")
-    words = tuple(_OLD_TYPES.get(word, word) for word in value)
+    given: list[str] = value
+    words = tuple(_OLD_TYPES.get(word, word) for word in given)
     for word in words:
         if word not in known:
             raise UnsupportedError(f"layer_types: {word!r} is not supported; known: {', '.join(known)}")

@@ -378,15 +378,19 @@ CACHES = [
             ]
         },
     ),
-]
-
-CACHES += [
     scan(
         "two scans in a layer",
         "cache",
         "scan",
-        {PROGRAM + "kinds/0": lambda old: [*old[:6], old[5] | {"dst": "w"}, op("add", dst="y", a="y", b="w"), *old[6:]]},
-    )
+        {
+            PROGRAM + "kinds/0": lambda old: [
+                *old[:6],
+                old[5] | {"dst": "w"},
+                op("add", dst="y", a="y", b="w"),
+                *old[6:],
+            ]
+        },
+    ),
 ]
 
 TENSORS = [

@@ -199,7 +199,7 @@ def shape_of(op, widths, layers):
         heads, groups, least, most = g("heads"), g("groups"), g("dt_min"), g("dt_max")
         need(heads % groups == 0 and w["dt"] == heads, "heads of scan")
         need(n == heads * g("head_dim") + 2 * groups * g("state_dim"), "src of scan")
-        need(0 <= least and (most is None or least <= most), "limits of scan")
+        need(least >= 0 and (most is None or least <= most), "limits of scan")
         return heads * g("head_dim"), dict.fromkeys(("a_log", "dt_bias", "d"), (heads,))
     need(g("act") != "xielu", "xielu")
     return n, {"scale": {"weight": (1,)}, "conv": {"weight": (n, g("taps")), "bias": (n,)}, "clip": {}}[name]
