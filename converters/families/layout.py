@@ -176,6 +176,26 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
+class Flattened:
+    """The first axis, of this many rows, and the second one become one."""
+
+    rows: int
+    moves = True
+
+    def apply(self, values: Values) -> Values:
+        return values.reshape(-1)
+
+    def undo(self, values: Values) -> Values:
+        return values.reshape(self.rows, -1)
+
+    def shape(self, stored: Shape) -> Shape:
+        return (prod(stored),) if len(stored) == 2 and stored[0] == self.rows else stored
+
+    def stored(self, shape: Shape) -> Shape:
+        return self.rows, shape[0] // self.rows
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A tensor of the program in terms of a checkpoint's tensors.
 

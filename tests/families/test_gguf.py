@@ -49,6 +49,8 @@ REFUSED = {
     "qwen3_5_moe-tied": "linear_value_head_dim: 16",
     "qwen3_5-mixed": "attention_bias: True",
     "gemma4-biases": "attention_bias: True",
+    "mamba2-limits": "biases of the mixer's products",
+    "granitemoehybrid-limits": "biases of the mixer's products",
     "lfm2-biases": "conv_bias: True",
     "lfm2_moe-plain": "norm_topk_prob: False",
     "gpt_neox-in-turn": "hidden_act: 'relu'",
