@@ -45,6 +45,9 @@ def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
         if key not in found:
             raise SourceError(f"field {KEYS[key]} is missing")
     own = family.gguf.to_config(model)
+    value_size = model.own.get("attention.value_length", head_size(model))
+    if value_size != head_size(model) and "v_head_dim" not in own:
+        raise UnsupportedError(f"attention.value_length is {value_size}, expected {head_size(model)} as for keys")
     if "intermediate_size" not in {**found, **own}:  # some mixtures have no dense layer
         raise SourceError(f"field {KEYS['intermediate_size']} is missing")
     return {

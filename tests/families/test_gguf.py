@@ -58,8 +58,8 @@ REFUSED = {
     "stablelm-parallel": "tie_word_embeddings: True",
     "apertus-biases": "attention_bias: True",
     "apertus-relu": "hidden_act: 'relu2'",
+    "deepseek_v3-plain": "attention_bias: True",
     "llama4-chunks": "attention_bias: True",
-    "glm4_moe-groups": "n_group: 4",
     "nemotron-biases": "head_dim: a GGUF cannot store heads",
 }
 WRITTEN = [variant for variant in VARIANTS if variant not in REFUSED]
