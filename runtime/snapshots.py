@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 SPACING = 256  # tokens; about what a pass computes
-MOST = 8  # 19 MB each for a model of 0.8 B with 18 delta rules, 0.2 MB for one of short convolutions; llama.cpp keeps up to 32
+MOST = 8  # 19 MB each with 18 delta rules at 0.8 B weights, 0.2 MB with short convolutions alone; llama.cpp: up to 32
 _MARKS = 2
 
 State = TypeVar("State")
