@@ -224,13 +224,14 @@ class _GgufModel:
         description = exported.description
         self._architecture = description.family.gguf.architecture
         fields = fields_of(description.family, description.keys)
-        self._fields, self._extra = dict(fields.own), fields.extra
+        self._fields, self._extra = fields.own, fields.extra
         exact = (ROUTER, KERNEL, VECTOR)
         self._exact = {name for name, _, role in description.program.weights() if role in exact}
+        self._numbers: dict[str, list[float]] = {}
         apart: set[str] = set()
         for name, field in description.family.gguf.numbers.items():
             names = [layer_prefix(layer) + name for layer in range(description.program.layers)]
-            self._fields[field] = [float(exported.decode(each)[0]) for each in names]
+            self._numbers[field] = [float(exported.decode(each)[0]) for each in names]
             apart.update(names)
         self._tensors = [
             each for each in assemblies(description.gguf_layout, exported.shapes) if each.name not in apart
@@ -245,6 +246,8 @@ class _GgufModel:
                 writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
                 for key, value in self._fields.items():
                     _add_field(writer, f"{self._architecture}.{key}", value)
+                for key, numbers in self._numbers.items():
+                    writer.add_array(key, numbers)
                 gguf_fields(writer, file.blob(TOKENIZER) or b"", self._exported.model)
                 template = file.blob(CHAT_TEMPLATE)
                 if template is not None:

@@ -191,7 +191,7 @@ def _numbers(described: Description, fields: Mapping[str, Any], label: str) -> d
     """Tensors that fields hold with one number for each layer, f32[1] each, by their full names."""
     form, found = described.family.gguf, dict[str, NDArray[np.float32]]()
     for name, field in form.numbers.items():
-        values = fields.get(f"{form.architecture}.{field}")
+        values = fields.get(field)
         layers = described.keys.num_hidden_layers
         if not isinstance(values, np.ndarray) or values.shape != (layers,) or values.dtype.kind != "f":
             raise SourceError(f"{label}: field {field}: expected {layers} numbers, one for each layer")

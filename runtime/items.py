@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rkf.model.op import Op
-from rkf.model.ops import Add, Attention, Conv, Delta, Experts, Gate, Linear, Logits, Rope, Route
+from rkf.model.ops import Add, Attention, Conv, Delta, Experts, Gate, Linear, Logits, Rope, Route, Scan
 
 
 class Packed(NamedTuple):
@@ -142,7 +142,7 @@ def items(ops: Sequence[Op], lasting: Collection[str], many: bool) -> list[Item]
                 found.append(Micro("route", (scores,), (op.dst,), op))
             case Experts():
                 found += _experts(op, many)
-            case Conv() | Delta():
+            case Conv() | Delta() | Scan():
                 found.append(Work(op.name, op, frozenset({*op.reads(), STATE}), frozenset({op.dst, STATE})))
             case _:
                 found.append(Micro(op.name, op.reads(), (op.dst,), op, outside=isinstance(op, Rope)))

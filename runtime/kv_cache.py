@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rkf.errors import ContextLengthError
-from rkf.model.ops import Attention, Conv, Delta
+from rkf.model.ops import Attention, Conv, Recurrent, Scan
 from rkf.model.program import Program
 from rkf.runtime.buffers import padded
 from rkf.runtime.snapshots import MOST
@@ -77,7 +77,7 @@ class CacheLayout:
         self.state_bytes = 0
         for layer in range(program.layers):
             for keeper in program.layer(layer):
-                if isinstance(keeper, (Conv, Delta)):
+                if isinstance(keeper, Recurrent):
                     self.states[layer, keeper.name] = self.state_bytes
                     self.state_bytes += _state_bytes(program, keeper)
 
@@ -111,11 +111,13 @@ def _seen(program: Program, layer: int, op: Attention) -> int | None:
     return None if None in windows else max(window for window in windows if window is not None)
 
 
-def _state_bytes(program: Program, op: Conv | Delta) -> int:
+def _state_bytes(program: Program, op: Recurrent) -> int:
     """The state of an op in one sequence (kernels/recurrent.py), its rows padded to whole lanes."""
     if isinstance(op, Conv):
         columns = program.widths()[op.dst]
         return (op.taps - 1) * padded(columns if isinstance(columns, int) else 0, LANES) * 4
+    if isinstance(op, Scan):
+        return op.heads * op.state_dim * padded(op.head_dim, LANES) * 4
     return op.value_heads * op.key_dim * padded(op.value_dim, LANES) * 4
 
 

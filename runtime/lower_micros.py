@@ -110,6 +110,7 @@ def _norm(section: PlanSection, op: Norm, source: Place, out: Place, columns: in
         bias=section.vector(op.bias),
         columns=size,
         groups=columns // size,
+        step=size * 4 if op.by_group else 0,
         epsilon=op.epsilon,
     )
 

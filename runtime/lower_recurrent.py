@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 
-from rkf.model.ops import Conv, Delta
+from rkf.model.ops import Conv, Delta, Recurrent, Scan
 from rkf.runtime.buffers import padded
 from rkf.runtime.items import Work
 from rkf.runtime.section import PlanSection
-from rkf.runtime.structs import CONV, COUNTED, DELTA, LANES, PARTS
+from rkf.runtime.structs import CONV, COUNTED, DELTA, LANES, PARTS, SCAN
 
 _SEGMENTS, _PART = COUNTED.index("segments"), PARTS.index("states")
 
 
-def recurrent_work(section: PlanSection, work: Work, op: Conv | Delta, kernel: int) -> tuple[int, ...]:
-    """The PHASE of a convolution or of a delta rule, with an item per segment and group of channels or head."""
+def recurrent_work(section: PlanSection, work: Work, op: Recurrent, kernel: int) -> tuple[int, ...]:
+    """The PHASE of a recurrent op, with an item per segment and group of channels or head."""
     if isinstance(op, Conv):
         arguments, items = _conv(section, op)
+    elif isinstance(op, Scan):
+        arguments, items = _scan(section, op), op.heads
     else:
         arguments, items = _delta(section, op), op.value_heads
     return kernel, arguments, _SEGMENTS, items, 0, 0, _PART
@@ -60,7 +64,27 @@ def _delta(section: PlanSection, op: Delta) -> int:
     )
 
 
-def _kept(section: PlanSection, op: Conv | Delta) -> dict[str, int]:
+def _scan(section: PlanSection, op: Scan) -> int:
+    return section.struct(
+        SCAN,
+        source=section.places[op.src],
+        dt=section.places[op.dt],
+        out=section.write(op.dst, op.heads * op.head_dim),
+        **_kept(section, op),
+        a_log=section.vector(op.a_log),
+        dt_bias=section.vector(op.dt_bias),
+        d=section.vector(op.d),
+        heads=op.heads,
+        head_dim=op.head_dim,
+        groups=op.groups,
+        state_dim=op.state_dim,
+        padded=padded(op.head_dim, LANES),
+        dt_min=op.dt_min,
+        dt_max=op.dt_max or inf,
+    )
+
+
+def _kept(section: PlanSection, op: Recurrent) -> dict[str, int]:
     """Where the state of an op is found."""
     ground, layout = section.ground, section.ground.layout
     return {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rkf.model.ops import Attention, Conv, Delta, Experts
+from rkf.model.ops import Attention, Conv, Experts, Recurrent
 from rkf.runtime.items import Product, Work
 from rkf.runtime.lower_attention import attention_work
 from rkf.runtime.lower_experts import experts_work
@@ -104,7 +104,7 @@ def _work_phase(section: PlanSection, work: Work) -> tuple[int, ...]:
         return attention_work(section, work, work.op, kernel)
     if isinstance(work.op, Experts):
         return experts_work(section, work, work.op, kernel)
-    if isinstance(work.op, (Conv, Delta)):
+    if isinstance(work.op, Recurrent):
         return recurrent_work(section, work, work.op, kernel)
     raise TypeError(work.what)
 

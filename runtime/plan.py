@@ -41,7 +41,7 @@ from rkf.runtime.weights import Weights
 
 _KNOWN = (
     *("embed", "norm", "linear", "rope", "attention", "gate", "route", "experts", "add", "scale", "conv", "delta"),
-    *("concat", "clip", "hadamard", "logits"),
+    *("scan", "concat", "clip", "hadamard", "logits"),
 )
 _NOT_IN_TOP = (Embed, Rope, Route, Experts)
 

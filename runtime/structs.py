@@ -91,9 +91,10 @@ MICRO = _struct("work arguments")
 # The arguments of micro-ops (kernels/token_ops.py); columns are those of one row, which holds its groups side by side.
 EMBED = np.dtype([("matrix", _WORD), ("ids", _WORD), ("out", VALUE), ("columns", _WORD), ("scale", "<f4")], align=True)
 TAKE = np.dtype([("source", VALUE), ("out", VALUE), ("rows", _WORD), ("columns", _WORD)], align=True)
+# step: from the weights and biases of one group to those of the next, in bytes; 0: all have the same.
 NORM = np.dtype(
     [("source", VALUE), ("out", VALUE)]
-    + [(name, _WORD) for name in ("weight", "bias", "columns", "groups")]
+    + [(name, _WORD) for name in ("weight", "bias", "columns", "groups", "step")]
     + [("epsilon", "<f4")],
     align=True,
 )
@@ -214,6 +215,18 @@ DELTA = np.dtype(
             *("a_log", "dt_bias", "key_heads", "value_heads", "key_dim", "value_dim", "padded"),
         )
     ],
+    align=True,
+)
+SCAN = np.dtype(
+    [(name, VALUE) for name in ("source", "dt", "out")]
+    + [
+        (name, _WORD)
+        for name in (
+            *("sequences", "segments", "state_word", "state"),
+            *("a_log", "dt_bias", "d", "heads", "head_dim", "groups", "state_dim", "padded"),
+        )
+    ]
+    + [("dt_min", "<f4"), ("dt_max", "<f4")],
     align=True,
 )
 

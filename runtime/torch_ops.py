@@ -20,6 +20,7 @@ from rkf.runtime.torch_delta import TorchDelta
 from rkf.runtime.torch_experts import TorchExperts, TorchRoute
 from rkf.runtime.torch_gate import gated, xielu
 from rkf.runtime.torch_pass import TorchPass
+from rkf.runtime.torch_scan import TorchScan
 from rkf.runtime.torch_tensors import TorchTensors
 from rkf.torch.hadamard_torch import transformed
 
@@ -41,17 +42,22 @@ class _Norm(nn.Module):
         self.weight, self.bias = tensors.optional(op.weight), tensors.optional(op.bias)
         if self.weight is not None and op.offset:
             self.weight.add_(op.offset)
-        self._group, self._epsilon, self._centred = op.group, op.epsilon, op.centred
+        self._group, self._epsilon, self._centred, self._by_group = op.group, op.epsilon, op.centred, op.by_group
 
     def forward(self, run: TorchPass, src: Tensor) -> Tensor:
         size = self._group or src.shape[-1]
         x = src.float().unflatten(-1, (-1, size))
+        weight, bias = (None, None) if self._by_group else (self.weight, self.bias)
         if self._centred:
-            x = functional.layer_norm(x, (size,), self.weight, self.bias, self._epsilon)
+            x = functional.layer_norm(x, (size,), weight, bias, self._epsilon)
         else:
-            x = functional.rms_norm(x, (size,), self.weight, self._epsilon)
+            x = functional.rms_norm(x, (size,), weight, self._epsilon)
+            x = x if bias is None else x + bias
+        x = x.flatten(-2)
+        if self._by_group:
+            x = x if self.weight is None else x * self.weight
             x = x if self.bias is None else x + self.bias
-        return x.flatten(-2).to(src.dtype)
+        return x.to(src.dtype)
 
 
 class _Linear(nn.Module):
@@ -208,6 +214,7 @@ _MODULES: Mapping[type[Op], Callable[..., nn.Module]] = {
     ops.Scale: _Scale,
     ops.Conv: _Conv,
     ops.Delta: TorchDelta,
+    ops.Scan: TorchScan,
     ops.Clip: _Clip,
     ops.Hadamard: _Hadamard,
 }

@@ -1,7 +1,7 @@
 """The past of a sequence for its next tokens: keys and values by layer, and recurrent states. Knows no weights.
 
 A layer with its own attention has keys and values, `[sequences, kv_heads, positions, head_dim or value_dim]`; one that
-shares reads an earlier layer's. A layer with a convolution or a delta rule has a state of fixed size.
+shares reads an earlier layer's. A layer with a recurrent op has a state of fixed size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rkf.errors import UsageError
-from rkf.model.ops import Attention, Conv, Delta
+from rkf.model.ops import Attention, Recurrent
 from rkf.model.program import Program
 from rkf.runtime.rope_choice import RopeChoice
 from rkf.runtime.snapshots import Snapshots
@@ -178,7 +178,7 @@ class TorchCache:
 
 def is_recurrent(program: Program) -> bool:
     """Whether a sequence has a state that cannot be cut back."""
-    return any(isinstance(op, Conv | Delta) for kind in program.kinds for op in kind)
+    return any(isinstance(op, Recurrent) for kind in program.kinds for op in kind)
 
 
 def _empty(op: Attention, sequences: int, dtype: torch.dtype, device: torch.device) -> KeysValues:

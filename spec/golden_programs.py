@@ -1,4 +1,4 @@
-"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in nine files.
+"""Small models that carry their program, by spec/program.md: all ops, and every key of them, in ten files.
 
 Programs are maps, as they stand in a file. Logits come from reference_program.py, in f64.
 """
@@ -270,6 +270,53 @@ def recurrent() -> Map:
     }
 
 
+def scans() -> Map:
+    """The mixer of Mamba 2 in groups, its steps limited; and one without limits, beside attention with normed heads."""
+    mixer = [
+        norm("x", "h", "norm_1"),
+        linear("h", "z", "mixer.z", 20),
+        linear("h", "c", "mixer.xbc", 4 * 5 + 2 * 2 * 3),
+        linear("h", "t", "mixer.dt", 4),
+        op("conv", "c", src="c", weight="mixer.conv", bias="mixer.conv.bias", taps=4, act="silu"),
+        op(
+            "scan", "y", src="c", dt="t", a_log="mixer.a_log", dt_bias="mixer.dt_bias", d="mixer.d",
+            heads=4, head_dim=5, groups=2, state_dim=3, dt_min=0.75, dt_max=1.5,
+        ),
+        op("gate", "y", a="z", b="y", act="silu"),
+        norm("y", "y", "mixer.norm", group=10, by_group=True),
+        linear("y", "o", "mixer.o", HIDDEN),
+        op("add", "x", a="x", b="o"),
+    ]  # fmt: skip
+    heads = {"group": 6, "by_group": True, "centred": True, "offset": 0.5}
+    both = [
+        norm("x", "h", "norm_1"),
+        linear("h", "c", "mixer.xbc", 3 * 4 + 2 * 18),
+        linear("h", "t", "mixer.dt", 3, bias=True),
+        op(
+            "scan", "y", src="c", dt="t", a_log="mixer.a_log", dt_bias="mixer.dt_bias", d="mixer.d",
+            heads=3, head_dim=4, groups=1, state_dim=18,
+        ),
+        norm("y", "y", "mixer.norm"),
+        *qkv("h"),
+        *(norm(part, part, f"attn.{part}_norm", bias=f"attn.{part}_norm.bias", **heads) for part in "qk"),
+        *ropes(),
+        attention(k="k", v="v"),
+        linear("a", "o", "attn.o", HIDDEN),
+        op("add", "o", a="o", b="y"),
+        op("add", "x", a="x", b="o"),
+        norm("x", "h", "norm_2"),
+        *feed_forward("h", "silu"),
+        op("add", "x", a="x", b="d"),
+    ]  # fmt: skip
+    return {
+        "stem": [embed()],
+        "kinds": [mixer, both],
+        "order": [0, 0, 1],
+        "ropes": [ROPE],
+        "top": [norm("x", "h", "norm"), head()],
+    }
+
+
 def biased_head() -> Map:
     """A tied head with a bias, a scale and a softcap, behind layers with a parallel residual and no gate."""
     layer = [
@@ -397,6 +444,7 @@ PROGRAMS = {
     "program-post-norms.rkf": post_norms(),
     "program-recurrent.rkf": recurrent(),
     "program-rotated.rkf": rotated(),
+    "program-scan.rkf": scans(),
     "program-windows.rkf": windows(),
 }
 # Logits: file -> positions of the sequence. The second one of windows takes the long frequencies.

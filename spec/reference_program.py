@@ -65,9 +65,10 @@ def norm(op, place, src):
     if op.get("centred"):
         x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + op["epsilon"])
+    width = x.shape[2]  # of a group; with by_group, each has its own rows of weights and biases
     if "weight" in op:
-        x = x * (place.tensor(op["weight"]) + op.get("offset", 0.0))
-    return (x + place.bias(op)).reshape(src.shape)
+        x = x * (place.tensor(op["weight"]) + op.get("offset", 0.0)).reshape(-1, width)
+    return (x + place.bias(op).reshape(-1, width) if "bias" in op else x).reshape(src.shape)
 
 
 def linear(op, place, src):
@@ -200,6 +201,22 @@ def delta(op, place, src, a, b):
     return out.reshape(len(src), -1)
 
 
+def scan(op, place, src, dt):
+    heads, groups, state_dim = op["heads"], op["groups"], op["state_dim"]
+    inner, shared = heads * op["head_dim"], groups * state_dim
+    u = src[:, :inner].reshape(len(src), heads, -1)
+    b, c = (src[:, at : at + shared].reshape(len(src), groups, state_dim) for at in (inner, inner + shared))
+    steps = np.logaddexp(0, dt + place.tensor(op["dt_bias"])).clip(op.get("dt_min", 0.0), op.get("dt_max", math.inf))
+    decay = np.exp(-np.exp(place.tensor(op["a_log"])) * steps)
+    state, out = np.zeros((heads, state_dim, op["head_dim"])), u * place.tensor(op["d"])[:, None]
+    for position in range(len(src)):
+        for head in range(heads):
+            group, entering = head * groups // heads, steps[position, head] * u[position, head]
+            state[head] = decay[position, head] * state[head] + np.outer(b[position, group], entering)
+            out[position, head] += state[head].T @ c[position, group]
+    return out.reshape(len(src), -1)
+
+
 def clip(op, place, src):
     return np.clip(src, -op["limit"], op["limit"])
 
@@ -216,8 +233,8 @@ def logits(op, place, src):
 
 
 OPS = {function.__name__: function for function in (embed, norm, linear, rope, attention, gate, route, experts, add,
-    concat, scale, conv, delta, clip, hadamard, logits)}  # fmt: skip
-READS = {"src", "q", "k", "v", "a", "b", "route"}  # the keys that name values
+    concat, scale, conv, delta, scan, clip, hadamard, logits)}  # fmt: skip
+READS = {"src", "q", "k", "v", "a", "b", "dt", "route"}  # the keys that name values
 
 
 def run_ops(ops, place):

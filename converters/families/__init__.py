@@ -8,6 +8,7 @@ from typing import Any
 from rkf.converters.families import (
     apertus,
     cohere2,
+    deepseek_v3,
     ernie4_5,
     ernie4_5_moe,
     exaone4,
@@ -20,10 +21,12 @@ from rkf.converters.families import (
     gpt_oss,
     granite,
     granitemoe,
+    granitemoehybrid,
     lfm2,
     lfm2_moe,
     llama,
     llama4,
+    mamba2,
     ministral3,
     mistral,
     mixtral,
@@ -50,7 +53,7 @@ _MODULES = (
     *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
     *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron, gpt_neox),
     *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe, lfm2, lfm2_moe, gemma4),
-    *(glm4_moe, llama4, apertus),
+    *(glm4_moe, llama4, apertus, deepseek_v3, mamba2, granitemoehybrid),
 )
 FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 _WRAPPERS = tuple(dict.fromkeys(family.wrapper.model_type for family in FAMILIES.values() if family.wrapper))

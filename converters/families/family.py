@@ -80,7 +80,7 @@ class GgufForm(Generic[C]):
     does not name it. to_config: keys of config.json beyond the common ones. to_fields: the inverse; raises
     UnsupportedError if a GGUF has no field for a value. layout: over Hugging Face's names, which gguf's tables
     translate. unused: whether llama.cpp ignores a tensor, by its name there. numbers: tensors of one number in each
-    layer, by their names in it, which a GGUF has as a field with the numbers of all layers.
+    layer, by their names in it -> the whole key of the field in which a GGUF has the numbers of all layers.
     """
 
     architecture: str

@@ -44,20 +44,31 @@ def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
     for key in _REQUIRED:
         if key not in found:
             raise SourceError(f"field {KEYS[key]} is missing")
-    value_size = model.own.get("attention.value_length", head_size(model))
-    if value_size != head_size(model):
-        raise UnsupportedError(f"attention.value_length is {value_size}, expected {head_size(model)} as for keys")
     own = family.gguf.to_config(model)
+    value_size = model.own.get("attention.value_length", head_size(model))
+    if value_size != head_size(model) and "v_head_dim" not in own:
+        raise UnsupportedError(f"attention.value_length is {value_size}, expected {head_size(model)} as for keys")
     if "intermediate_size" not in {**found, **own}:  # some mixtures have no dense layer
         raise SourceError(f"field {KEYS['intermediate_size']} is missing")
     return {
         "architectures": [family.class_name],
         "model_type": family.name,
         **found,
-        "num_key_value_heads": found.get("num_key_value_heads", found["num_attention_heads"]),
-        "head_dim": head_size(model),
+        **(_heads(model, found) if found["num_attention_heads"] != 0 else {}),  # a model without attention has 0
         "tie_word_embeddings": "output.weight" not in model.tensors,
         **own,
+    }
+
+
+def _heads(model: GgufModel, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of heads."""
+    size = head_size(model)
+    value_size = model.own.get("attention.value_length", size)
+    if value_size != size:
+        raise UnsupportedError(f"attention.value_length is {value_size}, expected {size} as for keys")
+    return {
+        "num_key_value_heads": found.get("num_key_value_heads", found["num_attention_heads"]),
+        "head_dim": size,
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from rkf.errors import SourceError, UnsupportedError
 
 _FACTOR, _LENGTH = "rope.scaling.factor", "rope.scaling.original_context_length"
-_ATTENTION, _MULTIPLIER = "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_log_multiplier"
+_ATTENTION, MULTIPLIER = "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_log_multiplier"
 _BETAS = {"beta_fast": ("rope.scaling.yarn_beta_fast", 32.0), "beta_slow": ("rope.scaling.yarn_beta_slow", 1.0)}
 
 
@@ -31,8 +31,8 @@ def yarn_parameters(own: Mapping[str, Any], theta: float) -> dict[str, Any]:
         "original_max_position_embeddings": own[_LENGTH],
         **{key: shortest(own.get(field, default)) for key, (field, default) in _BETAS.items()},
     }
-    if own.get(_MULTIPLIER):
-        found |= {"mscale": 1.0, "mscale_all_dim": shortest(own[_MULTIPLIER])}
+    if own.get(MULTIPLIER):
+        found |= {"mscale": 1.0, "mscale_all_dim": shortest(own[MULTIPLIER])}
     if own.get(_ATTENTION) is not None:
         found["attention_factor"] = shortest(own[_ATTENTION])
     return found
@@ -57,7 +57,7 @@ def yarn_fields(rope: Mapping[str, Any]) -> dict[str, Any]:
     if given is None and rope.get("mscale") and rope.get("mscale_all_dim"):
         if rope["mscale"] != 1:
             raise UnsupportedError(f"mscale: {rope['mscale']} is not supported; llama.cpp assumes 1")
-        fields[_MULTIPLIER] = float(rope["mscale_all_dim"])
+        fields[MULTIPLIER] = float(rope["mscale_all_dim"])
     return fields
 
 

@@ -66,7 +66,6 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: Glm4MoeKeys) -> GgufFields:
-    config.refuse(config.n_group > 1, "n_group", "1: llama.cpp has no groups of experts here")
     found = rope_fields(rope_scaling.parameters(config), config.head_size)
     return GgufFields({**found.own, **grouped_fields(config)}, found.extra)
 

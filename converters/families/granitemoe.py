@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import assemble, attention, experts, pre_norm_layer
+from rkf.converters.families.blocks import Layer, assemble, attention, experts, pre_norm_layer
 from rkf.converters.families.expert_layout import fused_stacks, renamed
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_experts import expert_config, expert_fields
@@ -27,18 +27,10 @@ class GraniteMoeKeys(GraniteKeys):
 def _program(config: GraniteMoeKeys) -> Program:
     rope = rope_scaling.whole_heads(rope_scaling.parameters(config))
     turns = rope_scaling.frequencies(rope, config.head_size, config.max_position_embeddings)
-    route = Route(
-        src="h",
-        dst="r",
-        weight="mlp.gate.weight",
-        experts=config.num_local_experts,
-        count=config.num_experts_per_tok,
-        score="chosen",
-    )
     layer = pre_norm_layer(
         config,
         attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
-        experts(config, route, config.intermediate_size),
+        mixture(config),
         residual=config.residual_multiplier,
     )
     return assemble(
@@ -48,6 +40,19 @@ def _program(config: GraniteMoeKeys) -> Program:
         embedding_scale=config.embedding_multiplier,
         logit_scale=1 / config.logits_scaling,
     )
+
+
+def mixture(config: GraniteMoeKeys) -> Layer:
+    """The experts of the highest logits, weighted by the softmax over these alone."""
+    route = Route(
+        src="h",
+        dst="r",
+        weight="mlp.gate.weight",
+        experts=config.num_local_experts,
+        count=config.num_experts_per_tok,
+        score="chosen",
+    )
+    return experts(config, route, config.intermediate_size)
 
 
 def _layout(config: GraniteMoeKeys) -> Layout:

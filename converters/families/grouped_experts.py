@@ -84,6 +84,11 @@ def is_beyond(config: GroupedExperts, name: str) -> bool:
     return layer is not None and layer >= config.num_hidden_layers
 
 
+def is_by_sigmoid(own: Mapping[str, Any]) -> bool:
+    """Whether the experts of a GGUF are scored in this way; some architectures have files of another."""
+    return own.get(_FUNCTION) == _SIGMOID
+
+
 def grouped_config(own: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of config.json from the fields of a GGUF."""
     return {

@@ -17,6 +17,7 @@ from rkf.errors import SourceError, UnsupportedError
 MAX_SIZE = (1 << 31) - 1
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 LINEAR, CONV = "linear_attention", "conv"
+_OLD_TYPES = {"attention": FULL, "mamba": LINEAR}  # words of layer_types in checkpoints of earlier versions
 # Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
 _ACTIVATIONS = {
     "silu": "silu",
@@ -92,6 +93,16 @@ def flag(default: bool, or_null: bool = False, aliases: tuple[str, ...] = (), na
     return _key(default, reader, aliases, name)
 
 
+def limits(least: float, most: float) -> Any:
+    """A list of two numbers of at least 0, in order; the second is above 0 and may be infinite."""
+    return _key((least, most), _limits)
+
+
+def size_or_auto() -> Any:
+    """An integer of at least 1; None for "auto", the default."""
+    return _key(None, lambda value: None if value == "auto" else _whole(1, MAX_SIZE)(value))
+
+
 def word() -> Any:
     """A word, or null."""
     return _key(None, _or_null(_word))
@@ -111,10 +122,10 @@ def activation(default: str, name: str = "hidden_act", own: str | None = None) -
     )
 
 
-def layer_types(*known: str) -> Any:
+def layer_types(*known: str, aliases: tuple[str, ...] = ()) -> Any:
     """The kind of each layer, as words (by default: full or sliding attention); null: the family's own pattern."""
     words = known or (FULL, SLIDING)
-    return _key(None, _or_null(lambda value: _layer_types(value, words)))
+    return _key(None, _or_null(lambda value: _layer_types(value, words)), aliases)
 
 
 def period(default: int) -> Any:
@@ -178,6 +189,22 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
+def _limits(value: Any) -> tuple[float, float]:
+    # transformers 5 writes what JSON has no number for as an object.
+    infinity = {"__float__": "Infinity"}
+    numbers = [math.inf if each == infinity else each for each in value] if isinstance(value, list) else []
+    in_order = (
+        len(numbers) == 2
+        and all(type(each) in (int, float) for each in numbers)
+        and 0 <= numbers[0] <= numbers[1]
+        and numbers[0] < math.inf
+        and numbers[1] > 0
+    )
+    if not in_order:
+        raise _WrongError("a list of two numbers of at least 0, in order")
+    return float(numbers[0]), float(numbers[1])
+
+
 def _flag(value: Any) -> bool:
     if type(value) is not bool:
         raise _WrongError("true or false")
@@ -201,10 +228,12 @@ def _activation(value: Any) -> str:
 def _layer_types(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise _WrongError("a list of words")
-    for word in value:
+    given: list[str] = value
+    words = tuple(_OLD_TYPES.get(word, word) for word in given)
+    for word in words:
         if word not in known:
             raise UnsupportedError(f"layer_types: {word!r} is not supported; known: {', '.join(known)}")
-    return tuple(value)
+    return words
 
 
 def _integers(value: Any) -> tuple[int, ...]:

@@ -137,6 +137,26 @@ class Transposed:
 
 
 @dataclass(frozen=True, slots=True)
+class ByHead:
+    """Rows of all heads, one below the other, become a matrix for each head."""
+
+    heads: int
+    moves = True
+
+    def apply(self, values: Values) -> Values:
+        return values.reshape(self.shape(values.shape))
+
+    def undo(self, values: Values) -> Values:
+        return values.reshape(self.stored(values.shape))
+
+    def shape(self, stored: Shape) -> Shape:
+        return (self.heads, stored[0] // self.heads, *stored[1:])
+
+    def stored(self, shape: Shape) -> Shape:
+        return (shape[0] * shape[1], *shape[2:])
+
+
+@dataclass(frozen=True, slots=True)
 class Squeezed:
     """An axis of size 1 is left out."""
 
@@ -173,6 +193,26 @@ class Scalar:
 
     def stored(self, shape: Shape) -> Shape:
         return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Flattened:
+    """The first axis, of this many rows, and the second one become one."""
+
+    rows: int
+    moves = True
+
+    def apply(self, values: Values) -> Values:
+        return values.reshape(-1)
+
+    def undo(self, values: Values) -> Values:
+        return values.reshape(self.rows, -1)
+
+    def shape(self, stored: Shape) -> Shape:
+        return (prod(stored),) if len(stored) == 2 and stored[0] == self.rows else stored
+
+    def stored(self, shape: Shape) -> Shape:
+        return self.rows, shape[0] // self.rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rkf.model.ops import Attention, Delta, Experts, Gate, Norm, Rope, Route
+from rkf.model.ops import Attention, Delta, Experts, Gate, Norm, Rope, Route, Scan
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 _SCORES = 1 << 21  # attention scores held at once, unless one sequence has more (they grow with its tokens squared)
+_CHUNK = 64  # tokens that Scan takes together
 _GELU_TANH = np.float32(np.sqrt(2 / np.pi))
 
 
@@ -29,15 +30,16 @@ class Routed(NamedTuple):
 
 
 def normed(op: Norm, x: F32, weight: F32 | None, bias: F32 | None) -> F32:
-    """weight, bias: f32[group]."""
+    """weight, bias: f32[group], or f32[width] if each group has its own."""
     groups = x.reshape(*x.shape[:-1], -1, op.group) if op.group else x
     if op.centred:
         groups = groups - groups.mean(axis=-1, keepdims=True)
     out = groups / np.sqrt(np.mean(groups * groups, axis=-1, keepdims=True) + np.float32(op.epsilon))
+    size = groups.shape[-1]
     if weight is not None:
-        out = out * (weight + np.float32(op.offset) if op.offset else weight)
+        out = out * (weight + np.float32(op.offset) if op.offset else weight).reshape(-1, size)
     if bias is not None:
-        out = out + bias
+        out = out + bias.reshape(-1, size)
     flat: F32 = out.reshape(x.shape)
     return flat
 
@@ -243,6 +245,38 @@ def delta_rule(op: Delta, x: F32, a: F32, b: F32, a_log: F32, dt_bias: F32, stat
         state = state + key * (beta[:, token, :, None] * missing)[:, :, None]
         out[:, token] = (state * q[:, token, :, :, None]).sum(axis=2)
     return out.reshape(*x.shape[:2], -1), state
+
+
+def scanned(op: Scan, x: F32, dt: F32, a_log: F32, dt_bias: F32, d: F32, state: F32) -> tuple[F32, F32]:
+    """(The output of Scan, the state after it). x, dt: the op's src and dt; state: f32[batch, heads, state_dim,
+    head_dim]. Within a chunk it is attention whose weights decay (Dao and Gu, arXiv 2405.21060).
+    """
+    inner, shared = op.heads * op.head_dim, op.groups * op.state_dim
+    values = by_head(x[..., :inner], op.heads)
+    b, c = (
+        np.repeat(by_head(part, op.groups), op.heads // op.groups, axis=1)
+        for part in (x[..., inner : inner + shared], x[..., inner + shared :])
+    )
+    steps = np.logaddexp(np.float32(0), dt + dt_bias).clip(np.float32(op.dt_min), np.float32(op.dt_max or np.inf))
+    steps = steps.swapaxes(1, 2)
+    log_decay, entering = -np.exp(a_log)[:, None] * steps, steps[..., None] * values
+    out = d[:, None, None] * values
+    for start in range(0, x.shape[1], _CHUNK):
+        some = slice(start, start + _CHUNK)
+        mixed, state = _scanned_chunk(c[:, :, some], b[:, :, some], entering[:, :, some], log_decay[:, :, some], state)
+        out[:, :, some] += mixed
+    return out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1), state
+
+
+def _scanned_chunk(c: F32, b: F32, entering: F32, log_decay: F32, state: F32) -> tuple[F32, F32]:
+    """Some tokens after a state. c, b: f32[batch, heads, tokens, state_dim]; entering: f32[…, head_dim]; log_decay:
+    f32[batch, heads, tokens]. Sums of decays are f64: they may reach 1000 where two tokens differ by 0.01.
+    """
+    total = log_decay.cumsum(axis=-1, dtype=np.float64)
+    since, left = (np.exp(part)[..., None].astype(np.float32) for part in (total, total[..., -1:] - total))
+    between = np.tril(np.exp(np.minimum(total[..., :, None] - total[..., None, :], 0))).astype(np.float32)
+    mixed = since * (c @ state) + (c @ b.swapaxes(2, 3) * between) @ entering
+    return mixed, since[..., -1:, :] * state + (left * b).swapaxes(2, 3) @ entering
 
 
 def _unit(x: F32) -> F32:

@@ -287,6 +287,14 @@ class _Run:
         self._keep_state(op, after)
         return out
 
+    def scan(self, op: model_ops.Scan) -> F32:
+        x, dt = self.values[op.src], self.values[op.dt]
+        a_log, dt_bias, d = (cast(F32, self._vector(name)) for name in (op.a_log, op.dt_bias, op.d))
+        state = self._state(op, (len(x), op.heads, op.state_dim, op.head_dim))
+        out, after = arithmetic.scanned(op, x, dt, a_log, dt_bias, d, state)
+        self._keep_state(op, after)
+        return out
+
     def clip(self, op: model_ops.Clip) -> F32:
         return np.clip(self.values[op.src], np.float32(-op.limit), np.float32(op.limit))
 

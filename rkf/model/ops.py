@@ -57,7 +57,7 @@ class Norm(Op):
     (weight + offset).
 
     y = x * rsqrt(mean(x^2) + epsilon); with `centred`, x is replaced by x - mean(x) first (LayerNorm). weight, bias:
-    f32[group], the same for every group.
+    f32[group], the same for every group; with `by_group`, f32[width of src], each group has its own.
     """
 
     name = "norm"
@@ -68,9 +68,11 @@ class Norm(Op):
     offset: float = number_key(0.0)
     group: int | None = size_key(None)
     centred: bool = flag_key()
+    by_group: bool = flag_key()
 
     def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        size = self.group or self.vector(widths, self.src)
+        whole = self.vector(widths, self.src)
+        size = whole if self.by_group else self.group or whole
         for name in (self.weight, self.bias):
             if name is not None:
                 yield Weight(name, (size,), VECTOR)
@@ -78,6 +80,7 @@ class Norm(Op):
     def width(self, widths: Mapping[str, Width]) -> Width:
         whole = self.vector(widths, self.src)
         self.need(whole % (self.group or whole) == 0, f"a group that divides {whole}", self.group)
+        self.need(not self.by_group or self.group is not None, "group, as by_group is true", "none")
         return whole
 
 
@@ -442,6 +445,43 @@ class Delta(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scan(Op):
+    """The state space of Mamba 2: a state S of [state_dim, head_dim] a head, zero at the start.
+
+    src: x of `heads` heads, then B and C of `groups` groups. Head j reads B and C of group floor(j * groups / heads).
+    By head, t = softplus(dt + dt_bias), clamped to dt_min … dt_max; then S = exp(-exp(a_log) * t) * S;
+    S = S + B outer (t * x); dst = S^T C + d * x. a_log, dt_bias, d: f32[heads]. Dao and Gu, arXiv 2405.21060.
+    """
+
+    name = "scan"
+    src: str = value_key()
+    dt: str = value_key()
+    a_log: str = tensor_key()
+    dt_bias: str = tensor_key()
+    d: str = tensor_key()
+    heads: int = size_key()
+    head_dim: int = size_key()
+    groups: int = size_key()
+    state_dim: int = size_key()
+    dt_min: float = number_key(0.0)
+    dt_max: float | None = number_key(None, above=0)
+
+    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
+        for name in (self.a_log, self.dt_bias, self.d):
+            yield Weight(name, (self.heads,), VECTOR)
+
+    def width(self, widths: Mapping[str, Width]) -> Width:
+        self.need(self.heads % self.groups == 0, f"heads that are a multiple of {self.groups}", self.heads)
+        in_order = 0 <= self.dt_min <= (self.dt_min if self.dt_max is None else self.dt_max)
+        self.need(in_order, "0 <= dt_min <= dt_max", f"{self.dt_min} and {self.dt_max}")
+        whole = self.heads * self.head_dim + 2 * self.groups * self.state_dim
+        for value, expected in ((self.src, whole), (self.dt, self.heads)):
+            got = self.vector(widths, value)
+            self.need(got == expected, f"{expected} numbers in {value!r}", got)
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Clip(Op):
     """dst = src clamped to -limit … limit."""
 
@@ -502,10 +542,11 @@ def _refuse_xielu(op: Op, act: str) -> None:
     op.need(act != "xielu", "another act: 'xielu' has tensors, which only gate names", repr(act))
 
 
-OPS: Mapping[str, type[Op]] = {
-    op.name: op
-    for op in (
-        *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Concat, Scale, Conv, Delta, Clip, Hadamard),
-        Logits,
-    )
-}
+Recurrent = Conv | Delta | Scan
+"""The ops with a state of fixed size in each sequence."""
+
+_ALL = (
+    *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Concat, Scale),
+    *(Conv, Delta, Scan, Clip, Hadamard, Logits),
+)
+OPS: Mapping[str, type[Op]] = {op.name: op for op in _ALL}

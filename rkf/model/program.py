@@ -28,7 +28,9 @@ from rkf.model.op_maps import (
     rope_from_map,
     rope_map,
 )
-from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Rope
+from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Rope, Scan
+
+_KEEPERS = (Attention, Conv, Delta, Scan)  # what they keep of a sequence belongs to their layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ class Program:
         for number, op in enumerate(ops):
             if isinstance(op, Embed) and where != "stem":
                 refuse(_place(where, number, op), "embed in the stem alone", "one here")
-            if not in_layer and (isinstance(op, (Attention, Conv, Delta)) or (isinstance(op, Gate) and op.by_layer)):
+            if not in_layer and (isinstance(op, _KEEPERS) or (isinstance(op, Gate) and op.by_layer)):
                 refuse(_place(where, number, op), "no op that belongs to a layer", f"{op.name!r}")
             if isinstance(op, Logits) and (where != "top" or number != len(ops) - 1):
                 refuse(_place(where, number, op), "logits once, as the last op of the top", "logits here")
@@ -225,7 +227,7 @@ class Program:
     def _check_caches(self) -> None:
         """A layer has at most one cache and one state of each sort; it shares only an earlier layer's, of one shape."""
         for number, kind in enumerate(self.kinds):
-            for sort in (Attention, Conv, Delta):
+            for sort in _KEEPERS:
                 if sum(isinstance(op, sort) and getattr(op, "shares", None) is None for op in kind) > 1:
                     refuse(f"program, kind {number}", f"one {sort.name} that keeps something", "more")
         caches = [_cache(kind) for kind in self.kinds]

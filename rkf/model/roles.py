@@ -22,9 +22,11 @@ from rkf.model.ops import (
     Linear,
     Logits,
     Norm,
+    Recurrent,
     Rope,
     Route,
     Scale,
+    Scan,
 )
 from rkf.model.program import Program, layer_prefix
 
@@ -37,12 +39,13 @@ KEPT_DENSE = ("router", "kernel")
 
 _PASSING = (Norm, Rope, Concat, Scale, Clip, Conv, Hadamard)  # their output keeps the role of their input
 # The op that reads a product decides its role. Delta reads queries, keys and values from one matrix. Half of its rows
-# are values, whose errors reach the output directly.
+# are values, whose errors reach the output directly. So do most of Scan's: x.
 _BY_READER: Mapping[tuple[type[Op], str], str] = {
     (Attention, "q"): "query",
     (Attention, "k"): "key",
     (Attention, "v"): "value",
     (Delta, "src"): "value",
+    (Scan, "src"): "value",
     (Gate, "a"): "gate",
     (Gate, "b"): "up",
 }
@@ -131,7 +134,7 @@ def _named(op: Op, after: Sequence[Op], ends: Mapping[str, str]) -> list[tuple[s
 
 def _ending(op: Op, ends: Mapping[str, str]) -> str | None:
     """The role of a Linear that reads this op's output: "output" after attention and similar ops, "down" after Gate."""
-    if isinstance(op, (Attention, Delta, Conv)):
+    if isinstance(op, Attention | Recurrent):
         return "output"
     if isinstance(op, Gate):
         return "output" if "output" in (ends.get(op.a), ends.get(op.b or "")) else "down"

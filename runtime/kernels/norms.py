@@ -90,9 +90,9 @@ def norm(kind: str) -> Callable[..., Any]:
         m, thread = view(NORM, arguments), view(THREAD, thread_address)
         source, out = row_of(m.source, thread, token), row_of(m.out, thread, token)
         for group in range(m.groups):
-            at = group * m.columns * 4
-            normalise(source + at, m.weight, out + at, m.columns, m.epsilon)
+            at, own = group * m.columns * 4, group * m.step
+            normalise(source + at, m.weight + own, out + at, m.columns, m.epsilon)
             if m.bias != 0:
-                _add_bias(out + at, m.bias, m.columns)
+                _add_bias(out + at, m.bias + own, m.columns)
 
     return kernel

@@ -1,4 +1,4 @@
-"""Ops with a state per sequence: short convolutions and the gated delta rule.
+"""Ops with a state per sequence: short convolutions, the gated delta rule and the state space of Mamba 2.
 
 An item is some channels or one head of one sequence in a call, its tokens in order. So the bits do not depend on how
 tokens are cut into calls.
@@ -16,10 +16,10 @@ from rkf.runtime.kernels.activations import ACTIVATIONS, constant, exponential, 
 from rkf.runtime.kernels.inline import inline, smaller
 from rkf.runtime.kernels.memory import load, load_first, store, store_first
 from rkf.runtime.kernels.operands import number, row_of, word
-from rkf.runtime.kernels.simd import absolute, fma, lane_sum, maximum, splat
+from rkf.runtime.kernels.simd import absolute, fma, lane_sum, maximum, minimum, splat
 from rkf.runtime.kernels.vectors import F32x16
 from rkf.runtime.kernels.views import view
-from rkf.runtime.structs import CONV, DELTA, LANES, THREAD
+from rkf.runtime.structs import CONV, DELTA, LANES, SCAN, THREAD
 
 
 @inline
@@ -134,3 +134,37 @@ def delta(item, arguments, batch_address, thread_address):
         for column in range(0, op.value_dim, LANES):
             some = smaller(op.value_dim - column, LANES)
             _update(state + column * 4, k, q, values + column * 4, out + column * 4, op, decay, beta, some)
+
+
+@inline
+def _push(state, b, c, entering, op, decay):
+    """S = decay * S; S = S + B outer entering; returns S^T C, for 16 columns of S."""
+    row_bytes, total = op.padded * 4, constant(0.0)
+    for i in range(op.state_dim):
+        row = fma(splat(F32x16, number(b, i)), entering, load(F32x16, state + i * row_bytes) * decay)
+        store(state + i * row_bytes, row)
+        total = fma(row, splat(F32x16, number(c, i)), total)
+    return total
+
+
+def scan(item, arguments, batch_address, thread_address):
+    """One head of the state space. state: f32[heads, state_dim, head_dim], padded to whole lanes."""
+    op, thread = view(SCAN, arguments), view(THREAD, thread_address)
+    segment, head = item // op.heads, item % op.heads
+    first, end = word(op.segments, segment), word(op.segments, segment + 1)
+    state = _state(op, first) + head * op.state_dim * op.padded * 4
+    shared_bytes = op.groups * op.state_dim * 4
+    to_b = op.heads * op.head_dim * 4 + head * op.groups // op.heads * op.state_dim * 4
+    rate = exponential(splat(F32x16, number(op.a_log, head)))
+    least, most = splat(F32x16, op.dt_min), splat(F32x16, op.dt_max)
+    for token in range(first, end):
+        source, out = row_of(op.source, thread, token), row_of(op.out, thread, token)
+        step = _softplus(splat(F32x16, number(row_of(op.dt, thread, token), head) + number(op.dt_bias, head)))
+        step = minimum(maximum(step, least), most)
+        decay = exponential(constant(0.0) - rate * step)
+        b = source + to_b
+        for column in range(0, op.head_dim, LANES):
+            at, count = (head * op.head_dim + column) * 4, smaller(op.head_dim - column, LANES)
+            x = load_first(F32x16, source + at, count)
+            seen = _push(state + column * 4, b, b + shared_bytes, step * x, op, decay)
+            store_first(out + at, fma(splat(F32x16, number(op.d, head)), x, seen), count)

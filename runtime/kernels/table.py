@@ -11,7 +11,7 @@ C: a format of the cache, "capped" with a softcap:
 linear, linear:added, linear:gated:ACT, logits
 attend:one:C[:capped], attend:many:C[:capped], remember:C, join
 route:SCORE, sort, gather, experts:one:gate:ACT, experts:many:gate:ACT, experts:one:down, experts:many:down, mix
-conv:ACT, delta
+conv:ACT, delta, scan
 tokens, embed, take, add, concat, scale, clip, hadamard, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
 """
 
@@ -82,6 +82,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "experts:many:down": experts.experts_down("many"),
     "mix": experts.mix,
     "delta": recurrent.delta,
+    "scan": recurrent.scan,
     "tokens": token_ops.tokens,
     "embed": token_ops.embed,
     "take": token_ops.take,

@@ -221,12 +221,11 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "apertus": ("apertus", {"rope_parameters": LLAMA3}),
+    "apertus": ("apertus", {"head_dim": 32, "rope_parameters": LLAMA3}),
     "apertus-biases": (
         "apertus",
         {
             "attention_bias": True,
-            "head_dim": 32,
             "num_key_value_heads": None,
             "rope_parameters": LINEAR,
             "tie_word_embeddings": True,

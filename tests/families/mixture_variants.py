@@ -29,6 +29,14 @@ _LLAMA4: dict[str, Any] = {
     "num_local_experts": 4,
 }
 
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+}
+
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": (
         "qwen3_moe",
@@ -183,6 +191,30 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "use_qk_norm": False,
             "attention_bias": True,
             "tie_word_embeddings": True,
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        _LATENT
+        | _GROUPED
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "q_lora_rank": 24,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "deepseek_v3-plain": (
+        "deepseek_v3",
+        _LATENT
+        | _GROUPS
+        | {
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "attention_bias": True,
+            "first_k_dense_replace": 0,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
         },
     ),
 }

@@ -49,6 +49,8 @@ REFUSED = {
     "qwen3_5_moe-tied": "linear_value_head_dim: 16",
     "qwen3_5-mixed": "attention_bias: True",
     "gemma4-biases": "attention_bias: True",
+    "mamba2-limits": "biases of the mixer's products",
+    "granitemoehybrid-limits": "biases of the mixer's products",
     "lfm2-biases": "conv_bias: True",
     "lfm2_moe-plain": "norm_topk_prob: False",
     "gpt_neox-in-turn": "hidden_act: 'relu'",
@@ -56,8 +58,8 @@ REFUSED = {
     "stablelm-parallel": "tie_word_embeddings: True",
     "apertus-biases": "attention_bias: True",
     "apertus-relu": "hidden_act: 'relu2'",
+    "deepseek_v3-plain": "attention_bias: True",
     "llama4-chunks": "attention_bias: True",
-    "glm4_moe-groups": "n_group: 4",
     "nemotron-biases": "head_dim: a GGUF cannot store heads",
 }
 WRITTEN = [variant for variant in VARIANTS if variant not in REFUSED]

@@ -30,6 +30,7 @@ def spelt_out(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with every default that the reference has."""
     kind = config[_NAME]
     rest = {key: value for key, value in json.loads(json.dumps(config)).items() if key != _NAME}
+    rest = transformers.PreTrainedConfig._decode_special_floats(rest)  # as it reads infinity from a file
     full = transformers.AutoConfig.for_model(kind, **rest).to_dict()
     found: dict[str, Any] = json.loads(json.dumps(full))
     return found

@@ -3,6 +3,7 @@
 Sources are vectors. windows: kind 0 has a window and kind 1 none; kind 2, the last layer, shares the cache of layer 0.
 plain: kinds 0, 1, 0. experts: kinds 0, 1, 2. recurrent: kinds 0 (delta), 0, 1 (conv), 2 (attention).
 latent: kind 0 twice.
+scan: kinds 0, 0, 1.
 """
 
 from __future__ import annotations
@@ -61,18 +62,22 @@ def recurrent(name: str, refusal: str, mentions: str, edits: dict[str, Any]) -> 
     return Case(name, refusal, mentions, edits, "recurrent")
 
 
+def scan(name: str, refusal: str, mentions: str, edits: dict[str, Any]) -> Case:
+    return Case(name, refusal, mentions, edits, "scan")
+
+
 WORDS = [
-    windows("op of a layer", "word", "'scan'", {FIRST + "0/op": "scan"}),
-    windows("op of the stem", "word", "'scan'", {STEM + "0/op": "scan"}),
-    windows("op of the top", "word", "'scan'", {TOP + "1/op": "scan"}),
+    windows("op of a layer", "word", "'warp'", {FIRST + "0/op": "warp"}),
+    windows("op of the stem", "word", "'warp'", {STEM + "0/op": "warp"}),
+    windows("op of the top", "word", "'warp'", {TOP + "1/op": "warp"}),
     windows("activation", "word", "'mish'", {FIRST + "12/act": "mish"}),
     windows("pairs", "word", "'thirds'", {FIRST + "4/pairs": "thirds"}),
     experts("score", "word", "'linear'", {FIRST + "10/score": "linear"}),
     windows(
         "op beside unknown keys of every map",
         "word",
-        "'scan'",
-        {FIRST + "0/op": "scan", PROGRAM + "new": 1, MODEL + "new": 1, FIRST + "1/new": 1, PROGRAM + "ropes": 7},
+        "'warp'",
+        {FIRST + "0/op": "warp", PROGRAM + "new": 1, MODEL + "new": 1, FIRST + "1/new": 1, PROGRAM + "ropes": 7},
     ),
     windows(
         "activation beside a missing key",
@@ -202,6 +207,21 @@ FLOWS = [
             )
         },
     ),
+    scan(
+        "scan in the top",
+        "flow",
+        "scan",
+        {
+            PROGRAM + "top": insert(
+                0,
+                op(
+                    "scan",
+                    **{"dst": "x", "src": "x", "dt": "x", "a_log": "a", "dt_bias": "b", "d": "d"},
+                    **{"heads": 12, "head_dim": 1, "groups": 1, "state_dim": 1},
+                ),
+            )
+        },
+    ),
     windows(
         "conv in the stem",
         "flow",
@@ -287,6 +307,12 @@ WIDTHS = [
     recurrent("value heads that keys do not divide", "width", "multiple of 3", {FIRST + "6/key_heads": 3}),
     recurrent("a delta of another width", "width", "'c'", {FIRST + "6/key_dim": 4}),
     recurrent("a decay of another width", "width", "'a'", {FIRST + "3/rows": 5}),
+    scan("heads that groups of B do not divide", "width", "multiple of 3", {FIRST + "5/groups": 3}),
+    scan("a scan of another width", "width", "'c'", {FIRST + "5/state_dim": 4}),
+    scan("a step of another width", "width", "'t'", {FIRST + "3/rows": 5}),
+    scan("limits out of order", "width", "dt_min", {FIRST + "5/dt_max": 0.5}),
+    scan("a step that is negative", "width", "dt_min", {FIRST + "5/dt_min": -0.5}),
+    scan("weights by group without groups", "width", "by_group", {FIRST + "7/group": REMOVED}),
 ]
 
 PARTS, JOIN, XIELU = FIRST + "6/", FIRST + "9/", FIRST + "17/"  # of latent
@@ -358,6 +384,19 @@ CACHES = [
             ]
         },
     ),
+    scan(
+        "two scans in a layer",
+        "cache",
+        "scan",
+        {
+            PROGRAM + "kinds/0": lambda old: [
+                *old[:6],
+                old[5] | {"dst": "w"},
+                op("add", dst="y", a="y", b="w"),
+                *old[6:],
+            ]
+        },
+    ),
 ]
 
 TENSORS = [
@@ -401,6 +440,7 @@ TENSORS = [
             )
         },
     ),
+    scan("weights by group of another shape", "tensors", "[5]", {FIRST + "7/group": 5, FIRST + "7/by_group": False}),
     plain("no tokenizer", "tensors", "tokenizer.json", {"keep/-2": None}),
 ]
 

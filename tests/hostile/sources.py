@@ -4,5 +4,5 @@ from __future__ import annotations
 
 SOURCES = {
     **{"everything": "everything.rkf", "zstd": "zstd.rkf", "regrouped": "regrouped.rkv"},
-    **{name: f"program-{name}.rkf" for name in ("experts", "latent", "plain", "recurrent", "windows")},
+    **{name: f"program-{name}.rkf" for name in ("experts", "latent", "plain", "recurrent", "scan", "windows")},
 }

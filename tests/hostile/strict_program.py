@@ -15,6 +15,7 @@ MOST, LAYERS = LIMITS["greatest size and width"], LIMITS["layers"]
 F32_MAX, NORMAL = 3.4028234663852886e38, 2.0**-126
 BLOBS = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
 CHOSEN = "chosen"
+KEEPERS = ("attention", "conv", "delta", "scan")
 
 
 def keyed(value, required, optional, where):
@@ -123,7 +124,7 @@ def check_flow(stem, kinds, top):
             need((name == "logits") == last, "logits are the end")
             need(name != "embed" or ops is stem, "embed is in the stem")
             in_layer = ops is not stem and ops is not top
-            need(in_layer or not (name in ("attention", "conv", "delta") or op.get("by_layer")), f"{name} in no layer")
+            need(in_layer or not (name in KEEPERS or op.get("by_layer")), f"{name} in no layer")
         unread -= lasting & every
         need(unread <= ({top[-1]["dst"]} if ops is top else set()), f"unread: {unread}")
 
@@ -140,8 +141,8 @@ def shape_of(op, widths, layers):
         return g("cols"), {"table": (g("rows"), g("cols"))}
     if name == "norm":
         group = g("group") or n
-        need(n % group == 0, "group")
-        return n, {"weight": (group,), "bias": (group,)}
+        need(n % group == 0 and (g("group") or not g("by_group")), "group")
+        return n, dict.fromkeys(("weight", "bias"), (n if g("by_group") else group,))
     if name == "linear" and g("parts") is not None:
         parts = g("parts")
         need(n % parts == 0 and g("rows") % parts == 0, "parts")
@@ -194,6 +195,12 @@ def shape_of(op, widths, layers):
         need(value_heads % key_heads == 0 and a == b == value_heads, "value_heads")
         need(n == 2 * key_heads * g("key_dim") + value_heads * g("value_dim"), "src of delta")
         return value_heads * g("value_dim"), dict.fromkeys(("a_log", "dt_bias"), (value_heads,))
+    if name == "scan":
+        heads, groups, least, most = g("heads"), g("groups"), g("dt_min"), g("dt_max")
+        need(heads % groups == 0 and w["dt"] == heads, "heads of scan")
+        need(n == heads * g("head_dim") + 2 * groups * g("state_dim"), "src of scan")
+        need(least >= 0 and (most is None or least <= most), "limits of scan")
+        return heads * g("head_dim"), dict.fromkeys(("a_log", "dt_bias", "d"), (heads,))
     need(g("act") != "xielu", "xielu")
     if name == "hadamard":
         block = g("block")
@@ -233,7 +240,7 @@ def check_caches(kinds, order):
     for kind in kinds:
         keeps = [op for op in kind if op["op"] == "attention" and op["shares"] is None]
         need(len(keeps) <= 1, "two caches")
-        need(all(sum(op["op"] == name for op in kind) <= 1 for name in ("conv", "delta")), "two states")
+        need(all(sum(op["op"] == name for op in kind) <= 1 for name in KEEPERS[1:]), "two states")
         own.append(keeps[0] if keeps else None)
     for layer, kind in enumerate(order):
         for op in kinds[kind]:

@@ -38,7 +38,7 @@ def test_models(name: str, seed: int, tmp_path: Path) -> None:
             verify(path)
 
 
-@pytest.mark.parametrize("name", ("experts", "plain", "recurrent", "windows"))
+@pytest.mark.parametrize("name", ("experts", "plain", "recurrent", "scan", "windows"))
 @SEEDS
 @settings(SETTINGS, max_examples=60)
 def test_programs(name: str, seed: int, tmp_path: Path) -> None:

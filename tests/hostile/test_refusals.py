@@ -44,7 +44,7 @@ def test_every_refusal_has_cases() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ("everything", "zstd", "model", "experts", "latent", "plain", "recurrent", "windows")
+    "source", ("everything", "zstd", "model", "experts", "latent", "plain", "recurrent", "scan", "windows")
 )
 def test_sources_are_sound(source: str, sources: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "sound.rkf"

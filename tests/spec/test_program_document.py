@@ -127,7 +127,7 @@ def test_blobs() -> None:
 def test_length() -> None:
     lines = (SPEC / DOCUMENT).read_text().splitlines()
     assert len(lines) <= 300 and max(map(len, lines)) < 200
-    assert len((SPEC / "reference_program.py").read_text().splitlines()) <= 250
+    assert len((SPEC / "reference_program.py").read_text().splitlines()) <= 270
 
 
 def example(start: str, stop: str) -> list[Op]:

@@ -30,14 +30,14 @@ WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
 NAMES = """
 affine dense everything exceptions free low-entropy model names other other.1-planes packed
 program-biased-head program-chunks program-experts program-latent program-plain program-post-norms program-recurrent
-program-rotated program-windows
+program-rotated program-scan program-windows
 progressive progressive.1-planes progressive.2-planes
 regrouped rounding shapes smallest tables tuned unordered widths widths.1-planes widths.2-planes
 zstd
 """
 LOGITS = """
 model program-biased-head program-chunks program-experts program-latent program-plain program-post-norms
-program-recurrent program-rotated program-windows program-windows.long
+program-recurrent program-rotated program-scan program-windows program-windows.long
 """
 
 
