@@ -12,8 +12,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, linear, pre_norm_layer, ungated
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import activation, flag, number, size, token, tokens
 from rkf.converters.families.layout import Layout, Origin, Scalar, renamed
 from rkf.model.ops import Gate
@@ -47,7 +47,7 @@ class ApertusKeys(DecoderKeys):
 
 
 def _program(config: ApertusKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(_rope(config), config)
     biases, norms = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps)
     attends = attention(config, biases=biases, head_norm=norms)
     feeds = _curved(config) if config.hidden_act == _XIELU else ungated(config)
@@ -73,8 +73,7 @@ def _layout(config: ApertusKeys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
-    return {"hidden_act": _XIELU, **rope_scaling.spelt(rope_config(model, head_size(model)))}
+    return {"hidden_act": _XIELU, **whole_rope(model)}
 
 
 def _to_fields(config: ApertusKeys) -> GgufFields:

@@ -8,8 +8,8 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Layer, NormStyle, assemble, attention, gated, parallel_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, whole_rope
+from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import SLIDING, flag, number, size, token, tokens
 from rkf.converters.families.windows import Windowed, periodic, window_config
 from rkf.errors import UnsupportedError
@@ -46,7 +46,7 @@ class Cohere2Keys(Windowed):
 
 
 def _program(config: Cohere2Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layers = (_layer(config, kind) for kind in config.kinds)
     return assemble(config, layers, (turns,), final_norm=_STYLE, logit_scale=config.logit_scale)
 
@@ -62,18 +62,13 @@ def _layer(config: Cohere2Keys, kind: str) -> Layer:
     return parallel_layer(config, attends, gated(config), _STYLE)
 
 
-def _rope(config: Cohere2Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
-    only_whole_heads(own, head_size(model))
     return {
         "layer_norm_eps": shortest(own.get(LAYER_NORM_EPSILON)),
         "logit_scale": shortest(own.get("logit_scale")),
         **window_config(own, _PERIOD),
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -82,15 +77,13 @@ def _to_fields(config: Cohere2Keys) -> GgufFields:
     config.refuse(not config.tie_word_embeddings, "tie_word_embeddings", "true: llama.cpp has no separate head here")
     if config.kinds != periodic(config.num_hidden_layers, _PERIOD):
         raise UnsupportedError(f"layer_types: llama.cpp assumes a window in every layer but each {_PERIOD}th")
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         RMS_EPSILON: None,
         LAYER_NORM_EPSILON: config.rms_norm_eps,
         "attention.sliding_window": config.sliding_window,
         "logit_scale": config.logit_scale,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

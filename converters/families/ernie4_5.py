@@ -10,8 +10,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, Origin, as_named, fused_rows
 from rkf.model.program import MAX_LAYERS, Program
@@ -36,14 +36,10 @@ class Ernie45Keys(DecoderKeys):
 
 
 def _program(config: Ernie45Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     attends = attention(config, biases="qkvo" if config.use_bias else "", pairs="neighbours")
     layer = pre_norm_layer(config, attends, gated(config, bias=config.use_bias))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
-
-
-def _rope(config: Ernie45Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def originals(config: DecoderKeys, widths: Mapping[str, int], rest: Layout = as_named) -> Layout:
@@ -71,16 +67,15 @@ def _layout(config: Ernie45Keys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     return {
         "use_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
 def _to_fields(config: Ernie45Keys) -> GgufFields:
     config.refuse(config.use_bias, "use_bias", "false: llama.cpp has no biases here")
-    return rope_fields(_rope(config), config.head_size)
+    return rope_fields(rope_scaling.whole(config), config.head_size)
 
 
 FAMILY = Family(

@@ -19,9 +19,9 @@ from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.ernie4_5 import originals
 from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import count, flag, last_layer, number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, Origin, Squeezed, as_named
 from rkf.model.ops import Route
@@ -62,7 +62,7 @@ class Ernie45MoeKeys(DecoderKeys):
 
 
 def _program(config: Ernie45MoeKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     attends = attention(config, biases="qkvo" if config.use_bias else "", pairs="neighbours")
     dense = gated(config, bias=config.use_bias)
     layers = (
@@ -89,10 +89,6 @@ def _mixture(config: Ernie45MoeKeys) -> Layer:
         return chosen
     inner = config.moe_num_shared_experts * config.moe_intermediate_size
     return with_shared_expert(config, chosen, inner, _SHARED, bias=config.use_bias)
-
-
-def _rope(config: Ernie45MoeKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _layout(config: Ernie45MoeKeys) -> Layout:
@@ -126,7 +122,6 @@ def _gguf_layout(config: Ernie45MoeKeys) -> Layout:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
-    only_whole_heads(own, head_size(model))
     inner = own.get(INNER) or 0
     shared = own.get("expert_shared_count")
     return {
@@ -135,7 +130,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "moe_num_shared_experts": shared or 0,
         "moe_layer_start_index": own.get("leading_dense_block_count", 0),
         "moe_layer_interval": own.get("interleave_moe_layer_step", 1),
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -144,16 +139,14 @@ def _to_fields(config: Ernie45MoeKeys) -> GgufFields:
     ends = config.moe_layer_end_index not in (None, config.num_hidden_layers - 1)
     config.refuse(ends, "moe_layer_end_index", "-1: llama.cpp has experts up to the last layer")
     config.refuse(config.use_bias, "use_bias", "false: llama.cpp has no biases here")
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         **expert_fields(config.moe_num_experts, config.moe_k, config.moe_intermediate_size),
         SHARED_INNER: config.moe_num_shared_experts * config.moe_intermediate_size or None,
         "expert_shared_count": config.moe_num_shared_experts,
         "leading_dense_block_count": config.moe_layer_start_index,
         "interleave_moe_layer_step": config.moe_layer_interval,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

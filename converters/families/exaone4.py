@@ -8,8 +8,8 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention, gated, post_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_usual_heads, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import only_usual_heads, whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import number, optional_size, period, size, token, tokens
 from rkf.converters.families.windows import WINDOW, Windowed, periodic, window_config, window_fields
 from rkf.errors import SourceError, UnsupportedError
@@ -40,7 +40,7 @@ class Exaone4Keys(Windowed):
 
 
 def _program(config: Exaone4Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     return assemble(config, (_layer(config, kind) for kind in config.kinds), (turns,))
 
 
@@ -51,16 +51,11 @@ def _layer(config: Exaone4Keys, kind: str) -> Layer:
     return post_norm_layer(config, attends, gated(config, "x"))
 
 
-def _rope(config: Exaone4Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     own = dict(model.own)
     if own["block_count"] == _LAYERS_32B:
         own.setdefault(WINDOW, _WINDOW_32B)
-    return {**window_config(own, period=4), **rope_scaling.spelt(rope_config(model, head_size(model)))}
+    return {**window_config(own, period=4), **whole_rope(model)}
 
 
 def _to_fields(config: Exaone4Keys) -> GgufFields:
@@ -69,8 +64,7 @@ def _to_fields(config: Exaone4Keys) -> GgufFields:
         raise UnsupportedError(
             f"sliding_window: llama.cpp has windows only in a model of {_LAYERS_32B} layers, three of four"
         )
-    found = rope_fields(_rope(config), config.head_size)
-    return GgufFields({**found.own, **window_fields(config)}, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(window_fields(config))
 
 
 def _has_known_windows(config: Exaone4Keys) -> bool:

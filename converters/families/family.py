@@ -71,6 +71,10 @@ class GgufFields:
     own: Mapping[str, Any]
     extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
+    def plus(self, own: Mapping[str, Any]) -> GgufFields:
+        """These and more fields, with the same tensors."""
+        return GgufFields({**self.own, **own}, self.extra)
+
 
 @dataclass(frozen=True, slots=True)
 class GgufForm(Generic[C]):

@@ -9,8 +9,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Layer, assemble, attention, double_norm_layer, gated
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gemma3 import NORMS, ONE_ADDED, one_added
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_config import head_size, whole_rope
+from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, optional_number, optional_size, size, token, tokens
 from rkf.converters.families.windows import Windowed, periodic, window_config
 from rkf.errors import SourceError, UnsupportedError
@@ -53,7 +53,7 @@ class Gemma2Keys(Windowed):
 
 
 def _program(config: Gemma2Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     return assemble(
         config,
         (_layer(config, kind) for kind in config.kinds),
@@ -75,20 +75,15 @@ def _layer(config: Gemma2Keys, kind: str) -> Layer:
     return double_norm_layer(config, attends, gated(config), NORMS, ONE_ADDED)
 
 
-def _rope(config: Gemma2Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own, width = model.own, head_size(model)
-    only_whole_heads(own, width)
     wide = own["embedding_length"] // own["attention.head_count"]
     return {
         **window_config({"attention.sliding_window": 4096, **own}, _PERIOD),
         "query_pre_attn_scalar": wide if own["block_count"] == _LAYERS_27B else width,
         "attn_logit_softcapping": shortest(own.get("attn_logit_softcapping", _SCORES)),
         "final_logit_softcapping": shortest(own.get("final_logit_softcapping", _LOGITS)),
-        **rope_scaling.spelt(rope_config(model, width)),
+        **whole_rope(model),
     }
 
 
@@ -105,14 +100,12 @@ def _to_fields(config: Gemma2Keys) -> GgufFields:
     )
     if config.kinds != periodic(config.num_hidden_layers, _PERIOD):
         raise UnsupportedError("layer_types: llama.cpp assumes a window in every second layer, the first one included")
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         "attention.sliding_window": config.sliding_window,
         "attn_logit_softcapping": config.attn_logit_softcapping,
         "final_logit_softcapping": config.final_logit_softcapping,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

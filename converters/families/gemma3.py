@@ -138,14 +138,12 @@ def _to_fields(config: Gemma3Keys) -> GgufFields:
     full, sliding = config.ropes[FULL], config.ropes[SLIDING]
     if sliding["rope_type"] != "default":
         raise UnsupportedError(f"rope scaling {sliding['rope_type']!r} of layers with a window has no field in a GGUF")
-    found = rope_fields(full, config.head_size)
     own = {
-        **found.own,
         "rope.freq_base_swa": float(sliding["rope_theta"]),
         "final_logit_softcapping": config.final_logit_softcapping,
         **window_fields(config),
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(full, config.head_size).plus(own)
 
 
 def one_added(config: DecoderKeys) -> Layout:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from rkf.converters.families import rope_scaling
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufModel
-from rkf.converters.families.gguf_rope import shortest
+from rkf.converters.families.gguf_rope import rope_config, shortest
 from rkf.errors import SourceError, UnsupportedError
 
 C = TypeVar("C", bound=DecoderKeys)
@@ -36,6 +37,20 @@ def head_size(model: GgufModel) -> int:
     if not isinstance(size, int) or size < 1:
         raise SourceError("attention.head_count, embedding_length: expected positive integers that give a head's size")
     return size
+
+
+def whole_rope(model: GgufModel) -> dict[str, Any]:
+    """The keys of the rope of a family that always rotates whole heads."""
+    size = head_size(model)
+    only_whole_heads(model.own, size)
+    return rope_scaling.spelt(rope_config(model, size))
+
+
+def partial_rope(model: GgufModel) -> dict[str, Any]:
+    """The keys of a rope that may rotate the first part of a head."""
+    size = head_size(model)
+    part = model.own.get("rope.dimension_count", size) / size
+    return rope_scaling.spelt(rope_config(model, size) | {"partial_rotary_factor": part})
 
 
 def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:

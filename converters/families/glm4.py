@@ -9,8 +9,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, double_norm_layer, gated
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import partial_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, number, optional_number, optional_size, size, tokens
 from rkf.converters.families.layout import Layout, fused_rows
 from rkf.model.program import MAX_LAYERS, Program
@@ -33,7 +33,7 @@ class Glm4Keys(DecoderKeys):
 
 
 def _program(config: Glm4Keys) -> Program:
-    turns = rope_scaling.frequencies(rope_scaling.parameters(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.parameters(config), config)
     attends = attention(config, biases="qkv" if config.attention_bias else "", pairs="neighbours")
     layer = double_norm_layer(config, attends, gated(config), _NORMS)
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
@@ -45,11 +45,9 @@ def _layout(config: Glm4Keys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    width = head_size(model)
-    turned = model.own.get("rope.dimension_count", width)
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
+        **partial_rope(model),
     }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, assemble, attention, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import partial_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.grouped_experts import (
     GroupedExperts,
     expert_layout,
@@ -44,7 +44,7 @@ class Glm4MoeKeys(GroupedExperts):
 
 
 def _program(config: Glm4MoeKeys) -> Program:
-    turns = rope_scaling.frequencies(rope_scaling.parameters(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.parameters(config), config)
     attends = attention(
         config,
         biases="qkv" if config.attention_bias else "",
@@ -55,19 +55,17 @@ def _program(config: Glm4MoeKeys) -> Program:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    own, width = model.own, head_size(model)
-    turned = own.get("rope.dimension_count", width)
+    own = model.own
     return {
         **grouped_config(own),
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
+        **partial_rope(model),
     }
 
 
 def _to_fields(config: Glm4MoeKeys) -> GgufFields:
-    found = rope_fields(rope_scaling.parameters(config), config.head_size)
-    return GgufFields({**found.own, **grouped_fields(config)}, found.extra)
+    return rope_fields(rope_scaling.parameters(config), config.head_size).plus(grouped_fields(config))
 
 
 FAMILY = Family(

@@ -70,8 +70,7 @@ class GptNeoXKeys(DecoderKeys):
 
 
 def _program(config: GptNeoXKeys) -> Program:
-    parameters = rope_scaling.parameters(config)
-    turns = rope_scaling.frequencies(parameters, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.parameters(config), config)
     attends, feeds = attention(config, biases="qkvo" if config.attention_bias else ""), ungated(config, bias=True)
     if config.use_parallel_residual:
         layer = _side_by_side(config, attends, feeds)
@@ -132,14 +131,12 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def _to_fields(config: GptNeoXKeys) -> GgufFields:
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
     config.refuse(not config.attention_bias, "attention_bias", "true: llama.cpp needs biases here")
-    found = rope_fields(rope_scaling.parameters(config), config.head_size)
     own = {
-        **found.own,
         RMS_EPSILON: None,
         LAYER_NORM_EPSILON: config.rms_norm_eps,
         "use_parallel_residual": config.use_parallel_residual,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.parameters(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

@@ -60,7 +60,7 @@ class GptOssKeys(Windowed):
 
 
 def _program(config: GptOssKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(_rope(config), config)
     biases = "qkvo" if config.attention_bias else ""
     mixture = _mixture(config)
     layers = (
@@ -151,13 +151,11 @@ def _to_fields(config: GptOssKeys) -> GgufFields:
     rope = _rope(config)
     if rope["rope_type"] == "yarn" and rope.get("truncate", True):
         raise UnsupportedError("truncate: True is not supported; a GGUF of this family stands for false")
-    found = rope_fields(rope | {"truncate": True}, config.head_size)
     own = {
-        **found.own,
         **expert_fields(config.num_experts, config.num_experts_per_tok, config.intermediate_size),
         "attention.sliding_window": config.sliding_window,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope | {"truncate": True}, config.head_size).plus(own)
 
 
 FAMILY = Family(

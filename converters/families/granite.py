@@ -8,8 +8,8 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_config import head_size, whole_rope
+from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import number
 from rkf.converters.families.llama import LlamaKeys, unpermuted
 from rkf.model.program import Program
@@ -24,7 +24,7 @@ class GraniteKeys(LlamaKeys):
 
 
 def _program(config: GraniteKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layer = pre_norm_layer(
         config,
         attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
@@ -40,14 +40,9 @@ def _program(config: GraniteKeys) -> Program:
     )
 
 
-def _rope(config: GraniteKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def to_config(model: GgufModel) -> dict[str, Any]:
     """Where a GGUF has no scale, llama.cpp takes 1, but head_size ** -0.5 for the scores."""
     own, width = model.own, head_size(model)
-    only_whole_heads(own, width)
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
@@ -55,20 +50,18 @@ def to_config(model: GgufModel) -> dict[str, Any]:
         "attention_multiplier": shortest(own.get("attention.scale") or width**-0.5),
         "residual_multiplier": shortest(own.get("residual_scale") or 1.0),
         "logits_scaling": shortest(own.get("logit_scale") or 1.0),
-        **rope_scaling.spelt(rope_config(model, width)),
+        **whole_rope(model),
     }
 
 
 def to_fields(config: GraniteKeys) -> GgufFields:
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         "embedding_scale": config.embedding_multiplier,
         "attention.scale": config.attention_multiplier,
         "residual_scale": config.residual_multiplier,
         "logit_scale": config.logits_scaling,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

@@ -25,8 +25,7 @@ class GraniteMoeKeys(GraniteKeys):
 
 
 def _program(config: GraniteMoeKeys) -> Program:
-    rope = rope_scaling.whole_heads(rope_scaling.parameters(config))
-    turns = rope_scaling.frequencies(rope, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layer = pre_norm_layer(
         config,
         attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
@@ -71,8 +70,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 def _to_fields(config: GraniteMoeKeys) -> GgufFields:
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
-    found = to_fields(config)
-    return GgufFields({**found.own, **expert_fields(config.num_local_experts, config.num_experts_per_tok)}, found.extra)
+    return to_fields(config).plus(expert_fields(config.num_local_experts, config.num_experts_per_tok))
 
 
 FAMILY = Family(

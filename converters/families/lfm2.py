@@ -12,8 +12,8 @@ from rkf.converters.families.blocks import HeadNorm, Layer, assemble, attention,
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.expert_layout import renamed
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import RMS_EPSILON, head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_config import RMS_EPSILON, whole_rope
+from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import (
     CONV,
     FULL,
@@ -106,7 +106,7 @@ def _program(config: Lfm2Keys) -> Program:
 
 def program(config: Lfm2BaseKeys, feeds: list[Layer]) -> Program:
     """feeds: the part of each layer after attention or convolution."""
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     first = {FULL: attention(config, head_norm=HeadNorm(config.rms_norm_eps)), CONV: _convolution(config)}
     layers = (pre_norm_layer(config, first[kind], feed) for kind, feed in zip(config.kinds, feeds, strict=True))
     return assemble(config, layers, (turns,) if FULL in config.kinds else ())
@@ -131,10 +131,6 @@ def _convolution(config: Lfm2BaseKeys) -> Layer:
         Gate(a=c.dst, b="s", dst="s", act="identity"),
         linear("s", "o", "conv.out_proj", config.hidden_size, bias),
     )
-
-
-def _rope(config: Lfm2BaseKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def layout(config: Lfm2BaseKeys) -> Layout:
@@ -169,31 +165,27 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def to_config(model: GgufModel) -> dict[str, Any]:
     """A layer of convolution has 0 heads of keys."""
     own = model.own
-    only_whole_heads(own, head_size(model))
     heads = np.broadcast_to(own.get("attention.head_count_kv", own["attention.head_count"]), own["block_count"])
     return {
         "num_key_value_heads": int(heads.max()),
         "layer_types": [FULL if each else CONV for each in heads],
         "norm_eps": shortest(own[RMS_EPSILON]),
         "conv_L_cache": own.get("shortconv.l_cache"),
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
 def _to_fields(config: Lfm2Keys) -> GgufFields:
-    found = to_fields(config)
-    return GgufFields({**found.own, "feed_forward_length": config.inner}, found.extra)
+    return to_fields(config).plus({"feed_forward_length": config.inner})
 
 
 def to_fields(config: Lfm2BaseKeys) -> GgufFields:
     config.refuse(config.conv_bias, "conv_bias", "false: llama.cpp has no biases here")
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         "attention.head_count_kv": [config.kv_heads if kind == FULL else 0 for kind in config.kinds],
         "shortconv.l_cache": config.conv_L_cache,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

@@ -10,8 +10,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, token, tokens
 from rkf.converters.families.layout import Layout, Origin, Unpermuted, as_named
 from rkf.model.program import Program
@@ -26,7 +26,7 @@ class LlamaKeys(DecoderKeys):
 
 
 def _program(config: LlamaKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layer = pre_norm_layer(
         config,
         attention(config, biases="qkvo" if config.attention_bias else ""),
@@ -35,21 +35,16 @@ def _program(config: LlamaKeys) -> Program:
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
-def _rope(config: LlamaKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
 def _to_fields(config: LlamaKeys) -> GgufFields:
-    return rope_fields(_rope(config), config.head_size)
+    return rope_fields(rope_scaling.whole(config), config.head_size)
 
 
 def unpermuted(config: DecoderKeys) -> Layout:

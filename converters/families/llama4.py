@@ -21,9 +21,9 @@ from rkf.converters.families.blocks import (
 )
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fields
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import (
     CHUNKED,
     FULL,
@@ -108,7 +108,7 @@ class Llama4Keys(DecoderKeys):
 
 
 def _program(config: Llama4Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layers = (
         pre_norm_layer(
             config,
@@ -152,10 +152,6 @@ def _mixture(config: Llama4Keys) -> Layer:
     return with_shared_expert(config, chosen, inner, "mlp.shared_expert")
 
 
-def _rope(config: Llama4Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _layout(config: Llama4Keys) -> Layout:
     stack, inner = slice(0, config.num_local_experts), config.intermediate_size
     columns = {"gate_proj": slice(0, inner), "up_proj": slice(inner, 2 * inner)}
@@ -177,14 +173,13 @@ def _layout(config: Llama4Keys) -> Layout:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
-    only_whole_heads(own, head_size(model))
     return {
         **expert_config(own, "num_local_experts"),
         "intermediate_size": own.get(INNER),
         "intermediate_size_mlp": own.get("feed_forward_length"),
         _STEP: own.get(_STEP, 1),
         "use_qk_norm": own.get("expert_count") != _EXPERTS_WITHOUT_NORMS,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -205,14 +200,12 @@ def _to_fields(config: Llama4Keys) -> GgufFields:
         (n + 1) % config.interleave_moe_layer_step == 0 for n in layers
     ]:
         raise UnsupportedError(f"moe_layers: a GGUF has only {_STEP}")
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         **expert_fields(config.num_local_experts, config.num_experts_per_tok, config.intermediate_size),
         "feed_forward_length": config.intermediate_size_mlp,
         _STEP: config.interleave_moe_layer_step,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

@@ -53,7 +53,7 @@ class Ministral3Keys(DecoderKeys):
 
 def _program(config: Ministral3Keys) -> Program:
     parameters = _rope(config)
-    turns = rope_scaling.frequencies(parameters, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(parameters, config)
     beta = float(parameters[_BETA])
     temperature = Temperature(beta, int(parameters[_LENGTH])) if beta else None
     attends = attention(config, window=config.sliding_window, temperature=temperature)
@@ -79,8 +79,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def _to_fields(config: Ministral3Keys) -> GgufFields:
     config.refuse(config.sliding_window is not None, "sliding_window", "null: llama.cpp has no window here")
     parameters = _rope(config)
-    found = rope_fields(parameters, config.head_size)
-    return GgufFields({**found.own, _TEMPERATURE: float(parameters[_BETA])}, found.extra)
+    return rope_fields(parameters, config.head_size).plus({_TEMPERATURE: float(parameters[_BETA])})
 
 
 def _claims(own: Mapping[str, Any]) -> bool:

@@ -10,8 +10,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import optional_size, size, token, tokens
 from rkf.converters.families.llama import unpermuted
 from rkf.model.program import Program
@@ -36,25 +36,21 @@ class MistralKeys(DecoderKeys):
 
 
 def _program(config: MistralKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layer = pre_norm_layer(config, attention(config, window=config.sliding_window), gated(config))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
-def _rope(config: MistralKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     window = model.own["attention.sliding_window"]
-    return {"sliding_window": window, **rope_scaling.spelt(rope_config(model, head_size(model)))}
+    return {"sliding_window": window, **whole_rope(model)}
 
 
 def _to_fields(config: MistralKeys) -> GgufFields:
     """llama.cpp does not apply the window to this architecture; the field is for readers that do."""
-    found = rope_fields(_rope(config), config.head_size)
-    return GgufFields({**found.own, "attention.sliding_window": config.sliding_window}, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(
+        {"attention.sliding_window": config.sliding_window}
+    )
 
 
 def _claims(own: Mapping[str, Any]) -> bool:

@@ -10,9 +10,9 @@ from rkf.converters.families.blocks import assemble, attention, experts, pre_nor
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.expert_layout import expert_stacks, renamed
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import expert_config, expert_fields
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout
 from rkf.converters.families.llama import unpermuted
@@ -34,15 +34,11 @@ class MixtralKeys(DecoderKeys):
 
 
 def _program(config: MixtralKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     route = softmax_route(config.num_experts, config.num_experts_per_tok, normalise=True)
     chosen = experts(config, route, config.intermediate_size)
     layer = pre_norm_layer(config, attention(config, window=config.sliding_window), chosen)
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
-
-
-def _rope(config: MixtralKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _layout(config: MixtralKeys) -> Layout:
@@ -54,18 +50,18 @@ def _layout(config: MixtralKeys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     return {
         **expert_config(model.own),
         "sliding_window": model.own.get("attention.sliding_window") or None,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
 def _to_fields(config: MixtralKeys) -> GgufFields:
     config.refuse(config.sliding_window is not None, "sliding_window", "null: llama.cpp has no windows here")
-    found = rope_fields(_rope(config), config.head_size)
-    return GgufFields({**found.own, **expert_fields(config.num_experts, config.num_experts_per_tok)}, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(
+        expert_fields(config.num_experts, config.num_experts_per_tok)
+    )
 
 
 FAMILY = Family(

@@ -10,8 +10,13 @@ from rkf.converters.families.blocks import NormStyle, assemble, attention, pre_n
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gemma3 import one_added
-from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, head_size, only_usual_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_config import (
+    LAYER_NORM_EPSILON,
+    RMS_EPSILON,
+    only_usual_heads,
+    partial_rope,
+)
+from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, number, optional_number, size, token, tokens
 from rkf.model.program import Program
 
@@ -35,30 +40,29 @@ class NemotronKeys(DecoderKeys):
 
 
 def _program(config: NemotronKeys) -> Program:
-    parameters = rope_scaling.parameters(config)
-    turns = rope_scaling.frequencies(parameters, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.parameters(config), config)
     attends = attention(config, biases="qkvo" if config.attention_bias else "")
     layer = pre_norm_layer(config, attends, ungated(config, bias=config.mlp_bias), style=_STYLE)
     return assemble(config, [layer] * config.num_hidden_layers, (turns,), final_norm=_STYLE)
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    own, width = model.own, head_size(model)
-    turned = own.get("rope.dimension_count", width)
+    own = model.own
     return {
         "norm_eps": shortest(own.get(LAYER_NORM_EPSILON)),
         "hidden_act": "relu2",
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
+        **partial_rope(model),
     }
 
 
 def _to_fields(config: NemotronKeys) -> GgufFields:
     only_usual_heads(config)
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
-    found = rope_fields(rope_scaling.parameters(config), config.head_size)
-    return GgufFields({**found.own, RMS_EPSILON: None, LAYER_NORM_EPSILON: config.rms_norm_eps}, found.extra)
+    return rope_fields(rope_scaling.parameters(config), config.head_size).plus(
+        {RMS_EPSILON: None, LAYER_NORM_EPSILON: config.rms_norm_eps}
+    )
 
 
 FAMILY = Family(

@@ -10,8 +10,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, assemble, attention, gated, post_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_usual_heads, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import only_usual_heads, whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, number, size, tokens
 from rkf.model.program import Program
 
@@ -25,21 +25,16 @@ class Olmo2Keys(DecoderKeys):
 
 
 def _program(config: Olmo2Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     biases, head_norm = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps, whole=True)
     layer = post_norm_layer(config, attention(config, "x", biases=biases, head_norm=head_norm), gated(config, "x"))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
-def _rope(config: Olmo2Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -47,7 +42,7 @@ def _to_fields(config: Olmo2Keys) -> GgufFields:
     only_usual_heads(config)
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
-    return rope_fields(_rope(config), config.head_size)
+    return rope_fields(rope_scaling.whole(config), config.head_size)
 
 
 def _claims(own: Mapping[str, Any]) -> bool:

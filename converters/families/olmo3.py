@@ -72,8 +72,7 @@ def _to_fields(config: Olmo3Keys) -> GgufFields:
         raise UnsupportedError(
             "rope_parameters: llama.cpp assumes one rope_theta, and no scaling in layers with a window"
         )
-    found = rope_fields(full, config.head_size)
-    return GgufFields({**found.own, **window_fields(config)}, found.extra)
+    return rope_fields(full, config.head_size).plus(window_fields(config))
 
 
 def _claims(own: Mapping[str, Any]) -> bool:

@@ -10,9 +10,9 @@ from rkf.converters.families.blocks import HeadNorm, assemble, attention, expert
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import expert_config, expert_fields
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, number, optional_number, size, tokens
 from rkf.converters.families.layout import Layout
 from rkf.model.program import MAX_LAYERS, Program
@@ -41,7 +41,7 @@ class OlmoeKeys(DecoderKeys):
 
 
 def _program(config: OlmoeKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     attends = attention(
         config,
         biases="qkvo" if config.attention_bias else "",
@@ -53,18 +53,13 @@ def _program(config: OlmoeKeys) -> Program:
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
-def _rope(config: OlmoeKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _layout(config: OlmoeKeys) -> Layout:
     return expert_stacks(config.num_experts, config.intermediate_size)
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """llama.cpp never divides by the sum of the chosen weights."""
-    only_whole_heads(model.own, head_size(model))
-    return {**expert_config(model.own), **rope_scaling.spelt(rope_config(model, head_size(model)))}
+    return {**expert_config(model.own), **whole_rope(model)}
 
 
 def _to_fields(config: OlmoeKeys) -> GgufFields:
@@ -73,8 +68,9 @@ def _to_fields(config: OlmoeKeys) -> GgufFields:
     config.refuse(grouped, "num_key_value_heads", "as many as num_attention_heads, which llama.cpp assumes")
     config.refuse(config.clip_qkv is not None, "clip_qkv", "null: llama.cpp has no limit here")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
-    found = rope_fields(_rope(config), config.head_size)
-    return GgufFields({**found.own, **expert_fields(config.num_experts, config.num_experts_per_tok)}, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(
+        expert_fields(config.num_experts, config.num_experts_per_tok)
+    )
 
 
 FAMILY = Family(

@@ -34,7 +34,7 @@ class Phi3Keys(DecoderKeys):
 
 
 def _program(config: Phi3Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(_rope(config), config)
     layer = pre_norm_layer(config, attention(config, window=config.sliding_window), gated(config))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
@@ -90,7 +90,7 @@ def _to_fields(config: Phi3Keys) -> GgufFields:
     }
     if found["rope_type"] == "default":
         return GgufFields(own)
-    turns = rope_scaling.frequencies(found, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(found, config)
     divisors = {LONG: found["long_factor"], SHORT: found["short_factor"]}
     return GgufFields(
         own | {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": turns.factor},

@@ -9,8 +9,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import (
     FULL,
     SLIDING,
@@ -53,11 +53,11 @@ class QwenKeys(DecoderKeys):
 
     @property
     def rope(self) -> dict[str, Any]:
-        return rope_scaling.whole_heads(rope_scaling.parameters(self))
+        return rope_scaling.whole(self)
 
 
 def _program(config: QwenKeys) -> Program:
-    turns = rope_scaling.frequencies(config.rope, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(config.rope, config)
     layers = (
         pre_norm_layer(config, attention(config, biases="qkv", window=window), gated(config))
         for window in config.windows
@@ -67,13 +67,12 @@ def _program(config: QwenKeys) -> Program:
 
 def to_config(model: GgufModel) -> dict[str, Any]:
     """A GGUF of these models does not say which layers have a window; if it has one, it applies to every layer."""
-    only_whole_heads(model.own, head_size(model))
     window = model.own.get("attention.sliding_window") or None
     return {
         "use_sliding_window": window is not None,
         "sliding_window": window,
         "max_window_layers": 0,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -81,8 +80,7 @@ def to_fields(config: QwenKeys) -> GgufFields:
     windows = set(config.windows)
     if len(windows) > 1:
         raise UnsupportedError("layer_types: a GGUF of this family cannot store a window for only some layers")
-    found = rope_fields(config.rope, config.head_size)
-    return GgufFields({**found.own, "attention.sliding_window": windows.pop()}, found.extra)
+    return rope_fields(config.rope, config.head_size).plus({"attention.sliding_window": windows.pop()})
 
 
 FAMILY = Family(

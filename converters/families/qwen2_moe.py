@@ -19,9 +19,9 @@ from rkf.converters.families.blocks import (
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
+from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import (
     FULL,
     SLIDING,
@@ -87,7 +87,7 @@ class Qwen2MoeKeys(DecoderKeys):
 
 
 def _program(config: Qwen2MoeKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layers = (_layer(config, number, window) for number, window in enumerate(config.windows))
     return assemble(config, layers, (turns,))
 
@@ -103,10 +103,6 @@ def _layer(config: Qwen2MoeKeys, number: int, window: int | None) -> Layer:
     return pre_norm_layer(config, attends, feeds)
 
 
-def _rope(config: Qwen2MoeKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _layout(config: Qwen2MoeKeys) -> Layout:
     return expert_stacks(config.num_experts, config.moe_intermediate_size)
 
@@ -114,13 +110,12 @@ def _layout(config: Qwen2MoeKeys) -> Layout:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """llama.cpp never divides by the sum of the chosen weights, and assumes experts in every layer."""
     own = model.own
-    only_whole_heads(own, head_size(model))
     return {
         **expert_config(own),
         "moe_intermediate_size": own.get(INNER) or own["feed_forward_length"] // own.get("expert_used_count", 1),
         "shared_expert_intermediate_size": own.get(SHARED_INNER) or own["feed_forward_length"],
         "qkv_bias": "blk.0.attn_q.bias" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -129,10 +124,9 @@ def _to_fields(config: Qwen2MoeKeys) -> GgufFields:
     config.refuse(any(config.windows), "use_sliding_window", "false: llama.cpp has no windows here")
     if not all(map(config.is_sparse, range(config.num_hidden_layers))):
         raise UnsupportedError("mlp_only_layers, decoder_sparse_step: a GGUF cannot store layers without experts")
-    found = rope_fields(_rope(config), config.head_size)
     mixture = expert_fields(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
     shared = {SHARED_INNER: config.shared_expert_intermediate_size}
-    return GgufFields({**found.own, **mixture, **shared}, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(mixture | shared)
 
 
 FAMILY = Family(

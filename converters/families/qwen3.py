@@ -20,7 +20,7 @@ class Qwen3Keys(QwenKeys):
 
 
 def _program(config: Qwen3Keys) -> Program:
-    turns = rope_scaling.frequencies(config.rope, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(config.rope, config)
     biases, norm = "qkvo" if config.attention_bias else "", HeadNorm(config.rms_norm_eps)
     layers = (
         pre_norm_layer(config, attention(config, biases=biases, head_norm=norm, window=window), gated(config))

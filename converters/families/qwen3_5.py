@@ -93,7 +93,7 @@ def _program(config: Qwen35Keys) -> Program:
 
 
 def program(config: Qwen35Keys, feeds: Layer) -> Program:
-    turns = rope_scaling.frequencies(config.rope, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(config.rope, config)
     attends = {
         FULL: attention(
             config,

@@ -51,10 +51,9 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 def _to_fields(config: Qwen35MoeKeys) -> GgufFields:
-    found = to_fields(config)
     mixture = expert_fields(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
     shared = {SHARED_INNER: config.shared_expert_intermediate_size}
-    return GgufFields({**found.own, **mixture, **shared}, found.extra)
+    return to_fields(config).plus(mixture | shared)
 
 
 FAMILY = Family(

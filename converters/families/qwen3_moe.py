@@ -19,8 +19,8 @@ from rkf.converters.families.blocks import (
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, layer_numbers, optional_size, size
 from rkf.converters.families.layout import Layout
 from rkf.errors import SourceError, UnsupportedError
@@ -69,7 +69,7 @@ class Qwen3MoeKeys(DecoderKeys):
 
 
 def _program(config: Qwen3MoeKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     layers = (_layer(config, config.is_sparse(number)) for number in range(config.num_hidden_layers))
     return assemble(config, layers, (turns,))
 
@@ -85,10 +85,6 @@ def _layer(config: Qwen3MoeKeys, sparse: bool) -> Layer:
     return pre_norm_layer(config, attends, chosen if sparse else gated(config))
 
 
-def _rope(config: Qwen3MoeKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _layout(config: Qwen3MoeKeys) -> Layout:
     return expert_stacks(config.num_experts, config.moe_intermediate_size)
 
@@ -96,7 +92,6 @@ def _layout(config: Qwen3MoeKeys) -> Layout:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """llama.cpp always divides by the sum of the chosen weights, and assumes experts in every layer."""
     own = model.own
-    only_whole_heads(own, head_size(model))
     window = own.get("attention.sliding_window") or None
     return {
         "num_experts": own.get("expert_count"),
@@ -105,7 +100,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "norm_topk_prob": True,
         "use_sliding_window": window is not None,
         "sliding_window": window,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -114,15 +109,13 @@ def _to_fields(config: Qwen3MoeKeys) -> GgufFields:
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     if not all(map(config.is_sparse, range(config.num_hidden_layers))):
         raise UnsupportedError("mlp_only_layers, decoder_sparse_step: a GGUF cannot store layers without experts")
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         "attention.sliding_window": config.window,
         "expert_count": config.num_experts,
         "expert_used_count": config.num_experts_per_tok,
         "expert_feed_forward_length": config.moe_intermediate_size,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

@@ -65,6 +65,11 @@ def whole_heads(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {**rope, "partial_rotary_factor": 1.0}
 
 
+def whole(config: DecoderKeys) -> dict[str, Any]:
+    """`parameters` for a family whose rope always rotates whole heads."""
+    return whole_heads(parameters(config))
+
+
 def by_kind(config: DecoderKeys, thetas: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Standard parameters by kind of layer, from rope_parameters that has an object for each kind.
 
@@ -87,10 +92,12 @@ def by_kind(config: DecoderKeys, thetas: Mapping[str, float]) -> dict[str, dict[
 
 def tables(ropes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], config: DecoderKeys) -> dict[str, Frequencies]:
     """Frequencies of the kinds that occur, in the order of the layers."""
-    return {
-        kind: frequencies(ropes[kind], config.head_size, config.max_position_embeddings)
-        for kind in dict.fromkeys(kinds)
-    }
+    return {kind: table(ropes[kind], config) for kind in dict.fromkeys(kinds)}
+
+
+def table(rope: Mapping[str, Any], config: DecoderKeys) -> Frequencies:
+    """The frequencies of one object of standard parameters, for heads and contexts of the usual keys."""
+    return frequencies(rope, config.head_size, config.max_position_embeddings)
 
 
 def frequencies(rope: Mapping[str, Any], head_size: int, context: int) -> Frequencies:

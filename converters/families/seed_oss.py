@@ -9,8 +9,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, optional_size, size, token, tokens
 from rkf.model.program import MAX_LAYERS, Program
 
@@ -32,30 +32,25 @@ class SeedOssKeys(DecoderKeys):
 
 
 def _program(config: SeedOssKeys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     biases = ("qkv" if config.attention_bias else "") + ("o" if config.attention_out_bias else "")
     layer = pre_norm_layer(config, attention(config, biases=biases), gated(config, bias=config.mlp_bias))
     return assemble(config, [layer] * config.num_hidden_layers, (turns,))
 
 
-def _rope(config: SeedOssKeys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "attention_out_bias": "blk.0.attn_output.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
 def _to_fields(config: SeedOssKeys) -> GgufFields:
     config.refuse(config.attention_out_bias, "attention_out_bias", "false: llama.cpp has no such bias here")
     config.refuse(config.mlp_bias, "mlp_bias", "false: llama.cpp has no such biases here")
-    return rope_fields(_rope(config), config.head_size)
+    return rope_fields(rope_scaling.whole(config), config.head_size)
 
 
 FAMILY = Family(

@@ -8,8 +8,8 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_whole_heads
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_config import whole_rope
+from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import FULL, SLIDING, flag, layer_numbers, number, optional_size, size, token, tokens
 from rkf.converters.families.llama import unpermuted
 from rkf.converters.families.windows import Windowed
@@ -59,7 +59,7 @@ class SmolLm3Keys(Windowed):
 
 
 def _program(config: SmolLm3Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     biases, feeds = "qkvo" if config.attention_bias else "", gated(config, bias=config.mlp_bias)
     layers = (
         pre_norm_layer(
@@ -70,17 +70,12 @@ def _program(config: SmolLm3Keys) -> Program:
     return assemble(config, layers, (turns,))
 
 
-def _rope(config: SmolLm3Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
-
-
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    only_whole_heads(model.own, head_size(model))
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
         "no_rope_layer_interval": _INTERVAL,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -91,7 +86,7 @@ def _to_fields(config: SmolLm3Keys) -> GgufFields:
         raise UnsupportedError("layer_types: llama.cpp has no windows here; expected full attention in all layers")
     if config.ropes != tuple((number + 1) % _INTERVAL != 0 for number in range(config.num_hidden_layers)):
         raise UnsupportedError(f"no_rope_layers: llama.cpp assumes that every layer but each {_INTERVAL}th has rope")
-    return rope_fields(_rope(config), config.head_size)
+    return rope_fields(rope_scaling.whole(config), config.head_size)
 
 
 FAMILY = Family(

@@ -9,8 +9,8 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import LAYER_NORM, assemble, attention, gated, parallel_layer, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, head_size
-from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, partial_rope
+from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import flag, number, optional_number, optional_size, size, token, tokens
 from rkf.errors import SourceError
 from rkf.model.program import Program
@@ -44,8 +44,7 @@ class StableLmKeys(DecoderKeys):
 
 
 def _program(config: StableLmKeys) -> Program:
-    parameters = rope_scaling.parameters(config)
-    turns = rope_scaling.frequencies(parameters, config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.parameters(config), config)
     attends = attention(config, biases="qkv" if config.use_qkv_bias else "")
     layer_of = parallel_layer if config.use_parallel_residual else pre_norm_layer
     layer = layer_of(config, attends, gated(config), style=LAYER_NORM)
@@ -53,27 +52,24 @@ def _program(config: StableLmKeys) -> Program:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    own, width = model.own, head_size(model)
-    turned = own.get("rope.dimension_count", width)
+    own = model.own
     return {
         "layer_norm_eps": shortest(own.get(LAYER_NORM_EPSILON)),
         "use_qkv_bias": "blk.0.attn_q.bias" in model.tensors,
         "qk_layernorm": "blk.0.attn_q_norm.weight" in model.tensors,
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in model.tensors,
-        **rope_scaling.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
+        **partial_rope(model),
     }
 
 
 def _to_fields(config: StableLmKeys) -> GgufFields:
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
-    found = rope_fields(rope_scaling.parameters(config), config.head_size)
     own = {
-        **found.own,
         RMS_EPSILON: None,
         LAYER_NORM_EPSILON: config.rms_norm_eps,
         "use_parallel_residual": config.use_parallel_residual,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.parameters(config), config.head_size).plus(own)
 
 
 FAMILY = Family(

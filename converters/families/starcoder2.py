@@ -12,11 +12,10 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import (
     LAYER_NORM_EPSILON,
     RMS_EPSILON,
-    head_size,
     only_usual_heads,
-    only_whole_heads,
+    whole_rope,
 )
-from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, renamed
 from rkf.model.program import MAX_LAYERS, Program
@@ -41,14 +40,10 @@ class Starcoder2Keys(DecoderKeys):
 
 
 def _program(config: Starcoder2Keys) -> Program:
-    turns = rope_scaling.frequencies(_rope(config), config.head_size, config.max_position_embeddings)
+    turns = rope_scaling.table(rope_scaling.whole(config), config)
     attends = attention(config, biases="qkvo" if config.use_bias else "", window=config.sliding_window)
     layer = pre_norm_layer(config, attends, ungated(config, bias=config.use_bias), style=LAYER_NORM)
     return assemble(config, [layer] * config.num_hidden_layers, (turns,), final_norm=LAYER_NORM)
-
-
-def _rope(config: Starcoder2Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _layout(config: Starcoder2Keys) -> Layout:
@@ -57,12 +52,11 @@ def _layout(config: Starcoder2Keys) -> Layout:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
-    only_whole_heads(own, head_size(model))
     return {
         "norm_epsilon": shortest(own.get(LAYER_NORM_EPSILON)),
         "hidden_act": "gelu_pytorch_tanh",
         "sliding_window": own.get("attention.sliding_window") or None,
-        **rope_scaling.spelt(rope_config(model, head_size(model))),
+        **whole_rope(model),
     }
 
 
@@ -70,14 +64,12 @@ def _to_fields(config: Starcoder2Keys) -> GgufFields:
     """llama.cpp does not apply the window to this architecture; the field is for readers that do."""
     only_usual_heads(config)
     config.refuse(not config.use_bias, "use_bias", "true: llama.cpp needs biases here")
-    found = rope_fields(_rope(config), config.head_size)
     own = {
-        **found.own,
         RMS_EPSILON: None,
         LAYER_NORM_EPSILON: config.rms_norm_eps,
         "attention.sliding_window": config.sliding_window,
     }
-    return GgufFields(own, found.extra)
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
 FAMILY = Family(
