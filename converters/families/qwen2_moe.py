@@ -35,30 +35,53 @@ from rkf.converters.families.keys import (
 )
 from rkf.converters.families.layout import Layout
 from rkf.errors import SourceError, UnsupportedError
+from rkf.model.ops import Route
 from rkf.model.program import MAX_LAYERS, Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2MoeKeys(DecoderKeys):
+class QwenMoeKeys(DecoderKeys):
+    """Keys of Qwen 2 and 3 with experts."""
+
     vocab_size: int = size(151936)
     hidden_size: int = size(2048)
-    intermediate_size: int = size(5632)
     num_hidden_layers: int = size(24, most=MAX_LAYERS)
-    num_attention_heads: int = size(16)
-    num_key_value_heads: int | None = optional_size(16)
     max_position_embeddings: int = size(32768)
-    qkv_bias: bool = flag(True)
     use_sliding_window: bool = flag(False)
-    sliding_window: int | None = unused_size(4096)
-    max_window_layers: int = count(28)
-    layer_types: tuple[str, ...] | None = layer_types()
     decoder_sparse_step: int = size(1)
+    mlp_only_layers: tuple[int, ...] = layer_numbers()
     moe_intermediate_size: int = size(1408)
-    shared_expert_intermediate_size: int = size(5632)
     num_experts: int = size(60, most=1 << 16)
     num_experts_per_tok: int = size(4)
     norm_topk_prob: bool = flag(False)
-    mlp_only_layers: tuple[int, ...] = layer_numbers()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_experts_per_tok > self.num_experts:
+            raise SourceError(
+                f"num_experts_per_tok: expected at most num_experts ({self.num_experts}), "
+                f"got {self.num_experts_per_tok}"
+            )
+
+    @property
+    def route(self) -> Route:
+        return softmax_route(self.num_experts, self.num_experts_per_tok, normalise=self.norm_topk_prob)
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2MoeKeys(QwenMoeKeys):
+    intermediate_size: int = size(5632)
+    num_attention_heads: int = size(16)
+    num_key_value_heads: int | None = optional_size(16)
+    qkv_bias: bool = flag(True)
+    sliding_window: int | None = unused_size(4096)
+    max_window_layers: int = count(28)
+    layer_types: tuple[str, ...] | None = layer_types()
+    shared_expert_intermediate_size: int = size(5632)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,10 +104,6 @@ class Qwen2MoeKeys(DecoderKeys):
         window = self.sliding_window if self.use_sliding_window else None
         return [window if kind == SLIDING else None for kind in self.kinds]
 
-    def is_sparse(self, layer: int) -> bool:
-        """Whether a layer has experts."""
-        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
-
 
 def _program(config: Qwen2MoeKeys) -> Program:
     turns = rope_scaling.table(rope_scaling.whole(config), config)
@@ -96,14 +115,13 @@ def _layer(config: Qwen2MoeKeys, number: int, window: int | None) -> Layer:
     attends = attention(config, biases="qkv" if config.qkv_bias else "", window=window)
     if not config.is_sparse(number):
         return pre_norm_layer(config, attends, gated(config))
-    route = softmax_route(config.num_experts, config.num_experts_per_tok, normalise=config.norm_topk_prob)
-    chosen = experts(config, route, config.moe_intermediate_size)
+    chosen = experts(config, config.route, config.moe_intermediate_size)
     inner = config.shared_expert_intermediate_size
     feeds = with_shared_expert(config, chosen, inner, "mlp.shared_expert", switch="mlp.shared_expert_gate")
     return pre_norm_layer(config, attends, feeds)
 
 
-def _layout(config: Qwen2MoeKeys) -> Layout:
+def layout(config: QwenMoeKeys) -> Layout:
     return expert_stacks(config.num_experts, config.moe_intermediate_size)
 
 
@@ -122,11 +140,15 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def _to_fields(config: Qwen2MoeKeys) -> GgufFields:
     config.refuse(config.norm_topk_prob, "norm_topk_prob", "false, as llama.cpp computes it")
     config.refuse(any(config.windows), "use_sliding_window", "false: llama.cpp has no windows here")
+    shared = {SHARED_INNER: config.shared_expert_intermediate_size}
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus(mixture_fields(config) | shared)
+
+
+def mixture_fields(config: QwenMoeKeys) -> dict[str, Any]:
+    """The fields of the experts; UnsupportedError if some layers have none."""
     if not all(map(config.is_sparse, range(config.num_hidden_layers))):
         raise UnsupportedError("mlp_only_layers, decoder_sparse_step: a GGUF cannot store layers without experts")
-    mixture = expert_fields(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
-    shared = {SHARED_INNER: config.shared_expert_intermediate_size}
-    return rope_fields(rope_scaling.whole(config), config.head_size).plus(mixture | shared)
+    return expert_fields(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
 
 
 FAMILY = Family(
@@ -134,6 +156,6 @@ FAMILY = Family(
     class_name="Qwen2MoeForCausalLM",
     keys=Qwen2MoeKeys,
     program=_program,
-    layout=_layout,
+    layout=layout,
     gguf=GgufForm("qwen2moe", _to_config, _to_fields),
 )
