@@ -274,6 +274,11 @@ def as_named(name: str) -> tuple[Origin, ...]:
     return (Origin((name,)),)
 
 
+def one_added(name: str) -> tuple[Origin, ...]:
+    """llama.cpp's converter adds 1 to the weights of norms (Gemma3Model.norm_shift in conversion/gemma.py)."""
+    return (Origin((name,), steps=(Added(-1.0),)),) if name.endswith("norm.weight") else as_named(name)
+
+
 def fused_rows(fusions: Mapping[str, Mapping[str, int]]) -> Layout:
     """The layout of a checkpoint with fused modules. fusions: fused module -> its parts in order, and their rows."""
     found: dict[str, tuple[str, slice]] = {}

@@ -9,7 +9,6 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import NormStyle, assemble, attention, pre_norm_layer, ungated
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gemma3 import one_added
 from rkf.converters.families.gguf_config import (
     LAYER_NORM_EPSILON,
     RMS_EPSILON,
@@ -18,6 +17,7 @@ from rkf.converters.families.gguf_config import (
 )
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, number, optional_number, size, token, tokens
+from rkf.converters.families.layout import one_added
 from rkf.model.program import Program
 
 _STYLE = NormStyle(offset=1.0, centred=True, bias=True)
@@ -70,5 +70,5 @@ FAMILY = Family(
     class_name="NemotronForCausalLM",
     keys=NemotronKeys,
     program=_program,
-    gguf=GgufForm("nemotron", _to_config, _to_fields, one_added, activation="relu2"),
+    gguf=GgufForm("nemotron", _to_config, _to_fields, lambda config: one_added, activation="relu2"),
 )
