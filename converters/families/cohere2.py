@@ -8,7 +8,7 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Layer, NormStyle, assemble, attention, gated, parallel_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, whole_rope
+from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, layer_norm_fields, whole_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import SLIDING, flag, number, size, token, tokens
 from rkf.converters.families.windows import Windowed, periodic, window_config
@@ -78,8 +78,7 @@ def _to_fields(config: Cohere2Keys) -> GgufFields:
     if config.kinds != periodic(config.num_hidden_layers, _PERIOD):
         raise UnsupportedError(f"layer_types: llama.cpp assumes a window in every layer but each {_PERIOD}th")
     own = {
-        RMS_EPSILON: None,
-        LAYER_NORM_EPSILON: config.rms_norm_eps,
+        **layer_norm_fields(config),
         "attention.sliding_window": config.sliding_window,
         "logit_scale": config.logit_scale,
     }

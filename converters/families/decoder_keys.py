@@ -61,6 +61,11 @@ class DecoderKeys:
         """The width of a head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    def heads_divide(self) -> None:
+        """Raise SourceError unless the heads divide hidden_size, for a family whose reference needs that."""
+        if self.hidden_size % self.num_attention_heads:
+            raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
+
     def refuse(self, holds: bool, key: str, expected: str) -> None:
         """Raise UnsupportedError unless `holds`: the key asks for something that rkf cannot express or read."""
         if holds:

@@ -14,7 +14,7 @@ from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, optional_number, optional_size, size, token, tokens
 from rkf.converters.families.layout import one_added
 from rkf.converters.families.windows import Windowed, periodic, window_config
-from rkf.errors import SourceError, UnsupportedError
+from rkf.errors import UnsupportedError
 from rkf.model.frequencies import Frequencies
 from rkf.model.program import MAX_LAYERS, Program
 
@@ -66,8 +66,7 @@ class Gemma2Keys(GemmaKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
+        self.heads_divide()
 
     @property
     def period(self) -> int:

@@ -104,6 +104,11 @@ def fields_of(family: Family[C], config: C) -> GgufFields:
     return GgufFields({key: value for key, value in (common | dict(own.own)).items() if value is not None}, own.extra)
 
 
+def layer_norm_fields(config: DecoderKeys) -> dict[str, Any]:
+    """The field of the epsilon in a family of LayerNorm, in place of the one of RMS norms."""
+    return {RMS_EPSILON: None, LAYER_NORM_EPSILON: config.rms_norm_eps}
+
+
 def only_usual_heads(config: DecoderKeys) -> None:
     """Refuse heads whose total width is not hidden_size, for an architecture in which llama.cpp assumes it."""
     if config.head_size * config.num_attention_heads != config.hidden_size:

@@ -19,11 +19,10 @@ from rkf.converters.families.blocks import (
 )
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, head_size
+from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, head_size, layer_norm_fields
 from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, number, size, token, tokens
 from rkf.converters.families.layout import Layout, Origin, fused_rows, renamed
-from rkf.errors import SourceError
 from rkf.model.program import MAX_LAYERS, Program
 
 _FUSED, _PARTS = "attention.query_key_value", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -55,8 +54,7 @@ class GptNeoXKeys(DecoderKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
+        self.heads_divide()
 
     @property
     def kv_heads(self) -> int:
@@ -131,11 +129,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def _to_fields(config: GptNeoXKeys) -> GgufFields:
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
     config.refuse(not config.attention_bias, "attention_bias", "true: llama.cpp needs biases here")
-    own = {
-        RMS_EPSILON: None,
-        LAYER_NORM_EPSILON: config.rms_norm_eps,
-        "use_parallel_residual": config.use_parallel_residual,
-    }
+    own = {**layer_norm_fields(config), "use_parallel_residual": config.use_parallel_residual}
     return rope_fields(rope_scaling.parameters(config), config.head_size).plus(own)
 
 

@@ -11,7 +11,7 @@ from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import (
     LAYER_NORM_EPSILON,
-    RMS_EPSILON,
+    layer_norm_fields,
     only_usual_heads,
     partial_rope,
 )
@@ -60,9 +60,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def _to_fields(config: NemotronKeys) -> GgufFields:
     only_usual_heads(config)
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
-    return rope_fields(rope_scaling.parameters(config), config.head_size).plus(
-        {RMS_EPSILON: None, LAYER_NORM_EPSILON: config.rms_norm_eps}
-    )
+    return rope_fields(rope_scaling.parameters(config), config.head_size).plus(layer_norm_fields(config))
 
 
 FAMILY = Family(

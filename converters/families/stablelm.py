@@ -9,10 +9,9 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import LAYER_NORM, assemble, attention, gated, parallel_layer, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, RMS_EPSILON, partial_rope
+from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, layer_norm_fields, partial_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import flag, number, optional_number, optional_size, size, token, tokens
-from rkf.errors import SourceError
 from rkf.model.program import Program
 
 
@@ -34,8 +33,7 @@ class StableLmKeys(DecoderKeys):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse(self.qk_layernorm, "qk_layernorm", "false: rkf has no norm with other weights for each head")
-        if self.hidden_size % self.num_attention_heads:
-            raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
+        self.heads_divide()
 
     @property
     def head_size(self) -> int:
@@ -64,11 +62,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 def _to_fields(config: StableLmKeys) -> GgufFields:
     config.refuse(config.tie_word_embeddings, "tie_word_embeddings", "false: llama.cpp needs a separate head")
-    own = {
-        RMS_EPSILON: None,
-        LAYER_NORM_EPSILON: config.rms_norm_eps,
-        "use_parallel_residual": config.use_parallel_residual,
-    }
+    own = {**layer_norm_fields(config), "use_parallel_residual": config.use_parallel_residual}
     return rope_fields(rope_scaling.parameters(config), config.head_size).plus(own)
 
 

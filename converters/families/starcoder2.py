@@ -11,7 +11,7 @@ from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import (
     LAYER_NORM_EPSILON,
-    RMS_EPSILON,
+    layer_norm_fields,
     only_usual_heads,
     whole_rope,
 )
@@ -65,8 +65,7 @@ def _to_fields(config: Starcoder2Keys) -> GgufFields:
     only_usual_heads(config)
     config.refuse(not config.use_bias, "use_bias", "true: llama.cpp needs biases here")
     own = {
-        RMS_EPSILON: None,
-        LAYER_NORM_EPSILON: config.rms_norm_eps,
+        **layer_norm_fields(config),
         "attention.sliding_window": config.sliding_window,
     }
     return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
