@@ -14,6 +14,7 @@ import pytest
 
 import rkf
 from rkf import __version__
+from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
 from tests.runtime import tiny
 
@@ -78,6 +79,7 @@ def test_stats_go_to_stderr(model):
 def test_without_a_model_the_default_one_is_taken_from_the_cache(model, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / f"{NAME}-{__version__}.rkf").symlink_to(model)
+    (tmp_path / "kernels").symlink_to(cache_dir() / "kernels")
     done = run("run", "--prompt", "The", "--max-tokens", "5", env=os.environ | {"RKF_CACHE": str(tmp_path)})
     assert (done.returncode, done.stdout) == (0, run("run", model, "--prompt", "The", "--max-tokens", "5").stdout)
 
