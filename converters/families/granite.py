@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
+from rkf.converters.families.blocks import Layer, assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, whole_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
@@ -24,20 +25,24 @@ class GraniteKeys(LlamaKeys):
 
 
 def _program(config: GraniteKeys) -> Program:
-    turns = rope_scaling.table(rope_scaling.whole(config), config)
-    layer = pre_norm_layer(
-        config,
-        attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
-        gated(config, bias=config.mlp_bias),
-        residual=config.residual_multiplier,
-    )
+    return program(config, [(scaled_attention(config), gated(config, bias=config.mlp_bias))] * config.num_hidden_layers)
+
+
+def program(config: GraniteKeys, branches: Iterable[tuple[Layer, Layer]], *, turns: bool = True) -> Program:
+    """branches: the attention and the feed-forward part of each layer. turns: whether there is a rope."""
     return assemble(
         config,
-        [layer] * config.num_hidden_layers,
-        (turns,),
+        (pre_norm_layer(config, *pair, residual=config.residual_multiplier) for pair in branches),
+        (rope_scaling.table(rope_scaling.whole(config), config),) if turns else (),
         embedding_scale=config.embedding_multiplier,
         logit_scale=1 / config.logits_scaling,
     )
+
+
+def scaled_attention(config: GraniteKeys, rope: int | None = 0) -> Layer:
+    """rope: the number of its table, None for none."""
+    biases = "qkvo" if config.attention_bias else ""
+    return attention(config, biases=biases, rope=rope, scale=config.attention_multiplier)
 
 
 def to_config(model: GgufModel) -> dict[str, Any]:

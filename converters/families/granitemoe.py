@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import Layer, assemble, attention, experts, pre_norm_layer
+from rkf.converters.families.blocks import Layer, experts
 from rkf.converters.families.expert_layout import fused_stacks, renamed
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_experts import expert_config, expert_fields
-from rkf.converters.families.granite import GraniteKeys, to_config, to_fields
+from rkf.converters.families.granite import GraniteKeys, program, scaled_attention, to_config, to_fields
 from rkf.converters.families.keys import size
 from rkf.converters.families.layout import Layout
 from rkf.converters.families.llama import unpermuted
@@ -25,20 +24,7 @@ class GraniteMoeKeys(GraniteKeys):
 
 
 def _program(config: GraniteMoeKeys) -> Program:
-    turns = rope_scaling.table(rope_scaling.whole(config), config)
-    layer = pre_norm_layer(
-        config,
-        attention(config, biases="qkvo" if config.attention_bias else "", scale=config.attention_multiplier),
-        mixture(config),
-        residual=config.residual_multiplier,
-    )
-    return assemble(
-        config,
-        [layer] * config.num_hidden_layers,
-        (turns,),
-        embedding_scale=config.embedding_multiplier,
-        logit_scale=1 / config.logits_scaling,
-    )
+    return program(config, [(scaled_attention(config), mixture(config))] * config.num_hidden_layers)
 
 
 def mixture(config: GraniteMoeKeys) -> Layer:

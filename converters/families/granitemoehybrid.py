@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import Layer, assemble, attention, gated, pre_norm_layer, with_shared_expert
+from rkf.converters.families.blocks import Layer, gated, with_shared_expert
 from rkf.converters.families.expert_layout import fused_stacks, renamed
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_experts import SHARED_INNER, expert_config, expert_fields
-from rkf.converters.families.granite import to_config, to_fields
+from rkf.converters.families.granite import program, scaled_attention, to_config, to_fields
 from rkf.converters.families.granitemoe import GraniteMoeKeys, mixture
 from rkf.converters.families.keys import FULL, LINEAR, count, flag, layer_types, limits, size, size_or_auto, word
 from rkf.converters.families.layout import Layout, Origin, fused_rows
@@ -88,24 +87,9 @@ class GraniteMoeHybridKeys(GraniteMoeKeys):
 
 
 def _program(config: GraniteMoeHybridKeys) -> Program:
-    rope = rope_scaling.whole_heads(rope_scaling.parameters(config))
-    attends = {
-        FULL: attention(
-            config,
-            biases="qkvo" if config.attention_bias else "",
-            rope=0 if config.turns else None,
-            scale=config.attention_multiplier,
-        ),
-        LINEAR: config.mixer.ops(),
-    }
+    attends = {FULL: scaled_attention(config, rope=0 if config.turns else None), LINEAR: config.mixer.ops()}
     feeds = _feeds(config)
-    return assemble(
-        config,
-        (pre_norm_layer(config, attends[kind], feeds, residual=config.residual_multiplier) for kind in config.kinds),
-        (rope_scaling.frequencies(rope, config.head_size, config.max_position_embeddings),) if config.turns else (),
-        embedding_scale=config.embedding_multiplier,
-        logit_scale=1 / config.logits_scaling,
-    )
+    return program(config, ((attends[kind], feeds) for kind in config.kinds), turns=config.turns)
 
 
 def _feeds(config: GraniteMoeHybridKeys) -> Layer:
@@ -166,9 +150,7 @@ def _to_fields(config: GraniteMoeHybridKeys) -> GgufFields:
     """llama.cpp uses the field for fine-tuned rope as a switch of rope here."""
     if LINEAR not in config.kinds:
         raise UnsupportedError("layer_types: llama.cpp needs a layer of Mamba in this architecture")
-    found = to_fields(config)
     own = {
-        **found.own,
         **config.mixer.to_fields(),
         _HEADS_BY_LAYER: [config.kv_heads if kind == FULL else 0 for kind in config.kinds],
         "rope.scaling.finetuned": config.turns,
@@ -178,7 +160,7 @@ def _to_fields(config: GraniteMoeHybridKeys) -> GgufFields:
         own |= expert_fields(config.num_local_experts, config.num_experts_per_tok)
     else:
         own["feed_forward_length"] = config.shared_intermediate_size
-    return GgufFields(own, found.extra)
+    return to_fields(config).plus(own)
 
 
 FAMILY = Family(
