@@ -73,8 +73,8 @@ class DeepseekV3Keys(GroupedExperts):
 
 
 def _program(config: DeepseekV3Keys) -> Program:
-    rope = _rope(config)
-    turns = rope_scaling.frequencies(rope, config.head_size, config.max_position_embeddings)
+    rope = rope_scaling.whole(config)
+    turns = rope_scaling.table(rope, config)
     attends, layers = _attention(config, _scale(config, rope)), range(config.num_hidden_layers)
     return assemble(config, [pre_norm_layer(config, attends, feed_forward(config, n)) for n in layers], (turns,))
 
@@ -119,10 +119,6 @@ def _attention(config: DeepseekV3Keys, scale: float) -> Layer:
 
 def _norm(part: str, value: str) -> Norm:
     return Norm(src=value, dst=value, weight=f"self_attn.{part}_a_layernorm.weight", epsilon=_EPSILON)
-
-
-def _rope(config: DeepseekV3Keys) -> dict[str, Any]:
-    return rope_scaling.whole_heads(rope_scaling.parameters(config))
 
 
 def _scale(config: DeepseekV3Keys, rope: Mapping[str, Any]) -> float:
@@ -200,7 +196,7 @@ def _to_fields(config: DeepseekV3Keys) -> GgufFields:
     config.refuse(not config.rope_interleave, "rope_interleave", "true, as llama.cpp computes it")
     config.refuse(config.rms_norm_eps != _EPSILON, "rms_norm_eps", f"{_EPSILON:g}: llama.cpp has one for all norms")
     turned, latent = config.qk_rope_head_dim, config.kv_lora_rank
-    rope = _rope(config)
+    rope = rope_scaling.whole(config)
     found = rope_fields({key: each for key, each in rope.items() if not key.startswith("mscale")}, turned)
     if rope["rope_type"] == "yarn":
         scale = rope.get("mscale_all_dim")
@@ -208,9 +204,8 @@ def _to_fields(config: DeepseekV3Keys) -> GgufFields:
             raise UnsupportedError(
                 "rope_parameters: expected mscale as mscale_all_dim, and no attention_factor, for a GGUF"
             )
-        found = GgufFields({**found.own, MULTIPLIER: _SEPARATE * scale}, found.extra)
+        found = found.plus({MULTIPLIER: _SEPARATE * scale})
     own = {
-        **found.own,
         **grouped_fields(config),
         RMS_EPSILON: config.rms_norm_eps,
         "attention.head_count_kv": 1,
@@ -221,7 +216,7 @@ def _to_fields(config: DeepseekV3Keys) -> GgufFields:
         _RANK: latent,
         _QUERY_RANK: config.q_lora_rank,
     }
-    return GgufFields(own, found.extra)
+    return found.plus(own)
 
 
 FAMILY = Family(

@@ -83,14 +83,12 @@ def _to_fields(config: Lfm2MoeKeys) -> GgufFields:
     config.refuse(not config.norm_topk_prob, "norm_topk_prob", "true, as llama.cpp computes it")
     config.refuse(config.routed_scaling_factor != 1, "routed_scaling_factor", "1, as llama.cpp computes it")
     config.refuse(not config.use_expert_bias, "use_expert_bias", "true: llama.cpp has the bias here")
-    found = to_fields(config)
     own = {
-        **found.own,
         **expert_fields(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size),
         "leading_dense_block_count": config.num_dense_layers,
         "expert_gating_func": _SIGMOID,
     }
-    return GgufFields(own, found.extra)
+    return to_fields(config).plus(own)
 
 
 FAMILY = Family(

@@ -216,7 +216,6 @@ def to_fields(config: Qwen35Keys) -> GgufFields:
     thirds = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
     sections = [*config.rope.get("mrope_section", thirds[:3]), 0][:4]
     own = {
-        **found.own,
         "rope.dimension_sections": sections,
         "full_attention_interval": interval,
         _RECURRENT: [kind == LINEAR for kind in config.kinds],
@@ -226,7 +225,7 @@ def to_fields(config: Qwen35Keys) -> GgufFields:
         "ssm.time_step_rank": config.linear_num_value_heads,
         "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim,
     }
-    return GgufFields(own, found.extra)
+    return found.plus(own)
 
 
 def wrapper(model_type: str) -> Wrapper:
