@@ -60,26 +60,25 @@ def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
         if key not in found:
             raise SourceError(f"field {KEYS[key]} is missing")
     own = family.gguf.to_config(model)
-    value_size = model.own.get("attention.value_length", head_size(model))
-    if value_size != head_size(model) and "v_head_dim" not in own:
-        raise UnsupportedError(f"attention.value_length is {value_size}, expected {head_size(model)} as for keys")
     if "intermediate_size" not in {**found, **own}:  # some mixtures have no dense layer
         raise SourceError(f"field {KEYS['intermediate_size']} is missing")
     return {
         "architectures": [family.class_name],
         "model_type": family.name,
         **found,
-        **(_heads(model, found) if found["num_attention_heads"] != 0 else {}),  # a model without attention has 0
+        **_heads(model, found, own),
         "tie_word_embeddings": "output.weight" not in model.tensors,
         **own,
     }
 
 
-def _heads(model: GgufModel, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of heads."""
+def _heads(model: GgufModel, found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of heads; none for a model without attention, which has 0 of them. own: the family's own keys."""
+    if found["num_attention_heads"] == 0:
+        return {}
     size = head_size(model)
     value_size = model.own.get("attention.value_length", size)
-    if value_size != size:
+    if value_size != size and "v_head_dim" not in own:
         raise UnsupportedError(f"attention.value_length is {value_size}, expected {size} as for keys")
     return {
         "num_key_value_heads": found.get("num_key_value_heads", found["num_attention_heads"]),
