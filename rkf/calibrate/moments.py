@@ -13,6 +13,14 @@ from rkf.calibrate.interpreter import F32, Flow, Seen, Stretch
 
 F64 = NDArray[np.float64]
 
+# Times columns / tokens: the share of the mean diagonal that is added to the diagonal. Output error on other tokens,
+# relative to clustering without data, of gate and down in one layer of a 135M model at K = 16:
+#   tokens / columns        1/64  1/16   1/4     1     4
+#   with this shrinkage      .91   .76   .64   .56   .50 (gate)    .93   .86   .70   .63   .58 (down)
+#   without                        .98  1.08   .98   .55 (gate)         1.10  1.18  1.21   .66 (down)
+# 1 is as good as .5.
+_SHRINKAGE = 0.5
+
 
 class StackMoments:
     """Second moments for each matrix of a stack, computed on demand: all 128 of a 30B mixture's layer take 2 GB."""
@@ -29,9 +37,10 @@ class StackMoments:
         return np.array([sum(seen.tokens for seen in inputs) for inputs in self._inputs])
 
     def of(self, expert: int) -> F64:
-        """E[x^T x] over the tokens of one expert that saw some, f64[cols, cols]."""
+        """E[x^T x] as the tokens of one expert that saw some tell it, f64[cols, cols]."""
         total = sum(inputs.T @ inputs for inputs in (seen.inputs() for seen in self._inputs[expert]))
-        return np.asarray(total, np.float64) / sum(seen.tokens for seen in self._inputs[expert])
+        count = sum(seen.tokens for seen in self._inputs[expert])
+        return _shrunk(np.asarray(total, np.float64) / count, count)
 
 
 Moments = F64 | StackMoments
@@ -53,8 +62,17 @@ def tapped(
         for seen, expert in inputs:
             name = seen.names[0]
             stacks.setdefault(name, StackMoments(len(weights[name]))).add(seen, expert)
-    found: Mapping[str, Moments] = {**means, **stacks}
+    found: Mapping[str, Moments] = {**{name: _shrunk(mean, count) for name, mean in means.items()}, **stacks}
     return after, {name: found[first] for first, names in stretch.matrices.items() for name in names}
+
+
+def _shrunk(mean: F64, tokens: int) -> F64:
+    """The mean of x^T x over some tokens, with a share of its trace added to the diagonal, in place: the fewer tokens,
+    the less the mean says about other text.
+    """
+    diagonal = np.einsum("ii->i", mean)
+    diagonal += _SHRINKAGE / tokens * diagonal.sum()
+    return mean
 
 
 def _seen(
