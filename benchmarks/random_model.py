@@ -31,6 +31,7 @@ from rkf.model.op import EMBEDDING, MATRIX, STACK
 
 BLOCK_ROWS = 32
 CONTEXT = 4096
+LONG_CONTEXT = 40960
 RANDOM = np.random.Generator(np.random.SFC64(0))
 
 
@@ -71,6 +72,15 @@ SHAPES = {
         **{"num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 256, "norm_topk_prob": True},
     ),
     "0.2B": _described("qwen3", 32000, 1024, 2048, 20, 16, 4, 64),
+    # Windows in most layers, for context.py. Of gpt-oss-20b's 32 experts it has only the 4 that a token reads.
+    "gemma3-4B": _described(
+        *("gemma3_text", 262144, 2560, 10240, 34, 8, 4, 256),
+        **{"sliding_window": 1024, "query_pre_attn_scalar": 256, "max_position_embeddings": LONG_CONTEXT},
+    ),
+    "gpt-oss-20B-A3.6B": _described(
+        *("gpt_oss", 201088, 2880, 2880, 24, 64, 8, 64),
+        **{"num_local_experts": 4, "num_experts_per_tok": 4, "max_position_embeddings": LONG_CONTEXT},
+    ),
 }
 
 
@@ -78,7 +88,8 @@ def write_rkf(description: Description, path: Path, k: int) -> None:
     """A clustered model in the form that `rkf convert` writes."""
     program = description.program
     recipe = Recipe.load("default", program, k)
-    model = ModelMetadata(program=program, context_length=CONTEXT, bos_id=1, eos_ids=(2,))
+    context: int = description.config["max_position_embeddings"]
+    model = ModelMetadata(program=program, context_length=context, bos_id=1, eos_ids=(2,))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
     head, embedding = program.logits.weight, program.stem[0].tensor_names()[0]
     with Writer(path, metadata={"model": model.to_metadata()}, provenance={"source": "random"}, force=True) as writer:

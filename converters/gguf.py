@@ -83,6 +83,7 @@ _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("*.rope.*", (int, float)),
     ("*.attention.head_count_kv", (int, np.ndarray)),
     ("*.attention.sliding_window_pattern", (int, np.ndarray)),
+    ("*.attention.recurrent_layers", np.ndarray),
     ("*.attention.*", (int, float)),
 )
 

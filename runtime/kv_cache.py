@@ -92,7 +92,7 @@ class CacheLayout:
         states, and what windows saw from its last mark.
         """
         marked = sum(
-            min(-(-tokens // PAGE), group.window // PAGE + 2) * group.page_bytes
+            min(-(-tokens // PAGE), -(-(group.window - 1) // PAGE) + 1) * group.page_bytes
             for group in self.groups
             if group.window is not None
         )

@@ -7,7 +7,6 @@ Source: section 2.1 of arXiv 2405.04434.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,13 +128,9 @@ def _rope(config: DeepseekV3Keys) -> dict[str, Any]:
 def _scale(config: DeepseekV3Keys, rope: Mapping[str, Any]) -> float:
     """Of scores; yarn's mscale_all_dim multiplies it by a square, as mscale of the rope multiplies queries and keys."""
     found = float((config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5)
-    every, factor = rope.get("mscale_all_dim"), rope.get("factor")
-    if rope["rope_type"] == "default" or not every:
+    if rope["rope_type"] == "default" or not rope.get("mscale_all_dim"):
         return found
-    for key, value in (("mscale_all_dim", every), ("factor", factor)):
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise SourceError(f"rope scaling: {key}: expected a positive number, got {value!r}")
-    grown = 1.0 if factor <= 1 else 0.1 * every * math.log(factor) + 1
+    grown = rope_scaling.grown(rope, "mscale_all_dim", rope_scaling.positive(rope, "factor"))
     return found * grown * grown
 
 
@@ -172,28 +167,32 @@ def _attention_layout(config: DeepseekV3Keys, *, whole: bool) -> Layout:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """Older files have kv_b_proj as one matrix, and the widths of whole heads where newer ones have the latent's."""
-    own = model.own
-    turned, rank, heads = own.get(_TURNED), own.get(_RANK), own["attention.head_count"]
-    widths = own.get(f"{_KEY}_mla", own.get(_KEY)), own.get(f"{_VALUE}_mla", own.get(_VALUE)), turned, rank
-    if not all(isinstance(width, int) for width in widths):
-        raise SourceError(f"{_KEY}, {_VALUE}, {_TURNED}, {_RANK}: expected integers")
+    own, turned = model.own, _width(model.own, _TURNED)
     rope = rope_config(model, turned)
     if rope["rope_type"] == "yarn" and MULTIPLIER in own:
         scale = shortest(own[MULTIPLIER] / _SEPARATE)
         rope |= {"mscale": scale, "mscale_all_dim": scale}
     return {
         **grouped_config(own),
-        "num_key_value_heads": heads,
+        "num_key_value_heads": own["attention.head_count"],
         "head_dim": turned,
-        "kv_lora_rank": rank,
+        "kv_lora_rank": _width(own, _RANK),
         "q_lora_rank": own.get(_QUERY_RANK),
         "qk_rope_head_dim": turned,
-        "qk_nope_head_dim": widths[0] - turned,
-        "v_head_dim": widths[1],
+        "qk_nope_head_dim": _width(own, f"{_KEY}_mla", _KEY) - turned,
+        "v_head_dim": _width(own, f"{_VALUE}_mla", _VALUE),
         "attention_bias": False,
         "rope_interleave": True,
         **rope_scaling.spelt(rope),
     }
+
+
+def _width(own: Mapping[str, Any], *keys: str) -> int:
+    """The first of these fields that is there."""
+    found = next((own[key] for key in keys if key in own), None)
+    if not isinstance(found, int):
+        raise SourceError(f"field {keys[0]}: expected an integer, got {found!r}")
+    return found
 
 
 def _to_fields(config: DeepseekV3Keys) -> GgufFields:

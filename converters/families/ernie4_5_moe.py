@@ -114,10 +114,12 @@ def _layout(config: Ernie45MoeKeys) -> Layout:
 
 
 def _gguf_layout(config: Ernie45MoeKeys) -> Layout:
-    """gguf's tables have the name of the correction bias without its last word."""
+    """gguf's tables lack the last word of the correction bias. llama.cpp's converter keeps its first axis."""
 
     def layout(name: str) -> tuple[Origin, ...]:
-        return as_named("mlp.moe_statics.e_score_correction.bias" if name == _SELECT else name)
+        if name != _SELECT:
+            return as_named(name)
+        return (Origin(("mlp.moe_statics.e_score_correction.bias",), steps=(Squeezed(0),)),)
 
     return layout
 

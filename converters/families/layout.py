@@ -158,13 +158,13 @@ class ByHead:
 
 @dataclass(frozen=True, slots=True)
 class Squeezed:
-    """An axis of size 1 is left out."""
+    """An axis of size 1 is left out, if there is one."""
 
     axis: int
     moves = True
 
     def apply(self, values: Values) -> Values:
-        return values.squeeze(self.axis)
+        return values.squeeze(self.axis) if values.shape[self.axis] == 1 else values
 
     def undo(self, values: Values) -> Values:
         return np.expand_dims(values, self.axis)

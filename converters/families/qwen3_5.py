@@ -38,6 +38,7 @@ from rkf.errors import SourceError, UnsupportedError
 from rkf.model.ops import Conv, Delta, Gate, Norm
 from rkf.model.program import Program
 
+_RECURRENT = "attention.recurrent_layers"
 _INTERVAL = 4
 _STYLE = NormStyle(offset=1.0)
 _DELTA_NORM = "linear_attn.norm.weight"
@@ -187,8 +188,11 @@ def _regrouped(config: Qwen35Keys, name: str) -> tuple[Transform, ...]:
 def to_config(model: GgufModel) -> dict[str, Any]:
     own, width = model.own, head_size(model)
     values = own.get("ssm.time_step_rank", 1)
+    recurrent = own.get(_RECURRENT)  # newer files have it; it also counts layers of prediction
+    kinds = None if recurrent is None else [LINEAR if each else FULL for each in recurrent[: own["block_count"]]]
     return {
         "full_attention_interval": own.get("full_attention_interval", _INTERVAL),
+        "layer_types": kinds,
         "linear_conv_kernel_dim": own.get("ssm.conv_kernel"),
         "linear_key_head_dim": own.get("ssm.state_size"),
         "linear_value_head_dim": own.get("ssm.inner_size", 0) // values,
@@ -215,6 +219,7 @@ def to_fields(config: Qwen35Keys) -> GgufFields:
         **found.own,
         "rope.dimension_sections": sections,
         "full_attention_interval": interval,
+        _RECURRENT: [kind == LINEAR for kind in config.kinds],
         "ssm.conv_kernel": config.linear_conv_kernel_dim,
         "ssm.state_size": config.linear_key_head_dim,
         "ssm.group_count": config.linear_num_key_heads,

@@ -101,7 +101,7 @@ def frequencies(rope: Mapping[str, Any], head_size: int, context: int) -> Freque
     kind = rope["rope_type"]
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UnsupportedError(f"rope scaling {kind!r} is not supported; known: {', '.join(_KINDS)}")
-    turned = int(head_size * _number(rope, "partial_rotary_factor"))
+    turned = int(head_size * positive(rope, "partial_rotary_factor"))
     if not 2 <= turned <= min(head_size, 2 * MAX_FREQUENCIES) or turned % 2:
         most = min(head_size, 2 * MAX_FREQUENCIES)
         raise SourceError(f"rope: expected an even number of rotated values per head, at most {most}, got {turned}")
@@ -111,7 +111,7 @@ def frequencies(rope: Mapping[str, Any], head_size: int, context: int) -> Freque
 def _powers(rope: Mapping[str, Any], numbers: int, over: int) -> F32:
     """theta ** (2i / over), f32[numbers / 2]."""
     exponents = np.arange(0, numbers, 2, dtype=np.float32) / np.float32(over)
-    return (np.float32(_number(rope, "rope_theta")) ** exponents).astype(np.float32)
+    return (np.float32(positive(rope, "rope_theta")) ** exponents).astype(np.float32)
 
 
 def _plain(rope: Mapping[str, Any], turned: int) -> F32:
@@ -124,18 +124,18 @@ def _default(rope: Mapping[str, Any], turned: int, head_size: int, context: int)
 
 def _dynamic(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
     """The plain frequencies, valid within max_position_embeddings, which rkf never exceeds."""
-    _number(rope, "factor")
+    positive(rope, "factor")
     return _table(_plain(rope, turned))
 
 
 def _linear(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
-    return _table(_plain(rope, turned) / np.float32(_number(rope, "factor")))
+    return _table(_plain(rope, turned) / np.float32(positive(rope, "factor")))
 
 
 def _llama3(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
     """Long waves are stretched, short ones kept, those between blended by their rotations in the old context."""
-    factor, old = _number(rope, "factor"), _number(rope, "original_max_position_embeddings")
-    low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+    factor, old = positive(rope, "factor"), positive(rope, "original_max_position_embeddings")
+    low, high = positive(rope, "low_freq_factor"), positive(rope, "high_freq_factor")
     if low >= high:
         raise SourceError(f"rope scaling: low_freq_factor: expected less than high_freq_factor ({high}), got {low}")
     plain = _plain(rope, turned)
@@ -146,21 +146,21 @@ def _llama3(rope: Mapping[str, Any], turned: int, head_size: int, context: int) 
 
 def _proportional(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
     """Part of the pairs of the whole head rotate; the others have frequency 0."""
-    pairs = int(_number(rope, "partial_rotary_factor") * head_size // 2)
+    pairs = int(positive(rope, "partial_rotary_factor") * head_size // 2)
     found = np.zeros(head_size // 2, np.float32)
     found[:pairs] = 1 / _powers(rope, 2 * pairs, head_size)
-    return _table(found / np.float32(_number(rope, "factor", 1.0)))
+    return _table(found / np.float32(positive(rope, "factor", 1.0)))
 
 
 def _yarn(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
     """Short waves are kept, long ones stretched; a ramp over the pair numbers blends those between."""
-    old, theta = _number(rope, "original_max_position_embeddings"), _number(rope, "rope_theta")
-    factor = _number(rope, "factor") if rope.get("factor") is not None else context / old
+    old, theta = positive(rope, "original_max_position_embeddings"), positive(rope, "rope_theta")
+    factor = positive(rope, "factor") if rope.get("factor") is not None else context / old
 
     def edge(turns: float) -> float:
         return turned * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = edge(_number(rope, "beta_fast", 32)), edge(_number(rope, "beta_slow", 1))
+    low, high = edge(positive(rope, "beta_fast", 32)), edge(positive(rope, "beta_slow", 1))
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, turned - 1)
@@ -173,22 +173,25 @@ def _yarn(rope: Mapping[str, Any], turned: int, head_size: int, context: int) ->
 
 
 def _yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
-    def grown(scale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
     if rope.get("attention_factor") is not None:
-        return _number(rope, "attention_factor")
+        return positive(rope, "attention_factor")
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return grown(_number(rope, "mscale")) / grown(_number(rope, "mscale_all_dim"))
-    return grown(1)
+        return grown(rope, "mscale", factor) / grown(rope, "mscale_all_dim", factor)
+    return grown({}, "mscale", factor)
+
+
+def grown(rope: Mapping[str, Any], key: str, factor: float) -> float:
+    """What yarn multiplies by for a scale, 1 where the key is absent. factor: how many times the context has grown."""
+    scale = positive(rope, key, 1.0)
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _longrope(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
     """A divisor per pair: one list within the original context, another for longer sequences."""
-    old = int(_number(rope, "original_max_position_embeddings"))
-    factor = _number(rope, "factor") if rope.get("factor") is not None else context / old
+    old = int(positive(rope, "original_max_position_embeddings"))
+    factor = positive(rope, "factor") if rope.get("factor") is not None else context / old
     if rope.get("attention_factor") is not None:
-        attention = _number(rope, "attention_factor")
+        attention = positive(rope, "attention_factor")
     else:
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(old))
     powers = _powers(rope, turned, turned)
@@ -207,7 +210,8 @@ _KINDS: Mapping[str, Callable[[Mapping[str, Any], int, int, int], Frequencies]] 
 }
 
 
-def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
+def positive(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A number of the parameters; SourceError for one that is missing or not above 0."""
     value: Any = rope.get(key)
     value = default if value is None else value
     if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
@@ -219,7 +223,7 @@ def _divisors(rope: Mapping[str, Any], key: str, count: int) -> F32:
     values = rope.get(key)
     if not isinstance(values, list) or len(values) != count:
         raise SourceError(f"rope scaling: {key}: expected {count} numbers, got {reprlib.repr(values)}")
-    return np.array([_number({key: value}, key) for value in values], np.float32)
+    return np.array([positive({key: value}, key) for value in values], np.float32)
 
 
 def _table(found: NDArray[Any], factor: float = 1.0) -> Frequencies:

@@ -1,12 +1,13 @@
 """Measures how much a model's predictions lose when one matrix alone is stored coarsely, on a few tokens.
 
-Perturbed copies of the residual stream pass through the layers beside the true one, so weights are read once. Knows no
-clustering: a callable makes the coarse matrices.
+Perturbed copies of the residual stream pass through the layers beside the true one, so weights are read once. Copies of
+some matrices pass to the end. The losses of the others follow from how much they disturb the stream behind their layer.
+Knows no clustering: a callable makes the coarse matrices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
@@ -20,7 +21,8 @@ from rkf.calibrate.moments import Moments, tapped
 from rkf.calibrate.passes import F32, U32, TensorReader, stretches
 from rkf.format.codec import workers
 from rkf.model.ops import Embed, Logits
-from rkf.model.program import Program
+from rkf.model.program import Program, layer_of, layer_prefix
+from rkf.model.roles import clusterable
 
 Coarse = Callable[[F32, "Moments | None"], F32]
 """Weights as a coarse file would store them. If the second moments of their inputs are given, fitted to those."""
@@ -32,6 +34,10 @@ _COPIED, _SCORED = 96, 48  # their last tokens: after little context the first l
 _DRAWS = 16  # tokens drawn from each prediction
 _ROWS = 4096  # rows of the embedding beyond the needed ones, so that its centroids match those of the whole
 _TOGETHER = 4  # pieces or perturbed copies that one thread processes together
+# Of the matrices of one name, every sixth is followed to the end, and two at either end of the model. On a 135M model
+# of 30 layers the other losses are then wrong by a factor of 1.2 (one deviation; the same with every third, 1.6 if the
+# disturbance is left out). Choosing K by them costs 0.7 to 1.2 % more loss at equal size.
+_EVERY, _ENDS = 6, 2
 
 
 def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) -> dict[str, float]:
@@ -40,12 +46,14 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
     tokens: u32[sequences, ctx]. If the logits of two predictions differ by a small d, they diverge by Var(d) / 2 under
     the first. The variance is taken over tokens drawn from it, so the copies need no output head. A few predictions
     would dominate a mean, so the result is the square of the mean root. Memory holds one layer's weights, the head, and
-    copies of _MEASURED * _COPIED states for each matrix.
+    copies of _MEASURED * _COPIED states for each matrix that is followed.
     """
+    followed = _followed(program)
     seen, true = _pieces(tokens)
     head = program.logits.weight
     names: list[str] = []
     copies: list[Flow] = []
+    nearby: dict[str, float] = {}
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
         for stretch in stretches(program, _PIECE):
             weights = reader.of(stretch)
@@ -53,9 +61,11 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
             seen, moments = tapped(pool, stretch, weights, seen)
             of_head = moments.pop(head, None)
             disturbed = _disturbed(pool, stretch, weights, coarse, true, moments)
-            names += disturbed
-            copies = [*moved, *disturbed.values()]
             true = stretch(weights, true)
+            nearby |= {name: _disturbance(true, copy) for name, copy in disturbed.items()}
+            chosen = [name for name in disturbed if name in followed]
+            names += chosen
+            copies = [*moved, *(disturbed[name] for name in chosen)]
     op, last = program.logits, reader(head)
     bias = None if op.bias is None else reader(op.bias)
     before = _scored(op, true)
@@ -63,12 +73,61 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
     rows = last[drawn]
     products = np.einsum("nh,ndh->nd", before, rows, dtype=np.float64)
     raw = op.scale * (products if bias is None else products + bias[drawn])
-    found = {
-        reader.stored(name): _divergence(op, raw, _scored(op, copy) - before, rows)
-        for name, copy in zip(names, copies, strict=True)
+    measured = {
+        name: _divergence(op, raw, _scored(op, copy) - before, rows) for name, copy in zip(names, copies, strict=True)
     }
+    found = {reader.stored(name): loss for name, loss in _completed(measured, nearby).items()}
     changed = _CoarseTable.of(last, drawn, coarse, of_head)[drawn] - rows
     found[reader.stored(head)] = found.get(reader.stored(head), 0) + _divergence(op, raw, before, changed)
+    return found
+
+
+def _followed(program: Program) -> set[str]:
+    """The matrices whose copies pass through all later layers."""
+    found: set[str] = set()
+    for by_layer in _by_name(clusterable(program)).values():
+        names = [*by_layer.values()]
+        found.update(names[::_EVERY], names[:_ENDS], names[-_ENDS:])
+    return found
+
+
+def _by_name(matrices: Iterable[str]) -> dict[str, dict[int, str]]:
+    """Matrices by their names within a layer, and by layer, -1 outside all layers."""
+    found: dict[str, dict[int, str]] = {}
+    for name in matrices:
+        layer = layer_of(name)
+        within, number = (name, -1) if layer is None else (name.removeprefix(layer_prefix(layer)), layer)
+        found.setdefault(within, {})[number] = name
+    return found
+
+
+def _disturbance(true: Flow, changed: Flow) -> float:
+    """The relative change of a flow at the scored tokens: the square of the mean root, summed over its values."""
+    total = 0.0
+    for value, each in true.values.items():
+        change, size = (
+            np.square(x[:, -_SCORED:], dtype=np.float64).sum(axis=-1) for x in (changed.values[value] - each, each)
+        )
+        total += float(np.sqrt(change / np.maximum(size, np.finfo(np.float32).tiny)).mean() ** 2)
+    return total
+
+
+def _completed(measured: Mapping[str, float], nearby: Mapping[str, float]) -> dict[str, float]:
+    """The loss of every matrix in `nearby`, which has its disturbance of the stream behind its layer.
+
+    The ratio of both changes smoothly from layer to layer, so where no loss was measured it is interpolated.
+    """
+    found = dict(measured)
+    for by_layer in _by_name(nearby).values():
+        ratios = {
+            layer: np.log(measured[name] / nearby[name])
+            for layer, name in by_layer.items()
+            if measured.get(name, 0) > 0 and nearby[name] > 0
+        }
+        for layer, name in by_layer.items():
+            if name not in measured:
+                ratio = np.exp(np.interp(layer, [*ratios], [*ratios.values()])) if ratios else 0.0
+                found[name] = nearby[name] * float(ratio)
     return found
 
 

@@ -14,8 +14,6 @@ from rkf.cluster.assign import U8, middles
 from rkf.cluster.compensate import Mask, Objective, compensated, descended
 from rkf.format.matrix import F32
 
-_PASSES = 2  # of descent; a third lowers the output error by another 0.5 %
-
 
 def suited(weights: F32, exact: Mask, centroids: F32, scale: F32, objective: Objective) -> U8:
     """The indices, u8[rows, cols].
@@ -25,7 +23,8 @@ def suited(weights: F32, exact: Mask, centroids: F32, scale: F32, objective: Obj
     """
     turned, mask = _turned(weights / scale, objective), _turned(exact, objective)
     quantised = compensated(turned, objective, centroids, mask)
-    quantised, _ = descended(turned, quantised, objective, centroids, mask, _PASSES)
+    if objective.passes:
+        quantised, _ = descended(turned, quantised, objective, centroids, mask, objective.passes)
     return np.searchsorted(middles(centroids), quantised[np.argsort(objective.order)].T).astype(np.uint8)
 
 

@@ -20,7 +20,7 @@ from .models import loaded, logits_of, model_of, save, tokens
 # The first variant of each family with experts.
 MIXTURES = (
     *("qwen3_moe", "mixtral", "qwen2_moe", "olmoe", "gpt_oss", "granitemoe", "ernie4_5_moe", "glm4_moe", "llama4"),
-    *("qwen3_5_moe", "lfm2_moe", "gemma4-experts"),
+    *("qwen3_5_moe", "lfm2_moe", "gemma4-experts", "deepseek_v3"),
 )
 
 

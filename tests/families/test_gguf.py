@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from rkf.converters.export import export_gguf, export_hf
 from rkf.converters.families import FAMILIES
-from rkf.converters.families.family import GgufModel
+from rkf.converters.families.family import GgufFields, GgufModel
 from rkf.converters.families.gguf_config import config_of
+from rkf.converters.families.layout import Layout
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
@@ -165,3 +166,27 @@ def test_a_field_that_is_missing(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b"olmo2.block_count", b"olmo2.block_xxxxx"))
     with pytest.raises(RkfError, match=r"m\.gguf: field block_count is missing"):
         open_source(path)
+
+
+def test_latent_attention_of_an_older_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has keys and values of all heads in one matrix, and no widths of the latent."""
+    family = FAMILIES["deepseek_v3"]
+
+    def whole(config: Any) -> Layout:
+        rest = family.gguf.layout(config)
+        return lambda name: rest(name)[-1:]
+
+    def older(config: Any) -> GgufFields:
+        own = {key: each for key, each in family.gguf.to_fields(config).own.items() if not key.endswith("_mla")}
+        widths = {"attention.key_length": 24, "attention.value_length": 12, "attention.head_count_kv": 4}
+        return GgufFields(own | widths)
+
+    form = replace(family.gguf, layout=whole, to_fields=older)
+    monkeypatch.setitem(cast(dict[str, Any], FAMILIES), "deepseek_v3", replace(family, gguf=form))
+    path = written(tmp_path, "deepseek_v3")
+    monkeypatch.undo()
+    assert "blk.0.attn_kv_b.weight" in read_header(path).tensors
+    before, after = open_source(tmp_path / "model"), open_source(path)
+    assert after.model.program.kinds == before.model.program.kinds
+    for name in before.tensors:
+        np.testing.assert_array_equal(after.read(name).decode(), before.read(name).decode(), name)
