@@ -13,6 +13,13 @@ from rkf.calibrate.interpreter import F32, Flow, Seen, Stretch
 
 F64 = NDArray[np.float64]
 
+# Times columns / tokens: the share of the mean diagonal that is added to the diagonal. Output error on other tokens,
+# relative to clustering without data, of gate and down in one layer of a 135M model at K = 16:
+#   tokens / columns        1/64  1/16   1/4     1     4
+#   with this shrinkage      .91   .76   .64   .56   .50 (gate)    .93   .86   .70   .63   .58 (down)
+#   without                        .98  1.08   .98   .55 (gate)         1.10  1.18  1.21   .66 (down)
+# 1 is as good as .5.
+_SHRINKAGE = 0.5
 # x^T x of 8,960 columns and 1,024 tokens takes 1.8 s in one product, of which 1.4 s are a copy of one triangle to the
 # other, and .3 to 1.3 s more to add in f64. In blocks of rows on and above the diagonal it takes .7 s in all.
 _BLOCK = 512  # rows of a block
@@ -34,9 +41,10 @@ class StackMoments:
         return np.array([sum(seen.tokens for seen in inputs) for inputs in self._inputs])
 
     def of(self, expert: int) -> F64:
-        """E[x^T x] over the tokens of one expert that saw some, f64[cols, cols]."""
+        """E[x^T x] as the tokens of one expert that saw some tell it, f64[cols, cols]."""
         total = sum(inputs.T @ inputs for inputs in (seen.inputs() for seen in self._inputs[expert]))
-        return np.asarray(total, np.float64) / sum(seen.tokens for seen in self._inputs[expert])
+        tokens = sum(seen.tokens for seen in self._inputs[expert])
+        return _shrunk(np.asarray(total, np.float64) / tokens, tokens)
 
 
 Moments = F64 | StackMoments
@@ -61,7 +69,7 @@ class _Mean:
         list(pool.map(block, range(0, len(self._sum), _BLOCK)))
 
     def finished(self, pool: ThreadPoolExecutor) -> F64:
-        """The whole mean; nothing can be added afterwards."""
+        """The whole mean, shrunk; nothing can be added afterwards."""
         found = self._sum
 
         def block(start: int) -> None:
@@ -71,7 +79,16 @@ class _Mean:
             found[end:, rows] = found[rows, end:].T
 
         list(pool.map(block, range(0, len(found), _BLOCK)))
-        return found
+        return _shrunk(found, self._tokens)
+
+
+def _shrunk(mean: F64, tokens: int) -> F64:
+    """The mean of x^T x over some tokens, with a share of its trace added to the diagonal, in place: the fewer tokens,
+    the less the mean says about other text.
+    """
+    diagonal = np.einsum("ii->i", mean)
+    diagonal += _SHRINKAGE / tokens * diagonal.sum()
+    return mean
 
 
 def tapped(
