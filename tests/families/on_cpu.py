@@ -30,11 +30,11 @@ def logits_on_cpu(path: Path, ids: list[int], *, exact: bool) -> NDArray[np.floa
             sequence = backend.new_sequence(len(ids))
             parts = np.split(tokens, cuts or range(1, len(ids)))
             found = np.concatenate([backend.forward([Row(sequence, part)], "all") for part in parts])
-            np.testing.assert_array_equal(found[_settled(program, len(ids)) :], whole[_settled(program, len(ids)) :])
+            np.testing.assert_array_equal(found[settled(program, len(ids)) :], whole[settled(program, len(ids)) :])
     return whole
 
 
-def _settled(program: Program, tokens: int) -> int:
+def settled(program: Program, tokens: int) -> int:
     """The position from which a text of any cut has the ropes of the whole one."""
     contexts = [rope.original_context or 0 for rope in program.ropes if rope.long is not None]
     return max((context for context in contexts if context < tokens), default=0)
