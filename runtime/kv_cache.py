@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rkf.errors import ContextLengthError
-from rkf.model.ops import Attention, Conv, Recurrent, Scan
+from rkf.model.ops import Attention, Conv, Scan
 from rkf.model.program import Program
+from rkf.model.recurrent_ops import Recurrent
 from rkf.runtime.buffers import padded
 from rkf.runtime.snapshots import MOST
 from rkf.runtime.structs import LANES, PAGE, WIDE

@@ -6,7 +6,8 @@ from math import inf
 
 import numpy as np
 
-from rkf.model.ops import Conv, Delta, Recurrent, Scan
+from rkf.model.ops import Conv, Delta, Scan
+from rkf.model.recurrent_ops import Recurrent
 from rkf.runtime.buffers import padded
 from rkf.runtime.items import Work
 from rkf.runtime.section import PlanSection

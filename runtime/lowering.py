@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rkf.model.ops import Attention, Conv, Experts, Recurrent
+from rkf.model.ops import Attention, Conv, Experts
+from rkf.model.recurrent_ops import Recurrent
 from rkf.runtime.items import Product, Work
 from rkf.runtime.lower_attention import attention_work
 from rkf.runtime.lower_experts import experts_work

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rkf.errors import UsageError
-from rkf.model.ops import Attention, Recurrent
+from rkf.model.ops import Attention
 from rkf.model.program import Program
+from rkf.model.recurrent_ops import Recurrent
 from rkf.runtime.rope_choice import RopeChoice
 from rkf.runtime.snapshots import Snapshots
 

@@ -125,7 +125,7 @@ def _hidden(op: Attention, positions: I64, keys: int) -> NDArray[np.bool_]:
 
 
 def activated(name: str, x: F32, alpha: float = 1.0) -> F32:
-    """One of ops.ACTIVATIONS; alpha belongs to silu."""
+    """One of op.ACTIVATIONS; alpha belongs to silu."""
     if name == "silu":
         out = x / (1 + np.exp(np.minimum(-x if alpha == 1 else x * np.float32(-alpha), 80)))
     elif name == "sigmoid":

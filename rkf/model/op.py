@@ -14,6 +14,8 @@ from rkf.format.fields import refuse, shown
 
 # The role of a tensor in its op. Only the first three are worth clustering; the others are small and stay dense.
 EMBEDDING, MATRIX, STACK, ROUTER, KERNEL, VECTOR = "embedding", "matrix", "stack", "router", "kernel", "vector"
+# The words of the key act.
+ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu")
 
 
 class Weight(NamedTuple):
@@ -123,3 +125,8 @@ def kind_of(key: Field[Any]) -> str:
     """The kind of a key: "value", "tensor", "size", "number", "flag", "choice", "rope" or "layer"."""
     kind: str = key.metadata["kind"]
     return kind
+
+
+def refuse_xielu(op: Op, act: str) -> None:
+    """Refuse the activation that has tensors, in an op that cannot name them."""
+    op.need(act != "xielu", "another act: 'xielu' has tensors, which only gate names", repr(act))

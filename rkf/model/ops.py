@@ -1,6 +1,6 @@
 """The ops of a program: what each reads, writes and computes, and the tensors it names (spec/program.md, section 5).
 
-Knows no file, no runtime and no family of models.
+Knows no file, no runtime and no family of models. Mixtures and ops with a state have files of their own.
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rkf.format.fields import refuse
+from rkf.model.mixture_ops import Experts, Route
 from rkf.model.op import (
+    ACTIVATIONS,
     EMBEDDING,
-    KERNEL,
     MATRIX,
-    ROUTER,
     STACK,
     VECTOR,
-    Chosen,
     Op,
     Weight,
     Width,
@@ -28,9 +26,8 @@ from rkf.model.op import (
     tensor_key,
     value_key,
 )
+from rkf.model.recurrent_ops import Conv, Delta, Scan
 
-ACTIVATIONS = ("identity", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu")
-SCORES = ("softmax", "sigmoid", "chosen")
 PAIRS = ("halves", "neighbours")
 
 
@@ -242,99 +239,6 @@ class Gate(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route(Op):
-    """The `count` of `experts` experts that process a token, and their weights. weight: f32[experts, width of src].
-
-    logits = weight src + bias. score: "softmax" over all, "sigmoid" of each, or "chosen": the logits themselves choose,
-    and the weights are the softmax over the chosen ones. The experts with the highest score + select (f32[experts]) are
-    chosen; with groups, only from the `top_groups` groups with the highest sum of their two best. Ties go to the lower
-    number. The weights are the scores (without select); with `normalise` they are divided by max(sum + add, floor).
-    Then they are multiplied by scale, and each by its expert_scale (f32[experts]).
-    """
-
-    name = "route"
-    src: str = value_key()
-    weight: str = tensor_key()
-    experts: int = size_key()
-    count: int = size_key()
-    score: str = choice_key(SCORES)
-    bias: str | None = tensor_key(None)
-    select: str | None = tensor_key(None)
-    groups: int | None = size_key(None)
-    top_groups: int | None = size_key(None)
-    normalise: bool = flag_key()
-    add: float = number_key(0.0)
-    floor: float = number_key(0.0)
-    scale: float = number_key(1.0)
-    expert_scale: str | None = tensor_key(None)
-
-    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        yield Weight(self.weight, (self.experts, self.vector(widths, self.src)), ROUTER)
-        for name in (self.bias, self.select, self.expert_scale):
-            if name is not None:
-                yield Weight(name, (self.experts,), VECTOR)
-
-    def width(self, widths: Mapping[str, Width]) -> Width:
-        self.vector(widths, self.src)
-        self.need(self.count <= self.experts, f"a count of at most {self.experts}", self.count)
-        self.need((self.groups is None) == (self.top_groups is None), "groups and top_groups, or neither", "one")
-        if self.groups is not None and self.top_groups is not None:
-            self.need(self.experts % self.groups == 0, f"groups that divide {self.experts}", self.groups)
-            self.need(self.top_groups <= self.groups, f"at most {self.groups} top_groups", self.top_groups)
-            room = self.top_groups * (self.experts // self.groups)
-            self.need(self.experts // self.groups >= 2, "groups of at least two experts", self.experts // self.groups)
-            self.need(self.count <= room, f"a count of at most {room}, the experts of top_groups", self.count)
-        return Chosen(self.experts, self.count)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experts(Op):
-    """dst = sum over the chosen experts e of w_e * down_e( act(gate_e src) * up_e src ), with biases where given.
-
-    gate, up: f32[experts, inner, width of src]; down: f32[experts, rows, inner]; biases: f32[experts, inner] twice, and
-    f32[experts, rows]. act, limit, alpha and shift as in Gate. scale_input: w_e multiplies src instead of the result.
-    """
-
-    name = "experts"
-    src: str = value_key()
-    route: str = value_key()
-    gate: str = tensor_key()
-    up: str = tensor_key()
-    down: str = tensor_key()
-    inner: int = size_key()
-    rows: int = size_key()
-    act: str = choice_key(ACTIVATIONS)
-    gate_bias: str | None = tensor_key(None)
-    up_bias: str | None = tensor_key(None)
-    down_bias: str | None = tensor_key(None)
-    limit: float | None = number_key(None, above=0)
-    alpha: float = number_key(1.0)
-    shift: float = number_key(0.0)
-    scale_input: bool = flag_key()
-
-    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        experts, cols = self._chosen(widths).experts, self.vector(widths, self.src)
-        for name in (self.gate, self.up):
-            yield Weight(name, (experts, self.inner, cols), STACK)
-        yield Weight(self.down, (experts, self.rows, self.inner), STACK)
-        for bias, size in ((self.gate_bias, self.inner), (self.up_bias, self.inner), (self.down_bias, self.rows)):
-            if bias is not None:
-                yield Weight(bias, (experts, size), VECTOR)
-
-    def width(self, widths: Mapping[str, Width]) -> Width:
-        self.vector(widths, self.src)
-        self._chosen(widths)
-        _refuse_xielu(self, self.act)
-        return self.rows
-
-    def _chosen(self, widths: Mapping[str, Width]) -> Chosen:
-        chosen = widths[self.route]
-        if not isinstance(chosen, Chosen):
-            refuse(str(self), f"chosen experts in {self.route!r}", "a vector")
-        return chosen
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Add(Op):
     """dst = a + scale * b."""
 
@@ -380,105 +284,6 @@ class Scale(Op):
 
     def width(self, widths: Mapping[str, Width]) -> Width:
         return self.vector(widths, self.src)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conv(Op):
-    """dst_t[c] = act( sum over j < taps of weight[c, j] * src_(t - taps + 1 + j)[c] + bias[c] ).
-
-    src is zero before the start. weight: f32[width of src, taps]; bias: f32[width of src]. State of a sequence: src of
-    the last taps - 1 positions.
-    """
-
-    name = "conv"
-    src: str = value_key()
-    weight: str = tensor_key()
-    taps: int = size_key()
-    bias: str | None = tensor_key(None)
-    act: str = choice_key(ACTIVATIONS, "identity")
-
-    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        cols = self.vector(widths, self.src)
-        yield Weight(self.weight, (cols, self.taps), KERNEL)
-        if self.bias is not None:
-            yield Weight(self.bias, (cols,), VECTOR)
-
-    def width(self, widths: Mapping[str, Width]) -> Width:
-        _refuse_xielu(self, self.act)
-        return self.vector(widths, self.src)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delta(Op):
-    """The gated delta rule: linear attention with a state S of [key_dim, value_dim] a value head, zero at the start.
-
-    src: queries and keys of key_heads heads, then values of value_heads heads. q and k are divided by
-    sqrt(sum of squares + 1e-6), q also by sqrt(key_dim). Value head j reads key head
-    floor(j * key_heads / value_heads). By value head, decay = exp(-exp(a_log) * softplus(a + dt_bias)) and
-    beta = sigmoid(b); then S = decay * S; S = S + k outer (beta * (v - S^T k)); dst = S^T q.
-    a_log, dt_bias: f32[value_heads].
-    """
-
-    name = "delta"
-    src: str = value_key()
-    a: str = value_key()
-    b: str = value_key()
-    a_log: str = tensor_key()
-    dt_bias: str = tensor_key()
-    key_heads: int = size_key()
-    value_heads: int = size_key()
-    key_dim: int = size_key()
-    value_dim: int = size_key()
-
-    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        for name in (self.a_log, self.dt_bias):
-            yield Weight(name, (self.value_heads,), VECTOR)
-
-    def width(self, widths: Mapping[str, Width]) -> Width:
-        divides = self.value_heads % self.key_heads == 0
-        self.need(divides, f"value_heads that are a multiple of {self.key_heads}", self.value_heads)
-        whole = 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-        for value, expected in ((self.src, whole), (self.a, self.value_heads), (self.b, self.value_heads)):
-            got = self.vector(widths, value)
-            self.need(got == expected, f"{expected} numbers in {value!r}", got)
-        return self.value_heads * self.value_dim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan(Op):
-    """The state space of Mamba 2: a state S of [state_dim, head_dim] a head, zero at the start.
-
-    src: x of `heads` heads, then B and C of `groups` groups. Head j reads B and C of group floor(j * groups / heads).
-    By head, t = softplus(dt + dt_bias), clamped to dt_min … dt_max; then S = exp(-exp(a_log) * t) * S;
-    S = S + B outer (t * x); dst = S^T C + d * x. a_log, dt_bias, d: f32[heads]. Dao and Gu, arXiv 2405.21060.
-    """
-
-    name = "scan"
-    src: str = value_key()
-    dt: str = value_key()
-    a_log: str = tensor_key()
-    dt_bias: str = tensor_key()
-    d: str = tensor_key()
-    heads: int = size_key()
-    head_dim: int = size_key()
-    groups: int = size_key()
-    state_dim: int = size_key()
-    dt_min: float = number_key(0.0)
-    dt_max: float | None = number_key(None, above=0)
-
-    def weights(self, widths: Mapping[str, Width]) -> Iterator[Weight]:
-        for name in (self.a_log, self.dt_bias, self.d):
-            yield Weight(name, (self.heads,), VECTOR)
-
-    def width(self, widths: Mapping[str, Width]) -> Width:
-        self.need(self.heads % self.groups == 0, f"heads that are a multiple of {self.groups}", self.heads)
-        in_order = 0 <= self.dt_min <= (self.dt_min if self.dt_max is None else self.dt_max)
-        self.need(in_order, "0 <= dt_min <= dt_max", f"{self.dt_min} and {self.dt_max}")
-        whole = self.heads * self.head_dim + 2 * self.groups * self.state_dim
-        for value, expected in ((self.src, whole), (self.dt, self.heads)):
-            got = self.vector(widths, value)
-            self.need(got == expected, f"{expected} numbers in {value!r}", got)
-        return self.heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -537,13 +342,6 @@ class Logits(Op):
         self.vector(widths, self.src)
         return self.rows
 
-
-def _refuse_xielu(op: Op, act: str) -> None:
-    op.need(act != "xielu", "another act: 'xielu' has tensors, which only gate names", repr(act))
-
-
-Recurrent = Conv | Delta | Scan
-"""The ops with a state of fixed size in each sequence."""
 
 _ALL = (
     *(Embed, Norm, Linear, Rope, Attention, Gate, Route, Experts, Add, Concat, Scale),

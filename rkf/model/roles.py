@@ -22,13 +22,13 @@ from rkf.model.ops import (
     Linear,
     Logits,
     Norm,
-    Recurrent,
     Rope,
     Route,
     Scale,
     Scan,
 )
 from rkf.model.program import Program, layer_prefix
+from rkf.model.recurrent_ops import Recurrent
 
 ROLES = (
     *("embedding", "head", "query", "key", "value", "output", "gate", "up", "down"),
