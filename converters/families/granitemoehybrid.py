@@ -148,8 +148,8 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 def _to_fields(config: GraniteMoeHybridKeys) -> GgufFields:
     """llama.cpp uses the field for fine-tuned rope as a switch of rope here."""
-    if LINEAR not in config.kinds:
-        raise UnsupportedError("layer_types: llama.cpp needs a layer of Mamba in this architecture")
+    if {*config.kinds} != {FULL, LINEAR}:
+        raise UnsupportedError(f"layer_types: llama.cpp needs layers of both {FULL} and {LINEAR} in this architecture")
     own = {
         **config.mixer.to_fields(),
         _HEADS_BY_LAYER: [config.kv_heads if kind == FULL else 0 for kind in config.kinds],

@@ -51,7 +51,7 @@ REFUSED = {
     "qwen3_5-mixed": "attention_bias: True",
     "gemma4-biases": "attention_bias: True",
     "mamba2-limits": "biases of the mixer's products",
-    "granitemoehybrid-limits": "biases of the mixer's products",
+    "granitemoehybrid-limits": "layer_types: llama.cpp needs layers of both",
     "lfm2-biases": "conv_bias: True",
     "lfm2_moe-plain": "norm_topk_prob: False",
     "gpt_neox-in-turn": "hidden_act: 'relu'",
