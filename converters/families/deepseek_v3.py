@@ -72,7 +72,7 @@ class DeepseekV3Keys(GroupedExperts):
         return self.qk_rope_head_dim
 
 
-def _program(config: DeepseekV3Keys) -> Program:
+def program(config: DeepseekV3Keys) -> Program:
     rope = rope_scaling.whole(config)
     turns = rope_scaling.table(rope, config)
     attends, layers = _attention(config, _scale(config, rope)), range(config.num_hidden_layers)
@@ -130,7 +130,7 @@ def _scale(config: DeepseekV3Keys, rope: Mapping[str, Any]) -> float:
     return found * grown * grown
 
 
-def _layout(config: DeepseekV3Keys) -> Layout:
+def layout(config: DeepseekV3Keys) -> Layout:
     return expert_layout(config, _attention_layout(config, whole=True))
 
 
@@ -146,7 +146,7 @@ def _attention_layout(config: DeepseekV3Keys, *, whole: bool) -> Layout:
     of_latent = {"kv_a_proj": slice(0, latent), "k_rope_proj": slice(latent, latent + config.qk_rope_head_dim)}
     of_both = {"k_b_proj": slice(0, plain), "v_b_proj": slice(plain, plain + config.v_head_dim)}
 
-    def layout(name: str) -> tuple[Origin, ...]:
+    def parts(name: str) -> tuple[Origin, ...]:
         *_, module, kind = name.split(".")
         if module in of_query:
             return (Origin((f"{queries}.{kind}",), (of_query[module],), heads=heads),)
@@ -158,7 +158,7 @@ def _attention_layout(config: DeepseekV3Keys, *, whole: bool) -> Layout:
         fused = Origin(("self_attn.kv_b_proj.weight",), (of_both[module],), steps, heads=heads)
         return (fused,) if whole else (*as_named(name), fused)
 
-    return layout
+    return parts
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -219,12 +219,14 @@ def _to_fields(config: DeepseekV3Keys) -> GgufFields:
     return found.plus(own)
 
 
+GGUF = GgufForm("deepseek2", _to_config, _to_fields, _gguf_layout, claims=is_by_sigmoid)
+
 FAMILY = Family(
     name="deepseek_v3",
     class_name="DeepseekV3ForCausalLM",
     keys=DeepseekV3Keys,
-    program=_program,
-    layout=_layout,
-    gguf=GgufForm("deepseek2", _to_config, _to_fields, _gguf_layout, claims=is_by_sigmoid),
+    program=program,
+    layout=layout,
+    gguf=GGUF,
     unused=is_beyond,
 )
