@@ -80,7 +80,10 @@ def program(config: DeepseekV3Keys) -> Program:
 
 
 def _attention(config: DeepseekV3Keys, scale: float) -> Layer:
-    """The latent's place in a key is before the turned part, as it is in a query."""
+    """Values: l, the latent of queries; n, the part of queries that rope leaves; c, the latent of keys and values.
+
+    The two matrices of each head that expand c are k_b_proj, applied to n instead, and v_b_proj, applied to the result.
+    """
     heads, latent, turned = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
     pairs = "neighbours" if config.rope_interleave else "halves"
     source, ops = "h", list[Op]()
