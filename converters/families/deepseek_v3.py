@@ -72,7 +72,7 @@ class DeepseekV3Keys(GroupedExperts):
         return self.qk_rope_head_dim
 
 
-def _program(config: DeepseekV3Keys) -> Program:
+def program(config: DeepseekV3Keys) -> Program:
     rope = rope_scaling.whole(config)
     turns = rope_scaling.table(rope, config)
     attends, layers = _attention(config, _scale(config, rope)), range(config.num_hidden_layers)
@@ -80,7 +80,10 @@ def _program(config: DeepseekV3Keys) -> Program:
 
 
 def _attention(config: DeepseekV3Keys, scale: float) -> Layer:
-    """The latent's place in a key is before the turned part, as it is in a query."""
+    """Values: l, the latent of queries; n, the part of queries that rope leaves; c, the latent of keys and values.
+
+    The two matrices of each head that expand c are k_b_proj, applied to n instead, and v_b_proj, applied to the result.
+    """
     heads, latent, turned = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
     pairs = "neighbours" if config.rope_interleave else "halves"
     source, ops = "h", list[Op]()
@@ -130,7 +133,7 @@ def _scale(config: DeepseekV3Keys, rope: Mapping[str, Any]) -> float:
     return found * grown * grown
 
 
-def _layout(config: DeepseekV3Keys) -> Layout:
+def layout(config: DeepseekV3Keys) -> Layout:
     return expert_layout(config, _attention_layout(config, whole=True))
 
 
@@ -146,7 +149,7 @@ def _attention_layout(config: DeepseekV3Keys, *, whole: bool) -> Layout:
     of_latent = {"kv_a_proj": slice(0, latent), "k_rope_proj": slice(latent, latent + config.qk_rope_head_dim)}
     of_both = {"k_b_proj": slice(0, plain), "v_b_proj": slice(plain, plain + config.v_head_dim)}
 
-    def layout(name: str) -> tuple[Origin, ...]:
+    def parts(name: str) -> tuple[Origin, ...]:
         *_, module, kind = name.split(".")
         if module in of_query:
             return (Origin((f"{queries}.{kind}",), (of_query[module],), heads=heads),)
@@ -158,7 +161,7 @@ def _attention_layout(config: DeepseekV3Keys, *, whole: bool) -> Layout:
         fused = Origin(("self_attn.kv_b_proj.weight",), (of_both[module],), steps, heads=heads)
         return (fused,) if whole else (*as_named(name), fused)
 
-    return layout
+    return parts
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -219,12 +222,14 @@ def _to_fields(config: DeepseekV3Keys) -> GgufFields:
     return found.plus(own)
 
 
+GGUF = GgufForm("deepseek2", _to_config, _to_fields, _gguf_layout, claims=is_by_sigmoid)
+
 FAMILY = Family(
     name="deepseek_v3",
     class_name="DeepseekV3ForCausalLM",
     keys=DeepseekV3Keys,
-    program=_program,
-    layout=_layout,
-    gguf=GgufForm("deepseek2", _to_config, _to_fields, _gguf_layout, claims=is_by_sigmoid),
+    program=program,
+    layout=layout,
+    gguf=GGUF,
     unused=is_beyond,
 )

@@ -17,6 +17,7 @@ from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fi
 from rkf.converters.families.gguf_rope import shortest
 from rkf.converters.families.keys import count, flag, number, size
 from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.errors import UnsupportedError
 from rkf.model.ops import Route
 from rkf.model.program import layer_of
 
@@ -39,10 +40,14 @@ class GroupedExperts(DecoderKeys):
     routed_scaling_factor: float = number(2.5)
     first_k_dense_replace: int = count(3)
 
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return layer >= self.first_k_dense_replace
+
 
 def feed_forward(config: GroupedExperts, layer: int) -> Layer:
     """The feed-forward part of a layer: dense, or experts beside shared ones."""
-    if layer < config.first_k_dense_replace:
+    if not config.is_sparse(layer):
         return gated(config)
     grouped = config.n_group > 1
     route = Route(
@@ -104,11 +109,14 @@ def grouped_config(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grouped_fields(config: GroupedExperts) -> dict[str, Any]:
-    """The fields of a GGUF."""
+    """The fields of a GGUF. Raises UnsupportedError for a dense layer behind one with experts."""
+    sparse = [config.is_sparse(layer) for layer in range(config.num_hidden_layers)]
+    if sparse != sorted(sparse):
+        raise UnsupportedError("mlp_layer_types: a GGUF can store only leading dense layers")
     found: dict[str, Any] = {
         **expert_fields(config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size),
         _SHARED: config.n_shared_experts,
-        _DENSE: config.first_k_dense_replace,
+        _DENSE: sparse.count(False),
         _FUNCTION: _SIGMOID,
         _SCALE: config.routed_scaling_factor,
         _NORMALISE: config.norm_topk_prob,

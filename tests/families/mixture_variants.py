@@ -217,4 +217,16 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
         },
     ),
+    "glm4_moe_lite": ("glm4_moe_lite", _LATENT | _GROUPED | {"q_lora_rank": 24, "rms_norm_eps": 1e-6}),
+    "glm4_moe_lite-mixed": (
+        "glm4_moe_lite",
+        _LATENT
+        | _GROUPS
+        | {
+            "q_lora_rank": None,
+            "rms_norm_eps": 1e-6,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "rope_parameters": LINEAR,
+        },
+    ),
 }

@@ -59,6 +59,7 @@ REFUSED = {
     "stablelm-parallel": "tie_word_embeddings: True",
     "apertus-biases": "attention_bias: True",
     "apertus-relu": "hidden_act: 'relu2'",
+    "glm4_moe_lite-mixed": "mlp_layer_types: a GGUF",
     "deepseek_v3-plain": "attention_bias: True",
     "llama4-chunks": "attention_bias: True",
     "nemotron-biases": "head_dim: a GGUF cannot store heads",
