@@ -222,14 +222,14 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "apertus": ("apertus", {"head_dim": 32, "rope_parameters": LLAMA3}),
-    "apertus-biases": (
+    "apertus-relu": (
         "apertus",
         {
+            "hidden_act": "relu2",
             "attention_bias": True,
             "num_key_value_heads": None,
             "rope_parameters": LINEAR,
             "tie_word_embeddings": True,
         },
     ),
-    "apertus-relu": ("apertus", {"hidden_act": "relu2"}),
 }

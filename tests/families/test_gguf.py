@@ -57,7 +57,6 @@ REFUSED = {
     "gpt_neox-in-turn": "hidden_act: 'relu'",
     "starcoder2-window": "hidden_act: 'gelu'",
     "stablelm-parallel": "tie_word_embeddings: True",
-    "apertus-biases": "attention_bias: True",
     "apertus-relu": "hidden_act: 'relu2'",
     "glm4_moe_lite-mixed": "mlp_layer_types: a GGUF",
     "deepseek_v3-plain": "attention_bias: True",
