@@ -16,6 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rkf.cluster.assign import middles
+from rkf.cluster.factor import factorise
 from rkf.format.matrix import F32
 
 Mask = NDArray[np.bool_]
@@ -45,13 +46,16 @@ class Objective:
 
         With damping, a column that the calibration text never uses still takes its nearest centroid.
         """
-        damped = moments.astype(np.float64)
-        diagonal = np.einsum("ii->i", damped)
+        diagonal = np.diagonal(moments).astype(np.float64)
         diagonal += damping * diagonal.mean() or 1.0
         order = np.argsort(-diagonal, kind="stable")
-        damped = damped[np.ix_(order, order)]
-        factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper: factor @ factor.T is damped
-        return cls(order, damped.astype(np.float32), (factor / np.diagonal(factor)).astype(np.float32), passes)
+        rising = order[::-1]  # in this order the lower factor is the upper one of the falling order
+        work = moments[np.ix_(rising, rising)].astype(np.float64, copy=False)
+        np.einsum("ii->i", work)[:] = diagonal[rising]
+        damped = work[::-1, ::-1].astype(np.float32)
+        factorise(work)
+        work /= np.diagonal(work).copy()
+        return cls(order, damped, work[::-1, ::-1].astype(np.float32), passes)
 
 
 class ExpertMoments(Protocol):
