@@ -56,6 +56,7 @@ def convert(
     bpw: float | None = None,
     archive: bool = False,
     calibrate: Calibrator | None = None,
+    compensate: bool = True,
     workers: int | None = None,
     force: bool = False,
     resume: bool = False,
@@ -67,6 +68,8 @@ def convert(
     src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
     calibrate: makes the second moments on a calibration text (`rkf.calibrate.calibration`); None clusters without data.
     With it, budgets and recipes that have options for rotated tensors rotate the program (`rkf.model.rotation`).
+    compensate: choose indices for the least error of outputs on the text. False: the text only scales the inputs of
+    rotated matrices (`rkf.converters.input_scales`), for which a short one will do; a tenth of the time or less.
     k: replaces the recipe's base K. recipe: a built-in name or a TOML file; "dense" stores everything unchanged.
     size, bpw: instead of k and recipe, the maximum bytes of the whole file or bits of a clustered weight. K is then
     chosen for each matrix for the least loss (`rkf.cluster.allocation`). The loss is measured on the calibration text
@@ -92,29 +95,48 @@ def convert(
     src = locate(src)
     plain = source = open_source(src)
     budgeted = size is not None or bpw is not None
-    if calibrate and (budgeted or Recipe.load(recipe or "default", source.model.program, k).rotates):
-        source = RotatedSource(source)
+    rotates = budgeted or Recipe.load(recipe or "default", plain.model.program, k).rotates
+    if calibrate and rotates:
+        source = RotatedSource(plain)
+    elif calibrate and not compensate:
+        raise UsageError(f"recipe {recipe}: it rotates nothing, so there is nothing to scale: expected compensate")
     announced = calibrate.announced if calibrate else None
 
     def plan(losses: Mapping[str, float] | None) -> Recipe:
         if not budgeted:
             return Recipe.load(recipe or "default", source.model.program, k)
         fit = archived if archive else fitting
-        return fit(source, lambda trial: _Job(source, trial, out, announced).rehearse(), size, bpw, losses)
+        return fit(source, lambda trial: job(source, trial, announced).rehearse(), size, bpw, losses)
+
+    def job(source: Source, chosen: Recipe, text: Mapping[str, Any] | None) -> _Job:
+        return _Job(source, chosen, out, text, compensate)
 
     expected = plan(None)
     if not any(expected.rule(name, spec.shape).k for name, spec in source.tensors.items()):
         calibrate = announced = None  # there is nothing to calibrate
     if dry_run:
-        return _Job(source, expected, out, announced).rehearse()
+        return job(source, expected, announced).rehearse()
     refuse_existing(out, force)
     refuse_source(out, src, source)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
-        calibration = calibrate(plain, out.parent).of(source) if calibrate else None
+        calibration = calibrate(plain, out.parent) if calibrate else None
+        text = calibration.provenance if calibration else None
+        if calibration and not compensate:
+            source, calibration = RotatedSource(plain, _mean_squares(calibration)), None
+        calibration = calibration and calibration.of(source)
         chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
-        job = _Job(source, chosen, out, calibration.provenance if calibration else None)
-        return job.run(workers or codec.workers(), force, resume, report, calibration)
+        return job(source, chosen, text).run(workers or codec.workers(), force, resume, report, calibration)
+
+
+def _mean_squares(calibration: GivenCalibration) -> dict[str, NDArray[np.float64]]:
+    """Those of the inputs of matrices, [cols] by name; an expert's are not among them."""
+    return {
+        name: np.diagonal(each).copy()
+        for found in calibration.moments()
+        for name, each in found.items()
+        if isinstance(each, np.ndarray)
+    }
 
 
 @contextmanager
@@ -139,9 +161,14 @@ def _ahead(items: Iterator[_T]) -> Iterator[_T]:
 class _Job:
     """One source, one recipe, one output."""
 
-    def __init__(self, source: Source, recipe: Recipe, out: Path, text: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, source: Source, recipe: Recipe, out: Path, text: Mapping[str, Any] | None, compensate: bool = True
+    ) -> None:
         self.source, self.recipe, self.out = source, recipe, out
-        self.text = dict(text) if text else "none"  # the calibration text
+        self.text: Any = "none"  # the calibration text, and whether it chose the indices
+        if text:
+            self.text = dict(text) if compensate else {**text, "use": "scales"}
+        self.compensated = bool(text) and compensate
         self.names = sorted([*source.tensors, *source.aliases])
         head = source.model.program.logits.weight
         self.head = source.aliases.get(head, head)
@@ -263,7 +290,7 @@ class _Job:
             return Alias(self.source.aliases[name]), {}
         spec = self.source.tensors[name]
         rule = self.recipe.rule(name, spec.shape)
-        rows = rule.rows_kept(spec.shape[0]) if name == self.head and self.text != "none" else 0
+        rows = rule.rows_kept(spec.shape[0]) if name == self.head and self.compensated else 0
         tensor = blank(spec, rule, rows)
         stats = {"relative_error": 0.0, "entropy_bits": 0.0} if isinstance(tensor, ClusteredMatrix) else {}
         return tensor, stats

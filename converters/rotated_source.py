@@ -1,25 +1,34 @@
-"""A source whose program reads its matrices through Hadamard transforms, with the weights to match."""
+"""A source whose program reads its matrices through Hadamard transforms, with the weights to match. Knows no recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rkf.converters.input_scales import InputScales
 from rkf.converters.source import Source, TensorSpec
-from rkf.format.matrix import DenseTensor, from_f32
+from rkf.format.matrix import F32, DenseTensor, from_f32
 from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rotation import rotated, rotations
 
 
 class RotatedSource:
-    """The same model as `source`, in the form that is clustered with less error (`rkf.model.rotation`)."""
+    """The same model as `source`, in the form that is clustered with less error (`rkf.model.rotation`).
 
-    def __init__(self, source: Source) -> None:
+    squares: the mean squares of the inputs of matrices, [cols] by name. With them, inputs are scaled too
+    (`rkf.converters.input_scales`).
+    """
+
+    def __init__(self, source: Source, squares: Mapping[str, NDArray[np.floating]] | None = None) -> None:
         self._source = source
         self.model: ModelMetadata = replace(source.model, program=rotated(source.model.program, source.aliases))
         blocks = rotations(self.model.program)
         self._blocks = {source.aliases.get(name, name): block for name, block in blocks.items()}
+        self._scales = InputScales.of(self.model.program, source.aliases, squares or {})
 
     @property
     def label(self) -> str:
@@ -58,9 +67,10 @@ class RotatedSource:
         return self._source.fingerprint
 
     def read(self, name: str) -> DenseTensor:
-        """A tensor of the source; the rows of matrices are transformed and rounded to the source's dtype."""
+        """A tensor of the source; what scales or rotation change is rounded to the source's dtype."""
         tensor = self._source.read(name)
-        block = self._blocks.get(name)
-        if block is None:
-            return tensor
-        return DenseTensor(tensor.dtype, from_f32(transformed(tensor.decode(), block), tensor.dtype))
+        changed = self._rotated(name, self._scales.applied(name, tensor.decode()))
+        return DenseTensor(tensor.dtype, from_f32(changed, tensor.dtype))
+
+    def _rotated(self, name: str, values: F32) -> F32:
+        return transformed(values, self._blocks[name]) if name in self._blocks else values

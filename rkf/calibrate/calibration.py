@@ -38,6 +38,7 @@ WRITTEN, WRITTEN_CTX = 128, 128
 # Every other text drops its first tokens and gets as many more at its end: it starts mid-text, as user prompts often
 # do. The first token causes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
+SHORT = Path(__file__).with_name("short.txt")  # 1,300 to 2,000 tokens of many kinds, for conversions in seconds
 _MAGIC = b"PK"  # first bytes of an npz file
 # Half of the texts start with BOS alone, a quarter as an answer in a chat, a quarter with one of these questions.
 _QUESTIONS = (

@@ -44,10 +44,11 @@ def pull(name: str) -> None:
 @click.option("--archive", is_flag=True, help="Optimise for `rkf pack`: --size and --bpw then limit the packed file.")
 @click.option(
     "--calibrate",
-    metavar="self|FILE|none",
+    metavar="self|FILE|quick|none",
     default="self",
     show_default=True,
-    help="Calibration text: the model's own, a file (also one from `rkf calibrate`), or none.",
+    help="Calibration text: the model's own, a file (also one from `rkf calibrate`), or none. quick: only scales are "
+    "chosen, in seconds, on a short text of rkf's.",
 )
 @click.option(
     "--recipe", metavar="FILE|dense", help="How to store each tensor: a TOML file, or the name of a built-in recipe."
@@ -72,12 +73,14 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
+    from rkf.calibrate.calibration import SHORT, Calibrate
     from rkf.converters.pipeline import convert as run
 
     limit = None if size_text is None else byte_count(size_text)
     with progress_bar("calibration text", "token") if calibrate == "self" else nullcontext() as bar:
-        chosen = calibration(calibrate, reporter(bar) if bar is not None else None)
-        given = {"size": limit, "calibrate": chosen, **options}
+        quick = calibrate == "quick"
+        chosen = Calibrate(SHORT) if quick else calibration(calibrate, reporter(bar) if bar is not None else None)
+        given = {"size": limit, "calibrate": chosen, "compensate": not quick, **options}
         ledger = run(src, out, **given) if minutes is None or options["dry_run"] else _tuned(src, out, minutes, given)
     if options["dry_run"]:
         click.echo("\n".join(map(printable, ledger.lines())))

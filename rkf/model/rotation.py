@@ -31,7 +31,7 @@ def rotated(program: Program, aliases: Mapping[str, str]) -> Program:
 
     def transformed(ops: Sequence[Op], before: Mapping[str, Width], prefix: str = "") -> tuple[Op, ...]:
         def reads(op: Op) -> str | None:
-            name = _matrix(op)
+            name = matrix_of(op)
             return None if name is None or role_of[prefix + name] in KEPT_DENSE else cast(Linear, op).src
 
         return _with_transforms(ops, before, lasting, reads)
@@ -67,7 +67,7 @@ def rotations(program: Program) -> dict[str, int]:
     return found | _in_list(program.top)
 
 
-def _matrix(op: Op) -> str | None:
+def matrix_of(op: Op) -> str | None:
     """The matrix that an op multiplies its whole `src` with; of two stacks, the first."""
     if isinstance(op, Experts):
         return op.gate
@@ -114,7 +114,7 @@ def _without_transforms(ops: Sequence[Op]) -> tuple[Op, ...]:
     for op in ops:
         if isinstance(op, Hadamard):
             plain[op.dst] = op.src
-        elif _matrix(op) is not None:
+        elif matrix_of(op) is not None:
             out.append(replace(cast(Linear, op), src=plain.get(cast(Linear, op).src, cast(Linear, op).src)))
         else:
             out.append(op)
@@ -147,7 +147,7 @@ def _in_list(ops: Sequence[Op]) -> dict[str, int]:
     blocks: dict[str, int] = {}  # transformed value -> block
     tables: dict[str, str] = {}  # value -> the table that it is a row of
     for op in ops:
-        matrix = _matrix(op)
+        matrix = matrix_of(op)
         if matrix is not None and (block := blocks.get(cast(Linear, op).src)) is not None:
             names = (op.gate, op.up) if isinstance(op, Experts) else (matrix,)
             found |= dict.fromkeys(names, block)
