@@ -15,6 +15,7 @@ from rkf.converters.families import (
     gemma2,
     gemma3,
     gemma4,
+    gemma4_unified,
     glm4,
     glm4_moe,
     glm4_moe_lite,
@@ -53,8 +54,8 @@ from rkf.errors import UnsupportedError
 _MODULES = (
     *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
     *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron, gpt_neox),
-    *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe, lfm2, lfm2_moe, gemma4),
-    *(glm4_moe, llama4, apertus, deepseek_v3, glm4_moe_lite, mamba2, granitemoehybrid),
+    *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe, lfm2, lfm2_moe),
+    *(gemma4, gemma4_unified, glm4_moe, glm4_moe_lite, llama4, apertus, deepseek_v3, mamba2, granitemoehybrid),
 )
 FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 _WRAPPERS = tuple(dict.fromkeys(family.wrapper.model_type for family in FAMILIES.values() if family.wrapper))

@@ -15,7 +15,8 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import activation, flag, number, size, token, tokens
-from rkf.converters.families.layout import Layout, Origin, Scalar, renamed
+from rkf.converters.families.layout import Layout, Origin, renamed
+from rkf.converters.families.layout_transforms import Scalar
 from rkf.model.ops import Gate
 from rkf.model.program import Program
 

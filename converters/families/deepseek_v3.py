@@ -28,7 +28,8 @@ from rkf.converters.families.grouped_experts import (
     is_by_sigmoid,
 )
 from rkf.converters.families.keys import flag, optional_size, size, token, tokens
-from rkf.converters.families.layout import ByHead, Layout, Origin, Transposed, as_named
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout_transforms import ByHead, Transposed
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.op import Op
 from rkf.model.ops import Attention, Concat, Linear, Norm, Rope

@@ -23,7 +23,8 @@ from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import count, flag, last_layer, number, optional_size, size, token, tokens
-from rkf.converters.families.layout import Layout, Origin, Squeezed, as_named
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout_transforms import Squeezed
 from rkf.model.ops import Route
 from rkf.model.program import MAX_LAYERS, Program
 

@@ -19,7 +19,7 @@ from rkf.model.ops import Add, Attention, Embed, Experts, Gate, Logits, Norm, Ro
 from rkf.model.program import Program, layer_of
 
 
-def _program(config: Gemma4Keys) -> Program:
+def program(config: Gemma4Keys) -> Program:
     ropes = {kind: config.frequencies(kind) for kind in dict.fromkeys(config.kinds)}
     numbers = {kind: number for number, kind in enumerate(ropes)}
     kinds: dict[Layer, int] = {}
@@ -169,14 +169,14 @@ def _own_input(config: Gemma4Keys, width: int) -> Layer:
     )
 
 
-def _layout(config: Gemma4Keys) -> Layout:
+def layout(config: Gemma4Keys) -> Layout:
     if not config.enable_moe_block:
         return as_named
     experts, inner = config.num_experts or 0, config.moe_intermediate_size or 0
     return fused_stacks(experts, inner, "experts.gate_up_proj", "experts.down_proj")
 
 
-def _unused(config: Gemma4Keys, name: str) -> bool:
+def unused(config: Gemma4Keys, name: str) -> bool:
     """Layers that read keys and values of another may have the tensors of their own in a checkpoint."""
     _, _, part = name.partition(".self_attn.")
     layer = layer_of(name)
@@ -187,9 +187,9 @@ FAMILY = Family(
     name="gemma4_text",
     class_name="Gemma4ForCausalLM",
     keys=Gemma4Keys,
-    program=_program,
-    layout=_layout,
-    unused=_unused,
+    program=program,
+    layout=layout,
+    unused=unused,
     gguf=GGUF,
     wrapper=Wrapper(
         model_type="gemma4",

@@ -15,7 +15,8 @@ from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fields
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import FULL, SLIDING, flag, number, optional_size, size, tokens
-from rkf.converters.families.layout import Layout, Origin, Transposed, as_named
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout_transforms import Transposed
 from rkf.converters.families.windows import Windowed, periodic, window_config
 from rkf.errors import UnsupportedError
 from rkf.model.ops import Experts, Route

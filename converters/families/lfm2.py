@@ -27,7 +27,8 @@ from rkf.converters.families.keys import (
     token,
     tokens,
 )
-from rkf.converters.families.layout import Layout, Origin, Squeezed
+from rkf.converters.families.layout import Layout, Origin
+from rkf.converters.families.layout_transforms import Squeezed
 from rkf.errors import SourceError
 from rkf.model.ops import Conv, Gate
 from rkf.model.program import Program

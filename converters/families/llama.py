@@ -13,7 +13,8 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, token, tokens
-from rkf.converters.families.layout import Layout, Origin, Unpermuted, as_named
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout_transforms import Unpermuted
 from rkf.model.program import Program
 
 

@@ -36,7 +36,8 @@ from rkf.converters.families.keys import (
     token,
     tokens,
 )
-from rkf.converters.families.layout import Layout, Origin, Transposed, as_named
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout_transforms import Transposed
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.op import Op
 from rkf.model.ops import Attention, Norm, Route

@@ -8,7 +8,8 @@ from math import inf
 from typing import Any
 
 from rkf.converters.families.blocks import Layer, linear
-from rkf.converters.families.layout import Flattened, Layout, MinusExp, Origin, Squeezed, fused_rows
+from rkf.converters.families.layout import Layout, Origin, fused_rows
+from rkf.converters.families.layout_transforms import Flattened, MinusExp, Squeezed
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.ops import Conv, Gate, Norm, Scan
 

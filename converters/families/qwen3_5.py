@@ -24,16 +24,8 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import head_size
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import FULL, LINEAR, flag, layer_types, optional_number, optional_size, size
-from rkf.converters.families.layout import (
-    Added,
-    Layout,
-    MinusExp,
-    Origin,
-    Regrouped,
-    Squeezed,
-    Transform,
-    as_named,
-)
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout_transforms import Added, MinusExp, Regrouped, Squeezed, Transform
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.ops import Conv, Delta, Gate, Norm
 from rkf.model.program import Program

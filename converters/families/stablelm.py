@@ -32,7 +32,7 @@ class StableLmKeys(DecoderKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse(self.qk_layernorm, "qk_layernorm", "false: rkf has no norm with other weights for each head")
+        self.refuse(self.qk_layernorm, "qk_layernorm", "false: norms of which each head has its own are not read yet")
         self.heads_divide()
 
     @property

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
 from rkf.converters.families.gguf_rope import llama3_divisors, llama3_parameters
-from rkf.converters.families.layout import Unpermuted
+from rkf.converters.families.layout_transforms import Unpermuted
 from rkf.converters.gguf_header import read_header
 from rkf.converters.source import open_source
 from rkf.errors import NotRkfError, RkfError, SourceError, UnsupportedError

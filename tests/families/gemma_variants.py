@@ -89,6 +89,17 @@ GEMMA: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "gemma4_unified": (
+        "gemma4_unified_text",
+        _GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
     "gemma4-biases": ("gemma4_text", _GEMMA4 | {"hidden_size_per_layer_input": 0, "attention_bias": True}),
     "gemma4-experts": (
         "gemma4_text",

@@ -1,7 +1,7 @@
 """Roles and shared inputs of programs of several families, none of which the code knows."""
 
 import rkf
-from rkf.model.ops import Add, Attention, Conv, Delta, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route
+from rkf.model.ops import Add, Attention, Conv, Delta, Embed, Experts, Gate, Linear, Logits, Norm, Rope, Route, Scan
 from rkf.model.program import Program
 from rkf.model.roles import KEPT_DENSE, ROLES, roles, shared_inputs
 from tests.runtime import tiny
@@ -127,6 +127,26 @@ def test_the_matrix_of_the_delta_rule_is_as_precious_as_its_values():
     found = {name.removeprefix("model.layers.0."): role for name, role in roles(program(*layer)).items()}
     assert found["c.weight"] == "value"
     assert (found["a.weight"], found["b.weight"], found["o.weight"]) == ("other", "other", "output")
+
+
+def test_the_parts_of_a_mamba_mixer():
+    layer = (
+        linear("x", "z"),
+        linear("x", "c", 12),
+        linear("x", "t", 2),
+        Conv(src="c", dst="c", weight="taps", taps=4, act="silu"),
+        Scan(
+            **{"src": "c", "dt": "t", "dst": "y", "a_log": "A", "dt_bias": "b", "d": "D"},
+            **{"heads": 2, "head_dim": 4, "groups": 1, "state_dim": 2},
+        ),
+        Gate(a="z", b="y", dst="y", act="silu"),
+        Norm(src="y", dst="y", weight="norm", epsilon=1e-5, group=4, by_group=True),
+        linear("y", "o"),
+        Add(a="x", b="o", dst="x"),
+    )
+    found = {name.removeprefix("model.layers.0."): role for name, role in roles(program(*layer)).items()}
+    assert [found[f"{name}.weight"] for name in "zcto"] == ["gate", "value", "other", "output"]
+    assert found["taps"] in KEPT_DENSE
 
 
 def test_an_input_ends_where_its_value_is_written_again():
