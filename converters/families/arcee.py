@@ -29,8 +29,8 @@ class ArceeKeys(DecoderKeys):
     eos_token_id: tuple[int, ...] = tokens(128001)
 
     def __post_init__(self) -> None:
-        self.heads_divide()
         super().__post_init__()
+        self.heads_divide()
 
 
 def _program(config: ArceeKeys) -> Program:
