@@ -111,9 +111,7 @@ def compensated(weights: F32, objective: Objective, centroids: F32, exact: Mask)
     return quantised
 
 
-def descended(
-    weights: F32, quantised: F32, objective: Objective, centroids: F32, exact: Mask, passes: int
-) -> F32:
+def descended(weights: F32, quantised: F32, objective: Objective, centroids: F32, exact: Mask, passes: int) -> F32:
     """Coordinate descent from `quantised`: each weight in turn moves to the best centroid given all others. Returns the
     quantised weights, f32[cols, rows].
 
