@@ -1,5 +1,5 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 or later and access to PyPI.
-# Tests run in a process per core: alone they keep one core busy. Each takes 0.7 GB for torch and transformers, so at
+# Tests run in a process per core: alone they keep one core busy. Each takes about 1 GB for torch and transformers, so at
 # most 4, with one torch thread each.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -7,7 +7,7 @@ workers nor on which finishes first. Only a bounded number of weights is in memo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from rkf import __version__
 from rkf.cluster import allocation
-from rkf.cluster.clustering import cluster
+from rkf.cluster.clustering import cluster_alike
 from rkf.cluster.compensate import Objectives, objectives
 from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
@@ -172,6 +172,7 @@ class _Job:
         self.names = sorted([*source.tensors, *source.aliases])
         head = source.model.program.logits.weight
         self.head = source.aliases.get(head, head)
+        self.numbers = {name: number for number, name in enumerate(self.names)}  # of parts in the work folder
         self.work = WorkFolder(out)
         self.each: Callable[..., Iterable[Any]] = map  # applies a function to the experts of a stack
 
@@ -216,59 +217,61 @@ class _Job:
         waiting: deque[tuple[str, int, Future[_Result]]] = deque()
         in_flight = 0
         with _pool(workers, "rkf-convert") as pool:
-            for number, name in enumerate(self.names):
+            for name in self.names:
                 weights = specs[name].weights if name in specs else 0
                 while waiting and in_flight + weights > budget:
                     done, freed, future = waiting.popleft()
                     yield done, future.result()
                     in_flight -= freed
                 in_flight += weights
-                waiting.append((name, weights, pool.submit(self._make, number, name)))
+                waiting.append((name, weights, pool.submit(self._stored, name)))
             while waiting:
                 done, _, future = waiting.popleft()
                 yield done, future.result()
 
     def _suit(self, calibration: GivenCalibration, workers: int, report: Progress) -> set[str]:
         """Cluster the tensors that have moments into the work folder, layer by layer. Returns their names."""
-        numbers = {name: number for number, name in enumerate(self.names)}
         suited: set[str] = set()
         with threadpool_limits(1, "blas"), _pool(workers, "rkf-suit") as pool:
             for moments in _ahead(calibration.moments()):
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
                 wanted = {id(each): pool.submit(objectives, each) for each in named.values()}
-                jobs = {
-                    name: pool.submit(
-                        self._make,
-                        numbers[name],
-                        name,
-                        wanted[id(each)].result(),
-                        calibration.frequent if name == self.head else None,
-                    )
-                    for name, each in named.items()
-                }
-                for name, job in jobs.items():
-                    stats = job.result()[1]
-                    suited.add(name)
-                    report(Step(name, *self._progress(suited), stats.get("relative_error")))
+                jobs = []
+                for key, making in wanted.items():
+                    objective = making.result()
+                    alike = [name for name, each in named.items() if id(each) == key]
+                    for names in [alike] if callable(objective) else [[name] for name in alike]:
+                        frequent = calibration.frequent if names == [self.head] else None
+                        jobs.append((names, pool.submit(self._make, names, objective, frequent)))
+                for names, job in jobs:
+                    for name, (_, stats) in zip(names, job.result(), strict=True):
+                        suited.add(name)
+                        report(Step(name, *self._progress(suited), stats.get("relative_error")))
         return suited
 
+    def _stored(self, name: str) -> _Result:
+        """One tensor in its stored form."""
+        return (Alias(self.source.aliases[name]), {}) if name in self.source.aliases else self._make([name])[0]
+
     def _make(
-        self, number: int, name: str, objective: Objectives | None = None, frequent: NDArray[np.int64] | None = None
-    ) -> _Result:
-        """One tensor in its stored form: from the work folder if present, otherwise read and clustered. frequent: rows,
-        of which the first stay exact.
+        self, names: Sequence[str], objective: Objectives | None = None, frequent: NDArray[np.int64] | None = None
+    ) -> list[_Result]:
+        """Tensors in their stored form: from the work folder if present, otherwise read and clustered. Several of them
+        are stacks that read the same inputs. frequent: rows, of which the first stay exact.
         """
-        if name in self.source.aliases:
-            return Alias(self.source.aliases[name]), {}
-        if (finished := self.work.load(number, name)) is not None:
-            return finished[0], dict(finished[1])
-        rule = self.recipe.rule(name, self.source.tensors[name].shape)
-        kept = None if frequent is None else frequent[: rule.rows_kept(len(frequent))]
+        parts = {name: self.work.load(self.numbers[name], name) for name in names}
+        found: dict[str, _Result] = {name: (part[0], dict(part[1])) for name, part in parts.items() if part is not None}
+        missing = [name for name in names if name not in found]
+        rules = [self.recipe.rule(name, self.source.tensors[name].shape) for name in missing]
+        kept = None if frequent is None or not rules else frequent[: rules[0].rows_kept(len(frequent))]
         with naming(Path(self.source.label)):
-            tensor, stats = cluster(self.source.read(name), rule, name, objective, kept, self.each)
-        if isinstance(tensor, ClusteredMatrix):
-            self.work.save(number, name, tensor, stats)
-        return tensor, stats
+            tensors = [(self.source.read(name), rule, name) for name, rule in zip(missing, rules, strict=True)]
+            found |= zip(missing, cluster_alike(tensors, objective, kept, self.each), strict=True)
+        for name in missing:
+            tensor, stats = found[name]
+            if isinstance(tensor, ClusteredMatrix):
+                self.work.save(self.numbers[name], name, tensor, stats)
+        return [found[name] for name in names]
 
     def _reported(
         self, results: Iterator[tuple[str, _Result]], report: Progress, reported: set[str]

@@ -7,6 +7,7 @@ from typing import Any
 
 from rkf.converters.families import (
     apertus,
+    arcee,
     cohere2,
     deepseek_v3,
     ernie4_5,
@@ -55,7 +56,8 @@ _MODULES = (
     *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
     *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron, gpt_neox),
     *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe, lfm2, lfm2_moe),
-    *(gemma4, gemma4_unified, glm4_moe, glm4_moe_lite, llama4, apertus, deepseek_v3, mamba2, granitemoehybrid),
+    *(gemma4, gemma4_unified, glm4_moe, glm4_moe_lite, llama4, apertus, arcee, deepseek_v3),
+    *(mamba2, granitemoehybrid),
 )
 FAMILIES: Mapping[str, Family[Any]] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 _WRAPPERS = tuple(dict.fromkeys(family.wrapper.model_type for family in FAMILIES.values() if family.wrapper))

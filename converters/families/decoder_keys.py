@@ -67,6 +67,6 @@ class DecoderKeys:
             raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
 
     def refuse(self, holds: bool, key: str, expected: str) -> None:
-        """Raise UnsupportedError unless `holds`: the key asks for something that rkf cannot express or read."""
+        """Raise UnsupportedError if `holds`: the key asks for something that rkf cannot express or read."""
         if holds:
             raise UnsupportedError(f"{key}: {reprlib.repr(getattr(self, key))} is not supported; expected {expected}")

@@ -24,7 +24,7 @@ def suited(weights: F32, exact: Mask, centroids: F32, scale: F32, objective: Obj
     turned, mask = _turned(weights / scale, objective), _turned(exact, objective)
     quantised = compensated(turned, objective, centroids, mask)
     if objective.passes:
-        quantised, _ = descended(turned, quantised, objective, centroids, mask, objective.passes)
+        quantised = descended(turned, quantised, objective, centroids, mask, objective.passes)
     return np.searchsorted(middles(centroids), quantised[np.argsort(objective.order)].T).astype(np.uint8)
 
 

@@ -7,7 +7,7 @@ not depend on their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,9 @@ from rkf.format.matrix import F32, ClusteredMatrix, DenseTensor, to_f32
 # Factors and centroids are fitted in turn; a third round lowers the squared error by less than 0.1 %.
 _ROUNDS = 2
 _ROWS = 4096  # rows assigned to an objective at a time; that takes 30 bytes a weight
+
+Clustered = tuple[ClusteredMatrix | DenseTensor, dict[str, float]]
+"""A tensor in its stored form, with statistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ def cluster(
     name: str,
     objective: Objectives | None = None,
     exact_rows: NDArray[np.int64] | None = None,
-    each: Callable[..., Iterable[_Matrix]] = map,
-) -> tuple[ClusteredMatrix | DenseTensor, dict[str, float]]:
+    each: Callable[..., Iterable[list[_Matrix]]] = map,
+) -> Clustered:
     """Cluster one tensor by its rule; returns it with statistics of the loss.
 
     With an `objective`, the indices minimise the error of the layer's outputs on a calibration text
@@ -103,46 +106,75 @@ def cluster(
     Statistics: `relative_error` (squared error / squared weights) and `entropy_bits` (per index). Raises SourceError
     for NaN or infinite weights, dense or not.
     """
-    matrices = _Matrices(tensor)
-    if not all(map(histogram.is_finite, matrices)):
-        raise SourceError(f"{name}: NaN or infinite weights; expected finite ones: the checkpoint is damaged")
-    k = rule.k
-    if k is None or tensor.data.ndim < 2 or _is_one_value(matrices):
-        return tensor, {}
-    rows = len(matrices[0])
-    rows_per_table = rows if tensor.data.ndim > 2 else min(rule.rows_per_table or rows, rows)
-    lossless = all(_lossless(_blocks(weights, rows_per_table), k) for weights in matrices)
-    if lossless:
-        rule = replace(rule, grid=False, affine="none", group=None)
+    (found,) = cluster_alike([(tensor, rule, name)], objective, exact_rows, each)
+    return found
 
-    def clustered(number: int) -> _Matrix:
-        weights, own = matrices[number], objective(number) if callable(objective) else objective
+
+def cluster_alike(
+    tensors: Sequence[tuple[DenseTensor, Rule, str]],
+    objective: Objectives | None = None,
+    exact_rows: NDArray[np.int64] | None = None,
+    each: Callable[..., Iterable[list[_Matrix]]] = map,
+) -> list[Clustered]:
+    """`cluster` for stacks that read the same inputs, such as the gates and ups of experts: expert by expert, so that
+    each objective is made once.
+    """
+    tasks = [_Task.of(tensor, rule, name, exact_rows) for tensor, rule, name in tensors]
+    working = [task for task in tasks if task is not None]
+
+    def clustered(number: int) -> list[_Matrix]:
+        own = objective(number) if callable(objective) else objective
+        return [task.clustered(number, own) for task in working]
+
+    count = max((len(task.matrices) for task in working), default=0)
+    made = list((each if count > 1 else map)(clustered, range(count)))
+    found: list[Clustered] = [(tensor, {}) for tensor, _, _ in tensors]
+    for place, task in enumerate(working):
+        found[tasks.index(task)] = _assemble(task.tensor, [matrices[place] for matrices in made], task.rows, task.rule)
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """A tensor that is clustered matrix by matrix. rows: of a table; lossless: every table has at most k values."""
+
+    tensor: DenseTensor
+    matrices: _Matrices
+    rule: Rule
+    k: int
+    rows: int
+    lossless: bool
+    exact_rows: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, tensor: DenseTensor, rule: Rule, name: str, exact_rows: NDArray[np.int64] | None) -> _Task | None:
+        """None: the tensor is stored unchanged. Raises SourceError."""
+        matrices = _Matrices(tensor)
+        if not all(map(histogram.is_finite, matrices)):
+            raise SourceError(f"{name}: NaN or infinite weights; expected finite ones: the checkpoint is damaged")
+        k = rule.k
+        if k is None or tensor.data.ndim < 2 or _is_one_value(matrices):
+            return None
+        rows = len(matrices[0])
+        rows = rows if tensor.data.ndim > 2 else min(rule.rows_per_table or rows, rows)
+        lossless = all(_lossless(_blocks(weights, rows), k) for weights in matrices)
         if lossless:
-            return _packed(weights, _lossless(_blocks(weights, rows_per_table), k), np.zeros(0, np.int64))
-        return _clustered(weights, rule, k, rows_per_table, tensor.dtype, own, exact_rows)
+            rule = replace(rule, grid=False, affine="none", group=None)
+        return cls(tensor, matrices, rule, k, rows, lossless, exact_rows)
 
-    over = each if len(matrices) > 1 else map
-    return _assemble(tensor, list(over(clustered, range(len(matrices)))), rows_per_table, rule)
-
-
-def _clustered(
-    weights: F32,
-    rule: Rule,
-    k: int,
-    rows_per_table: int,
-    dtype: str,
-    objective: Objective | None,
-    exact_rows: NDArray[np.int64] | None,
-) -> _Matrix:
-    positions = exceptions.largest(weights, rule.exceptions, exact_rows)
-    kept = weights.copy()
-    kept.reshape(-1)[positions] = np.nan
-    blocks = zip(_blocks(weights, rows_per_table), _blocks(kept, rows_per_table), strict=True)
-    tables = [_fit(block, kept_block, rule, k, dtype) for block, kept_block in blocks]
-    del kept  # memory should not hold the largest matrix twice
-    if objective is not None and rule.affine != "group":
-        tables = _suited(weights, positions, tables, objective)
-    return _packed(weights, tables, positions)
+    def clustered(self, number: int, objective: Objective | None) -> _Matrix:
+        weights = self.matrices[number]
+        if self.lossless:
+            return _packed(weights, _lossless(_blocks(weights, self.rows), self.k), np.zeros(0, np.int64))
+        positions = exceptions.largest(weights, self.rule.exceptions, self.exact_rows)
+        kept = weights.copy()
+        kept.reshape(-1)[positions] = np.nan
+        blocks = zip(_blocks(weights, self.rows), _blocks(kept, self.rows), strict=True)
+        tables = [_fit(block, kept_block, self.rule, self.k, self.tensor.dtype) for block, kept_block in blocks]
+        del kept  # memory should not hold the largest matrix twice
+        if objective is not None and self.rule.affine != "group":
+            tables = _suited(weights, positions, tables, objective)
+        return _packed(weights, tables, positions)
 
 
 def _blocks(weights: F32, rows: int) -> list[F32]:

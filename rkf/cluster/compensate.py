@@ -111,27 +111,27 @@ def compensated(weights: F32, objective: Objective, centroids: F32, exact: Mask)
     return quantised
 
 
-def descended(
-    weights: F32, quantised: F32, objective: Objective, centroids: F32, exact: Mask, passes: int
-) -> tuple[F32, F32]:
-    """Coordinate descent from `quantised`: each weight in turn moves to the best centroid given all others.
+def descended(weights: F32, quantised: F32, objective: Objective, centroids: F32, exact: Mask, passes: int) -> F32:
+    """Coordinate descent from `quantised`: each weight in turn moves to the best centroid given all others. Returns the
+    quantised weights, f32[cols, rows].
 
-    Returns the quantised weights and the gradient H (w - q), both f32[cols, rows].
+    The gradient H (w - q) is made where it is needed. Keeping all of it up to date takes half as much again.
     """
     quantised = quantised.copy()
-    gradient = objective.moments @ (weights - quantised)
+    error = weights - quantised
     middle = middles(centroids)
     for _ in range(passes):
         changed = 0
         for start in range(0, weights.shape[0], _BLOCK):
             block = slice(start, min(start + _BLOCK, weights.shape[0]))
+            gradient = objective.moments[block] @ error
             moments = np.ascontiguousarray(objective.moments[block, block])
-            step = np.empty_like(weights[block])
-            changed += _descend(gradient[block], moments, centroids, middle, exact[block], quantised[block], step)
-            gradient -= objective.moments[:, block] @ step
+            step = np.empty_like(gradient)
+            changed += _descend(gradient, moments, centroids, middle, exact[block], quantised[block], step)
+            error[block] -= step
         if not changed:
             break
-    return quantised, gradient
+    return quantised
 
 
 @njit(cache=True, nogil=True)

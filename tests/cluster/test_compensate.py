@@ -70,10 +70,9 @@ def test_descent_ends_where_no_single_move_helps(columns):
     objective = Objective.of(moments, 0.01)
     weights, exact = turned(weights, objective), np.zeros((columns, 40), bool)
     start = compensated(weights, objective, CENTROIDS, exact)
-    end, gradient = descended(weights, start, objective, CENTROIDS, exact, passes=100)
+    end = descended(weights, start, objective, CENTROIDS, exact, passes=100)
     before, after = cost(weights, start, objective), cost(weights, end, objective)
     assert np.all(after <= before * (1 + 1e-5))
-    np.testing.assert_allclose(gradient, objective.moments @ (weights - end), rtol=1e-3, atol=1e-2)
     for column in range(columns):
         for value in CENTROIDS:
             other = end.copy()
@@ -88,7 +87,7 @@ def test_exact_weights_stay():
     exact = np.zeros((20, 10), bool)
     exact[3] = True
     start = compensated(weights, objective, CENTROIDS, exact)
-    end, _ = descended(weights, start, objective, CENTROIDS, exact, passes=100)
+    end = descended(weights, start, objective, CENTROIDS, exact, passes=100)
     np.testing.assert_array_equal(end[3], weights[3])
     assert np.isin(end[[0, 1, 2, 4]], CENTROIDS).all()
 

@@ -232,4 +232,15 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "arcee": ("arcee", {"head_dim": 32, "rope_parameters": YARN}),
+    "arcee-biases": (
+        "arcee",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "num_key_value_heads": None,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": True,
+        },
+    ),
 }

@@ -58,6 +58,7 @@ REFUSED = {
     "starcoder2-window": "hidden_act: 'gelu'",
     "stablelm-parallel": "tie_word_embeddings: True",
     "apertus-relu": "hidden_act: 'relu2'",
+    "arcee-biases": "attention_bias: True",
     "glm4_moe_lite-mixed": "mlp_layer_types: a GGUF",
     "deepseek_v3-plain": "attention_bias: True",
     "llama4-chunks": "attention_bias: True",

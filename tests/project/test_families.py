@@ -17,7 +17,7 @@ EXCEPT = {
 }
 _NAME = re.compile(
     r"llama(?!\.cpp|_cpp|-cpp|-gguf-split|FileType)|mistral|mixtral|qwen|gemma|phi3|olmo|granite|glm4|exaone|cohere|"
-    r"seed_oss|ernie|smollm3|starcoder|stablelm|nemotron|neox|deepseek|apertus",
+    r"seed_oss|ernie|smollm3|starcoder|stablelm|nemotron|neox|deepseek|apertus|arcee",
     re.IGNORECASE,
 )
 FILES = [

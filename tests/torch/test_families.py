@@ -15,8 +15,8 @@ from tests.families.models import VARIANTS, logits_of, model_of, save, tokens
 from tests.families.on_cpu import settled
 from tests.torch.program_files import write_program
 
-# Random models of these families amplify rounding: transformers' own f32 logits of them are up to 4.4e-5 from its f64.
-_ILL_CONDITIONED = ("qwen3_5", "qwen3_5_moe", "gemma4")
+# Random models of these families amplify rounding: transformers' own f32 logits are 8e-6 to 4.4e-5 from its f64.
+_ILL_CONDITIONED = ("qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
