@@ -78,7 +78,9 @@ class InputScales:
     def _add(
         self, prefix: str, names: Sequence[str], before: _Divisors, squares: Mapping[str, NDArray[np.floating]]
     ) -> None:
-        mean = np.mean([squares[prefix + name] for name in names], axis=0)
+        mean = squares[prefix + names[0]]  # all read the same input
+        if not mean.any():
+            return
         by_row = mean.reshape(before.groups, -1, len(mean) // before.groups // before.copies).mean(axis=1)
         wanted = (by_row + _LEAST * by_row.mean()) ** 0.25
         wanted /= np.exp(np.log(wanted).mean())
@@ -101,17 +103,18 @@ class _Divisors:
 
 
 def _divisors(ops: Sequence[Op], at: int, is_shared: bool) -> _Divisors | None:
-    """What can divide the value that op `at` rotates."""
-    made_at = _writer(ops, at, ops[at].dst)
-    if made_at is None:
+    """What can divide the value that op `at` rotates; None if nothing can, or other ops would see it divided too."""
+    value = ops[at].dst
+    made_at = _writer(ops, at, value)
+    if made_at is None or any(value in op.reads() for op in ops[made_at + 1 : at]):
         return None
     op = ops[made_at]
     if isinstance(op, Norm) and op.weight is not None and op.group is None:
         return _Divisors(_given(op.weight, op.bias), {op.weight: op.offset})
-    if isinstance(op, Gate) and op.b is not None and not (op.by_layer or op.limit or op.shift):
+    if isinstance(op, Gate) and op.b is not None and op.a != op.b and not (op.by_layer or op.limit or op.shift):
         made = _alone(ops, made_at, op.b)
         return None if made is None or made.rows == 1 else _Divisors(_given(made.weight, made.bias))
-    if isinstance(op, Attention) and op.v is not None and not is_shared:
+    if isinstance(op, Attention) and op.v not in (None, op.k, op.q) and not is_shared:
         made = _alone(ops, made_at, op.v)
         if made is not None:
             return _Divisors(_given(made.weight, made.bias), groups=op.kv_heads, copies=op.heads // op.kv_heads)
