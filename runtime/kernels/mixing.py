@@ -51,7 +51,8 @@ def remember(cache_name: str, level: str) -> Callable[..., Any]:
 def _page_attention(cache_name: str, level: str, capped: bool) -> Callable[..., Any]:
     """Attention over one page for a cache format; both kinds of phase use it, so it is compiled once."""
     form: CacheFormat = cache_format(cache_name, level)
-    attend = attention.page_attention(form, capped)
+    group = attention.EIGHT if level == "avx512" else attention.FOUR
+    attend = attention.page_attention(form, capped, group)
 
     @inline
     def attend_page(op, token, tokens, kv_head, page, thread, out):
