@@ -47,6 +47,11 @@ class Calibrator(Protocol):
     """Makes the calibration of a source; may take minutes."""
 
     @property
+    def text(self) -> Path | None:
+        """The file that it reads, if any."""
+        ...
+
+    @property
     def announced(self) -> Mapping[str, Any]:
         """A provenance of the same length as the final one, for a dry run."""
         ...

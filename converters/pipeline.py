@@ -33,7 +33,7 @@ from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import Source, open_source, refuse_source
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError, naming
-from rkf.file.atomic import refuse_existing
+from rkf.file.atomic import refuse_existing, refuse_same_file
 from rkf.file.writer import Writer
 from rkf.format import codec
 from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
@@ -118,6 +118,7 @@ def convert(
         return job(source, expected, announced).rehearse()
     refuse_existing(out, force)
     refuse_source(out, src, source)
+    refuse_same_file(out, recipe if recipe and Path(recipe).is_file() else None, calibrate.text if calibrate else None)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(plain, out.parent) if calibrate else None

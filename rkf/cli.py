@@ -1,12 +1,13 @@
 """The command line: the command group, its errors and exit codes. The verbs are in `rkf.commands`, on the library.
 
-Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C. Requested output
-goes to stdout, everything else to stderr. A verb imports heavy modules only when it runs.
+Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C or SIGTERM.
+Requested output goes to stdout, everything else to stderr. A verb imports heavy modules only when it runs.
 """
 
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from typing import Any
 
@@ -36,6 +37,8 @@ class Verbs(click.Group):
             message, code = str(error), error.exit_code
         except KeyboardInterrupt:
             message, code = "", INTERRUPTED
+        except MemoryError:
+            message, code = "not enough memory: close other programs, or use a smaller model, batch or context", 1
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone: click ends quietly
                 raise
@@ -77,6 +80,7 @@ for verb in (
 
 def main() -> None:
     """The entry point of the command `rkf`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left half-written
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the rest

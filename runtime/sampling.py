@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import UsageError
+from rkf.errors import SemanticsError, UsageError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -50,6 +50,8 @@ def sample(logits: F32, sampling: Sampling, previous: Sequence[int] = ()) -> int
     """The token after `previous`. logits: f32[vocab], left unchanged; previous: all ids so far, prompt included."""
     if sampling.repetition_penalty != 1.0:
         logits = penalised(logits, previous, sampling.repetition_penalty)
+    if not np.isfinite(best := logits.max()):
+        raise SemanticsError(f"the largest logit after {len(previous)} tokens is {best}; `rkf verify` checks the file")
     if sampling.temperature == 0.0:
         return int(np.argmax(logits))
     ids, probabilities = candidates(logits, sampling)
@@ -97,7 +99,8 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _softmax(logits: F32, temperature: float) -> F64:
-    scaled = (logits.astype(np.float64) - float(logits.max())) / temperature
+    with np.errstate(over="ignore"):  # a tiny temperature leaves the largest logit alone
+        scaled = (logits.astype(np.float64) - float(logits.max())) / temperature
     weights: F64 = np.exp(scaled)
     return weights / weights.sum()
 

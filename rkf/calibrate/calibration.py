@@ -7,7 +7,7 @@ domains.
 from __future__ import annotations
 
 import io
-import zipfile
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from rkf.calibrate import narrow, passes, sensitivity
 from rkf.calibrate.moments import Moments
 from rkf.errors import UsageError
+from rkf.file.arrays import read_arrays
 from rkf.file.atomic import replacing
 from rkf.format.matrix import F32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.roles import clusterable
+from rkf.text.reading import decoded, read_bytes
 from rkf.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ WRITTEN, WRITTEN_CTX = 128, 128
 # do. The first token causes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
 SHORT = Path(__file__).with_name("short.txt")  # 1,300 to 2,000 tokens of many kinds, for conversions in seconds
+_ARRAYS = {"tokens": ("u4", 2), "names": ("U", 1), "losses": ("f8", 1)}  # dtype and number of axes of each
 _MAGIC = b"PK"  # first bytes of an npz file
 # Half of the texts start with BOS alone, a quarter as an answer in a chat, a quarter with one of these questions.
 _QUESTIONS = (
@@ -107,7 +110,8 @@ class Calibrate:
         """
         if self.text is None:
             return Calibration(source, self_written(source, folder, self.progress), "self")
-        data = self.text.read_bytes()
+        with self.text.open("rb") as file:
+            data = read_bytes(file, str(self.text))
         if data.startswith(_MAGIC):
             return _loaded(data, self.text, source)
         return Calibration(source, _cut(data, self.text, source), self.text.name)
@@ -147,10 +151,7 @@ def prompts(model: ModelMetadata, tokenizer: Tokenizer) -> list[list[int]]:
 
 def _cut(data: bytes, path: Path, source: Source) -> U32:
     """SEQUENCES sequences of a text's tokens, evenly spread over it."""
-    try:
-        ids = Tokenizer(source.tokenizer_json, source.model).encode(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text, or a file written by `rkf calibrate`: {error}") from error
+    ids = Tokenizer(source.tokenizer_json, source.model).encode(decoded(data, str(path)))
     ctx = min(CTX, source.model.context_length)
     available = len(ids) // ctx
     if not available:
@@ -161,12 +162,14 @@ def _cut(data: bytes, path: Path, source: Source) -> U32:
 
 def _loaded(data: bytes, path: Path, source: Source) -> Calibration:
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
-    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(data, _ARRAYS)
+    except ValueError as error:
         raise UsageError(f"{path}: not a calibration written by `rkf calibrate`: {error}") from error
-    if tokens.ndim != 2 or not tokens.size or tokens.dtype != np.uint32:
-        raise UsageError(f"{path}: damaged: expected u32 sequences of tokens, got {tokens.dtype} {tokens.shape}")
+    tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
+    if not tokens.size or tokens.shape[1] > source.model.context_length:
+        raise UsageError(f"{path}: damaged: expected sequences within the context, got tokens of shape {tokens.shape}")
+    if not all(math.isfinite(loss) and loss >= 0 for loss in losses):
+        raise UsageError(f"{path}: damaged: expected finite losses that are not negative")
     matrices = set(clusterable(source.model.program)) & source.tensors.keys()
     if tokens.max() >= source.model.vocab_size or set(names) not in (set(), matrices) or len(names) != len(losses):
         raise UsageError(f"{path}: written for another model")

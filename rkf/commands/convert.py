@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.default_model import NAME
+from rkf.commands.options import POSITIVE
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
 from rkf.commands.tune_command import showing, summary
 from rkf.errors import UsageError
-from rkf.file.atomic import refuse_existing, reporting
+from rkf.file.atomic import refuse_existing, refuse_same_file, reporting
 
 if TYPE_CHECKING:
     from rkf.calibrate.calibration import Calibrate
@@ -38,9 +39,7 @@ def pull(name: str) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--k", type=click.IntRange(2, 256), help="Centroids per matrix, for a recipe that does not fix them.")
 @click.option("--size", "size_text", metavar="BYTES", help="Maximum file size (91MB, 1.2GB); sets K for each matrix.")
-@click.option(
-    "--bpw", type=click.FloatRange(0, min_open=True), help="Maximum bits per clustered weight, embedding included."
-)
+@click.option("--bpw", type=POSITIVE, help="Maximum bits per clustered weight, embedding included.")
 @click.option("--archive", is_flag=True, help="Optimise for `rkf pack`: --size and --bpw then limit the packed file.")
 @click.option(
     "--calibrate",
@@ -56,7 +55,7 @@ def pull(name: str) -> None:
 @click.option(
     "--tune",
     "minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     metavar="MINUTES",
     help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
@@ -167,11 +166,14 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
     from rkf.cluster.allocation import coarse
     from rkf.converters.pull import locate
     from rkf.converters.rotated_source import RotatedSource
-    from rkf.converters.source import open_source
+    from rkf.converters.source import open_source, refuse_source
 
     refuse_existing(out, force)
+    refuse_same_file(out, text)
     with progress_bar("calibration text", "token") as bar:
-        source = open_source(locate(src))
+        path = locate(src)
+        source = open_source(path)
+        refuse_source(out, path, source)
         made = Calibrate(text, reporter(bar))(source, out.parent)
     save(out, made.tokens, made.of(RotatedSource(source)).losses(coarse), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)

@@ -88,7 +88,7 @@ def kld(
     from rkf.runtime.model import load
 
     with ExitStack() as stack:
-        reference = stack.enter_context(_reference(**options))
+        reference = stack.enter_context(_reference(**options, others=(model, values)))
         ready = stack.enter_context(load(model, exact=exact, values=values, kv_cache=kv_cache, bits=bits))
         bar = stack.enter_context(progress_bar("eval kld", "window"))
         result = divergence(ready, reference, total=options["windows"] or 0, progress=reporter(bar))
@@ -130,13 +130,21 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
 
 @contextmanager
 def _reference(
-    reference: Path, text: Path | None, ctx: int, windows: int | None, save: Path | None, force: bool
+    reference: Path,
+    text: Path | None,
+    ctx: int,
+    windows: int | None,
+    save: Path | None,
+    force: bool,
+    others: tuple[Path | None, ...],
 ) -> Iterator[Iterable[Window]]:
-    """The windows of a .kld file, or of a model over a text; the latter are saved once all have been used."""
+    """The windows of a .kld file, or of a model over a text; the latter are saved once all have been used. others:
+    files that the same command reads.
+    """
     from rkf.errors import UsageError
     from rkf.eval import reference as stored
     from rkf.eval.divergence import sampled, windows_of
-    from rkf.file.atomic import refuse_existing
+    from rkf.file.atomic import refuse_existing, refuse_same_file
     from rkf.runtime.model import load
 
     if reference.suffix == ".kld":
@@ -148,6 +156,8 @@ def _reference(
         raise UsageError(f"{reference}: a model as the reference needs --text")
     if save:
         refuse_existing(save, force)
+        refuse_same_file(save, reference, text, *others)
+        _refuse_checkpoint(save, reference)
     with _as_rkf(reference) as path, load(path, exact=True) as dense:
         kept: list[Window] = []
 
@@ -160,6 +170,13 @@ def _reference(
         yield keeping()
     if save:
         stored.write(save, kept, force)
+
+
+def _refuse_checkpoint(save: Path, reference: Path) -> None:
+    from rkf.converters.source import open_source, refuse_source
+
+    if reference.is_dir():
+        refuse_source(save, reference, open_source(reference))
 
 
 @contextmanager
@@ -183,7 +200,9 @@ def _as_rkf(path: Path) -> Iterator[Path]:
 @BITS
 @click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the timed prompt.")
 @click.option("--decode", type=int, default=128, show_default=True, help="Tokens generated one by one.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Also time this many sequences.")
+@click.option(
+    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Also time this many sequences."
+)
 @JSON
 def bench(model: Path, as_json: bool, **options: Any) -> None:
     """Measure speed and memory on this machine."""

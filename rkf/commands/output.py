@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+# C0 and C1 without tab and line feed, separators of lines, and the controls of bidirectional text.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout, control characters escaped."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=True, default=_plain))
@@ -28,9 +32,11 @@ def printable(text: object) -> str:
 
 
 def write_text(text: str) -> None:
-    """Write model text to stdout at once. On a terminal, line breaks and tabs are the only control characters left."""
+    """Write model text to stdout at once. On a terminal, line breaks and tabs are the only characters left that control
+    it or the direction of text; the joiners that scripts and emoji need stay.
+    """
     if sys.stdout.isatty():
-        text = "".join(c if c in "\n\t" or ord(c) > 127 else printable(c) for c in text)
+        text = _CONTROLS.sub(lambda found: printable(found[0]), text)
     click.echo(text, nl=False)
 
 
@@ -45,7 +51,7 @@ def size(count: float) -> str:
 
 def byte_count(text: str) -> int:
     """The inverse of `size`: "91MB", "1.2 GB", "500000". Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kMGT]?)B?", text.strip())
     if found is None:
         raise UsageError(f"{text}: expected a size such as 91MB or 1.2GB")
     return round(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))

@@ -103,7 +103,7 @@ def numbers(text: str | None, what: str) -> list[int] | None:
         return None
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
         if match is None:
             raise UsageError(f"{what}: expected numbers and ranges such as 0,4-7, got {text!r}")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)

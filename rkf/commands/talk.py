@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.default_model import default_model
-from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
+from rkf.commands.options import BITS, KV_CACHE, NOT_NEGATIVE, THREADS, VALUES
 from rkf.commands.output import write_text
-from rkf.errors import ContextLengthError
+from rkf.errors import ContextLengthError, UsageError
+from rkf.text.reading import read_stream, read_text
 
 if TYPE_CHECKING:
     from rkf.runtime.generate import Generation
@@ -25,7 +26,7 @@ MAX_TOKENS = click.option(
 )
 TEMPERATURE = click.option(
     "--temperature",
-    type=click.FloatRange(0),
+    type=NOT_NEGATIVE,
     default=0.0,
     show_default=True,
     help="0 always takes the most likely token.",
@@ -42,7 +43,10 @@ DEVICE = click.option(
 
 @click.command()
 @MODEL
-@click.option("--prompt", required=True, metavar="TEXT", help="The prompt to answer.")
+@click.option("--prompt", metavar="TEXT", help="The prompt to answer. Default, or with -: what stdin gives.")
+@click.option(
+    "--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A UTF-8 file with the prompt."
+)
 @SYSTEM
 @MAX_TOKENS
 @TEMPERATURE
@@ -56,7 +60,8 @@ DEVICE = click.option(
 @click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
 def run(
     model: Path | None,
-    prompt: str,
+    prompt: str | None,
+    prompt_file: Path | None,
     values: Path | None,
     device: str,
     threads: int | None,
@@ -66,13 +71,15 @@ def run(
     **options: Any,
 ) -> None:
     """Answer one prompt. Without MODEL: SmolLM2-135M-Instruct, fetched and converted once."""
+    text = _prompt(prompt, prompt_file)
     began = perf_counter()
     with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
         loaded = perf_counter()
-        generation = ready.stream(prompt, **options)
+        generation = ready.stream(text, **options)
         for piece in generation:
             write_text(piece)
         click.echo()
+        _say_if_cut(generation)
         if stats:
             click.echo(_stats(generation, loaded - began), err=True)
 
@@ -105,15 +112,39 @@ def chat(
         first = len(messages)
         while (line := _read_line()) is not None:
             if line.strip():
-                messages.append({"role": "user", "content": line})
-                answer = _answer(ready, messages, first, options)
-                messages.append({"role": "assistant", "content": answer})
+                try:
+                    messages = _turn(ready, [*messages, {"role": "user", "content": line}], first, options)
+                except ContextLengthError as error:  # of this line alone: the conversation goes on without it
+                    click.echo(f"({error}; the line was ignored)", err=True)
 
 
 def _load(model: Path | None, **options: Any) -> Model:
     from rkf.runtime.model import load
 
     return load(model or default_model(), **options)
+
+
+def _prompt(text: str | None, file: Path | None) -> str:
+    """The prompt from an option, a file or stdin; a line break at the end of the latter two is not part of it."""
+    if text is not None and file is not None:
+        raise UsageError("--prompt and --prompt-file exclude each other: give one")
+    if file is None and text is not None and text != "-":
+        return text
+    if file is not None:
+        found = read_text(file)
+    else:
+        found = "" if text is None and sys.stdin.isatty() else read_stream(sys.stdin.buffer, "stdin")
+    found = found.removesuffix("\n").removesuffix("\r")
+    if not found:
+        raise UsageError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe it in")
+    return found
+
+
+def _say_if_cut(generation: Generation) -> None:
+    if generation.stats.finish == "length":
+        full = generation.stats.tokens != generation.limits.max_tokens
+        why = "the context is full" if full else "--max-tokens allows more"
+        click.echo(f"(cut at {generation.stats.tokens} tokens; {why})", err=True)
 
 
 def _stats(generation: Generation, load_s: float) -> str:
@@ -147,17 +178,20 @@ def _read_line() -> str | None:
             click.echo("\n(Ctrl-D leaves)", err=True)
 
 
-def _answer(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> str:
-    """Print the answer as it is generated and return it; Ctrl-C keeps the part so far."""
+def _turn(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> list[dict[str, str]]:
+    """Print the answer as it is generated. The conversation with it; Ctrl-C keeps the part so far."""
     pieces: list[str] = []
     try:
-        for piece in _stream(model, messages, first, options):
+        generation = _stream(model, messages, first, options)
+        for piece in generation:
             pieces.append(piece)
             write_text(piece)
+        click.echo()
+        _say_if_cut(generation)
     except KeyboardInterrupt:
         click.echo(" (stopped)", err=True, nl=False)
-    click.echo()
-    return "".join(pieces)
+        click.echo()
+    return [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
 def _stream(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> Generation:

@@ -35,11 +35,11 @@ def parse(text: str, name: str) -> list[Item]:
     Raises UsageError with `name` and the line's number.
     """
     items = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.strip():
             try:
                 items.append(_item(json.loads(line)))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 expected = "expected context, two endings or more that are not empty, and the label of one"
                 raise UsageError(f"{name}: line {number}: {expected}: {error!r}") from error
     if not items:

@@ -7,17 +7,21 @@ It is a zip of arrays (numpy's npz, no pickles): `tokens: u32[windows, ctx]`, `i
 from __future__ import annotations
 
 import io
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import CorruptError
 from rkf.eval.distributions import DRAWS, F32, TOP, Distribution, Sampled
+from rkf.file.arrays import read_arrays
 from rkf.file.atomic import replacing
+from rkf.text.reading import read_bytes
+
+_ARRAYS = {"tokens": ("u4", 2), "ids": ("u4", 2), "log_p": ("f4", 2), "target": ("f4", 1), "noise": ("f8", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +56,23 @@ def write(path: Path, windows: list[Window], force: bool = False) -> None:
 def read(path: Path) -> list[Window]:
     """The windows of a file. Raises CorruptError if it is not a `.kld` file."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return list(_windows(arrays))
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            return list(_windows(read_arrays(read_bytes(file, str(path)), _ARRAYS)))
+    except ValueError as error:
         raise CorruptError(f"{path}: not a reference written by `rkf eval kld --save`: {error}") from error
 
 
-def _windows(arrays: np.lib.npyio.NpzFile) -> Iterator[Window]:
+def _windows(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Window]:
     tokens, ids, log_p = arrays["tokens"].astype(np.int64), arrays["ids"], arrays["log_p"]
     target, noise = arrays["target"], arrays["noise"]
+    if tokens.size == 0 or tokens.shape[1] < 4:
+        raise ValueError(f"expected windows of tokens, got {tokens.shape}")
     scored = tokens.shape[1] - tokens.shape[1] // 2 - 1
     total = scored * len(tokens)
     if ids.shape != (total, TOP + DRAWS) or log_p.shape != ids.shape or target.shape != (total,):
         raise ValueError(f"expected {total} scored tokens, got arrays of shape {ids.shape}, {target.shape}")
+    if noise.shape != (len(tokens),) or not all(np.isfinite(each).all() for each in (log_p, target, noise)):
+        raise ValueError("expected finite probabilities, and the noise of each window")
     for number, window in enumerate(tokens):
         part = slice(number * scored, (number + 1) * scored)
         yield Window(window, Sampled(ids[part], log_p[part]), target[part], float(noise[number]))

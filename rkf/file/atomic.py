@@ -100,10 +100,21 @@ def partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def refuse_same_file(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
-    """Raise OutputError if the output is the input."""
-    if os.path.realpath(output) == os.path.realpath(source):
-        raise OutputError(f"{output}: the output is the input: choose another name")
+def refuse_same_file(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """Raise OutputError if the output is one of the files that the call reads, also by a link; None is no file. Every
+    function that writes a file calls this before its work, with all its inputs.
+    """
+    for each in inputs:
+        if each is not None and _is_same(output, each):
+            raise OutputError(f"{output}: the output is the input {Path(each).name}: choose another name")
+
+
+def _is_same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    with reporting(Path(one)):
+        try:
+            return Path(one).samefile(other)
+        except FileNotFoundError:
+            return os.path.realpath(one) == os.path.realpath(other)
 
 
 def refuse_existing(output: str | os.PathLike[str], force: bool) -> None:

@@ -1,17 +1,40 @@
-"""Reads files of text: UTF-8, or an error that names the file."""
+"""Reads files of text: UTF-8 of a bounded size, or an error that names the file. Line breaks stay as they are."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 from rkf.errors import UsageError
 
+MOST = 1 << 28  # bytes: 60 million tokens, more than a night can evaluate; a device such as /dev/zero has no end
+
 
 def read_text(path: Path) -> str:
-    """The text of a file; UsageError if it cannot be read or is not UTF-8."""
+    """The text of a file; UsageError if it cannot be read, is longer than `MOST`, or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text: {error}") from error
+        with path.open("rb") as file:
+            return read_stream(file, str(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_stream(stream: BinaryIO, label: str) -> str:
+    """The text of an open stream to its end. label: its name in errors, which are those of `read_text`."""
+    return decoded(read_bytes(stream, label), label)
+
+
+def read_bytes(stream: BinaryIO, label: str) -> bytes:
+    """What an open stream holds to its end; UsageError beyond `MOST`."""
+    data = stream.read(MOST + 1)
+    if len(data) > MOST:
+        raise UsageError(f"{label}: expected at most {MOST} bytes of text: give a part of it")
+    return data
+
+
+def decoded(data: bytes, label: str) -> str:
+    """UTF-8 as text; UsageError if it is not."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{label}: expected UTF-8 text: {error}") from error

@@ -12,7 +12,7 @@ import torch
 
 from rkf.calibrate.calibration import prompts
 from rkf.errors import UsageError, naming
-from rkf.file.atomic import refuse_existing
+from rkf.file.atomic import refuse_existing, refuse_same_file
 from rkf.file.container import Container, open_file
 from rkf.file.fingerprint import fingerprint
 from rkf.file.values import write_values
@@ -58,6 +58,7 @@ def tune(
     """
     out = Path(out)
     refuse_existing(out, force)
+    refuse_same_file(out, model, reference, None if data == "self" else data)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with open_file(model) as container, open_file(reference) as source:
         metadata = _fitting(container, source)

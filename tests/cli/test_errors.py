@@ -71,13 +71,13 @@ def test_usage_is_2(model, tmp_path):
     for arguments in (
         ["info"],
         ["info", model, "--nonsense"],
-        ["run", model],
         ["nonsense"],
         ["bench", model, "--threads", 0],
     ):
         done = rkf(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Usage: rkf" in done.stderr
+    refused(rkf("run", model), 2)  # no prompt in the options, and stdin is empty
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ def model(tmp_path_factory):
     return path
 
 
+def cut(tokens):
+    """What stderr says of an answer without an end."""
+    return f"(cut at {tokens} tokens; --max-tokens allows more)\n"
+
+
 def command(*arguments):
     return [sys.executable, "-m", "rkf", *map(str, arguments)]
 
@@ -41,8 +46,24 @@ def test_run_prints_the_answer_and_nothing_else(model):
     done = run("run", model, "--prompt", "The capital?", "--system", "Be brief.", "--max-tokens", "9")
     with rkf.load(model) as ready:
         answer = ready.generate("The capital?", system="Be brief.", max_tokens=9)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, cut(9))
     assert done.stdout == answer + "\n"
+
+
+def test_a_prompt_comes_from_a_file_or_a_pipe_too(model, tmp_path):
+    prompt = "The capital?\r\nOf France?"
+    wanted = run("run", model, "--prompt", prompt, "--max-tokens", "6").stdout
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(prompt.encode() + b"\n")
+    assert run("run", model, "--prompt-file", path, "--max-tokens", "6").stdout == wanted
+    for arguments in ([], ["--prompt", "-"]):
+        done = subprocess.run(
+            command("run", model, "--max-tokens", "6", *arguments),
+            input=path.read_bytes(),
+            capture_output=True,
+            check=False,
+        )
+        assert done.stdout.decode() == wanted
 
 
 def test_run_passes_its_options_on(model):
@@ -70,7 +91,7 @@ def test_stats_go_to_stderr(model):
     assert done.stdout == plain.stdout
     number = r"\d+\.\d+"
     assert re.fullmatch(
-        rf"load {number} s, prompt \d+ tokens {number} s \({number} tok/s\), "
+        rf"{re.escape(cut(5))}load {number} s, prompt \d+ tokens {number} s \({number} tok/s\), "
         rf"answer 5 tokens {number} s \({number} tok/s\), first token after {number} s\n",
         done.stderr,
     )
@@ -93,7 +114,7 @@ def test_chat_remembers_the_turns_before(model):
             messages.append({"role": "user", "content": question})
             answers.append(ready.chat(messages, max_tokens=6))
             messages.append({"role": "assistant", "content": answers[-1]})
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, cut(6) * 2)
     assert done.stdout == "".join(answer + "\n" for answer in answers)
 
 
@@ -103,9 +124,15 @@ def test_chat_forgets_the_oldest_turn_when_the_context_is_full(tmp_path):
     done = run("chat", path, "--max-tokens", "4", input="The capital of France is Paris and so on\n" * 6)
     assert done.returncode == 0
     assert "oldest turn no longer fits" in done.stderr
-    done = run("chat", path, input="capital " * 300 + "\n")
-    assert done.returncode == 2
-    assert "the model's context 160" in done.stderr
+
+
+def test_chat_goes_on_after_a_line_that_is_too_long(tmp_path):
+    config = tiny.config(context_length=160, eos_ids=())
+    path = tiny.write(tmp_path / "short.rkf", config, tiny.weights(config))
+    short = run("chat", path, "--max-tokens", "4", input="The\nAnd?\n")
+    done = run("chat", path, "--max-tokens", "4", input="The\n" + "capital " * 300 + "\nAnd?\n")
+    assert (done.returncode, done.stdout) == (0, short.stdout)
+    assert "the model's context 160" in done.stderr and "the line was ignored" in done.stderr
 
 
 class Terminal:

@@ -1,0 +1,78 @@
+"""Every command: no output replaces a file that the call reads, and numbers are numbers."""
+
+import pytest
+from click.testing import CliRunner
+
+from rkf.cli import cli
+from tests.runtime import tiny
+
+CONFIG = tiny.config()
+
+
+def rkf(*arguments):
+    return CliRunner().invoke(cli, [*map(str, arguments)])
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model and files that are never opened: the guards come before any work."""
+    tiny.write(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG))
+    for name in ("text.txt", "recipe.toml", "reference.rkf", "source.gguf"):
+        (tmp_path / name).write_text("kept", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("output", "arguments"),
+    [
+        ("text.txt", ["calibrate", "source.gguf", "text.txt", "--text", "text.txt", "--force"]),
+        ("m.rkf", ["eval", "kld", "m.rkf", "--reference", "reference.rkf", "--text", "text.txt", "--save", "m.rkf"]),
+        ("text.txt", ["eval", "kld", "m.rkf", "--reference", "m.rkf", "--text", "text.txt", "--save", "text.txt"]),
+        ("reference.rkf", ["tune", "m.rkf", "reference.rkf", "--reference", "reference.rkf"]),
+        ("text.txt", ["tune", "m.rkf", "text.txt", "--reference", "reference.rkf", "--data", "text.txt"]),
+        ("m.rkf", ["pack", "m.rkf", "m.rkf"]),
+        ("m.rkf", ["export", "gguf", "m.rkf", "m.rkf"]),
+    ],
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_output_is_an_input(files, monkeypatch, output, arguments, linked):
+    monkeypatch.chdir(files)
+    if linked:  # by another name of the same file
+        (files / "link").hardlink_to(files / output)
+        at = len(arguments) - 1 - arguments[::-1].index(output)
+        arguments = [*arguments[:at], "link", *arguments[at + 1 :]]
+    before = (files / output).read_bytes()
+    if "--force" not in arguments:
+        arguments = [*arguments, "--force"]
+    done = rkf(*arguments)
+    assert done.exit_code == 1 and "the output is the input" in done.stderr, done.output
+    assert (files / output).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "a", "b", "--bpw", "nan"],
+        ["convert", "a", "b", "--bpw", "inf"],
+        ["convert", "a", "b", "--tune", "nan"],
+        ["convert", "a", "b", "--size", "9" * 400],
+        ["tune", "a", "b", "--reference", "c", "--minutes", "nan"],
+        ["run", "a", "--prompt", "b", "--temperature", "inf"],
+        ["bench", "a", "--batch", "1000000000"],
+        ["study", "drift", "a", "b", "--text", __file__, "--layers", "0-999999999999"],
+        ["study", "drift", "a", "b", "--text", __file__, "--layers", "9" * 5000],
+    ],
+)
+def test_numbers_are_checked_before_any_work(arguments):
+    done = rkf(*arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_memory_that_is_not_there_is_one_line(files, monkeypatch):
+    def hungry(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("rkf.file.verify.verify", hungry)
+    done = rkf("verify", files / "m.rkf")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("rkf: not enough memory") and done.stderr.count("\n") == 1
