@@ -17,17 +17,21 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import nf4
 from benchmarks.report import ratios, table
 from rkf.calibrate.calibration import Calibrate, save
+from rkf.calibrate.moments import SHRINKAGE
 from rkf.cluster.allocation import coarse
 from rkf.commands.output import byte_count
+from rkf.converters.description import describe
 from rkf.converters.export import export_gguf
-from rkf.converters.names import to_gguf
+from rkf.converters.families.layout import Origin
+from rkf.converters.gguf_names import gguf_layout
 from rkf.converters.pipeline import convert
 from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import open_source
@@ -160,12 +164,21 @@ class Bench:
         return path
 
     def _importance(self) -> Path:
-        """The mean squares of every matrix's inputs, in the form of llama.cpp's imatrix."""
+        """The mean squares of every matrix's inputs, in the form of llama.cpp's imatrix. Not for mixtures."""
         path = self.work / "importance.npz"
         if not path.exists():
-            found = {}
-            for moments in Calibrate(self._calibration())(open_source(self.source)).moments():
-                found |= {to_gguf(name): np.diagonal(each).astype(np.float32) for name, each in moments.items()}
+            source = open_source(self.source)
+            config = json.loads(source.verbatim["config.json"])
+            architecture = describe(config, source.label).family.gguf.architecture
+            names = gguf_layout(architecture, lambda name: (Origin((name,)),))
+            calibration = Calibrate(self._calibration())(source)
+            found: dict[str, NDArray[np.float32]] = {}
+            for moments in calibration.moments():
+                for name, each in moments.items():
+                    squares = np.diagonal(cast(NDArray[np.float64], each))
+                    share = SHRINKAGE / calibration.tokens.size  # undone: llama.cpp does not shrink
+                    squares = squares - share * squares.sum() / (1 + share * squares.size)
+                    found[names(name)[0].names[0]] = squares.astype(np.float32)
             packed = io.BytesIO()
             np.savez(packed, **found)
             with replacing(path) as output:

@@ -19,7 +19,7 @@ F64 = NDArray[np.float64]
 #   with this shrinkage      .91   .76   .64   .56   .50 (gate)    .93   .86   .70   .63   .58 (down)
 #   without                        .98  1.08   .98   .55 (gate)         1.10  1.18  1.21   .66 (down)
 # 1 is as good as .5.
-_SHRINKAGE = 0.5
+SHRINKAGE = 0.5
 # x^T x of 8,960 columns and 1,024 tokens takes 1.8 s in one product, of which 1.4 s are a copy of one triangle to the
 # other, and .3 to 1.3 s more to add in f64. In blocks of rows on and above the diagonal it takes .7 s in all.
 _BLOCK = 512  # rows of a block
@@ -87,7 +87,7 @@ def _shrunk(mean: F64, tokens: int) -> F64:
     the less the mean says about other text.
     """
     diagonal = np.einsum("ii->i", mean)
-    diagonal += _SHRINKAGE / tokens * diagonal.sum()
+    diagonal += SHRINKAGE / tokens * diagonal.sum()
     return mean
 
 

@@ -1,6 +1,8 @@
 """The benchmarks' own computations, on numbers small enough to check by hand."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,15 @@ ROWS = [
         ("far", 5e8, 1e-4),
     )
 ]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(Path(report.__file__).parent.glob("*.py"))])
+def test_all_that_a_benchmark_uses_is_there(name):
+    try:
+        importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "llama_cpp":  # of the peer's own environment
+            raise
 
 
 def test_ratios_lie_on_the_line_between_our_files():
