@@ -15,7 +15,7 @@ from rkf.runtime.matrices import Memory
 from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES, end_column
 
 TILE = 256  # tokens of one pass
-_LINE = 64
+LINE = 64
 
 
 class Place(NamedTuple):
@@ -55,7 +55,7 @@ class Buffers:
         self._words: dict[Hashable, int] = {}
         self._private: dict[Hashable, Place] = {}
         self._private_activations: dict[Hashable, _Private] = {}
-        self._private_bytes = _LINE  # an offset of 0 would mean "not there"
+        self._private_bytes = LINE  # an offset of 0 would mean "not there"
         self.widest = 0
 
     def value(self, name: Hashable, columns: int, *, private: bool, rows: int = 1) -> Place:
@@ -115,7 +115,7 @@ class Buffers:
 
     def _take(self, size: int) -> int:
         offset = self._private_bytes
-        self._private_bytes += padded(size, _LINE)
+        self._private_bytes += padded(size, LINE)
         return offset
 
 
@@ -127,7 +127,7 @@ def apart(size: int) -> int:
     """Bytes from one token to the next: one cache line more than the row takes. Tokens whole pages apart would compete
     for the same places in the caches (docs/log.md has the few measurements).
     """
-    return size + _LINE
+    return size + LINE
 
 
 def padded(count: int, multiple: int) -> int:

@@ -15,7 +15,7 @@ from rkf.errors import ContextLengthError
 from rkf.model.ops import Attention, Conv, Scan
 from rkf.model.program import Program
 from rkf.model.recurrent_ops import Recurrent
-from rkf.runtime.buffers import padded
+from rkf.runtime.buffers import LINE, padded
 from rkf.runtime.snapshots import MOST
 from rkf.runtime.structs import LANES, PAGE, WIDE
 
@@ -134,8 +134,10 @@ class Page:
     __slots__ = ("address", "array", "holders")
 
     def __init__(self, size: int) -> None:
-        # Zeros: positions past a sequence's end are read, with weight 0.
-        self.array = np.zeros(size, np.uint8)
+        # Zeros: positions past a sequence's end are read, with weight 0. From a cache line on, so no load crosses one.
+        raw = np.zeros(size + LINE, np.uint8)
+        aligned = -raw.ctypes.data % LINE
+        self.array = raw[aligned : aligned + size]
         self.address = self.array.ctypes.data
         self.holders: set[int] = set()
 

@@ -47,7 +47,7 @@ def _first_in(page, position, seen):
 # --- some queries at a time: the addresses of their rows, and their sums, as tuples
 
 
-class Group(NamedTuple):
+class QueryGroup(NamedTuple):
     """rows(table, i, last): the addresses of `count` rows from the i-th on; past the last, it repeats. table: (address
     of the first, bytes to the next head's, heads, bytes to the next token's).
 
@@ -119,11 +119,11 @@ def _store_eight(rows, offset, low, high):
     _store_four(rows[1], offset, low[1], high[1])
 
 
-FOUR = Group(4, _four_rows, _four_zeros, _add_four, _store_four)
-EIGHT = Group(8, _eight_rows, _eight_zeros, _add_eight, _store_eight)  # for 32 registers
+FOUR = QueryGroup(4, _four_rows, _four_zeros, _add_four, _store_four)
+EIGHT = QueryGroup(8, _eight_rows, _eight_zeros, _add_eight, _store_eight)  # for 32 registers
 
 
-def page_attention(cache: CacheFormat, capped: bool, group: Group) -> Callable[..., Any]:
+def page_attention(cache: CacheFormat, capped: bool, group: QueryGroup) -> Callable[..., Any]:
     """attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, op, scores, out).
 
     queries: f32[head_dim] each, already scaled, of neighbouring tokens and of heads that share a key head; position:
@@ -165,7 +165,7 @@ def page_attention(cache: CacheFormat, capped: bool, group: Group) -> Callable[.
         store(out, top)
         store(out + 4, lane_sum(total))
 
-    def passes(some: Group) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def passes(some: QueryGroup) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The two passes over a page for some queries."""
         _, rows_of, zeros, add, store_all = some
 
