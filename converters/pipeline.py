@@ -22,6 +22,7 @@ from rkf import __version__
 from rkf.cluster import allocation
 from rkf.cluster.clustering import cluster_alike
 from rkf.cluster.compensate import Objectives, objectives
+from rkf.cluster.histogram import few_distinct
 from rkf.cluster.recipe import Recipe
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
@@ -38,6 +39,7 @@ from rkf.file.writer import Writer
 from rkf.format import codec
 from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
 from rkf.format.matrix import Alias, ClusteredMatrix, Tensor
+from rkf.model.roles import clusterable
 
 # Weights that may be in memory beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
 _IN_FLIGHT = 1 << 25
@@ -95,10 +97,11 @@ def convert(
     src = locate(src)
     plain = source = open_source(src)
     budgeted = size is not None or bpw is not None
-    rotates = budgeted or Recipe.load(recipe or "default", plain.model.program, k).rotates
-    if calibrate and rotates:
+    first = None if budgeted else Recipe.load(recipe or "default", plain.model.program, k)
+    rotates = first is None or first.rotates
+    if calibrate and rotates and not _is_exact(plain, first):
         source = RotatedSource(plain)
-    elif calibrate and not compensate:
+    if calibrate and not rotates and not compensate:
         raise UsageError(f"recipe {recipe}: it rotates nothing, so there is nothing to scale: expected compensate")
     announced = calibrate.announced if calibrate else None
 
@@ -124,10 +127,24 @@ def convert(
         calibration = calibrate(plain, out.parent) if calibrate else None
         text = calibration.provenance if calibration else None
         if calibration and not compensate:
-            source, calibration = RotatedSource(plain, _mean_squares(calibration)), None
+            source = plain if source is plain else RotatedSource(plain, _mean_squares(calibration))
+            calibration = None
         calibration = calibration and calibration.of(source)
         chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
         return job(source, chosen, text).run(workers or codec.workers(), force, resume, report, calibration)
+
+
+def _is_exact(source: Source, recipe: Recipe | None) -> bool:
+    """Whether clustering loses nothing of the layers, because no matrix has more distinct values than centroids (of a
+    budget: the most that there can be). Rotation would mix them. Reads one matrix of any other model.
+    """
+    ends = {name for op in (*source.model.program.stem, *source.model.program.top) for name in op.tensor_names()}
+    for name in clusterable(source.model.program):
+        if name in source.tensors and name not in ends:
+            k = MAX_K if recipe is None else recipe.rule(name, source.tensors[name].shape).k
+            if k is None or few_distinct(source.read(name).decode(), k) is None:
+                return False
+    return True
 
 
 def _mean_squares(calibration: GivenCalibration) -> dict[str, NDArray[np.float64]]:
