@@ -223,7 +223,7 @@ def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = Non
         (b"short", "expected at least 512"),
         (b"PK\3\4 and so on", "not a calibration"),
         (kept(tokens=np.zeros((2, 3), np.int64)), "expected u4 with 2 axes"),
-        (kept(tokens=np.zeros((2, 0), np.uint32)), "expected u4 with 2 axes"),
+        (kept(tokens=np.zeros((2, 0), np.uint32)), "damaged"),
         (kept(tokens=np.full((2, 3), 1 << 30, np.uint32)), "another model"),
         (kept(losses={"model.layers.99.mlp.up_proj.weight": 1.0}), "another model"),
         (kept()[:-40], "not a calibration"),
