@@ -14,7 +14,8 @@ from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.model.metadata import ModelMetadata
 from rkf.runtime.backend import Row
-from rkf.runtime.generate import Generation, Limits, Session
+from rkf.runtime.engine import Engine
+from rkf.runtime.generate import Generation, Limits
 from rkf.runtime.sampling import Sampling
 from rkf.text.template import Message
 from rkf.text.tokenizer import Tokenizer
@@ -47,14 +48,14 @@ class Options(SamplingOptions, total=False):
 class Model:
     """A model that is ready to run. It is a context manager; `close` releases the file.
 
-    The cache keeps one conversation at a time: a call that begins like the last one (the next turn of a chat) computes
-    only the new tokens. Not thread-safe.
+    The last few texts stay in the cache: a call that begins like one of them (the next turn of a chat) computes only
+    the new tokens. Generations can run in turn; each computes only when it is iterated. Not thread-safe.
     """
 
     def __init__(self, container: Container, backend: Backend, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._container, self._backend = container, backend
-        self._session = Session(backend)
+        self._engine = Engine(backend)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -89,8 +90,7 @@ class Model:
         ids = self._prompt_ids(prompt, system, raw)
         context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
         limits = Limits(max_tokens, self.metadata.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
-        text = self.tokenizer.stream(context)
-        return Generation(self._session, ids, Sampling(**sampling), limits, self.metadata.context_length, text)
+        return Generation(self._engine, ids, Sampling(**sampling), limits, self.tokenizer.stream(context))
 
     def generate(
         self,
