@@ -8,8 +8,8 @@ from sys import maxsize
 from time import perf_counter
 
 from rkf.errors import UsageError
+from rkf.runtime.chooser import Chooser
 from rkf.runtime.engine import Engine, Request
-from rkf.runtime.sampling import Sampling, sample
 from rkf.text.tokenizer import TextStream
 
 
@@ -38,15 +38,10 @@ class Limits:
         if "" in self.stop:
             raise UsageError("a stop string is empty: it would stop everything")
 
-
-def request_for(ids: Sequence[int], sampling: Sampling, limits: Limits) -> Request:
-    """A request that continues `ids`."""
-    return Request(
-        list(ids),
-        lambda logits, so_far: sample(logits, sampling, so_far),
-        most=maxsize if limits.max_tokens is None else len(ids) + limits.max_tokens,
-        eos=frozenset(limits.eos_ids),
-    )
+    def request(self, ids: Sequence[int], choose: Chooser) -> Request:
+        """A request that continues `ids` within these limits."""
+        most = maxsize if self.max_tokens is None else len(ids) + self.max_tokens
+        return Request(list(ids), choose, most=most, eos=frozenset(self.eos_ids))
 
 
 class AnswerText:
@@ -75,14 +70,14 @@ class Generation:
 
     engine: Engine
     prompt: Sequence[int]
-    sampling: Sampling
+    choose: Chooser
     limits: Limits
     text: TextStream
     request: Request = field(init=False)
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
-        self.request = request_for(self.prompt, self.sampling, self.limits)
+        self.request = self.limits.request(self.prompt, self.choose)
         self.engine.check(self.request)
         self.stats.prompt_tokens = self.request.prompt_tokens
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.backend import Row
+from rkf.runtime.chooser import Chooser
 from rkf.runtime.engine import Engine
 from rkf.runtime.generate import Generation, Limits, StopStrings
 from rkf.runtime.sampling import Sampling
@@ -37,7 +38,7 @@ def backend():
 
 def generation(engine, prompt=PROMPT, sampling=None, **limits):
     limits = Limits(**{"max_tokens": 20, "eos_ids": (), **limits})
-    return Generation(engine, prompt, sampling or Sampling(), limits, TOKENIZER.stream())
+    return Generation(engine, prompt, Chooser(sampling or Sampling(), len(prompt)), limits, TOKENIZER.stream())
 
 
 def greedy(prompt, n):
