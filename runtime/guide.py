@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 MOST_CHARS = 1 << 18  # a schema of this size compiles in a second
-# Without a bound small models write spaces without end.
-_JSON = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\t]{1,40}"}
+_SPACES = r"[ \n\t]{1,40}"  # in JSON; without a bound small models write spaces without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def _grammar(form: Form) -> str:
     from llguidance import LLMatcher
 
     if form.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(form.text, defaults=_JSON)
+        return LLMatcher.grammar_from_json_schema(form.text, defaults={"whitespace_pattern": _SPACES})
     return LLMatcher.grammar_from_regex(form.text) if form.kind == "regex" else LLMatcher.grammar_from_lark(form.text)
 
 
