@@ -1,8 +1,9 @@
-"""The application: its paths, its gate, and its life from start to drain."""
+"""The application: its paths, its guard, and its life from start to drain."""
 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,12 +23,13 @@ from rkf.serve.catalogue import Catalogue, EngineOptions
 from rkf.serve.chat_endpoint import chat_completions
 from rkf.serve.completions_endpoint import completions
 from rkf.serve.driver import Driver
-from rkf.serve.gate import Gate, local_hosts
+from rkf.serve.guard import Guard, local_hosts
 from rkf.serve.metrics import Metrics
 from rkf.serve.refusals import Refused, as_response, log
 from rkf.serve.replies import Serving
 
 BODY_BYTES = 8 << 20  # of a request: two million tokens of English
+UNREAD_SECONDS = 60  # until a connection is closed whose client reads nothing
 
 
 def application(
@@ -59,7 +61,6 @@ def application(
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
         driver.start()
-        await catalogue.get(next(iter(catalogue.paths)))  # the first request should not wait for it
         yield
         driver.stop()
         catalogue.close()
@@ -68,7 +69,7 @@ def application(
         routes=routes,
         lifespan=life,
         middleware=[
-            Middleware(Gate, metrics=metrics, paths=paths, keys=keys, hosts=hosts, origins=origins),
+            Middleware(Guard, metrics=metrics, paths=paths, keys=keys, hosts=hosts, origins=origins),
             Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]),
         ],
         exception_handlers=dict.fromkeys((Refused, RkfError, HTTPException, MemoryError, Exception), as_response),
@@ -79,13 +80,39 @@ def application(
     metrics.watch(
         "rkf_cache_bytes",
         "Memory of keys, values and states.",
-        lambda: sum(served.model.backend.held_bytes for served in catalogue.ready),
+        lambda: sum(served.model.backend.held_bytes for served in catalogue.ready.values()),
     )
     return app
 
 
 def _sum(catalogue: Catalogue, name: str) -> float:
-    return float(sum(getattr(served.engine, name) for served in catalogue.ready))
+    return float(sum(getattr(served.engine, name) for served in catalogue.ready.values()))
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at an address, whose connections end if their clients stop reading. RkfError: it cannot be used."""
+    try:
+        found = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise RkfError(f"{host} port {port}: {error.strerror}: choose another --host or --port") from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
+    return found
+
+
+def server(app: Starlette, drain_seconds: int) -> uvicorn.Server:
+    """A server for an application. On SIGTERM it finishes the running requests for at most `drain_seconds`."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=drain_seconds,
+        limit_concurrency=2048,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    return uvicorn.Server(config)
 
 
 def serve(
@@ -98,28 +125,16 @@ def serve(
     drain_seconds: int,
     **options: Any,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, then finish the running requests for at most `drain_seconds`.
-
-    options: keywords of `application`. RkfError: the address cannot be used.
-    """
+    """Serve until SIGTERM or Ctrl-C. options: keywords of `application`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if local_hosts(host) is None and not options.get("keys"):
-        log.warning("anyone who reaches %s can use this server: give --api-key-file", host)
-    app = application(Catalogue(paths, load_options, engine_options), hosts=local_hosts(host), **options)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        ws="none",
-        timeout_graceful_shutdown=drain_seconds,
-        limit_concurrency=2048,
-        h11_max_incomplete_event_size=64 << 10,
-    )
-    server = uvicorn.Server(config)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it is done
-        server.run()
-    if not server.started:
-        raise RkfError(f"the server could not start at {host}:{port}: see the lines above")
+    with listening(host, port) as listener:
+        if local_hosts(host) is None and not options.get("keys"):
+            log.warning("anyone who reaches %s can use this server: give --api-key-file", host)
+        log.info("serving %s at http://%s:%d", ", ".join(paths), host, listener.getsockname()[1])
+        catalogue = Catalogue(paths, load_options, engine_options)
+        catalogue.load(next(iter(paths)))  # the first request should not wait for it
+        running = server(application(catalogue, hosts=local_hosts(host), **options), drain_seconds)
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it is done
+            running.run(sockets=[listener])
+    if not running.started:
+        raise RkfError("the server did not start: see the lines above")

@@ -34,10 +34,10 @@ class EngineOptions:
 
 
 class Served:
-    """A model that is ready, with its engine."""
+    """A model that is ready, with its engine. open_answers: those under way, in the eyes of the event loop."""
 
     def __init__(self, name: str, model: Model, options: EngineOptions) -> None:
-        self.name, self.model, self.options = name, model, options
+        self.name, self.model, self.options, self.open_answers = name, model, options, 0
         self.engine = Engine(
             model.backend,
             context=options.context,
@@ -63,26 +63,33 @@ class Catalogue:
         self._loading = asyncio.Lock()
 
     @property
-    def ready(self) -> Sequence[Served]:
-        """The models that are loaded."""
-        return list(self._ready.values())
+    def ready(self) -> Mapping[str, Served]:
+        """The models that are loaded, by name."""
+        return self._ready
 
     async def get(self, name: str | None) -> Served:
-        """The model of a name, loaded now if need be. None: the only one. Refused 404: there is none of the name."""
-        if name is None and len(self.paths) == 1:
+        """The model of a name, loaded now if need be. None: the only one."""
+        if name is None:
+            if len(self.paths) > 1:
+                raise Refused(400, f"model: expected one of {', '.join(self.paths)}", param="model")
             name = next(iter(self.paths))
-        if name not in self.paths:
-            known = ", ".join(self.paths)
-            raise Refused(
-                404, f"model {str(name)[:100]!r}: expected one of {known}", param="model", code="model_not_found"
-            )
+        self.check(name)
         if name not in self._ready:
             async with self._loading:
                 if name not in self._ready:
-                    log.info("loading %s from %s", name, self.paths[name])
-                    model = await to_thread.run_sync(self._load, self.paths[name])
-                    self._ready[name] = Served(name, model, self._options)
+                    await to_thread.run_sync(self.load, name)
         return self._ready[name]
+
+    def load(self, name: str) -> None:
+        """Load a model that is not loaded. Raises the errors of `rkf.load`."""
+        log.info("loading %s from %s", name, self.paths[name])
+        self._ready[name] = Served(name, self._load(self.paths[name]), self._options)
+
+    def check(self, name: str) -> None:
+        """Refused 404: there is no model of this name."""
+        if name not in self.paths:
+            known = ", ".join(self.paths)
+            raise Refused(404, f"model {name[:100]!r}: expected one of {known}", param="model", code="model_not_found")
 
     def close(self) -> None:
         """Unmap the files."""

@@ -16,7 +16,7 @@ from rkf.runtime.guide import Form
 from rkf.serve.catalogue import Served
 from rkf.serve.driver import Reply
 from rkf.serve.output_forms import Call, Splitter
-from rkf.serve.replies import FINISH, Serving, Wish, chat_logprob, event_stream, head, started, usage, whole
+from rkf.serve.replies import FINISH, EventStream, Serving, Wish, chat_logprob, head, started, usage, whole
 from rkf.serve.shapes import ChatMessage, ChatRequest, NamedTool, Tool
 
 
@@ -99,12 +99,12 @@ async def chat_completions(request: HttpRequest) -> Response:
     asked = await serving.read(request, ChatRequest)
     conversation = await Conversation.begun(serving, asked)
     if asked.stream:
-        return event_stream(serving, conversation.reply, _chunks(conversation, asked))
-    return JSONResponse(await whole(request, serving, conversation.reply, _completion(conversation, asked)))
+        return EventStream(serving, conversation.served, conversation.reply, _chunks(conversation, asked))
+    return JSONResponse(await whole(request, conversation.served, conversation.reply, _completion(conversation, asked)))
 
 
 async def _completion(conversation: Conversation, asked: ChatRequest) -> dict[str, Any]:
-    choices = [
+    choices: list[dict[str, Any]] = [
         {
             "index": n,
             "message": {"role": "assistant", "content": "", "refusal": None},
@@ -117,7 +117,7 @@ async def _completion(conversation: Conversation, asked: ChatRequest) -> dict[st
         if found is None:
             continue
         number, delta, logprobs, finish = found
-        choice: dict[str, Any] = choices[number]
+        choice = choices[number]
         message = choice["message"]
         for key in ("content", "reasoning_content"):
             if key in delta:

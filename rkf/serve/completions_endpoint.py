@@ -14,7 +14,7 @@ from rkf.runtime.chooser import TokenLogprob
 from rkf.runtime.generate import Limits
 from rkf.serve.catalogue import Served
 from rkf.serve.driver import Answer, Reply
-from rkf.serve.replies import FINISH, Serving, Wish, event_stream, head, started, token_text, usage, whole
+from rkf.serve.replies import FINISH, EventStream, Serving, Wish, head, started, token_text, usage, whole
 from rkf.serve.shapes import CompletionRequest
 from rkf.text.tokenizer import Tokenizer
 
@@ -34,8 +34,8 @@ async def completions(request: HttpRequest) -> Response:
     wish = Wish(serving.sampling(served, asked), limits, form, asked.logprobs, continues=True, echoed=bool(asked.echo))
     reply = await started(serving, served, prompts, asked.n, wish)
     if asked.stream:
-        return event_stream(serving, reply, _chunks(served, reply, asked))
-    return JSONResponse(await whole(request, serving, reply, _completion(served, reply, asked)))
+        return EventStream(serving, served, reply, _chunks(served, reply, asked))
+    return JSONResponse(await whole(request, served, reply, _completion(served, reply, asked)))
 
 
 def _ids(served: Served, prompt: str | list[int]) -> list[int]:

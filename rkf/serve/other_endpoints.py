@@ -29,11 +29,13 @@ async def models(request: HttpRequest) -> Response:
 
 
 async def model(request: HttpRequest) -> Response:
-    """GET /v1/models/{name}"""
+    """GET /v1/models/{name}: with its limits once it is loaded."""
     serving: Serving = request.app.state.serving
-    served = await serving.catalogue.get(request.path_params["name"])
-    limits = {"context_length": served.engine.context, "vocab_size": served.model.metadata.vocab_size}
-    return JSONResponse(_model(serving, served.name) | limits)
+    name = request.path_params["name"]
+    serving.catalogue.check(name)
+    served = serving.catalogue.ready.get(name)
+    limits = {} if served is None else {"context_length": served.engine.context}
+    return JSONResponse(_model(serving, name) | limits)
 
 
 def _model(serving: Serving, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from anyio import to_thread
 from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from rkf.runtime.backend import F32
 from rkf.runtime.chooser import Chooser, TokenLogprob, logprob_of
@@ -44,11 +45,18 @@ class Serving:
     defaults: dict[str, Any]
     body_bytes: int
 
-    def admit(self, served: Served, answers: int) -> None:
-        """Refused 429: the queue of a model is full."""
-        engine, options = served.engine, served.options
-        if engine.waiting + engine.running + answers > options.parallel + options.queue:
-            raise Refused(429, f"{served.name}: {engine.waiting} requests are waiting already: try again later")
+    def submit(self, served: Served, reply: Reply) -> None:
+        """Start a reply; `close` must follow. Refused 429: the queue of its model is full."""
+        most = served.options.parallel + served.options.queue
+        if served.open_answers + len(reply.answers) > most:
+            raise Refused(429, f"{served.name}: {served.open_answers} of {most} answers are under way: try again later")
+        served.open_answers += len(reply.answers)
+        self.driver.submit(reply)
+
+    def close(self, served: Served, reply: Reply) -> None:
+        """End a reply, whether it is complete or not."""
+        served.open_answers -= len(reply.answers)
+        self.driver.cancel(reply)
 
     def sampling(self, served: Served, request: Answering) -> Sampling:
         """A request's sampling, then the server's, then the model's own."""
@@ -93,7 +101,6 @@ class Wish:
 
 async def started(serving: Serving, served: Served, prompts: Sequence[list[int]], n: int, wish: Wish) -> Reply:
     """The reply with `n` answers to each prompt, submitted. Each answer has a seed of its own."""
-    serving.admit(served, len(prompts) * n)
     guide = None
     if wish.form is not None:
         guide = await to_thread.run_sync(served.model.guides.guide, wish.form)
@@ -111,7 +118,7 @@ async def started(serving: Serving, served: Served, prompts: Sequence[list[int]]
             request.scores = _scorer(answer, wish.top_logprobs)
         answers.append(answer)
     reply = Reply(answers)
-    serving.driver.submit(reply)
+    serving.submit(served, reply)
     return reply
 
 
@@ -163,8 +170,9 @@ def _token_logprob(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str
     return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
 
 
-async def whole(request: HttpRequest, serving: Serving, reply: Reply, answer: Awaitable[T]) -> T:
+async def whole(request: HttpRequest, served: Served, reply: Reply, answer: Awaitable[T]) -> T:
     """An answer that is sent at once when it is complete; its work ends if the client goes."""
+    serving: Serving = request.app.state.serving
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -179,29 +187,43 @@ async def whole(request: HttpRequest, serving: Serving, reply: Reply, answer: Aw
     finally:
         watch.cancel()
         work.cancel()
-        serving.driver.cancel(reply)
+        serving.close(served, reply)
 
 
-def event_stream(
-    serving: Serving, reply: Reply, events: AsyncIterator[dict[str, Any] | None], *, done: bool = True
-) -> StreamingResponse:
-    """Events as they come; None is a sign of life; an error is the last one. done: end with [DONE], as chat and
-    completions do.
+class EventStream(StreamingResponse):
+    """Server-sent events of a reply as they come; None is a sign of life, an error is the last one.
+
+    done: end with [DONE], as chat and completions do.
     """
 
-    async def lines() -> AsyncIterator[str]:
-        try:
-            async for event in events:
-                yield ": still computing\n\n" if event is None else sse(event)
-            if done:
-                yield "data: [DONE]\n\n"
-        except Exception as error:  # noqa: BLE001 - the status is sent: only an event can tell
-            yield sse(refused(error).body)
-        finally:
-            serving.driver.cancel(reply)
+    def __init__(
+        self,
+        serving: Serving,
+        served: Served,
+        reply: Reply,
+        events: AsyncIterator[dict[str, Any] | None],
+        *,
+        done: bool = True,
+    ) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_lines(events, done), media_type="text/event-stream", headers=headers)
+        self._close = lambda: serving.close(served, reply)
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:  # here and not in the events, which never start if the client has gone already
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+async def _lines(events: AsyncIterator[dict[str, Any] | None], done: bool) -> AsyncIterator[str]:
+    try:
+        async for event in events:
+            yield ": still computing\n\n" if event is None else sse(event)
+        if done:
+            yield "data: [DONE]\n\n"
+    except Exception as error:  # noqa: BLE001 - the status is sent: only an event can tell
+        yield sse(refused(error).body)
 
 
 def sse(event: dict[str, Any]) -> str:

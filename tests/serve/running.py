@@ -6,11 +6,9 @@ import threading
 import time
 from contextlib import contextmanager
 
-import uvicorn
-
-from rkf.serve.app import application
+from rkf.serve.app import application, listening, server
 from rkf.serve.catalogue import Catalogue, EngineOptions
-from rkf.serve.gate import local_hosts
+from rkf.serve.guard import local_hosts
 
 
 @contextmanager
@@ -18,20 +16,19 @@ def running(paths, engine_options=None, **options):
     """The port of a server over model files by name."""
     catalogue = Catalogue(paths, {"threads": 1}, engine_options or EngineOptions())
     app = application(catalogue, hosts=local_hosts("127.0.0.1"), **options)
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", ws="none", timeout_graceful_shutdown=10)
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    served = server(app, drain_seconds=10)
+    with listening("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not served.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.01)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            served.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def call(port, path, body=None, *, method=None, **headers):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rkf.serve import driver, replies
+from rkf.serve import app, driver, replies
 from rkf.serve.catalogue import EngineOptions
 from tests.serve.running import call, events, running
 
@@ -148,6 +148,7 @@ def test_a_client_that_goes_ends_its_answer(port, stream):
 def test_a_client_that_never_reads_is_dropped_and_others_go_on(paths, monkeypatch):
     monkeypatch.setattr(driver, "MOST_UNREAD", 4)
     monkeypatch.setattr(driver, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(app, "UNREAD_SECONDS", 2)
     with running({"tiny": paths["tiny"]}, EngineOptions(parallel=2)) as port, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         deaf.connect(("127.0.0.1", port))
@@ -157,6 +158,11 @@ def test_a_client_that_never_reads_is_dropped_and_others_go_on(paths, monkeypatc
         for _ in range(10):
             assert call(port, CHAT, BODY)[0] == 200
         assert idle(port)
+        time.sleep(3)
+        with pytest.raises(OSError):  # closed
+            while True:
+                deaf.sendall(b"x")
+                time.sleep(0.1)
 
 
 def test_thousands_of_malformed_requests_change_nothing(port):
@@ -200,7 +206,7 @@ def test_bytes_that_are_no_http_harm_nobody(port):
 def test_sigterm_lets_running_answers_finish(paths):
     command = [sys.executable, "-m", "rkf", "serve", str(paths["tiny"]), "--port", "0", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        port = next(int(line.split(":")[-1].split()[0]) for line in process.stderr if "running on" in line)
+        port = next(int(line.split(":")[-1].split()[0]) for line in process.stderr if "serving tiny at" in line)
         found = []
         work = threading.Thread(target=lambda: found.extend(events(port, CHAT, LONG)))
         work.start()

@@ -16,7 +16,7 @@ _OPEN = ("/", "/health")  # and the page's files: these need no key
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
-class Gate:
+class Guard:
     """Lets requests through that have a key, if there are any, and that no foreign page makes.
 
     hosts: names under which the server answers (None: any); a browser that a foreign page has tricked names another.
