@@ -27,6 +27,7 @@ from rkf.serve.guard import Guard, local_hosts
 from rkf.serve.metrics import Metrics
 from rkf.serve.refusals import Refused, as_response, log
 from rkf.serve.replies import Serving
+from rkf.serve.responses_endpoint import responses
 
 BODY_BYTES = 8 << 20  # of a request: two million tokens of English
 UNREAD_SECONDS = 60  # until a connection is closed whose client reads nothing
@@ -49,6 +50,7 @@ def application(
         Route("/v1/models/{name}", other.model),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
         Route("/tokenize", other.tokenize, methods=["POST"]),
         Route("/detokenize", other.detokenize, methods=["POST"]),
         Route("/health", other.health),

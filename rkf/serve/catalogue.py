@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from time import time
 from typing import Any
@@ -57,8 +57,7 @@ class Catalogue:
     def __init__(self, paths: Mapping[str, Path], load_options: Mapping[str, Any], options: EngineOptions) -> None:
         self.paths = dict(paths)
         self.created = int(time())
-        self._load = partial(load, **load_options)
-        self._options = options
+        self._load_options, self._options = load_options, options
         self._ready: dict[str, Served] = {}
         self._loading = asyncio.Lock()
 
@@ -83,7 +82,7 @@ class Catalogue:
     def load(self, name: str) -> None:
         """Load a model that is not loaded. Raises the errors of `rkf.load`."""
         log.info("loading %s from %s", name, self.paths[name])
-        self._ready[name] = Served(name, self._load(self.paths[name]), self._options)
+        self._ready[name] = Served(name, load(self.paths[name], **self._load_options), self._options)
 
     def check(self, name: str) -> None:
         """Refused 404: there is no model of this name."""

@@ -27,6 +27,7 @@ class Conversation:
         self.serving, self.served, self.reply = serving, served, reply
         self._splitters = splitters
         self._calls = [0] * len(splitters)
+        self._reasoning_tokens = 0
 
     @classmethod
     async def begun(cls, serving: Serving, asked: ChatRequest) -> Conversation:
@@ -46,7 +47,7 @@ class Conversation:
             form = Form("json_schema", json.dumps(_schema(calling)))
             ids += served.model.tokenizer.encode(forms.tools[0] + "\n", bos=False)
         most = serving.defaults.get("max_tokens") if asked.limit is None else asked.limit
-        limits = Limits(most, served.model.metadata.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
+        limits = Limits(most, served.model.config.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
         wish = Wish(serving.sampling(served, asked), limits, form, asked.wanted_logprobs, forms.special)
         reply = await started(serving, served, [ids], asked.n, wish)
         prompt_end = served.model.tokenizer.decode(ids[-16:], special=True)
@@ -62,6 +63,7 @@ class Conversation:
                 continue
             number = piece.answer.number
             splitter = self._splitters[number]
+            self._reasoning_tokens += piece.tokens * splitter.reasons
             parts = splitter.push(piece.text)
             if piece.finish:
                 rest = splitter.finish()
@@ -82,6 +84,11 @@ class Conversation:
                 finish = "tool_calls"
             if delta or finish or piece.logprobs:
                 yield number, delta, [chat_logprob(tokenizer, told) for told in piece.logprobs], finish
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompt and of the answers."""
+        return usage(self.reply, 1) | {"completion_tokens_details": {"reasoning_tokens": self._reasoning_tokens}}
 
     def _call(self, number: int, call: Call) -> dict[str, Any]:
         at, self._calls[number] = self._calls[number], self._calls[number] + 1
@@ -133,7 +140,7 @@ async def _completion(conversation: Conversation, asked: ChatRequest) -> dict[st
     return {
         **head("chat.completion", "chatcmpl", conversation.served),
         "choices": choices,
-        "usage": usage(conversation.reply, 1),
+        "usage": conversation.usage,
     }
 
 
@@ -160,7 +167,7 @@ async def _chunks(conversation: Conversation, asked: ChatRequest) -> AsyncIterat
         if finish:
             yield chunk(number, {}, None, finish)
     if counted:
-        yield {**first, "choices": [], "usage": usage(conversation.reply, 1)}
+        yield {**first, "choices": [], "usage": conversation.usage}
 
 
 def _for(template: str, message: ChatMessage) -> dict[str, Any]:

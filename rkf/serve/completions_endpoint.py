@@ -30,7 +30,7 @@ async def completions(request: HttpRequest) -> Response:
     served = await serving.catalogue.get(asked.model)
     prompts = await to_thread.run_sync(lambda: [_ids(served, prompt) for prompt in asked.prompts])
     form = asked.response_format.form if asked.response_format else None
-    limits = Limits(asked.max_tokens, served.model.metadata.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
+    limits = Limits(asked.max_tokens, served.model.config.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
     wish = Wish(serving.sampling(served, asked), limits, form, asked.logprobs, continues=True, echoed=bool(asked.echo))
     reply = await started(serving, served, prompts, asked.n, wish)
     if asked.stream:
@@ -41,8 +41,8 @@ async def completions(request: HttpRequest) -> Response:
 def _ids(served: Served, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, str):
         return served.model.tokenizer.encode(prompt)
-    if any(token >= served.model.metadata.vocab_size for token in prompt):
-        raise UsageError(f"prompt: expected token ids below {served.model.metadata.vocab_size}")
+    if any(token >= served.model.config.vocab_size for token in prompt):
+        raise UsageError(f"prompt: expected token ids below {served.model.config.vocab_size}")
     return list(prompt)
 
 

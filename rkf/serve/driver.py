@@ -27,10 +27,11 @@ _ALIVE_S = 15.0  # between signs of life, for proxies that close silent connecti
 
 
 class Piece(NamedTuple):
-    """What a pass adds to an answer. finish: "eos", "stop", "length"; empty while it goes on."""
+    """What a pass adds to an answer. tokens: how many; finish: "eos", "stop", "length"; empty while it goes on."""
 
     answer: Answer
     text: str
+    tokens: int = 0
     logprobs: Sequence[TokenLogprob] = ()
     finish: str = ""
     error: Refused | None = None
@@ -67,7 +68,7 @@ class Answer:
             finish, text = self.request.finish, text + self.text.finish()
         logprobs = self.chooser.logprobs[self.told : self.told + len(tokens)]
         self.told += len(tokens)
-        return Piece(self, text, logprobs, finish)
+        return Piece(self, text, len(tokens), logprobs, finish)
 
 
 class Reply:

@@ -58,8 +58,8 @@ async def detokenize(request: HttpRequest) -> Response:
     serving: Serving = request.app.state.serving
     asked = await serving.read(request, DetokenizeRequest)
     model = (await serving.catalogue.get(asked.model)).model
-    if any(token >= model.metadata.vocab_size for token in asked.tokens):
-        raise UsageError(f"tokens: expected ids below {model.metadata.vocab_size}")
+    if any(token >= model.config.vocab_size for token in asked.tokens):
+        raise UsageError(f"tokens: expected ids below {model.config.vocab_size}")
     return JSONResponse(
         {"content": await to_thread.run_sync(lambda: model.tokenizer.decode(asked.tokens, special=True))}
     )

@@ -79,6 +79,11 @@ class Splitter:
         self._part = part
         self._ends = self._markers()
 
+    @property
+    def reasons(self) -> bool:
+        """Whether the text so far ends within the reasoning."""
+        return self._part == "reasoning"
+
     def push(self, text: str) -> Parts:
         """The parts that `text` adds. Text that may begin a marker is held back."""
         while True:

@@ -62,7 +62,7 @@ class Serving:
         """A request's sampling, then the server's, then the model's own."""
         names = set(Sampling.__dataclass_fields__)
         defaults = {name: value for name, value in self.defaults.items() if name in names}
-        return sampling_for(served.model.metadata, {**defaults, **request.sampling})
+        return sampling_for(served.model.config, {**defaults, **request.sampling})
 
     async def read(self, request: HttpRequest, shape: type[S]) -> S:
         """A request's body. Refused: too long, too slow, not JSON, or not of the shape."""
@@ -193,7 +193,7 @@ async def whole(request: HttpRequest, served: Served, reply: Reply, answer: Awai
 class EventStream(StreamingResponse):
     """Server-sent events of a reply as they come; None is a sign of life, an error is the last one.
 
-    done: end with [DONE], as chat and completions do.
+    typed: events have types, as those of responses; others end with [DONE].
     """
 
     def __init__(
@@ -203,10 +203,10 @@ class EventStream(StreamingResponse):
         reply: Reply,
         events: AsyncIterator[dict[str, Any] | None],
         *,
-        done: bool = True,
+        typed: bool = False,
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_lines(events, done), media_type="text/event-stream", headers=headers)
+        super().__init__(_lines(events, typed), media_type="text/event-stream", headers=headers)
         self._close = lambda: serving.close(served, reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -216,14 +216,15 @@ class EventStream(StreamingResponse):
             self._close()
 
 
-async def _lines(events: AsyncIterator[dict[str, Any] | None], done: bool) -> AsyncIterator[str]:
+async def _lines(events: AsyncIterator[dict[str, Any] | None], typed: bool) -> AsyncIterator[str]:
     try:
         async for event in events:
             yield ": still computing\n\n" if event is None else sse(event)
-        if done:
+        if not typed:
             yield "data: [DONE]\n\n"
     except Exception as error:  # noqa: BLE001 - the status is sent: only an event can tell
-        yield sse(refused(error).body)
+        told = refused(error).body
+        yield sse({**told["error"], "type": "error"} if typed else told)
 
 
 def sse(event: dict[str, Any]) -> str:

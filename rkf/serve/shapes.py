@@ -208,6 +208,106 @@ class ChatRequest(Answering):
         return effort | (self.chat_template_kwargs or {})
 
 
+class TextFormat(Shape):
+    """The form of an answer in a responses request."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    regex: str | None = None
+    grammar: str | None = None
+
+
+class TextOptions(Shape):
+    format: TextFormat | None = None
+
+
+class Reasoning(Shape):
+    effort: str | None = None
+
+
+class FunctionTool(ToolFunction):
+    type: Literal["function"]
+
+
+class FunctionChoice(Shape):
+    type: Literal["function"]
+    name: str
+
+
+class ResponsesRequest(Shape):
+    """POST /v1/responses"""
+
+    model: str
+    input: str | list[dict[str, Any]] = Field(min_length=1, max_length=4096)
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    text: TextOptions | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    reasoning: Reasoning | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    previous_response_id: str | None = None
+    background: bool | None = None
+    stream: bool | None = None
+
+    @model_validator(mode="after")
+    def _stateless(self) -> ResponsesRequest:
+        if self.previous_response_id is not None or self.background:
+            raise ValueError("previous_response_id, background: this server keeps no responses: send the whole input")
+        return self
+
+    @property
+    def as_chat(self) -> ChatRequest:
+        """The same request for chat completions. ValidationError: an item of the input is not one of those known."""
+        form = self.text.format if self.text else None
+        wanted: dict[str, Any] = {
+            "model": self.model,
+            "messages": _messages(self.instructions, self.input),
+            "max_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "logprobs": self.top_logprobs is not None,
+            "top_logprobs": self.top_logprobs,
+            "reasoning_effort": self.reasoning.effort if self.reasoning else None,
+        }
+        if form is not None:
+            schema = None if form.schema_ is None else {"schema": form.schema_}
+            wanted["response_format"] = {**form.model_dump(include={"type", "regex", "grammar"}), "json_schema": schema}
+        if self.tools:
+            wanted["tools"] = [
+                {"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in self.tools
+            ]
+        if isinstance(self.tool_choice, FunctionChoice):
+            wanted["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}}
+        else:
+            wanted["tool_choice"] = self.tool_choice
+        return ChatRequest.model_validate(wanted)
+
+
+def _messages(instructions: str | None, given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The input of a response as messages. Calls in a row are one message; thoughts are left out."""
+    found: list[dict[str, Any]] = [] if instructions is None else [{"role": "system", "content": instructions}]
+    if isinstance(given, str):
+        return [*found, {"role": "user", "content": given}]
+    for item in given:
+        kind = item.get("type", "message")
+        if kind == "message":
+            found.append({"role": item.get("role"), "content": item.get("content")})
+        elif kind == "function_call":
+            if not found or "tool_calls" not in found[-1]:
+                found.append({"role": "assistant", "tool_calls": []})
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            found[-1]["tool_calls"].append({"id": item.get("call_id"), "type": "function", "function": function})
+        elif kind == "function_call_output":
+            found.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
+        elif kind != "reasoning":
+            raise UsageError(f"input: expected messages and calls of functions, got {str(kind)[:40]!r}")
+    return found
+
+
 class CompletionRequest(Answering):
     """POST /v1/completions"""
 
