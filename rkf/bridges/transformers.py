@@ -18,6 +18,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rkf.bridges.clustered_modules import JoinedWeight, make_clustered, tie
+from rkf.bridges.transformers_export import module_names
 from rkf.bridges.transformers_folder import METHOD, VERSION, Layer
 from rkf.errors import UnsupportedError
 from rkf.torch.clustered_layers import ClusteredLinear
@@ -58,12 +59,13 @@ class RkfQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        own_name = module_names(model)
         for name, described in self.quantization_config.layers.items():
-            layer = model.get_submodule(name)
+            layer = model.get_submodule(own_name(name))
             make_clustered(layer, _blank_weight(Layer.from_json(described, name), model.dtype))
         for name, source in self.quantization_config.tied.items():
-            tie(model.get_submodule(name), model.get_submodule(source))
-            model.all_tied_weights_keys.pop(f"{name}.weight", None)
+            tie(model.get_submodule(own_name(name)), model.get_submodule(own_name(source)))
+            model.all_tied_weights_keys.pop(f"{own_name(name)}.weight", None)
 
     def is_serializable(self) -> bool:
         return True

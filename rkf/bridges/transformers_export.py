@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import nn
 
@@ -27,6 +26,13 @@ from rkf.format import canonical
 from rkf.format.values_layout import Clusters
 from rkf.model.rotation import rotations
 from rkf.torch.weight import ClusteredWeight
+
+try:
+    import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+except ImportError as error:
+    raise UsageError("this needs transformers, which is not installed: pip install 'rkf-llm[transformers]'") from error
 
 _SAFETENSORS = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}
 
@@ -45,8 +51,7 @@ def export_transformers(path: str | Path, folder: str | Path) -> list[str]:
         exported = Exported(file)
         files = exported.configuration()
         config = json.loads(files["config.json"])
-        modules = dict(_skeleton(config).named_modules())
-        found = _Layers(exported, modules)
+        found = _Layers(exported, _skeleton(config))
         config["quantization_config"] = {
             "quant_method": METHOD,
             "version": VERSION,
@@ -62,7 +67,20 @@ def export_transformers(path: str | Path, folder: str | Path) -> list[str]:
         return found.decoded
 
 
-def _skeleton(config: Mapping[str, Any]) -> nn.Module:
+def module_names(model: transformers.PreTrainedModel) -> Callable[[str], str]:
+    """From the names of a checkpoint's modules to those in transformers' model, which differ for some families."""
+    renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+
+    def own(name: str) -> str:
+        name += ".weight"
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name.removesuffix(".weight")
+
+    return own
+
+
+def _skeleton(config: Mapping[str, Any]) -> transformers.PreTrainedModel:
     """transformers' own model of this config.json, without storage."""
     own = {key: value for key, value in config.items() if key != "model_type"}
     with torch.device("meta"):
@@ -76,7 +94,7 @@ class _Layers:
     decoded: clustered tensors of the file that no such layer holds.
     """
 
-    def __init__(self, exported: Exported, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, exported: Exported, model: transformers.PreTrainedModel) -> None:
         self._exported, self._file = exported, exported.file
         self._blocks = rotations(exported.model.program)
         self._orders: dict[str, NDArray[np.int64]] = {}
@@ -85,9 +103,10 @@ class _Layers:
         self._loaded: tuple[str, Mapping[str, torch.Tensor]] | None = None
         self.layers: dict[str, Layer] = {}
         self.decoded: list[str] = []
+        modules, own_name = dict(model.named_modules()), module_names(model)
         for assembly in assemblies(exported.description.layout, exported.shapes):
             name = assembly.name.removesuffix(".weight")
-            layer = self._layer(assembly, modules.get(name))
+            layer = self._layer(assembly, modules.get(own_name(name)))
             if layer is not None:
                 self.layers[name] = layer
                 continue

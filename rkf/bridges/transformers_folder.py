@@ -4,9 +4,9 @@
 
     quant_method  "rkf"
     version       1
-    layers        name of a Linear or Embedding -> {"parts": […], "ordered": bool}; a part is one matrix of the file:
-                  tensor (its name there), shape, source_dtype, block (of its inputs' Hadamard transform, or null),
-                  clusters (as in the file's directory, null for a dense part), most_exceptions (of a row)
+    layers        name of a Linear or Embedding in the checkpoint -> {"parts": […], "ordered": bool}. A part is a
+                  matrix: tensor (its name in the file), shape, source_dtype, block (of its inputs' Hadamard transform,
+                  or null), clusters (as in the file's directory, null for a dense part), most_exceptions (of a row)
     tied          name of a layer -> the layer whose weight it uses
     container     the file's metadata and provenance, canonical msgpack in base 64
 
