@@ -5,7 +5,7 @@ Decoding is the normative formula of spec/rkf-1.md, bit for bit, and differentia
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -61,14 +61,15 @@ class ClusteredWeight(nn.Module):
         weight.most_exceptions = most_exceptions
         spec, factors = clusters.values, clusters.values.factors(clusters.rows, clusters.columns)
         widths = plane_bits(index_bits(clusters.k))
+        empty = partial(torch.empty, dtype=torch.float32)  # whatever torch's default is
         with torch.device("meta"):
             weight._hold(
-                [torch.empty(clusters.rows, row_bytes(clusters.columns, width), dtype=torch.uint8) for width in widths],
-                torch.empty(clusters.tables, clusters.k),
-                torch.empty(factors) if spec.a else None,
-                torch.empty(factors) if spec.b else None,
-                torch.empty(clusters.exceptions, dtype=torch.int64),
-                torch.empty(clusters.exceptions),
+                [empty(clusters.rows, row_bytes(clusters.columns, width), dtype=torch.uint8) for width in widths],
+                empty(clusters.tables, clusters.k),
+                empty(factors) if spec.a else None,
+                empty(factors) if spec.b else None,
+                empty(clusters.exceptions, dtype=torch.int64),
+                empty(clusters.exceptions),
             )
         return weight
 

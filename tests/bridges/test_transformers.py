@@ -97,6 +97,7 @@ def test_gradients_reach_the_centroids(small: Path, tmp_path: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft
 def test_lora_on_a_frozen_base(small: Path, tmp_path: Path) -> None:
     export_transformers(small, tmp_path / "clustered")
     base = loaded(tmp_path / "clustered")
