@@ -109,7 +109,7 @@ def test_lora_on_a_frozen_base(small: Path, tmp_path: Path) -> None:
     losses = []
     for _ in range(3):
         loss = model(ids, labels=ids).loss
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
