@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,22 +41,26 @@ class JoinedWeight(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """x: [..., columns] -> x times the transpose, [..., rows]."""
         turned = {block: x if block is None else transformed(x, block) for block in set(self.blocks)}
-        y = torch.cat([part(turned[block]) for part, block in zip(self.parts, self.blocks, strict=True)], dim=-1)
+        y = torch.cat([part(turned[block]) for part, block in self._blocked()], dim=-1)
         return y if self.order is None else y.index_select(-1, self.order)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of a weight that is one clustered matrix, i64[n] -> [n, columns]; differentiable in the values."""
-        found = self.parts[0].weight.gather(rows)
-        return (found if self.blocks[0] is None else transformed(found, self.blocks[0])).to(self.dtype)
+        [(part, block)] = self._blocked()
+        found = part.weight.gather(rows) if isinstance(part, ClusteredLinear) else part.weight[rows]
+        return (found if block is None else transformed(found, block)).to(self.dtype)
 
     def forward(self) -> Tensor:
         """The whole weight, [rows, columns]; differentiable in the values."""
         dense = []
-        for part, block in zip(self.parts, self.blocks, strict=True):
-            rows = part.weight() if isinstance(part, ClusteredLinear) else part.weight
+        for part, block in self._blocked():
+            rows: Tensor = part.weight() if isinstance(part, ClusteredLinear) else part.weight
             dense.append((rows if block is None else transformed(rows, block)).to(self.dtype))
         joined = torch.cat(dense)
         return joined if self.order is None else joined[self.order]
+
+    def _blocked(self) -> list[tuple[ClusteredLinear | nn.Linear, int | None]]:
+        return list(zip(cast("Sequence[ClusteredLinear | nn.Linear]", self.parts), self.blocks, strict=True))
 
 
 class _Linear(nn.Linear):
@@ -86,18 +91,18 @@ class _Embedding(nn.Embedding):
 def make_clustered(layer: nn.Linear | nn.Embedding, weight: JoinedWeight) -> None:
     """Give the layer this weight in place of its own. It keeps its class's forward, its bias and its hooks."""
     del layer._parameters["weight"]
-    layer.__class__ = _clustered_class(type(layer))
+    layer.__class__ = _clustered_class(type(layer))  # type: ignore[assignment, arg-type]
     layer.add_module("clustered", weight)
 
 
-def tie(layer: nn.Linear, source: nn.Linear | nn.Embedding) -> None:
+def tie(layer: nn.Linear, source: nn.Embedding) -> None:
     """Let the layer use the weight of a clustered layer; a state dict holds it once, as the source's."""
     layer._parameters.pop("weight", None)
-    layer.__class__ = _clustered_class(type(layer))
+    layer.__class__ = _clustered_class(type(layer))  # type: ignore[assignment, arg-type]
     layer.__dict__["clustered"] = source.clustered  # past nn.Module, which would register it a second time
 
 
 @cache
-def _clustered_class(own: type[nn.Module]) -> type[nn.Module]:
+def _clustered_class(own: Any) -> type[nn.Module]:
     base = _Linear if issubclass(own, nn.Linear) else _Embedding
     return base if own in (nn.Linear, nn.Embedding) else type(f"Clustered{own.__name__}", (own, base), {})

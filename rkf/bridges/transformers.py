@@ -9,7 +9,7 @@ module puts empty clustered layers in their places, and transformers loads the t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ class RkfConfig(QuantizationConfigMixin):
     ) -> None:
         if version != VERSION:
             raise UnsupportedError(f"quantization_config: version {version} of an rkf folder: update rkf")
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' enum names its own methods only
         self.version, self.layers, self.tied, self.container = version, layers or {}, tied or {}, container
 
 
@@ -61,10 +61,11 @@ class RkfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         own_name = module_names(model)
         for name, described in self.quantization_config.layers.items():
-            layer = model.get_submodule(own_name(name))
+            layer = cast("nn.Linear | nn.Embedding", model.get_submodule(own_name(name)))
             make_clustered(layer, _blank_weight(Layer.from_json(described, name), model.dtype))
         for name, source in self.quantization_config.tied.items():
-            tie(model.get_submodule(own_name(name)), model.get_submodule(own_name(source)))
+            head, embedding = (model.get_submodule(own_name(each)) for each in (name, source))
+            tie(cast("nn.Linear", head), cast("nn.Embedding", embedding))
             model.all_tied_weights_keys.pop(f"{own_name(name)}.weight", None)
 
     def is_serializable(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from rkf.converters.families.layout_transforms import Shape, Values
 from rkf.errors import UsageError
 from rkf.file.container import open_file
 from rkf.format import canonical
+from rkf.format.matrix import ClusteredMatrix
 from rkf.format.values_layout import Clusters
 from rkf.model.rotation import rotations
 from rkf.torch.weight import ClusteredWeight
@@ -137,7 +138,7 @@ class _Layers:
         clusters = self._clusters(tensor)
         if clusters is None:  # dense ones are stored turned back
             return LayerPart(tensor, self._exported.shapes[tensor], self._exported.dtypes[tensor], None, None)
-        most = ClusteredWeight(self._file.load(tensor)).most_exceptions if clusters.exceptions else 0
+        most = self._weight(tensor).most_exceptions if clusters.exceptions else 0
         dtype = self._exported.dtypes[tensor]
         return LayerPart(tensor, clusters.shape, dtype, self._blocks.get(tensor), clusters, most)
 
@@ -157,7 +158,7 @@ class _Layers:
                 yield from self._part_tensors(f"{name}.clustered.parts.{number}.weight", part)
             if layer.ordered:
                 order = self._orders[f"{name}.weight"]
-                yield WrittenTensor(f"{name}.clustered.order", "I64", order.shape, lambda order=order: order)
+                yield WrittenTensor(f"{name}.clustered.order", "I64", order.shape, partial(np.asarray, order))
 
     def _part_tensors(self, name: str, part: LayerPart) -> Iterator[WrittenTensor]:
         if part.clusters is None:
@@ -168,9 +169,12 @@ class _Layers:
             data = partial(self._field, part.tensor, key)
             yield WrittenTensor(f"{name}.{key}", _SAFETENSORS[tensor.dtype], tuple(tensor.shape), data)
 
+    def _weight(self, tensor: str) -> ClusteredWeight:
+        return ClusteredWeight(cast("ClusteredMatrix", self._file.load(tensor)))
+
     def _field(self, tensor: str, key: str) -> NDArray[Any]:
         if self._loaded is None or self._loaded[0] != tensor:
-            self._loaded = tensor, ClusteredWeight(self._file.load(tensor)).state_dict()
+            self._loaded = tensor, self._weight(tensor).state_dict()
         return self._loaded[1][key].numpy()
 
 
