@@ -59,6 +59,8 @@ class HfSource:
                 f"{self.label}: tokenizer.json has id {largest}, expected ids below {self.model.vocab_size}"
             )
         tied = self._description.keys.tie_word_embeddings and self._share_head()
+        own_head = self._description.keys.tie_word_embeddings and not tied
+        self.notes = ("the head differs from the embedding; it is kept, though tie_word_embeddings is true",) * own_head
         self._stored = {name: weight.spec for name, weight in self._weights.items()}
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         shapes = {name: spec.shape for name, spec in self._stored.items()}
