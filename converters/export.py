@@ -41,7 +41,7 @@ from rkf.model.program import layer_prefix
 from rkf.model.rotation import rotations
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-_TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+TORCH_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 _BYTES = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I64": 8}
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
 # The types that the gguf package can write: name -> type of a matrix, type of a file.
@@ -169,7 +169,7 @@ class Exported:
         if self._dtype is not None:
             config = json.loads((found | kept)["config.json"])
             config.pop("torch_dtype", None)
-            kept["config.json"] = _json({**config, "dtype": _TORCH[self._dtype]})
+            kept["config.json"] = _json({**config, "dtype": TORCH_NAMES[self._dtype]})
         text = {name: blob for name in (TOKENIZER, CHAT_TEMPLATE) if (blob := self.file.blob(name)) is not None}
         return found | kept | text
 
