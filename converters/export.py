@@ -7,8 +7,9 @@ that dtype this is exact. The file carries the checkpoint's own configuration, w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -17,17 +18,19 @@ from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 from rkf.converters.description import Description, describe
 from rkf.converters.families import first_form_config
 from rkf.converters.families.gguf_config import fields_of
 from rkf.converters.families.layout import Assembly, assemblies
+from rkf.converters.families.layout_transforms import Shape
 from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
 from rkf.converters.tokenizer_export import gguf_fields, token_text
 from rkf.errors import StructureError, UnsupportedError, UsageError, naming
 from rkf.file.atomic import refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
-from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
@@ -36,6 +39,7 @@ from rkf.model.program import layer_prefix
 from rkf.model.rotation import rotations
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+_BYTES = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I64": 8}
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
 
 
@@ -48,14 +52,12 @@ def export_hf(path: str | Path, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists already: choose another name for the folder")
-    with open_file(path) as file, _staged(folder) as staging:
-        exported = _Exported(file)
-        _write_safetensors(staging / "model.safetensors", exported)
+    with open_file(path) as file, staged_folder(folder) as staging:
+        exported = Exported(file)
+        found = assemblies(exported.description.layout, exported.shapes)
+        write_safetensors(staging / "model.safetensors", map(exported.stored, found))
         for name, content in exported.configuration().items():
-            _write(staging / name, content)
-        for name in (TOKENIZER, CHAT_TEMPLATE):
-            if (blob := file.blob(name)) is not None:
-                _write(staging / name, blob)
+            write_file(staging / name, content)
 
 
 def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> None:
@@ -68,13 +70,13 @@ def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> No
     refuse_same_file(out, path)
     with open_file(path) as file, replacing(out, force) as output:
         with naming(file.path):
-            model = _GgufModel(_Exported(file))
+            model = _GgufModel(Exported(file))
         for part in chain([model.head()], model.tensors()):
             output.write(part)
             output.write(bytes(-output.position % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
-class _Exported:
+class Exported:
     """A file's model, with the configuration that determines the layout of its checkpoint."""
 
     def __init__(self, file: Container) -> None:
@@ -121,8 +123,15 @@ class _Exported:
         found = {self.dtypes[part.tensor] for part in assembly.parts}
         return found.pop() if len(found) == 1 else "f32"
 
+    def stored(self, assembly: Assembly) -> WrittenTensor:
+        """A tensor of the checkpoint, in its own dtype."""
+        dtype = self.dtype(assembly)
+        return WrittenTensor(
+            assembly.name, _SAFETENSORS[dtype], assembly.shape, lambda: from_f32(assembly.values(self.decode), dtype)
+        )
+
     def configuration(self) -> dict[str, bytes]:
-        """The checkpoint's own files; missing ones are made from the metadata."""
+        """The files beside the tensors: the checkpoint's own; missing ones are made from the metadata."""
         made = {
             "config.json": self._plain_config() if not self.description.wrapped else self._decoder_config(),
             "generation_config.json": _generation_config(self.model),
@@ -132,7 +141,8 @@ class _Exported:
         kept = {name: blob for name in VERBATIM if (blob := self.file.blob(name)) is not None}
         if self.description.wrapped or any(key in self.config for key in QUANTISATION_KEYS):
             del kept["config.json"]
-        return found | kept
+        text = {name: blob for name in (TOKENIZER, CHAT_TEMPLATE) if (blob := self.file.blob(name)) is not None}
+        return found | kept | text
 
     def _plain_config(self) -> dict[str, Any]:
         return _unpacked(self.config)
@@ -150,7 +160,7 @@ def _unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Iterator[Path]:
     """A new folder of this process that replaces `folder` at the end; an error leaves nothing of it."""
     with ExitStack() as stack:
         with reporting(folder):
@@ -162,35 +172,40 @@ def _staged(folder: Path) -> Iterator[Path]:
             staging.replace(folder)
 
 
-def _write_safetensors(path: Path, exported: _Exported) -> None:
+@dataclass(frozen=True, slots=True)
+class WrittenTensor:
+    """A tensor of a safetensors file to be written. dtype: the format's name; data: makes its bytes."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    data: Callable[[], NDArray[Any]]
+
+
+def write_safetensors(path: Path, tensors: Iterable[WrittenTensor]) -> None:
     """Stream tensors into a safetensors file (the library's writer wants all of them in memory).
 
     Layout: u64 length of the header, JSON header padded with spaces to 8 bytes, tensors without gaps.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    tensors = list(assemblies(exported.description.layout, exported.shapes))
+    tensors = list(tensors)
     end = 0
     for tensor in tensors:
-        dtype = exported.dtype(tensor)
-        begin, end = end, end + prod(tensor.shape) * DTYPE_BYTES[dtype]
-        header[tensor.name] = {
-            "dtype": _SAFETENSORS[dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+        begin, end = end, end + prod(tensor.shape) * _BYTES[tensor.dtype]
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            file.write(from_f32(tensor.values(exported.decode), exported.dtype(tensor)))
+            file.write(np.ascontiguousarray(tensor.data()))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
     with replacing(path) as file:
         file.write(data)
 
@@ -219,7 +234,7 @@ def _tokenizer_config(model: ModelMetadata, text: Mapping[int, str]) -> dict[str
 class _GgufModel:
     """A GGUF being written: its head, and the data of its tensors in the head's order."""
 
-    def __init__(self, exported: _Exported) -> None:
+    def __init__(self, exported: Exported) -> None:
         self._exported = exported
         description = exported.description
         self._architecture = description.family.gguf.architecture

@@ -209,3 +209,36 @@ def export_gguf(model: Path, out: Path, force: bool) -> None:
     from rkf.converters.export import export_gguf as run
 
     run(model, out, force=force)
+
+
+@export.command("transformers")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def export_transformers(model: Path, out: Path) -> None:
+    """Write a folder that transformers loads clustered, as small as the file.
+
+    MODEL: an rkf file. OUT: the folder to create. Python code that loads it imports rkf.bridges.transformers first.
+    """
+    from rkf.bridges.transformers_export import export_transformers as run
+
+    decoded = run(model, out)
+    if decoded:
+        click.echo(
+            f"{printable(out)}: {len(decoded)} tensors are dense, because no Linear or Embedding of transformers' "
+            f"model holds them: {printable(decoded[0])}, …",
+            err=True,
+        )
+
+
+@click.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@FORCE
+def restore(src: Path, out: Path, force: bool) -> None:
+    """Write an rkf file from a folder of `rkf export transformers`.
+
+    SRC: the folder, also one that transformers saved again. OUT: the file to write; it has the same ranks.
+    """
+    from rkf.bridges.transformers_restore import restore as run
+
+    run(src, out, force=force)
