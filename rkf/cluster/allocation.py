@@ -46,7 +46,7 @@ _LIST_BYTES = 12  # bytes of a centroid and its count
 LEAST_BITS, MOST_BITS = 2.0, 6.5  # limits of the entropy in an archive
 _REACH = 1.2  # minimum bits of a rank above its entropy: only values beyond 4.7 deviations may be clipped
 _HALVINGS = 50
-# The first is for embeddings that are not the output head: that of Qwen2.5-0.5B, 17 MB a bit, loses .036 at K = 4 and
+# The first is for embeddings that are not the output head: that of a 0.5B model, 17 MB a bit, loses .036 at K = 4 and
 # .008 at K = 8. Layers at K = 4 have not been measured.
 KS = (4, 8, 16, 32, 64, 128, 255)
 MEASURED = Rule(k=32, grid=True, affine="row", exceptions=0.001)
