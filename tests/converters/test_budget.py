@@ -50,6 +50,11 @@ def test_the_sensitive_come_first() -> None:
     assert measured[: len(allocation.KS) - 2] == ["model.layers.2.mlp.up_proj.weight"] * (len(allocation.KS) - 2)
 
 
+def test_the_last_bit_gains_less() -> None:
+    steps = [name for name, _ in allocation.doublings({"a": (64, 64), "b": (64, 64)}, {"a": 4.0, "b": 1.0})]
+    assert "".join(steps) == "aabababbab"  # 8 to 255: the last of each halves the error, the others quarter it
+
+
 def test_tables_of_all_experts_are_counted() -> None:
     (first, one), *_ = allocation.doublings({"a": (64, 64)}, {"a": 1.0})
     (_, many), *_ = allocation.doublings({"a": (8, 8, 64)}, {"a": 1.0})
