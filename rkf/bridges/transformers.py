@@ -77,10 +77,10 @@ class RkfQuantizer(HfQuantizer):
             make_stack_clustered(model.get_submodule(module), parameter, stack)
         if self.quantization_config.stacks:
             model.set_experts_implementation("eager")  # the others want the matrices of all experts
-        for name, source in self.quantization_config.tied.items():
-            head, embedding = (model.get_submodule(own_name(each)) for each in (name, source))
+        for tied, source in self.quantization_config.tied.items():
+            head, embedding = (model.get_submodule(own_name(each)) for each in (tied, source))
             tie(cast("nn.Linear", head), cast("nn.Embedding", embedding))
-            model.all_tied_weights_keys.pop(f"{own_name(name)}.weight", None)
+            model.all_tied_weights_keys.pop(f"{own_name(tied)}.weight", None)
 
     def is_serializable(self) -> bool:
         return True

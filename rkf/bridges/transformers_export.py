@@ -31,7 +31,13 @@ from rkf.torch.weight import ClusteredWeight
 try:
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming
+    from transformers.core_model_loading import (
+        Concatenate,
+        MergeModulelist,
+        WeightConverter,
+        WeightRenaming,
+        WeightTransform,
+    )
 except ImportError as error:
     raise UsageError("this needs transformers, which is not installed: pip install 'rkf-llm[transformers]'") from error
 
@@ -86,7 +92,7 @@ def _stored_names(model: transformers.PreTrainedModel) -> Callable[[str], str]:
     return _renamed([each.reverse_transform() for each in reversed(renamings) if isinstance(each, WeightRenaming)])
 
 
-def _renamed(renamings: Sequence[WeightRenaming]) -> Callable[[str], str]:
+def _renamed(renamings: Sequence[WeightTransform]) -> Callable[[str], str]:
     def own(name: str) -> str:
         for renaming in renamings:
             name, _ = renaming.rename_source_key(name)
