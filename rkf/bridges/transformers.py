@@ -72,7 +72,7 @@ class RkfQuantizer(HfQuantizer):
             layer = cast("nn.Linear | nn.Embedding", model.get_submodule(own_name(name)))
             make_clustered(layer, _blank_weight(Layer.from_json(described, name), model.dtype))
         for name, described in self.quantization_config.stacks.items():
-            module, _, parameter = tensor_name(f"{name}.parts").removesuffix(".parts").rpartition(".clustered_")
+            module, parameter = tensor_name(f"{name}.parts").removesuffix(".parts").rsplit(".clustered_", 1)
             stack = _blank_stack(Layer.from_json(described, name), model.dtype)
             make_stack_clustered(model.get_submodule(module), parameter, stack)
         if self.quantization_config.stacks:
