@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -212,7 +212,7 @@ def assemblies(layout: Layout, shapes: Mapping[str, Shape]) -> Iterator[Assembly
         for number, part in enumerate(origin.names):
             pieces.setdefault(part, []).append(Part(name, origin, number))
     for name, parts in pieces.items():
-        yield Assembly(name, _whole([(shapes[part.tensor], part.origin) for part in parts]), tuple(parts))
+        yield Assembly(name, whole_shape([(shapes[part.tensor], part.origin) for part in parts]), tuple(parts))
 
 
 def _inner(origin: Origin, shape: Shape) -> Shape:
@@ -222,7 +222,7 @@ def _inner(origin: Origin, shape: Shape) -> Shape:
     return shape[1:] if origin.stacked else shape
 
 
-def _whole(parts: list[tuple[Shape, Origin]]) -> Shape:
+def whole_shape(parts: Sequence[tuple[Shape, Origin]]) -> Shape:
     """The shape of a tensor made of parts."""
     shape, origin = parts[0]
     inner = _inner(origin, shape)
