@@ -57,8 +57,8 @@ class Model:
         self._session = Session(backend)
 
     @property
-    def metadata(self) -> ModelMetadata:
-        """The model's program, lengths and special token ids."""
+    def config(self) -> ModelMetadata:
+        """Its program, `vocab_size`, `context_length`, `bos_id`, `eos_ids` and special tokens."""
         return self._backend.metadata
 
     @property
@@ -88,9 +88,9 @@ class Model:
         """
         ids = self._prompt_ids(prompt, system, raw)
         context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
-        limits = Limits(max_tokens, self.metadata.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
+        limits = Limits(max_tokens, self.config.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
         text = self.tokenizer.stream(context)
-        return Generation(self._session, ids, Sampling(**sampling), limits, self.metadata.context_length, text)
+        return Generation(self._session, ids, Sampling(**sampling), limits, self.config.context_length, text)
 
     def generate(
         self,
@@ -111,11 +111,11 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> F32:
         """Logits after each of `ids`, from the first: `f32[n, vocab]`."""
-        if not 0 < len(ids) <= self.metadata.context_length:
-            raise UsageError(f"ids: expected 1 to {self.metadata.context_length} of them, got {len(ids)}")
+        if not 0 < len(ids) <= self.config.context_length:
+            raise UsageError(f"ids: expected 1 to {self.config.context_length} of them, got {len(ids)}")
         tokens = np.asarray(ids, np.int64)
-        if tokens.min() < 0 or tokens.max() >= self.metadata.vocab_size:
-            raise UsageError(f"ids: expected 0 to {self.metadata.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
         return self._backend.forward([Row(self._backend.new_sequence(len(tokens)), tokens)], "all")
 
     def close(self) -> None:
