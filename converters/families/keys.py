@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from typing import Any, TypeVar
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 from rkf.errors import SourceError, UnsupportedError
 
 MAX_SIZE = (1 << 31) - 1
+MAX_TEXT = 1024
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 LINEAR, CONV = "linear_attention", "conv"
+_MAX_NUMBER = sys.float_info.max
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR}  # words of layer_types in checkpoints of earlier versions
 # Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
 _ACTIVATIONS = {
@@ -91,6 +94,15 @@ def flag(default: bool, or_null: bool = False, aliases: tuple[str, ...] = (), na
     """A boolean. or_null: null is false."""
     reader: _Read = (lambda value: value is not None and _flag(value)) if or_null else _flag
     return _key(default, reader, aliases, name)
+
+
+def optional_flag() -> Any:
+    return _key(None, _or_null(_flag))
+
+
+def text(default: str) -> Any:
+    """A text of at most MAX_TEXT characters, each of them Unicode."""
+    return _key(default, _text)
 
 
 def limits(least: float, most: float) -> Any:
@@ -184,9 +196,14 @@ def _whole(least: int, most: int) -> _Read:
 
 
 def _positive(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise _WrongError("a number above 0")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number and finite as a float."""
+    return type(value) in (int, float) and -_MAX_NUMBER <= value <= _MAX_NUMBER
 
 
 def _limits(value: Any) -> tuple[float, float]:
@@ -195,7 +212,7 @@ def _limits(value: Any) -> tuple[float, float]:
     numbers = [math.inf if each == infinity else each for each in value] if isinstance(value, list) else []
     in_order = (
         len(numbers) == 2
-        and all(type(each) in (int, float) for each in numbers)
+        and all(each == math.inf or is_number(each) for each in numbers)
         and 0 <= numbers[0] <= numbers[1]
         and numbers[0] < math.inf
         and numbers[1] > 0
@@ -215,6 +232,17 @@ def _word(value: Any) -> str:
     if not isinstance(value, str):
         raise _WrongError("a word")
     return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not is_unicode(value):
+        raise _WrongError(f"a text of at most {MAX_TEXT} characters")
+    return value
+
+
+def is_unicode(value: str) -> bool:
+    """Whether a text of a JSON file has no half of a surrogate pair, which no encoding has."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _activation(value: Any) -> str:
