@@ -20,6 +20,7 @@ import numpy as np
 
 from rkf.converters.description import Description, describe
 from rkf.converters.families import first_form_config
+from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.gguf_config import fields_of
 from rkf.converters.families.layout import Assembly, assemblies
 from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
@@ -85,7 +86,8 @@ class _Exported:
         self.shapes = {name: entry.shape for name, entry in stored.items()}
         self.dtypes = {name: entry.source_dtype for name, entry in stored.items()}
         self.config = self._config()
-        self.description: Description = describe(self.config, str(file.path))
+        tied = {"tie_word_embeddings": HEAD not in self.shapes}  # a head of its own may lie beside the word "tied"
+        self.description: Description = describe(self.config | tied, str(file.path))
         if set(self.description.program.weights()) != set(self.model.program.weights()):
             raise StructureError(f"{file.path}: config.json describes other tensors than the program reads")
         self._blocks = rotations(self.model.program)
