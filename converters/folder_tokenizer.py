@@ -115,13 +115,13 @@ class FolderTokenizer:
         self._tokenizer = load_tokenizer(self.json, label)
         if (largest := self._largest()) >= rows:
             raise SourceError(f"{label}: tokenizer.json has id {largest}, expected ids below {rows}")
-        self.notes.append(left_out("tokenizer.json", "tokens past the rows of the embedding", past))
+        self.notes.append(f"tokenizer.json: tokens past the {rows} rows of the embedding are left out: {some(past)}")
 
 
-def left_out(where: str, what: str, names: Sequence[str]) -> str:
-    """The line that names what is left out of a checkpoint; at most four of the names."""
-    shown = ", ".join([*map(reprlib.repr, names[:4]), *(["…"] if len(names) > 4 else [])])
-    return f"{where}: left out {len(names)} {what}: {shown}"
+def some(items: Sequence[object]) -> str:
+    """The first of several things, in a line."""
+    shown = [text if len(text := repr(item)) <= 80 else f"{text[:80]}…" for item in items[:4]]
+    return ", ".join([*shown, *([f"… ({len(items)} in all)"] if len(items) > 4 else [])])
 
 
 def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:
@@ -150,7 +150,8 @@ def _tokens_of(folder: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:
         named |= _named(special_map)
         listed += _listed(special_map)
     with naming(folder / ADDED):
-        older = _older(read_json(folder / ADDED, optional=True), {token.content for token in (*named.values(), *listed)})
+        special = {token.content for token in (*named.values(), *listed)}
+        older = _older(read_json(folder / ADDED, optional=True), special)
     return named, [*older, *listed]
 
 
@@ -158,9 +159,7 @@ def _named(source: Mapping[str, Any]) -> dict[str, AddedToken]:
     """Name -> token."""
     found = {}
     for name, value in source.items():
-        if name in _STANDARD and value is not None:
-            found[name] = _token(name, value)
-        elif name.endswith("_token") and isinstance(value, str):
+        if (name in _STANDARD and value is not None) or (name.endswith("_token") and isinstance(value, str)):
             found[name] = _token(name, value)
     for key in _FURTHER:
         if isinstance(source.get(key), dict):

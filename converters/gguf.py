@@ -29,7 +29,7 @@ from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.family import GgufModel
 from rkf.converters.families.gguf_config import config_of
 from rkf.converters.families.gguf_rope import EXTRA
-from rkf.converters.families.layout import place
+from rkf.converters.families.layout import place, surplus
 from rkf.converters.gguf_header import GgufHeader, GgufTensor, GgufTexts, read_header
 from rkf.converters.gguf_tokenizer import GgufTokenizer
 from rkf.converters.input_files import files_fingerprint, hash_file
@@ -143,6 +143,10 @@ class GgufSource:
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         shapes = {name: spec.shape for name, spec in self._stored.items()}
         self._origins = place(self.model.program, described.gguf_layout, shapes, tied, self.label)
+        if unread := surplus(self._origins, shapes, self.label):
+            raise UnsupportedError(
+                f"{self.label}: tensor {unread[0]} is not part of the model that the configuration describes"
+            )
         self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
         self.tokenizer_json, self.notes = tokenizer.to_json(), tuple(tokenizer.notes)
         self.chat_template: str | None = fields.get("tokenizer.chat_template")

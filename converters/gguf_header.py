@@ -1,8 +1,8 @@
 """The header of a GGUF file: fields and tensor directory, with every count checked against the remaining bytes.
 
 Knows the layout of GGUF 2 and 3 (ggml's docs/gguf.md and src/gguf.cpp, whose refusals are these) and the meaning of no
-field. gguf-py's reader does the same, but takes 3.2 s for the header of a 135 M model (this: 0.2 s), loops for ever over
-a forged array length, and accepts tensors that lie over each other.
+field. gguf-py's reader does the same, but takes 3.2 s for the header of a 135 M model (this: 0.2 s), loops for ever
+over a forged array length, and accepts tensors that lie over each other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class GgufTensor:
 class GgufTexts:
     """An array of strings, decoded only when it is read: 5 million of them take ten times their bytes in memory."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     count: int
     where: str
 

@@ -154,13 +154,18 @@ def layer_numbers(or_null: bool = False) -> Any:
 
 
 def token(default: int | None) -> Any:
-    """A token's id, or null."""
-    return _key(default, _or_null(_whole(0, MAX_SIZE)))
+    """A token's id, or null. Some checkpoints have -1 for none, and ids that no row has."""
+    return _key(default, _or_null(_integer))
 
 
 def tokens(*defaults: int, null_is_default: bool = False) -> Any:
     """Ids of tokens: a list, one number, or null (none, or the defaults)."""
     return _key(defaults, lambda value: defaults if value is None and null_is_default else _tokens(value))
+
+
+def optional_tokens() -> Any:
+    """Ids of tokens, as of `tokens`; None for null."""
+    return _key(None, _or_null(_tokens))
 
 
 def table() -> Any:
@@ -272,9 +277,15 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 def _tokens(value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(each) is int and 0 <= each <= MAX_SIZE for each in ids):
+    if not all(type(each) is int for each in ids):
         raise _WrongError("a token id or a list of them")
     return tuple(ids)
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise _WrongError("an integer")
+    return value
 
 
 def _object(value: Any) -> Mapping[str, Any]:

@@ -89,6 +89,8 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
         )
     if ledger.left_out:
         click.echo(f"left out: {', '.join(map(printable, ledger.left_out))}; only the decoder is converted", err=True)
+    for note in ledger.notes:
+        click.echo(f"note: {printable(note)}", err=True)
     if limit is not None or options["bpw"] is not None:
         click.echo(f"chosen: {_chosen(ledger)}", err=True)
 
