@@ -1,7 +1,7 @@
 """Which tokens end an answer: one rule for folders and GGUF files. Knows no format.
 
 Those that the checkpoint names, and those whose text ends a turn in some model: checkpoints often name only one of
-several. The lists and their exceptions are llama.cpp's (`llama_vocab::impl::load`, src/llama-vocab.cpp).
+several. The texts and their exceptions are llama.cpp's.
 """
 
 from __future__ import annotations

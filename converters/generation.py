@@ -23,7 +23,7 @@ class _Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class GenerationConfig:
     """ends: ids of tokens, None if the file names none. options: name -> number. notes: lines about what is ignored."""
 
     ends: tuple[int, ...] | None
@@ -31,7 +31,7 @@ class Generation:
     notes: tuple[str, ...]
 
 
-def generation_of(folder: Path) -> Generation:
+def generation_of(folder: Path) -> GenerationConfig:
     """The generation_config.json of a folder, which may be absent. Raises SourceError that names the key."""
     content = read_json(folder / GENERATION, optional=True)
     with naming(folder / GENERATION):
@@ -44,4 +44,4 @@ def generation_of(folder: Path) -> Generation:
         for name in given
         if name not in options
     )
-    return Generation(keys.eos_token_id, options, tuple(notes))
+    return GenerationConfig(keys.eos_token_id, options, tuple(notes))

@@ -110,7 +110,7 @@ def read_origin(
         for step in origin.steps:
             part = step.apply(part)
         parts.append(part)
-    values = np.stack(parts) if origin.stacked else parts[0]
+    values = np.stack(parts) if origin.stacked else np.concatenate(parts) if origin.joined else parts[0]
     return DenseTensor(dtype, np.ascontiguousarray(values))
 
 

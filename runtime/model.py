@@ -70,6 +70,11 @@ class Model:
         """The backend, for measuring it."""
         return self._backend
 
+    @property
+    def engine(self) -> Engine:
+        """The engine, for many requests at once."""
+        return self._engine
+
     @cached_property
     def guides(self) -> Guides:
         """Guides to answers of a given form."""
