@@ -24,12 +24,18 @@ _SPACES = ("Prepend", "Replace")
 def parsed(tokenizer_json: bytes, rows: int) -> dict[str, Any]:
     """The tokenizer.json of a file as the library writes it, so its older forms need no care.
 
-    StructureError if it is invalid, or has a token past the rows of the embedding.
+    StructureError if it is invalid, has a token past the rows of the embedding, or one whose id the library changes.
     """
     try:
         tokenizer = load_tokenizer(tokenizer_json, "the file")
     except SourceError as error:
         raise StructureError(str(error)) from None
+    for token in json.loads(tokenizer_json).get("added_tokens", ()):
+        if tokenizer.token_to_id(token["content"]) != token["id"]:
+            expected = tokenizer.token_to_id(token["content"])
+            raise StructureError(
+                f"tokenizer.json: token {some([token['content']])} has id {token['id']}, not {expected}"
+            )
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= rows:
         raise StructureError(f"tokenizer.json has id {largest}, expected ids below {rows}")
