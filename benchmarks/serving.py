@@ -23,7 +23,9 @@ SYSTEM = "You answer questions about cities, rivers and mountains of the world, 
 
 
 class Timed(NamedTuple):
-    """One streamed answer. first_s: from the request to the first text; whole_s: to the end; tokens: as counted."""
+    """One streamed answer. first_s: from the request to the first text; whole_s: to the end; tokens: as the
+    server counts them, or one for each piece of text if it does not.
+    """
 
     first_s: float
     whole_s: float
@@ -49,15 +51,15 @@ def ask(port: int, model: str, number: int, tokens: int) -> Timed:
     response = connection.getresponse()
     if response.status != 200:
         raise SystemExit(response.read().decode())
-    first, counted = 0.0, 0
+    first, counted, pieces = 0.0, 0, 0
     for line in response:
         if line.startswith(b"data: {"):
             event = json.loads(line[6:])
             counted = (event.get("usage") or {}).get("completion_tokens", counted)
-            if not first and event["choices"] and event["choices"][0]["delta"].get("content"):
-                first = perf_counter() - began
+            if event["choices"] and event["choices"][0]["delta"].get("content"):
+                first, pieces = first or perf_counter() - began, pieces + 1
     connection.close()
-    return Timed(first, perf_counter() - began, counted)
+    return Timed(first, perf_counter() - began, counted or pieces)
 
 
 def measured(port: int, model: str, clients: int, tokens: int) -> dict[str, float]:
@@ -103,6 +105,7 @@ def main() -> None:
     if options.peer:
         command = [options.peer, "-m", "llama_cpp.server", "--model", options.model, "--n_threads", threads]
         command += ["--n_threads_batch", threads, "--n_ctx", "4096", "--verbose", "false"]
+        command += ["--interrupt_requests", "false"]
     else:
         name = options.model.rpartition("/")[2].removesuffix(".rkf")
         command = [sys.executable, "-m", "rkf", "serve", options.model, "--threads", threads]
