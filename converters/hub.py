@@ -129,6 +129,6 @@ def push(path: Path, name: HubName, card: str, *, private: bool = False) -> str:
     api = HfApi()
     with reported(name):
         api.create_repo(name.repo, private=private, exist_ok=True)
-        files = {name.file or path.name: path, "README.md": card.encode()}
+        files: dict[str, Path | bytes] = {name.file or path.name: path, "README.md": card.encode()}
         operations = [CommitOperationAdd(file, content) for file, content in files.items()]
         return str(api.create_commit(name.repo, operations, commit_message=f"Upload {path.name}").repo_url)
