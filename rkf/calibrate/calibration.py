@@ -18,7 +18,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from rkf.calibrate import narrow, passes, sensitivity
+from rkf.calibrate import eight_bits, passes, sensitivity
 from rkf.calibrate.moments import Moments
 from rkf.errors import UsageError
 from rkf.file.arrays import read_arrays
@@ -104,7 +104,7 @@ class Calibrate:
         return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64)
 
     def __call__(self, source: Source, folder: Path | None = None) -> Calibration:
-        """folder: for a temporary file of the source's size in 16 bits; the system's own by default.
+        """folder: for a temporary file of the source's size in 8 bits; the system's own by default.
 
         Raises UsageError for a text that is not UTF-8 or shorter than one sequence, OutputError if the disk is full.
         """
@@ -130,7 +130,7 @@ def self_written(source: Source, folder: Path | None = None, progress: Callable[
     ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
     beginnings = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
     begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # once with a cut, once without
-    with narrow.mapped(folder or Path(gettempdir())) as keep:
+    with eight_bits.mapped(folder or Path(gettempdir())) as keep:
         reader = _reader(source)
         text = passes.write_text(source.model.program, reader, begun, ctx=ctx, keep=keep, progress=progress)
     text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
