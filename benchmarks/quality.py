@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks import nf4
 from benchmarks.report import ratios, table
-from rkf.calibrate.calibration import Calibrate, save
+from rkf.calibrate.calibration import Calibrate
+from rkf.calibrate.kept import save
 from rkf.calibrate.moments import SHRINKAGE
 from rkf.cluster.allocation import coarse
 from rkf.commands.output import byte_count

@@ -17,10 +17,10 @@ from rkf.calibrate import arithmetic
 from rkf.calibrate.arithmetic import F32, I64, Routed
 from rkf.calibrate.batch_cache import BatchCache, KeyValues
 from rkf.model import ops as model_ops
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.op import Op
 from rkf.model.program import Program, layer_prefix
 from rkf.model.roles import shared_inputs
+from rkf.numbers.hadamard_blocks import transformed
 
 Ids = NDArray[np.integer]
 

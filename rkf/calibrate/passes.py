@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from rkf.calibrate.batch_cache import BatchCache
-from rkf.calibrate.eight_bits import Packed
 from rkf.calibrate.interpreter import Flow, Stretch, logits
 from rkf.calibrate.moments import Moments, tapped
 from rkf.format.codec import workers
 from rkf.model.op import EMBEDDING, MATRIX, STACK
 from rkf.model.program import Program
+from rkf.numbers.eight_bits import Packed
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

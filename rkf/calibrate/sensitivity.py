@@ -9,8 +9,8 @@ Knows no clustering: a callable makes the coarse matrices.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
 from typing import Any, cast
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rkf.calibrate.eight_bits import Near, Packed
 from rkf.calibrate.interpreter import Flow, Stretch, Weights, logits
 from rkf.calibrate.moments import Moments, tapped
 from rkf.calibrate.passes import F32, U32, TensorReader, rounded, stretches
@@ -27,6 +26,7 @@ from rkf.format.codec import workers
 from rkf.model.ops import Embed, Logits
 from rkf.model.program import Program, layer_of, layer_prefix
 from rkf.model.roles import clusterable
+from rkf.numbers.eight_bits import Near, Packed
 
 Coarse = Callable[[F32, "Moments | None"], F32]
 """Weights as a coarse file would store them. If the second moments of their inputs are given, fitted to those."""
@@ -60,16 +60,17 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
     copies: list[Flow] = []
     nearby: dict[str, float] = {}
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
-        for stretch in stretches(program, _PIECE):
-            weights = reader.of(stretch)
-            packed = {name: rounded(weights[name]) for name in stretch.multiplied & weights.keys()}
+        for stretch, weights in _read_ahead(pool, reader, stretches(program, _PIECE)):
+            multiplied = sorted(stretch.multiplied & weights.keys())
+            packed = dict(zip(multiplied, pool.map(rounded, (weights[name] for name in multiplied)), strict=True))
             known = {**weights, **_known(stretch, weights, packed)}
-            after = stretch(known, true)
-            near = {name: each.near if isinstance(each, _Known) else each for name, each in known.items()}
+            passing = pool.submit(stretch, known, true)
             seen, moments = tapped(pool, stretch, {**weights, **packed}, seen, followed | {head})
             of_head = moments.pop(head, None)
+            after = passing.result()
+            near = {name: each.near if isinstance(each, _Known) else each for name, each in known.items()}
             disturb = partial(_disturbed, stretch, near, weights, coarse, true)
-            every = sorted((stretch.multiplied | _tables(stretch)) & weights.keys())
+            every = sorted({*multiplied, *_tables(stretch)})
             chosen = [name for name in every if name in followed]
             fitted = pool.map(disturb, chosen, (moments.get(name) for name in chosen))  # first: they take longest
             nearest = pool.map(disturb, every, repeat(None))
@@ -91,6 +92,20 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
     changed = _CoarseTable.of(last, drawn, coarse, of_head)[drawn] - rows
     found[reader.stored(head)] = found.get(reader.stored(head), 0) + _divergence(op, raw, before, changed)
     return found
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, reader: TensorReader, stretches: Iterable[Stretch]
+) -> Iterator[tuple[Stretch, dict[str, F32]]]:
+    """Each stretch with its tensors, which are read while the one before is in use."""
+    waiting: list[tuple[Stretch, Future[dict[str, F32]]]] = []
+    for stretch in stretches:
+        waiting.append((stretch, pool.submit(reader.of, stretch)))
+        if len(waiting) > 1:
+            before, weights = waiting.pop(0)
+            yield before, weights.result()
+    for stretch, weights in waiting:
+        yield stretch, weights.result()
 
 
 def _followed(program: Program) -> set[str]:

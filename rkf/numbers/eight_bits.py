@@ -16,22 +16,22 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rkf.calibrate import eight_bit_kernel
-from rkf.calibrate.eight_bit_kernel import BLOCK, OFFSET, PANEL, QUAD, TILE
 from rkf.file.atomic import reporting
 from rkf.format.matrix import F32
+from rkf.numbers import eight_bit_kernel
+from rkf.numbers.eight_bit_kernel import BLOCK, OFFSET, PANEL, QUAD, TILE
 
 _LEAST = np.float32(1e-30)  # what is smaller counts as zero: the inverse of a scale must be finite
 
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """The left factor of products. rows: their number, without those that fill the last tile.
+    """The left factor of products. shape: rows and columns, without those that fill the last tile and block.
 
     numbers: i8[blocks, tiled rows, 128]; scales: f32[blocks, tiled rows]; sums: i32[blocks, tiled rows], of numbers.
     """
 
-    rows: int
+    shape: tuple[int, int]
     numbers: NDArray[np.int8]
     scales: F32
     sums: NDArray[np.int32]
@@ -42,14 +42,24 @@ class Rounded:
         rows, cols = x.shape
         shape = -(-cols // BLOCK), -(-rows // TILE) * TILE
         numbers, sums = np.zeros((*shape, BLOCK), np.int8), np.zeros(shape, np.int32)
-        found = cls(rows, numbers, np.zeros(shape, np.float32), sums)
+        found = cls(x.shape, numbers, np.zeros(shape, np.float32), sums)
         _round(np.ascontiguousarray(x), found.numbers, found.scales, found.sums)
         return found
 
     def decoded(self) -> F32:
-        """f32[rows, cols], with zeros up to a whole number of blocks."""
-        values = self.numbers[:, : self.rows] * self.scales[:, : self.rows, None]
-        return values.swapaxes(0, 1).reshape(self.rows, -1)
+        """f32[rows, cols]"""
+        rows, cols = self.shape
+        values = self.numbers[:, :rows] * self.scales[:, :rows, None]
+        return values.swapaxes(0, 1).reshape(rows, -1)[:, :cols]
+
+    def packed(self) -> Packed:
+        """The same numbers as a right factor."""
+        rows, blocks = self.shape[0], len(self.numbers)
+        panels = -(-rows // PANEL)
+        numbers = np.full((panels, blocks, BLOCK // QUAD, PANEL, QUAD), OFFSET, np.uint8)
+        scales = np.zeros((panels, blocks, PANEL), np.float32)
+        _pack(rows, self.numbers, self.scales, numbers, scales)
+        return Packed(self.shape, numbers, scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +77,7 @@ class Packed:
     @classmethod
     def of(cls, weights: F32) -> Packed:
         """weights: f32[rows, cols]"""
-        rounded = Rounded.of(weights)
-        blocks, panels = len(rounded.numbers), -(-rounded.rows // PANEL)
-        numbers = np.full((panels, blocks, BLOCK // QUAD, PANEL, QUAD), OFFSET, np.uint8)
-        scales = np.zeros((panels, blocks, PANEL), np.float32)
-        _pack(rounded.rows, rounded.numbers, rounded.scales, numbers, scales)
-        return cls(weights.shape, numbers, scales)
+        return Rounded.of(weights).packed()
 
     def product(self, x: F32) -> F32:
         """x weights^T, f32[tokens, rows]. x: f32[tokens, cols]"""
@@ -122,11 +127,10 @@ def mapped(folder: Path) -> Iterator[Callable[[F32], Packed]]:
 def rounded_product(x: Rounded, weights: Packed) -> F32:
     """x weights^T, f32[rows of x, rows of weights]. CPUs without vpdpbusd multiply the same numbers in f32."""
     if not eight_bit_kernel.available():
-        wide = x.decoded()[:, : weights.shape[1]]
-        return wide @ weights[np.arange(weights.shape[0])].T
+        return x.decoded() @ weights[np.arange(weights.shape[0])].T
     out = np.zeros((x.numbers.shape[1], len(weights.numbers) * PANEL), np.float32)
     eight_bit_kernel.multiply(x.numbers, x.scales, x.sums, weights.numbers, weights.scales, out)
-    return out[: x.rows, : weights.shape[0]]
+    return out[: x.shape[0], : weights.shape[0]]
 
 
 @njit(cache=True, nogil=True)
