@@ -197,7 +197,7 @@ class _Job:
     def rehearse(self) -> Ledger:
         with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
             rows = self._write(writer, ((name, self._blank(name)) for name in self.names))
-        return Ledger(tuple(rows), writer.file_bytes, self.source.left_out)
+        return Ledger(tuple(rows), writer.file_bytes, self.source.left_out, self.source.notes)
 
     def run(
         self, workers: int, force: bool, resume: bool, report: Progress, calibration: GivenCalibration | None
@@ -213,7 +213,7 @@ class _Job:
             self.work.close(keep=resume)
             raise
         self.work.close()
-        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out)
+        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, self.source.notes)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []

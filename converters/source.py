@@ -45,7 +45,8 @@ class Source(Protocol):
     """A checkpoint with names, shapes and conventions already converted to rkf's (docs/architecture.md).
 
     aliases: second names of tensors. verbatim: files of the checkpoint that are copied unchanged, by name.
-    left_out: parts of the checkpoint that are not converted, such as a vision tower.
+    left_out: parts of the checkpoint that are not converted, such as a vision tower. notes: lines about what the
+    checkpoint says in two ways, and which of them was taken.
     """
 
     @property
@@ -62,6 +63,8 @@ class Source(Protocol):
     def chat_template(self) -> str | None: ...
     @property
     def left_out(self) -> tuple[str, ...]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
     @property
     def verbatim(self) -> Mapping[str, bytes]: ...
 
@@ -107,7 +110,7 @@ def read_origin(
         for step in origin.steps:
             part = step.apply(part)
         parts.append(part)
-    values = np.stack(parts) if origin.stacked else parts[0]
+    values = np.stack(parts) if origin.stacked else np.concatenate(parts) if origin.joined else parts[0]
     return DenseTensor(dtype, np.ascontiguousarray(values))
 
 
