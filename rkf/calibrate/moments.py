@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.calibrate.interpreter import F32, Flow, Seen, Stretch, Weights
-from rkf.numbers.eight_bits import Packed, Rounded, rounded_product
+from rkf.numbers.eight_bits import Panels, Rounded, rounded_product
 
 # Times columns / tokens: the share of the mean diagonal that is added to the diagonal. Output error on other tokens,
 # relative to clustering without data, of gate and down in one layer of a 135M model at K = 16:
@@ -68,13 +68,13 @@ class _Mean:
         self._tokens += len(loud)
         blocks = [slice(start, start + _BLOCK) for start in range(0, len(self._sum), _BLOCK)]
 
-        def rounded(block: slice) -> tuple[Rounded, Packed]:
+        def rounded(block: slice) -> tuple[Rounded, Panels]:
             turned = np.empty((min(_BLOCK, len(self._sum) - block.start), len(loud)), np.float32)
             for x, end in zip(parts, ends, strict=True):
                 turned[:, end - len(x) : end] = x[:, block].T
             turned[:, loud] = 0
             found = Rounded.of(turned)
-            return found, found.packed()
+            return found, found.panels()
 
         made = list(pool.map(rounded, blocks))
 

@@ -19,14 +19,14 @@ from threadpoolctl import threadpool_limits
 from rkf.calibrate.batch_cache import BatchCache
 from rkf.calibrate.interpreter import Flow, Stretch, logits
 from rkf.calibrate.moments import Moments, tapped
-from rkf.format.codec import workers
+from rkf.format.codec import in_order, workers
 from rkf.model.op import EMBEDDING, MATRIX, STACK
 from rkf.model.program import Program
-from rkf.numbers.eight_bits import Packed
+from rkf.numbers.eight_bits import Panels
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Kept = F32 | Packed | list[Packed]
+Kept = F32 | Panels | list[Panels]
 U32 = NDArray[np.uint32]
 
 # The work of one thread, of fixed size so that results do not depend on the number of threads. When generating, a chunk
@@ -58,9 +58,9 @@ class TensorReader:
         return {name: rounded(self(name)) if name in stretch.multiplied else self(name) for name in stretch.names}
 
 
-def rounded(weights: F32, keep: Callable[[F32], Packed] = Packed.of) -> Packed | list[Packed]:
+def rounded(weights: F32) -> Panels | list[Panels]:
     """A matrix, or a stack of them, in eight bits."""
-    return keep(weights) if weights.ndim == 2 else [keep(each) for each in weights]
+    return Panels.of(weights) if weights.ndim == 2 else [Panels.of(each) for each in weights]
 
 
 def stretches(program: Program, positions: int) -> Iterator[Stretch]:
@@ -78,7 +78,7 @@ def write_text(
     *,
     ctx: int,
     seed: int = 0,
-    keep: Callable[[F32], Packed] = Packed.of,
+    keep: Callable[[Panels], Panels] = lambda weights: weights,
     progress: Callable[[int, int], None] | None = None,
 ) -> U32:
     """The text that the model generates after each prompt at temperature 1, u32[prompts, ctx], prompts included.
@@ -145,13 +145,20 @@ def _drawn(scores: F32, points: F64) -> NDArray[np.int64]:
 
 
 def _kept(
-    program: Program, model: Sequence[Stretch], reader: TensorReader, keep: Callable[[F32], Packed]
+    program: Program, model: Sequence[Stretch], reader: TensorReader, keep: Callable[[Panels], Panels]
 ) -> dict[str, Kept]:
-    """All tensors by name: matrices and tables in the form that `keep` returns, others in f32."""
+    """All tensors by name: matrices and tables in eight bits, after `keep`, others in f32."""
     multiplied = {weight.name for weight in program.weights() if weight.role in (EMBEDDING, MATRIX, STACK)}
     names = [*(name for stretch in model for name in stretch.names), *program.logits.tensor_names()]
+    needed = {reader.stored(name): name in multiplied for name in names}
+
+    def read(name: str) -> Kept:
+        return rounded(reader(name)) if needed[name] else reader(name)
+
     stored: dict[str, Kept] = {}
-    for name in dict.fromkeys(names):
-        if reader.stored(name) not in stored:
-            stored[reader.stored(name)] = rounded(reader(name), keep) if name in multiplied else reader(name)
+    for name, each in zip(needed, in_order(read, needed), strict=True):
+        if isinstance(each, list):
+            stored[name] = [keep(matrix) for matrix in each]
+        else:
+            stored[name] = keep(each) if isinstance(each, Panels) else each
     return {name: stored[reader.stored(name)] for name in names}

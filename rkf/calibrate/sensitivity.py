@@ -26,7 +26,7 @@ from rkf.format.codec import workers
 from rkf.model.ops import Embed, Logits
 from rkf.model.program import Program, layer_of, layer_prefix
 from rkf.model.roles import clusterable
-from rkf.numbers.eight_bits import Near, Packed
+from rkf.numbers.eight_bits import Near, Panels
 
 Coarse = Callable[[F32, "Moments | None"], F32]
 """Weights as a coarse file would store them. If the second moments of their inputs are given, fitted to those."""
@@ -189,7 +189,7 @@ class _Known:
 
     near: Near
 
-    def __init__(self, weights: F32, packed: Packed) -> None:
+    def __init__(self, weights: F32, packed: Panels) -> None:
         self._weights, self._packed = weights, packed
 
     def product(self, x: F32) -> F32:
@@ -204,7 +204,7 @@ def _known(stretch: Stretch, weights: Mapping[str, F32], packed: Mapping[str, An
     return {
         name: _Known(weights[name], each)
         for name, each in packed.items()
-        if isinstance(each, Packed) and uses[name] == 1
+        if isinstance(each, Panels) and uses[name] == 1
     }
 
 

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from rkf.cluster.assign import middles
 from rkf.cluster.factor import factorise
 from rkf.format.matrix import F32
+from rkf.numbers.eight_bits import BLOCK, Rounded, rounded_product
 
 Mask = NDArray[np.bool_]
 DAMPING = 0.01  # share of the mean diagonal, as in GPTQ
 _MOST_COLUMNS = 16  # for each token; an expert that saw fewer tokens is clustered without data
 PASSES = 2  # of descent; a third lowers the output error by another 0.5 %
 _BLOCK = 64  # columns between two matrix products within a panel; 32 and 128 are slower
-# Columns whose products with all others are made at once: a product of 64 rows reaches 60 GFLOPS, of 512 rows 100.
+# Columns whose products with all others are made at once: a product of 64 rows reaches 60 GFLOPS, of 512 rows 100. A
+# multiple of the eight-bit block.
 _PANEL = 512
 _ROWS = 256  # rows processed together: a block of them stays in the second-level cache
 
@@ -53,7 +55,7 @@ class Objective:
         diagonal += damping * diagonal.mean() or 1.0
         order = np.argsort(-diagonal, kind="stable")
         rising = order[::-1]  # in this order the lower factor is the upper one of the falling order
-        work = moments[np.ix_(rising, rising)].astype(np.float32, copy=False)
+        work = moments.take(rising, 0).take(rising, 1).astype(np.float32, copy=False)  # np.ix_ takes twice the time
         np.einsum("ii->i", work)[:] = diagonal[rising]
         damped = work[::-1, ::-1].copy()
         factorise(work)
@@ -123,24 +125,28 @@ def descended(weights: F32, quantised: F32, objective: Objective, centroids: F32
     """Coordinate descent from `quantised`: each weight in turn moves to the best centroid given all others. Returns the
     quantised weights, f32[cols, rows].
 
-    The gradient H (w - q) is made where it is needed. Keeping all of it up to date takes half as much again.
+    The gradient H (w - q) is made where it is needed; keeping all of it up to date takes half as much again. It is made
+    in eight bits: the error of outputs ends 0.1 % higher than with f32, where a third pass lowers it by 0.5 %.
     """
     quantised = quantised.copy()
     error = weights - quantised
     middle = middles(centroids)
+    panels = _parts(0, len(weights), _PANEL)
+    moments = [Rounded.of(objective.moments[panel]) for panel in panels]
+    errors = Rounded.of(error.T).panels()
     for _ in range(passes):
         changed = 0
-        for panel in _parts(0, weights.shape[0], _PANEL):
-            gradient = objective.moments[panel] @ error
-            steps = np.zeros_like(gradient)
+        for panel, rounded in zip(panels, moments, strict=True):
+            gradient = rounded_product(rounded, errors)
+            steps = np.zeros_like(error[panel])
             for block in _parts(panel.start, panel.stop, _BLOCK):
                 own = slice(block.start - panel.start, block.stop - panel.start)
                 before = slice(panel.start, block.start)
                 left = gradient[own] - objective.moments[block, before] @ steps[: own.start]
-                moments = np.ascontiguousarray(objective.moments[block, block])
-                each = left, moments, centroids, middle, exact[block], quantised[block], steps[own]
-                changed += _descend(*each)
+                within = np.ascontiguousarray(objective.moments[block, block])
+                changed += _descend(left, within, centroids, middle, exact[block], quantised[block], steps[own])
             error[panel] -= steps
+            errors.replace(panel.start // BLOCK, Rounded.of(error[panel].T).panels())
         if not changed:
             break
     return quantised

@@ -35,7 +35,7 @@ def available() -> bool:
 
 @njit(cache=True, nogil=True)
 def multiply(x, x_scales, x_sums, weights, scales, out):
-    """out += x weights^T. x: those of `eight_bits.Rounded`; weights: of `Packed`; out: f32[tiled rows, panels * 64]."""
+    """out += x weights^T. x: those of `eight_bits.Rounded`; weights: of `Panels`; out: f32[tiled rows, panels * 64]."""
     for panel in range(weights.shape[0]):
         for block in range(weights.shape[1]):
             some, factors = weights[panel, block].ctypes.data, scales[panel, block].ctypes.data

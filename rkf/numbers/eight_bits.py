@@ -52,18 +52,18 @@ class Rounded:
         values = self.numbers[:, :rows] * self.scales[:, :rows, None]
         return values.swapaxes(0, 1).reshape(rows, -1)[:, :cols]
 
-    def packed(self) -> Packed:
+    def panels(self) -> Panels:
         """The same numbers as a right factor."""
         rows, blocks = self.shape[0], len(self.numbers)
         panels = -(-rows // PANEL)
         numbers = np.full((panels, blocks, BLOCK // QUAD, PANEL, QUAD), OFFSET, np.uint8)
         scales = np.zeros((panels, blocks, PANEL), np.float32)
         _pack(rows, self.numbers, self.scales, numbers, scales)
-        return Packed(self.shape, numbers, scales)
+        return Panels(self.shape, numbers, scales)
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class Panels:
     """The right factor of products: rows of weights side by side, as the kernel reads them.
 
     shape: rows, without those that fill the last panel, and columns. numbers: u8[panels, blocks, 32, 64, 4], 128 added;
@@ -75,13 +75,18 @@ class Packed:
     scales: F32
 
     @classmethod
-    def of(cls, weights: F32) -> Packed:
+    def of(cls, weights: F32) -> Panels:
         """weights: f32[rows, cols]"""
-        return Rounded.of(weights).packed()
+        return Rounded.of(weights).panels()
 
     def product(self, x: F32) -> F32:
         """x weights^T, f32[tokens, rows]. x: f32[tokens, cols]"""
         return rounded_product(Rounded.of(x), self)
+
+    def replace(self, first: int, columns: Panels) -> None:
+        """Replace the columns from block `first` on."""
+        blocks = slice(first, first + columns.numbers.shape[1])
+        self.numbers[:, blocks], self.scales[:, blocks] = columns.numbers, columns.scales
 
     def __getitem__(self, rows: NDArray[np.integer]) -> F32:
         """Rows by number, f32[rows' shape, cols]."""
@@ -96,7 +101,7 @@ class Near:
     x: f32[tokens, cols], the known input; y: f32[tokens, rows], its product.
     """
 
-    def __init__(self, weights: Packed, x: F32, y: F32) -> None:
+    def __init__(self, weights: Panels, x: F32, y: F32) -> None:
         self._weights, self._x, self._y = weights, x, y
 
     def product(self, x: F32) -> F32:
@@ -106,8 +111,8 @@ class Near:
 
 
 @contextmanager
-def mapped(folder: Path) -> Iterator[Callable[[F32], Packed]]:
-    """The same as `Packed.of`, in an unnamed file in `folder`: the system may drop its pages from memory at any time.
+def mapped(folder: Path) -> Iterator[Callable[[Panels], Panels]]:
+    """Moves matrices to an unnamed file in `folder`: the system may drop its pages from memory at any time.
 
     Raises OutputError if the file cannot be written.
     """
@@ -115,16 +120,17 @@ def mapped(folder: Path) -> Iterator[Callable[[F32], Packed]]:
         opened = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - an error in the caller's block is not a write error
     with opened as file:
 
-        def keep(weights: F32) -> Packed:
-            packed, start = Packed.of(weights), file.tell()
+        def move(weights: Panels) -> Panels:
+            start = file.tell()
             with reporting(folder):
-                packed.numbers.tofile(file)
-            return Packed(packed.shape, np.memmap(file, np.uint8, "r", start, packed.numbers.shape), packed.scales)
+                weights.numbers.tofile(file)
+            numbers = np.memmap(file, np.uint8, "r", start, weights.numbers.shape)
+            return Panels(weights.shape, numbers, weights.scales)
 
-        yield keep
+        yield move
 
 
-def rounded_product(x: Rounded, weights: Packed) -> F32:
+def rounded_product(x: Rounded, weights: Panels) -> F32:
     """x weights^T, f32[rows of x, rows of weights]. CPUs without vpdpbusd multiply the same numbers in f32."""
     if not eight_bit_kernel.available():
         return x.decoded() @ weights[np.arange(weights.shape[0])].T

@@ -6,7 +6,7 @@ import pytest
 from rkf.calibrate import passes
 from rkf.errors import OutputError
 from rkf.numbers import eight_bit_kernel, eight_bits
-from rkf.numbers.eight_bits import Near, Packed, Rounded
+from rkf.numbers.eight_bits import Near, Panels, Rounded
 from tests.calibrate.test_calibration import PROGRAM, READER
 
 RANDOM = np.random.Generator(np.random.Philox(4))
@@ -25,7 +25,7 @@ def way(request, monkeypatch):
 def test_products_are_those_of_the_rounded_numbers(way, tokens, rows, cols):
     x, weights = RANDOM.standard_normal((tokens, cols), np.float32), RANDOM.standard_normal((rows, cols), np.float32)
     x[0] *= 1000
-    left, right = Rounded.of(x), Packed.of(weights)
+    left, right = Rounded.of(x), Panels.of(weights)
     near, wide = left.decoded(), right[np.arange(rows)]
     blocks = [np.abs(each).max() for each in np.split(weights[0], range(128, cols, 128))]
     np.testing.assert_allclose(wide[0], weights[0], atol=max(blocks) / 253)
@@ -36,12 +36,12 @@ def test_products_are_those_of_the_rounded_numbers(way, tokens, rows, cols):
 
 def test_zeros_and_numbers_of_any_size(way):
     x = np.array([[0, 0], [127, -127], [1e18, 0], [1e-40, 0]], np.float32)
-    np.testing.assert_allclose(Packed.of(x).product(x), x @ x.T, rtol=1e-6, atol=1e-20)
+    np.testing.assert_allclose(Panels.of(x).product(x), x @ x.T, rtol=1e-6, atol=1e-20)
 
 
 def test_only_a_difference_is_rounded(way):
     x, weights = RANDOM.standard_normal((9, 200), np.float32), RANDOM.standard_normal((70, 200), np.float32)
-    near = Near(Packed.of(weights), x, x @ weights.T)
+    near = Near(Panels.of(weights), x, x @ weights.T)
     np.testing.assert_array_equal(near.product(x), x @ weights.T)
     change = 1e-4 * RANDOM.standard_normal((9, 200), np.float32)
     error = near.product(x + change) - (x + change).astype(np.float64) @ weights.T.astype(np.float64)
@@ -51,7 +51,7 @@ def test_only_a_difference_is_rounded(way):
 def test_rows_of_a_table_and_mapped_files(tmp_path):
     weights = RANDOM.standard_normal((70, 140), np.float32)
     with eight_bits.mapped(tmp_path) as keep:
-        for kept in (Packed.of(weights), *(keep(each) for each in (weights, weights))):
+        for kept in (Panels.of(weights), *(keep(Panels.of(each)) for each in (weights, weights))):
             found = kept[np.array([[3], [69]])]
             assert found.shape == (2, 1, 140)
             np.testing.assert_allclose(found, weights[[[3], [69]]], atol=np.abs(weights).max() / 253)

@@ -20,7 +20,7 @@ MAY = {
     "file": {"base", "model", "format"},
     "numbers": FILE,
     "text": FILE,
-    "cluster": FILE,
+    "cluster": FILE | {"numbers"},
     "converters": FILE | {"numbers", "text", "cluster"},
     "calibrate": FILE | {"numbers", "text"},
     "torch": FILE,
