@@ -119,6 +119,12 @@ def _dtype(origin: Origin, parts: list[TensorSpec]) -> str:
     return parts[0].dtype if origin.keeps_values and len({part.dtype for part in parts}) == 1 else "f32"
 
 
+def stored_head(source: Source) -> str:
+    """The name under which a source stores its output head: the embedding's, if the head is tied."""
+    head = source.model.program.logits.weight
+    return source.aliases.get(head, head)
+
+
 def refuse_source(out: Path, path: Path, source: Source) -> None:
     """Raise OutputError if `out` is one of the files of the checkpoint at `path`."""
     for name in source.files:
