@@ -95,13 +95,13 @@ class Calibration:
 class Calibrate:
     """Makes a Calibration from text that the model generates, from a text file, or from a file of `rkf.calibrate.kept`.
 
-    progress: of the generation: (tokens done, tokens in all) of a sequence. folder: where generated tokens, and losses,
-    are kept for the next conversion of the same source; None keeps nothing.
+    progress: of the generation: (tokens done, tokens in all) of a sequence. store: a folder that keeps generated
+    tokens, and losses, for the next conversion of the same source; None keeps nothing.
     """
 
     text: Path | None = None
     progress: Callable[[int, int], None] | None = None
-    folder: Path | None = None
+    store: Path | None = None
 
     @property
     def announced(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Calibrate:
         return _kept(source, place, made.origin) or replace(made, place=place)
 
     def _place(self, source: Source, text: Mapping[str, Any]) -> Path | None:
-        return None if self.folder is None else kept.place(self.folder, source.fingerprint, text)
+        return None if self.store is None else kept.place(self.store, source.fingerprint, text)
 
 
 def self_written(source: Source, folder: Path | None = None, progress: Callable[[int, int], None] | None = None) -> U32:

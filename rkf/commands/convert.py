@@ -146,12 +146,12 @@ def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Cal
         return None
     from rkf.calibrate.calibration import Calibrate
 
-    folder = cache_dir() / "calibrations"
+    store = cache_dir() / "calibrations"
     if choice == "self":
-        return Calibrate(progress=progress, folder=folder)
+        return Calibrate(progress=progress, store=store)
     if not Path(choice).is_file():
         raise UsageError(f"--calibrate {choice}: no such file; expected self, none, or a file of text")
-    return Calibrate(Path(choice), folder=folder)
+    return Calibrate(Path(choice), store=store)
 
 
 @click.command()

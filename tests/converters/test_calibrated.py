@@ -214,7 +214,7 @@ def test_a_second_size_measures_nothing(
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
     folder, calibrations = hf_folder("llama"), tmp_path / "kept"
     for text in (None, tmp_path / "text"):
-        calibrate = Calibrate(text, folder=calibrations)
+        calibrate = Calibrate(text, store=calibrations)
         convert(folder, tmp_path / "first.rkf", bpw=4.5, calibrate=calibrate, force=True)
         convert(folder, tmp_path / "second.rkf", bpw=5, calibrate=Calibrate(text), force=True)
         with monkeypatch.context() as patched:
@@ -227,7 +227,7 @@ def test_a_second_size_measures_nothing(
 
 @pytest.mark.usefixtures("short")
 def test_what_is_kept_is_checked(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    source, calibrate = open_source(hf_folder("llama")), Calibrate(folder=tmp_path / "kept")
+    source, calibrate = open_source(hf_folder("llama")), Calibrate(store=tmp_path / "kept")
     tokens = calibrate(source).tokens
     (path,) = (tmp_path / "kept").iterdir()
     data = path.read_bytes()
@@ -237,7 +237,7 @@ def test_what_is_kept_is_checked(hf_folder: Callable[..., Path], tmp_path: Path)
         np.testing.assert_array_equal(calibrate(source).tokens, tokens)
         assert path.read_bytes() == data
     (tmp_path / "file").write_bytes(b"")
-    unkept = Calibrate(folder=tmp_path / "file")(source)
+    unkept = Calibrate(store=tmp_path / "file")(source)
     np.testing.assert_array_equal(unkept.tokens, tokens)
 
 
