@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import combinations_with_replacement
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,7 +136,8 @@ def tapped(
                 if seen.expert is None:
                     inputs.setdefault(name, []).append(seen.x)
                 else:
-                    stacks.setdefault(name, StackMoments(len(weights[name]))).add(seen, seen.expert)
+                    experts = len(cast(Sequence[Any], weights[name]))
+                    stacks.setdefault(name, StackMoments(experts)).add(seen, seen.expert)
         for name, parts in inputs.items():
             means.setdefault(name, _Mean(parts[0].shape[1])).add(pool, parts)
     found: Mapping[str, Moments] = {**{name: mean.finished(pool) for name, mean in means.items()}, **stacks}

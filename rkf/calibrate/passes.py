@@ -89,7 +89,7 @@ def write_text(
     model = list(stretches(program, ctx))
     kept = _kept(program, model, reader, keep)
     op = program.logits
-    head, bias = kept[op.weight], None if op.bias is None else cast(F32, kept[op.bias])
+    head, bias = cast(Panels, kept[op.weight]), None if op.bias is None else cast(F32, kept[op.bias])
     chunks = [
         range(start, min(start + _WRITTEN_SEQUENCES, len(prompts)))
         for start in range(0, len(prompts), _WRITTEN_SEQUENCES)

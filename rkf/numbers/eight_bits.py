@@ -49,7 +49,7 @@ class Rounded:
     def decoded(self) -> F32:
         """f32[rows, cols]"""
         rows, cols = self.shape
-        values = self.numbers[:, :rows] * self.scales[:, :rows, None]
+        values = self.numbers[:, :rows].astype(np.float32) * self.scales[:, :rows, None]
         return values.swapaxes(0, 1).reshape(rows, -1)[:, :cols]
 
     def panels(self) -> Panels:
@@ -91,7 +91,8 @@ class Panels:
     def __getitem__(self, rows: NDArray[np.integer]) -> F32:
         """Rows by number, f32[rows' shape, cols]."""
         panel, lane = np.divmod(rows, PANEL)
-        values = (self.numbers[panel, :, :, lane] - np.float32(OFFSET)) * self.scales[panel, :, lane, None, None]
+        numbers = self.numbers[panel, :, :, lane].astype(np.float32) - np.float32(OFFSET)
+        values = numbers * self.scales[panel, :, lane, None, None]
         return values.reshape(*rows.shape, -1)[..., : self.shape[1]]
 
 
