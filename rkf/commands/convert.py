@@ -238,8 +238,8 @@ def export_transformers(model: Path, out: Path) -> None:
     decoded = run(model, out)
     if decoded:
         click.echo(
-            f"{printable(out)}: {len(decoded)} tensors are dense, because no Linear or Embedding of transformers' "
-            f"model holds them: {printable(decoded[0])}, …",
+            f"{printable(out)}: {len(decoded)} tensors are dense, because no layer of transformers' model holds one of "
+            f"them alone: {printable(decoded[0])}, …",
             err=True,
         )
 
