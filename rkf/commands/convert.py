@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
 from rkf.commands.options import POSITIVE
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
@@ -186,11 +187,12 @@ def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Cal
         return None
     from rkf.calibrate.calibration import Calibrate
 
+    store = cache_dir() / "calibrations"
     if choice == "self":
-        return Calibrate(progress=progress)
+        return Calibrate(progress=progress, store=store)
     if not Path(choice).is_file():
         raise UsageError(f"--calibrate {choice}: no such file; expected self, none, or a file of text")
-    return Calibrate(Path(choice))
+    return Calibrate(Path(choice), store=store)
 
 
 @click.command()
@@ -205,7 +207,8 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
-    from rkf.calibrate.calibration import Calibrate, save
+    from rkf.calibrate.calibration import Calibrate
+    from rkf.calibrate.kept import save
     from rkf.cluster.allocation import coarse
     from rkf.converters.pull import locate
     from rkf.converters.rotated_source import RotatedSource
@@ -217,7 +220,7 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
         path = locate(src)
         source = open_source(path)
         refuse_source(out, path, source)
-        made = Calibrate(text, reporter(bar))(source, out.parent)
+        made = Calibrate(text, reporter(bar), cache_dir() / "calibrations")(source, out.parent)
     save(out, made.tokens, made.of(RotatedSource(source)).losses(coarse), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
