@@ -1,4 +1,4 @@
-"""Packing a row of activations for the fast products: integers with one scale and their sum."""
+"""Packing a row of activations for the fast products: integers with one scale and their sum, exact or rounded."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ from rkf.runtime.structs import (
     ACTIVATION_SUM_LIMIT,
     LANES,
     PACK,
+    ROUNDED,
+    ROUNDED_LIMIT,
+    ROUNDED_SUM_LIMIT,
     THREAD,
 )
 
@@ -89,60 +92,100 @@ ORDERS = {
     "neon": _bytes(128),
     "portable": Order(128, _store_words),
 }
+BYTE_LEVELS = ("avx512", "avxvnni")  # those that read rounded activations as bytes: in steps of even and odd columns
 
 
-def packer(level: str) -> Callable[..., Any]:
+def packer(level: str, rounded: bool) -> Callable[..., Any]:
     """pack(activation, token): f32 values to integers, with a scale and their sum (structs.py has the limits).
 
-    One scale per token: int16 activations need no scales by block, and sums stay integers to the end.
+    One scale per token: int16 activations need no scales by block, and sums stay integers to the end. rounded: each 32
+    integers become multiples of one number, by at most 127. Products of many tokens then need half of the arithmetic,
+    and all others read the integers as ever.
     """
     columns, store_integers = ORDERS[level]
     zero = types.int32(0)
+    sum_limit = ROUNDED_SUM_LIMIT if rounded else ACTIVATION_SUM_LIMIT
+    in_bytes = rounded and level in BYTE_LEVELS
+    step_bytes = columns + columns // ROUNDED * 4
 
     @inline
-    def rounded(address, inverse):
-        shifted = fma(load(F32x16, address), inverse, constant(ROUND))
-        return bitcast(I32x16, shifted) - splat(I32x16, types.int32(ROUND_BITS))
+    def nearest(values):
+        return bitcast(I32x16, values + constant(ROUND)) - splat(I32x16, types.int32(ROUND_BITS))
+
+    @inline
+    def integers(address, inverse):
+        return bitcast(I32x16, fma(load(F32x16, address), inverse, constant(ROUND))) - splat(
+            I32x16, types.int32(ROUND_BITS)
+        )
 
     @inline
     def without_first(integers, count):
         return select(lanes_below(MASK16, count), splat(I32x16, zero), integers)
 
-    @piece
-    def pack(a, token):
-        values = a.values + token * a.values_stride
+    @inline
+    def exact(address, inverse, done):
+        low, high = integers(address, inverse), integers(address + _STEP, inverse)
+        if done > 0:
+            low, high = without_first(low, done), without_first(high, done - LANES)
+        return low, high
+
+    @inline
+    def multiples(address, inverse, done):
+        """Bytes of 32 columns, and what to multiply them by. done: all 32 or none."""
+        low, high = load(F32x16, address) * inverse, load(F32x16, address + _STEP) * inverse
+        largest = lane_maximum(maximum(absolute(low), absolute(high)))
+        multiple = types.int32(largest * types.float32(1 / ROUNDED_LIMIT)) + types.int32(1)
+        if done > 0:
+            return splat(I32x16, zero), splat(I32x16, zero), multiple
+        part_of = splat(F32x16, types.float32(1) / types.float32(multiple))
+        return nearest(low * part_of), nearest(high * part_of), multiple
+
+    @inline
+    def scale_of(a, values):
         largest = total = constant(0.0)
         for i in range(0, a.columns * 4, _STEP):
             magnitude = absolute(load(F32x16, values + i))
             largest, total = maximum(largest, magnitude), total + magnitude
-        scale = max(
-            lane_maximum(largest) / types.float32(ACTIVATION_LIMIT),
-            lane_sum(total) / types.float32(ACTIVATION_SUM_LIMIT),
+        return max(
+            lane_maximum(largest) / types.float32(ACTIVATION_LIMIT), lane_sum(total) / types.float32(sum_limit)
         )
+
+    @piece
+    def pack(a, token):
+        values, packed = a.values + token * a.values_stride, a.packed + token * a.packed_stride
+        scale = scale_of(a, values)
         inverse = types.float32(0)
         if scale > types.float32(1e-30):
             inverse = types.float32(1) / scale
         multiplier, whole = splat(F32x16, inverse), splat(I32x16, zero)
-        packed = a.packed + token * a.packed_stride
+        bytes_step = packed + a.rounded
         for first in range(0, a.end, columns):
             begin = smaller(first, a.end - columns)
             done = first - begin  # columns of the last step that the step before it has
             for group in range(columns // 32):
                 address = values + (begin + group * 32) * 4
-                low, high = rounded(address, multiplier), rounded(address + _STEP, multiplier)
-                if done > group * 32:
-                    low, high = without_first(low, done - group * 32), without_first(high, done - group * 32 - LANES)
+                if rounded:
+                    low, high, multiple = multiples(address, multiplier, done - group * 32)
+                    if in_bytes:
+                        target = bytes_step + group * 16
+                        store(target, truncate(I8x16, even_lanes(low, high)))
+                        store(target + columns // 2, truncate(I8x16, odd_lanes(low, high)))
+                        store(bytes_step + columns + group * 4, multiple)
+                    low, high = low * splat(I32x16, multiple), high * splat(I32x16, multiple)
+                else:
+                    low, high = exact(address, multiplier, done - group * 32)
                 whole = whole + low + high
                 store_integers(packed + 2 * first, group, even_lanes(low, high), odd_lanes(low, high))
+            bytes_step += step_bytes
         store(a.scale + token * 4, scale)
         store(a.total + token * 4, lane_sum(whole))
 
     return pack
 
 
-def pack(level: str) -> Callable[..., Any]:
+def pack(level: str, rounded: bool) -> Callable[..., Any]:
     """The micro-op of a level: a token's rows of an activation are packed."""
-    packed = packer(level)
+    packed = packer(level, rounded)
 
     def kernel(token, arguments, batch_address, thread_address):
         m, thread = view(PACK, arguments), view(THREAD, thread_address)
