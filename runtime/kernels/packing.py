@@ -92,53 +92,20 @@ ORDERS = {
     "neon": _bytes(128),
     "portable": Order(128, _store_words),
 }
-BYTE_LEVELS = ("avx512", "avxvnni")  # those that read rounded activations as bytes: in steps of even and odd columns
+READ_BYTES = ("avx512", "avxvnni")  # the levels whose products read the bytes of rounded activations
 
 
 def packer(level: str, rounded: bool) -> Callable[..., Any]:
     """pack(activation, token): f32 values to integers, with a scale and their sum (structs.py has the limits).
 
     One scale per token: int16 activations need no scales by block, and sums stay integers to the end. rounded: each 32
-    integers become multiples of one number, by at most 127. Products of many tokens then need half of the arithmetic,
-    and all others read the integers as ever.
+    neighbours become multiples, by signed bytes, of one number. They are integers like any others, so every product
+    has the same sums. But a product of many tokens can multiply the bytes, with half of the arithmetic.
     """
     columns, store_integers = ORDERS[level]
     zero = types.int32(0)
     sum_limit = ROUNDED_SUM_LIMIT if rounded else ACTIVATION_SUM_LIMIT
-    in_bytes = rounded and level in BYTE_LEVELS
-    step_bytes = columns + columns // ROUNDED * 4
-
-    @inline
-    def nearest(values):
-        return bitcast(I32x16, values + constant(ROUND)) - splat(I32x16, types.int32(ROUND_BITS))
-
-    @inline
-    def integers(address, inverse):
-        return bitcast(I32x16, fma(load(F32x16, address), inverse, constant(ROUND))) - splat(
-            I32x16, types.int32(ROUND_BITS)
-        )
-
-    @inline
-    def without_first(integers, count):
-        return select(lanes_below(MASK16, count), splat(I32x16, zero), integers)
-
-    @inline
-    def exact(address, inverse, done):
-        low, high = integers(address, inverse), integers(address + _STEP, inverse)
-        if done > 0:
-            low, high = without_first(low, done), without_first(high, done - LANES)
-        return low, high
-
-    @inline
-    def multiples(address, inverse, done):
-        """Bytes of 32 columns, and what to multiply them by. done: all 32 or none."""
-        low, high = load(F32x16, address) * inverse, load(F32x16, address + _STEP) * inverse
-        largest = lane_maximum(maximum(absolute(low), absolute(high)))
-        multiple = types.int32(largest * types.float32(1 / ROUNDED_LIMIT)) + types.int32(1)
-        if done > 0:
-            return splat(I32x16, zero), splat(I32x16, zero), multiple
-        part_of = splat(F32x16, types.float32(1) / types.float32(multiple))
-        return nearest(low * part_of), nearest(high * part_of), multiple
+    bytes_too = rounded and level in READ_BYTES
 
     @inline
     def scale_of(a, values):
@@ -147,8 +114,24 @@ def packer(level: str, rounded: bool) -> Callable[..., Any]:
             magnitude = absolute(load(F32x16, values + i))
             largest, total = maximum(largest, magnitude), total + magnitude
         return max(
-            lane_maximum(largest) / types.float32(ACTIVATION_LIMIT), lane_sum(total) / types.float32(sum_limit)
+            lane_maximum(largest) / types.float32(ACTIVATION_LIMIT),
+            lane_sum(total) / types.float32(sum_limit),
         )
+
+    @inline
+    def multiple_of(address, inverse):
+        """The number whose multiples the 32 columns from an address on become."""
+        largest = maximum(absolute(load(F32x16, address)), absolute(load(F32x16, address + _STEP)))
+        return types.int32(lane_maximum(largest) * inverse * types.float32(1 / ROUNDED_LIMIT)) + types.int32(1)
+
+    @inline
+    def integers(address, inverse):
+        shifted = fma(load(F32x16, address), inverse, constant(ROUND))
+        return bitcast(I32x16, shifted) - splat(I32x16, types.int32(ROUND_BITS))
+
+    @inline
+    def without_first(integers, count):
+        return select(lanes_below(MASK16, count), splat(I32x16, zero), integers)
 
     @piece
     def pack(a, token):
@@ -163,20 +146,22 @@ def packer(level: str, rounded: bool) -> Callable[..., Any]:
             begin = smaller(first, a.end - columns)
             done = first - begin  # columns of the last step that the step before it has
             for group in range(columns // 32):
-                address = values + (begin + group * 32) * 4
+                address, multiple = values + (begin + group * 32) * 4, types.int32(1)
                 if rounded:
-                    low, high, multiple = multiples(address, multiplier, done - group * 32)
-                    if in_bytes:
-                        target = bytes_step + group * 16
-                        store(target, truncate(I8x16, even_lanes(low, high)))
-                        store(target + columns // 2, truncate(I8x16, odd_lanes(low, high)))
-                        store(bytes_step + columns + group * 4, multiple)
+                    multiple = multiple_of(address, inverse)
+                    multiplier = splat(F32x16, inverse / types.float32(multiple))
+                low, high = integers(address, multiplier), integers(address + _STEP, multiplier)
+                if done > group * 32:
+                    low, high = without_first(low, done - group * 32), without_first(high, done - group * 32 - LANES)
+                if bytes_too:
+                    store(bytes_step + group * 16, truncate(I8x16, even_lanes(low, high)))
+                    store(bytes_step + group * 16 + columns // 2, truncate(I8x16, odd_lanes(low, high)))
+                    store(bytes_step + columns + group * 4, multiple)
+                if rounded:
                     low, high = low * splat(I32x16, multiple), high * splat(I32x16, multiple)
-                else:
-                    low, high = exact(address, multiplier, done - group * 32)
                 whole = whole + low + high
                 store_integers(packed + 2 * first, group, even_lanes(low, high), odd_lanes(low, high))
-            bytes_step += step_bytes
+            bytes_step += columns + columns // ROUNDED * 4
         store(a.scale + token * 4, scale)
         store(a.total + token * 4, lane_sum(whole))
 

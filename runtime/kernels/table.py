@@ -12,7 +12,8 @@ linear, linear:added, linear:gated:ACT, logits
 attend:one:C[:capped], attend:many:C[:capped], remember:C, join
 route:SCORE, sort, gather, experts:one:gate:ACT, experts:many:gate:ACT, experts:one:down, experts:many:down, mix
 conv:ACT, delta, scan
-tokens, embed, take, add, concat, scale, clip, hadamard, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack, pack:rounded
+tokens, embed, take, add, concat, scale, clip, hadamard, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack,
+pack:rounded
 """
 
 from __future__ import annotations
