@@ -263,7 +263,8 @@ def export_gguf(model: Path, out: Path, type_name: str, force: bool) -> None:
     """
     from rkf.converters.export import export_gguf as run
 
-    run(model, out, type_name=type_name, force=force)
+    for note in run(model, out, type_name=type_name, force=force):
+        click.echo(f"note: {printable(note)}", err=True)
 
 
 @export.command("transformers")
