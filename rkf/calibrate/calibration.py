@@ -6,7 +6,6 @@ domains.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from rkf.calibrate import narrow, passes, sensitivity
 from rkf.calibrate.moments import Moments
 from rkf.errors import UsageError
-from rkf.file.arrays import read_arrays
+from rkf.file.arrays import packed_arrays, read_arrays
 from rkf.file.atomic import replacing
 from rkf.format.matrix import F32
 from rkf.model.metadata import ModelMetadata
@@ -41,8 +40,9 @@ WRITTEN, WRITTEN_CTX = 128, 128
 # do. The first token causes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
 SHORT = Path(__file__).with_name("short.txt")  # 1,300 to 2,000 tokens of many kinds, for conversions in seconds
+_KIND = "calibration 1"
 _ARRAYS = {"tokens": ("u4", 2), "names": ("U", 1), "losses": ("f8", 1)}  # dtype and number of axes of each
-_MAGIC = b"PK"  # first bytes of an npz file
+_MAGIC = b"PK\x03\x04"  # first bytes of an npz file
 # Half of the texts start with BOS alone, a quarter as an answer in a chat, a quarter with one of these questions.
 _QUESTIONS = (
     "Who was the most important scientist of the last century, and why?",
@@ -118,11 +118,11 @@ class Calibrate:
 
 
 def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = False) -> None:
-    """Write a calibration: a zip of arrays (numpy's npz, no pickles): `tokens`, and matrices' `names` and `losses`."""
-    packed = io.BytesIO()
-    np.savez(packed, tokens=tokens, names=np.array(sorted(losses), np.str_), losses=[losses[n] for n in sorted(losses)])
+    """Write a calibration: a file of kept arrays with `tokens`, and matrices' `names` and `losses`."""
+    names = sorted(losses)
+    arrays = {"tokens": tokens.astype(np.uint32), "names": np.array(names, np.str_)}
     with replacing(path, force) as output:
-        output.write(packed.getbuffer())
+        output.write(packed_arrays(_KIND, arrays | {"losses": np.array([losses[name] for name in names], np.float64)}))
 
 
 def self_written(source: Source, folder: Path | None = None, progress: Callable[[int, int], None] | None = None) -> U32:
@@ -162,7 +162,7 @@ def _cut(data: bytes, path: Path, source: Source) -> U32:
 
 def _loaded(data: bytes, path: Path, source: Source) -> Calibration:
     try:
-        arrays = read_arrays(data, _ARRAYS)
+        arrays = read_arrays(data, _KIND, _ARRAYS)
     except ValueError as error:
         raise UsageError(f"{path}: not a calibration written by `rkf calibrate`: {error}") from error
     tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
