@@ -66,6 +66,10 @@ class OutputError(RkfError):
     """The output cannot be written: it is the input, another process is writing it, or the disk is full."""
 
 
+class LostError(RkfError):
+    """A file that was open became shorter, or its disk failed."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Put a file's name before the message of any RkfError that does not begin with it."""

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
+from rkf.file.mapped import mapped
 from rkf.format import codec, integrity
 from rkf.format.constants import (
     CODEC_RAW,
@@ -273,7 +274,7 @@ def _map(path: Path) -> tuple[mmap.mmap, Superblock]:
             if file_bytes != superblock.file_bytes:
                 problem = "truncated" if file_bytes < superblock.file_bytes else "bytes after the end"
                 raise StructureError(f"expected {superblock.file_bytes} bytes, got {file_bytes} ({problem}); {REMEDY}")
-            return mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), superblock
+            return mapped(file.fileno(), path, file_bytes), superblock
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
