@@ -56,6 +56,7 @@ def export_hf(path: str | Path, folder: str | Path) -> None:
         for name in (TOKENIZER, CHAT_TEMPLATE):
             if (blob := file.blob(name)) is not None:
                 _write(staging / name, blob)
+        file.refuse_changed()
 
 
 def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> None:
@@ -72,6 +73,7 @@ def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> No
         for part in chain([model.head()], model.tensors()):
             output.write(part)
             output.write(bytes(-output.position % gguf.GGUF_DEFAULT_ALIGNMENT))
+        file.refuse_changed()
 
 
 class _Exported:

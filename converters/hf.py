@@ -21,6 +21,7 @@ from rkf.converters.shards import INDEX, StoredTensor, shards, tensors_of
 from rkf.converters.source import read_origin, spec_of
 from rkf.converters.special_tokens import special_tokens
 from rkf.errors import SourceError, naming
+from rkf.file.identity import identity, refuse_changed
 from rkf.format.constants import VERBATIM
 from rkf.format.matrix import DenseTensor
 from rkf.model.metadata import ModelMetadata
@@ -33,6 +34,8 @@ class HfSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.label = folder, _label(folder.resolve())
+        # Before any of them is read: every file that may be.
+        self._before = {path: identity(path) for path in [*self._named(), *folder.glob("*.safetensors")]}
         config = read_json(folder / "config.json")
         with naming(Path(self.label)):
             how = quantisation(config)
@@ -67,13 +70,19 @@ class HfSource:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        wanted = [*VERBATIM, "tokenizer.json", "chat_template.jinja", "chat_template.json", INDEX]
-        paths = [self.folder / name for name in wanted] + list(self._shards)
-        return {path.name: hash_file(path) for path in paths if path.is_file()}
+        return {path.name: hash_file(path) for path in [*self._named(), *self._shards] if path.is_file()}
 
     @property
     def fingerprint(self) -> str:
         return files_fingerprint(self.files)
+
+    def refuse_changed(self) -> None:
+        refuse_changed({path: self._before.get(path) for path in [*self._named(), *self._shards]})
+
+    def _named(self) -> list[Path]:
+        """The files that are read besides the weights, whether they are there or not."""
+        wanted = [*VERBATIM, "tokenizer.json", "chat_template.jinja", "chat_template.json", INDEX]
+        return [self.folder / name for name in wanted]
 
     def _read_template(self) -> str | None:
         """The template from the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""

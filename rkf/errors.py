@@ -66,8 +66,8 @@ class OutputError(RkfError):
     """The output cannot be written: it is the input, another process is writing it, or the disk is full."""
 
 
-class LostError(RkfError):
-    """A file that was open became shorter, or its disk failed."""
+class ChangedError(RkfError):
+    """A file changed while it was read, became shorter, or could not be read to its end."""
 
 
 @contextmanager

@@ -176,7 +176,9 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
         source = open_source(path)
         refuse_source(out, path, source)
         made = Calibrate(text, reporter(bar))(source, out.parent)
-    save(out, made.tokens, made.of(RotatedSource(source)).losses(coarse), force)
+    losses = made.of(RotatedSource(source)).losses(coarse)
+    source.refuse_changed()
+    save(out, made.tokens, losses, force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 

@@ -2,7 +2,7 @@
 
 SIGBUS says that a page of a mapped file is gone. Its handler runs in the thread that wanted the page, in the middle of
 an access, so it can neither raise nor return before the page is there. It maps zeros in its place, and has a timer raise
-LostError in the main thread a moment later, before anything made of zeros can be committed.
+ChangedError in the main thread a moment later, before anything made of zeros can be committed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-from rkf.errors import LostError
+from rkf.errors import ChangedError
 
 _DELAY_S = 0.01
 _MOST = 64  # faults of one process: every thread may have one; more than that are not of files that rkf has mapped
@@ -37,7 +37,7 @@ def install() -> None:
 
 
 def refuse_lost() -> None:
-    """Raise LostError if a file has vanished, instead of whatever its zeros led to. It is not raised again later."""
+    """Raise ChangedError if a file has vanished, instead of whatever its zeros led to. It is not raised again later."""
     from rkf.file.mapped import refuse_lost as refuse
 
     if _faults:
@@ -57,7 +57,7 @@ def _on_fault(number: int) -> None:
     except OSError:
         pass
     os.write(2, b"rkf: a file that was open became shorter, or its disk failed: restore it and start again\n")
-    os._exit(LostError.exit_code)
+    os._exit(ChangedError.exit_code)
 
 
 def _raise_lost(number: int, frame: FrameType | None) -> None:

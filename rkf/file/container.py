@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
+from rkf.file.identity import identity, refuse_changed
 from rkf.file.mapped import mapped
 from rkf.format import codec, integrity
 from rkf.format.constants import (
@@ -77,6 +78,7 @@ class Container:
     def __init__(self, path: Path, check: Check) -> None:
         self.path = path
         self._check = check
+        self._identity = identity(path)
         with naming(path):
             self._map, self.superblock = _map(path)
             self.directory: Directory = parse_directory(self._map[self.superblock.directory_offset :], self.superblock)
@@ -164,6 +166,16 @@ class Container:
         self.order = values.order
         entries = {name: replace(self.tensors[name], clusters=entry.clusters) for name, entry in values.tensors.items()}
         self.tensors = MappingProxyType({**self.tensors, **entries})
+
+    def refuse_changed(self) -> None:
+        """Raise ChangedError if the file is not as it was at open. Whoever makes another file of this one calls it before
+        that is committed. A file renamed over this one is no change: the map is still of the old one.
+        """
+        found, before = identity(self.path), self._identity
+        if found is not None and before is not None and found[:2] == before[:2]:
+            refuse_changed({self.path: before})
+        if self._values is not self:
+            self._values.refuse_changed()
 
     def close(self) -> None:
         """Release the map. Views that are still in use keep it alive; nothing new can be loaded."""

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from rkf.errors import LostError
+from rkf.errors import ChangedError
 
 _MAP_FIXED = 0x10  # on Linux and macOS alike
 
@@ -30,10 +30,10 @@ def mapped(descriptor: int, path: Path, length: int = 0) -> mmap.mmap:
 
 
 def refuse_lost() -> None:
-    """Raise LostError if zeros have taken the place of pages: nothing may be made of them."""
+    """Raise ChangedError if zeros have taken the place of pages: nothing may be made of them."""
     if _lost:
         name = ", ".join(map(str, dict.fromkeys(_lost)))
-        raise LostError(f"{name}: became shorter, or its disk failed, while it was open: restore it and start again")
+        raise ChangedError(f"{name}: became shorter, or its disk failed, while it was open: restore it and start again")
 
 
 def replace_lost() -> bool:
