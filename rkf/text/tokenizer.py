@@ -5,8 +5,9 @@ The `tokenizers` library runs tokenizer.json unchanged. Nothing of a tokenizer i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import tokenizers
 
@@ -52,11 +53,34 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
         return text
 
-    def render(self, messages: Sequence[Message], *, now: datetime | None = None) -> str:
-        """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template."""
+    @property
+    def json(self) -> str:
+        """The tokenizer as tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> str:
+        """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template.
+
+        tools, variables, now: as for `rkf.text.template.render`.
+        """
         if self.template is None:
             raise UsageError("this model has no chat template: give a plain prompt (--raw)")
-        return chat_template.render(self.template, messages, special_tokens=self._special_tokens(), now=now)
+        return chat_template.render(
+            self.template,
+            messages,
+            special_tokens=self._special_tokens(),
+            tools=tools,
+            variables=variables,
+            now=now,
+        )
 
     def _special_tokens(self) -> dict[str, str]:
         """Name -> text, as the file has them; a file that names none has the ids of two."""
