@@ -7,12 +7,12 @@ that dtype this is exact. The file carries the checkpoint's own configuration, w
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -25,8 +25,10 @@ from rkf.converters.families.layout import Assembly, assemblies
 from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
 from rkf.converters.tokenizer_export import gguf_fields, token_text
 from rkf.errors import StructureError, UnsupportedError, UsageError, naming
-from rkf.file.atomic import refuse_same_file, replacing, reporting
+from rkf.file.atomic import alone, refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
+from rkf.file.private import private_folder
+from rkf.file.scratch import scratch
 from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.hadamard_blocks import transformed
@@ -153,11 +155,16 @@ def _unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder of this process that replaces `folder` at the end; an error leaves nothing of it."""
-    with ExitStack() as stack:
+    """A new folder that replaces `folder` at the end. An error leaves nothing of it, and what a killed process has left
+    is removed.
+    """
+    own = folder.with_name(f".{folder.name}.staging")
+    with alone(folder), ExitStack() as stack:
+        private_folder(own)
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        staging = own / folder.name  # the result has the user's usual mode
+        shutil.rmtree(staging, ignore_errors=True)
         with reporting(folder):
-            own = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
-            staging = Path(own, folder.name)  # only its owner could read the folder made by mkdtemp
             staging.mkdir()
         yield staging
         with reporting(folder):
@@ -242,8 +249,8 @@ class _GgufModel:
     def head(self) -> bytes:
         """Everything before the tensors. The library writes it to its own file, which it cannot lock or report on."""
         file = self._exported.file
-        with TemporaryDirectory() as folder, naming(file.path):
-            path = Path(folder, "head.gguf")
+        with scratch() as folder, naming(file.path):
+            path = folder / "head.gguf"
             with closing(gguf.GGUFWriter(path, self._architecture)) as writer:
                 writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
                 for key, value in self._fields.items():

@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from rkf._version import __version__
+from rkf.commands import signals
 from rkf.commands.convert import calibrate, convert, export, pull
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
-from rkf.commands import signals
 from rkf.commands.output import drop_unwritten, open_streams, printable
 from rkf.commands.study_command import study
 from rkf.commands.talk import chat, run

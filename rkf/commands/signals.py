@@ -1,7 +1,7 @@
-"""What signals do to a command: SIGTERM and SIGHUP end it as Ctrl-C does, and a file that vanishes under it with a line.
+"""What signals do to a command. SIGTERM and SIGHUP end it as Ctrl-C does, SIGBUS with a line.
 
 SIGBUS says that a page of a mapped file is gone. Its handler runs in the thread that wanted the page, in the middle of
-an access, so it can neither raise nor return before the page is there. It maps zeros in its place, and has a timer raise
+an access, so it can neither raise nor return before the page is there. It maps zeros in its place, and a timer raises
 ChangedError in the main thread a moment later, before anything made of zeros can be committed.
 """
 
@@ -23,7 +23,7 @@ _kept: list[Any] = []  # the handler as C sees it
 
 
 def install() -> None:
-    """Handle signals for the whole process. Called once, by the command line alone: a library leaves them as they are."""
+    """Handle the signals of this process. Only the command line calls it: a library leaves them as they are."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left half-written
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -1,8 +1,8 @@
 """Kept files of arrays (numpy's npz, no pickles): written with a version and a hash, read back with every check.
 
-Beside its arrays each file has a text array `kept`: the file's kind with its version, and a BLAKE3 over the other arrays.
-The names, dtypes and numbers of axes are expected. Sizes come from the arrays' headers and are held against the zip's and
-against a limit before anything is allocated. Knows no contents.
+Each file has one more array, `kept`, of two texts: its kind with a version, and a BLAKE3 over the other arrays. A
+reader says which names, dtypes and numbers of axes it expects. Sizes come from the arrays' headers and are held against
+the zip's and against a limit before anything is allocated. Knows no contents.
 """
 
 from __future__ import annotations

@@ -70,9 +70,9 @@ def reporting(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], force: bool = False, private: bool = False) -> Iterator[OutputFile]:
-    """A file that replaces `path` when the `with` ends, and leaves nothing behind when it raises. private: only its owner
-    may read it.
+    """A file that replaces `path` when the `with` ends, and leaves nothing behind when it raises.
 
+    private: only its owner may read it.
     Raises UsageError if `path` exists and `force` is not given, OutputError if it cannot be written or another process
     is writing it.
     """
@@ -102,6 +102,23 @@ def replacing(path: str | os.PathLike[str], force: bool = False, private: bool =
             raise
     with reporting(named):
         _sync_folder(target.parent)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from writing `path`, for an output that is a folder. Raises OutputError if one does."""
+    with reporting(path):
+        temporary = partial(Path(os.path.realpath(path)))
+        descriptor = _lock(temporary, path, 0o600)
+    try:
+        yield
+    finally:
+        if _WINDOWS:
+            os.close(descriptor)
+        with suppress(OSError):
+            temporary.unlink()
+        if not _WINDOWS:
+            os.close(descriptor)
 
 
 def partial(target: Path) -> Path:

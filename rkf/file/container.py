@@ -168,8 +168,9 @@ class Container:
         self.tensors = MappingProxyType({**self.tensors, **entries})
 
     def refuse_changed(self) -> None:
-        """Raise ChangedError if the file is not as it was at open. Whoever makes another file of this one calls it before
-        that is committed. A file renamed over this one is no change: the map is still of the old one.
+        """Raise ChangedError if the file is not as it was at open. Called before another file made of it is committed.
+
+        A file that was renamed over this one is no change: the map still shows the old one.
         """
         found, before = identity(self.path), self._identity
         if found is not None and before is not None and found[:2] == before[:2]:

@@ -55,9 +55,7 @@ def _put_zeros(each: mmap.mmap, first: int) -> None:
     address = np.frombuffer(each, np.uint8).ctypes.data + first
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = (
-        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long),
-    )
+    libc.mmap.argtypes = (*(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long),)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANON | _MAP_FIXED
     if libc.mmap(address, len(each) - first, mmap.PROT_READ, flags, -1, 0) != address:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,7 +1,7 @@
 """Folders and files that rkf keeps for itself beside an output or in the cache: nobody else can have changed them.
 
-A folder is the user's own, closed to others (0700) and no link; a file in it is read only if it is a regular file of the
-user's. On Windows, where neither owners nor modes are visible to Python, only links and kinds of file are checked.
+A folder is the user's own, closed to others (0700) and no link. A file in it is read only if it is a regular file of
+the user's. On Windows, where Python sees neither owners nor modes, only links and kinds of file are checked.
 """
 
 from __future__ import annotations
@@ -52,9 +52,12 @@ def read_private(path: Path, most: int) -> bytes | None:
         descriptor = os.open(path, _READ)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         own = not _POSIX or found.st_uid == os.geteuid()
         if not stat.S_ISREG(found.st_mode) or not own or found.st_size > most:
             return None
-        return file.read(most)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)

@@ -147,4 +147,3 @@ def _digest(tensors: dict[str, Tensor], numbers: dict[str, str]) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
