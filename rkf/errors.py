@@ -63,7 +63,11 @@ class SourceError(RkfError):
 
 
 class OutputError(RkfError):
-    """The output cannot be written: it is the input, another process is writing it, or the disk is full."""
+    """The output cannot be written: it is the input, or the disk is full."""
+
+
+class BusyError(OutputError):
+    """Another process is writing the output."""
 
 
 class ChangedError(RkfError):

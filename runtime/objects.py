@@ -6,6 +6,7 @@ or for another platform is never found. A file is a digest and the object.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import llvmlite.binding as llvm
 from blake3 import blake3
 
 from rkf.cache import cache_dir
-from rkf.errors import OutputError
+from rkf.errors import BusyError, OutputError
 from rkf.file.atomic import replacing
 from rkf.file.private import private_folder, read_private
 
@@ -60,7 +61,7 @@ def write(folder: Path, name: str, code: bytes) -> None:
         private_folder(folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-    with replacing(_file(folder, name), force=True, private=private) as file:
+    with suppress(BusyError), replacing(_file(folder, name), force=True, private=private) as file:
         file.write(blake3(code).digest() + code)
 
 

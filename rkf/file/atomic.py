@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rkf.errors import OutputError, UsageError
+from rkf.errors import BusyError, OutputError, UsageError
 from rkf.file.mapped import refuse_lost
 
 _COPY_BYTES = 1 << 20  # bytes copied at a time where the kernel cannot copy
@@ -189,7 +189,7 @@ def _lock(temporary: Path, target: Path, mode: int) -> int:
                 portalocker.lock(descriptor, portalocker.LOCK_EX | portalocker.LOCK_NB)
             except portalocker.AlreadyLocked:
                 problem = "another process is writing it: wait for it, or choose another name"
-                raise OutputError(f"{target}: {problem}") from None
+                raise BusyError(f"{target}: {problem}") from None
             except portalocker.LockException as error:
                 problem = "this file system cannot lock files: write it to another one and copy it"
                 raise OutputError(f"{target}: cannot be written: {problem} ({error})") from None
