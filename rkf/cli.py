@@ -14,10 +14,11 @@ import click
 
 from rkf._version import __version__
 from rkf.commands import signals
-from rkf.commands.convert import calibrate, convert, export, pull
+from rkf.commands.convert import calibrate, convert, export, pull, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import drop_unwritten, open_streams, printable
+from rkf.commands.serve_command import serve_command
 from rkf.commands.study_command import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune_command import tune
@@ -66,6 +67,7 @@ def cli() -> None:
 for verb in (
     run,
     chat,
+    serve_command,
     pull,
     calibrate,
     convert,
@@ -81,6 +83,7 @@ for verb in (
     tune,
     study,
     export,
+    restore,
 ):
     cli.add_command(verb)
 

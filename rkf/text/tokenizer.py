@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import tokenizers
@@ -66,10 +67,11 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         now: datetime | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template.
 
-        tools, variables, now: as for `rkf.text.template.render`.
+        tools, variables, now, add_generation_prompt: as for `rkf.text.template.render`.
         """
         if self.template is None:
             raise UsageError("this model has no chat template: give a plain prompt (--raw)")
@@ -80,6 +82,7 @@ class Tokenizer:
             tools=tools,
             variables=variables,
             now=now,
+            add_generation_prompt=add_generation_prompt,
         )
 
     def _special_tokens(self) -> dict[str, str]:
@@ -89,9 +92,11 @@ class Tokenizer:
         ids = {"bos_token": self._model.bos_id, "eos_token": next(iter(self._model.eos_ids), None)}
         return {name: self._tokenizer.id_to_token(i) or "" for name, i in ids.items() if i is not None}
 
-    def stream(self, context: Sequence[int] = ()) -> TextStream:
-        """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated."""
-        return TextStream(self.decode, context)
+    def stream(self, context: Sequence[int] = (), *, special: bool = False) -> TextStream:
+        """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated. special: show
+        special tokens.
+        """
+        return TextStream(partial(self.decode, special=special), context)
 
 
 class TextStream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
+from tokenizers import Tokenizer
 
 from rkf.converters.families.gguf_rope import llama3_divisors, llama3_parameters
 from rkf.converters.families.layout_transforms import Unpermuted
-from rkf.converters.gguf_header import read_header
+from rkf.converters.gguf_header import GgufTexts, read_header
 from rkf.converters.source import open_source
 from rkf.errors import NotRkfError, RkfError, SourceError, UnsupportedError
 from rkf.format.matrix import to_f32
@@ -106,6 +107,71 @@ def test_model(gguf_file: Callable[..., Path], family: str) -> None:
     }
 
 
+def _set(key: str, value: Any) -> Callable[[gguf.GGUFWriter], None]:
+    return _fields({key: value})
+
+
+def _fields(fields: Mapping[str, Any]) -> Callable[[gguf.GGUFWriter], None]:
+    kinds = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
+    kinds[str] = gguf.GGUFValueType.STRING
+    return lambda writer: writer.kv_data[-1].update(
+        {key: gguf.GGUFValue(each, kinds[type(each)]) for key, each in fields.items()}
+    )
+
+
+_YARN = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+
+
+@pytest.mark.parametrize(
+    ("fields", "slower", "factor"),
+    [
+        ({"factor": 4.0}, 4, 1),  # "linear" is the type without one
+        ({"scale_linear": 4.0}, 4, 1),  # of old files
+        ({"scale_linear": 4.0, "factor": 0.0}, 1, 1),
+        ({"type": "linear"}, 1, 1),
+        ({"type": "none", "factor": 4.0}, 1, 1),
+        ({"type": "yarn"}, 1, 1),
+        (_YARN, 4, 0.1 * np.log(4) + 1),
+        (_YARN | {"attn_factor": 1.5}, 4, 0.15 * np.log(4) + 1.5),
+        # It reads these in other architectures alone.
+        (_YARN | {"yarn_attn_factor": 2.0, "yarn_log_multiplier": 0.5}, 4, 0.1 * np.log(4) + 1),
+    ],
+)
+def test_ropes_as_llama_cpp_reads_them(
+    gguf_file: Callable[..., Path], fields: dict[str, Any], slower: float, factor: float
+) -> None:
+    """slower: how many times slower the last numbers of a head turn than without these fields."""
+    names = {key: f"llama.rope.{'' if key == 'scale_linear' else 'scaling.'}{key}" for key in fields}
+    edit = _fields({names[key]: each for key, each in fields.items()})
+    plain, scaled = (open_source(gguf_file(edit=each)).model.program.ropes[0] for each in (None, edit))
+    assert plain.frequencies[-1] / scaled.frequencies[-1] == pytest.approx(slower)
+    assert scaled.factor == pytest.approx(factor, rel=1e-6)
+
+
+def test_yarns_betas_are_those_that_llama_cpp_assumes(gguf_file: Callable[..., Path]) -> None:
+    names = {f"llama.rope.scaling.{key}": each for key, each in _YARN.items()}
+    tuned = names | {"llama.rope.scaling.yarn_beta_fast": 4.0, "llama.rope.scaling.yarn_beta_slow": 2.0}
+    usual, same = (open_source(gguf_file(edit=_fields(each))).model.program.ropes for each in (names, tuned))
+    assert usual == same
+
+
+def test_a_field_with_the_same_number_for_each_layer(gguf_file: Callable[..., Path]) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+            each = writer.kv_data[-1].pop(f"llama.{key}").value
+            writer.add_array(f"llama.{key}", [each] * 2)
+
+    assert open_source(gguf_file(edit=edit)).model == open_source(gguf_file()).model
+
+
+def test_a_window_that_llama_cpp_ignores_is_told(gguf_file: Callable[..., Path]) -> None:
+    source = open_source(gguf_file(edit=_set("llama.attention.sliding_window", 48)))
+    assert source.notes == (
+        "attention.sliding_window 48 is applied, as the reference of mistral does; llama.cpp ignores it here",
+    )
+    assert open_source(gguf_file()).notes == ()
+
+
 def test_linear_rope_scaling_and_window(gguf_file: Callable[..., Path]) -> None:
     def edit(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -174,7 +240,8 @@ def test_header_is_what_gguf_py_reads(gguf_file: Callable[..., Path]) -> None:
     path = gguf_file("qwen3", kinds={DOWN: Type.Q8_0})
     reader, header = gguf.GGUFReader(path), read_header(path)
     theirs = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    assert {key: list(v) if isinstance(v, np.ndarray) else v for key, v in header.fields.items()} == theirs
+    arrays = (np.ndarray, GgufTexts)
+    assert {key: list(v) if isinstance(v, arrays) else v for key, v in header.fields.items()} == theirs
     assert [tensor.name for tensor in reader.tensors] == list(header.tensors)
     for tensor in reader.tensors:
         ours = header.tensors[tensor.name]
@@ -182,8 +249,9 @@ def test_header_is_what_gguf_py_reads(gguf_file: Callable[..., Path]) -> None:
         assert ours.stored(path).tobytes() == tensor.data.tobytes()
 
 
-def _set(key: str, value: int) -> Callable[[gguf.GGUFWriter], None]:
-    return lambda writer: writer.kv_data[-1].update({key: gguf.GGUFValue(value, gguf.GGUFValueType.UINT32)})
+def _replace(writer: gguf.GGUFWriter, key: str, values: list[int]) -> None:
+    del writer.kv_data[-1][key]
+    writer.add_array(key, values)
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
@@ -191,10 +259,35 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
     "experts": ({"edit": _set("llama.expert_count", 8)}, SourceError, "num_experts_per_tok"),
     "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
-    "yarn without its factor": (
-        {"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)},
+    "a magnitude without yarn": (
+        {"edit": _set("llama.rope.scaling.attn_factor", 1.5)},
+        UnsupportedError,
+        "attn_factor: 1.5 is not supported with rope scaling 'linear'",
+    ),
+    "one of two lists": (
+        {"edit": lambda w: w.add_tensor("rope_factors_long.weight", np.ones(8, np.float32))},
         SourceError,
-        "field rope.scaling.factor is missing",
+        "rope_factors_short.weight: expected both or none",
+    ),
+    "attention to later tokens": (
+        {"edit": _set("llama.attention.causal", False)},
+        UnsupportedError,
+        "attention.causal is false",
+    ),
+    "groups of experts": (
+        {"edit": _fields({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_group_count": 2})},
+        UnsupportedError,
+        "expert_group_count: 2 is not supported",
+    ),
+    "heads that differ": (
+        {"edit": lambda w: _replace(w, "llama.attention.head_count", [4, 2])},
+        UnsupportedError,
+        "attention.head_count: expected an integer",
+    ),
+    "widths that differ": (
+        {"edit": lambda w: _replace(w, "llama.feed_forward_length", [96, 64])},
+        UnsupportedError,
+        "feed_forward_length: layers of different sizes",
     ),
     "kind of rope": (
         {"edit": lambda w: w.add_string("llama.rope.scaling.type", "spiral")},
@@ -217,10 +310,34 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
         SourceError,
         "num_key_value_heads: expected a divisor",
     ),
-    "field type": ({"edit": lambda w: w.add_string("llama.rope.freq_base", "x")}, SourceError, "unexpected type str"),
+    "a word for a number": (
+        {"edit": lambda w: w.add_string("llama.rope.freq_base", "x")},
+        SourceError,
+        "field llama.rope.freq_base: expected a finite number",
+    ),
+    "no number": ({"edit": lambda w: w.add_rope_freq_base(float("nan"))}, SourceError, "true or false, got nan"),
+    "a list for a number": (
+        {"edit": lambda w: w.add_array("llama.expert_count", [0, 0])},
+        SourceError,
+        "field llama.expert_count: expected a finite number or true or false, got a list of 2",
+    ),
+    "type of the alignment": (
+        {"edit": lambda w: w.add_uint64("general.alignment", 32)},
+        SourceError,
+        "general.alignment: expected type UINT32, got UINT64",
+    ),
+    "name of a tensor": (
+        {"edit": lambda w: w.add_tensor("x" * 64, np.zeros(4, np.float32))},
+        SourceError,
+        "more than 63 bytes",
+    ),
+    "another number of a layer": (
+        {"edit": lambda w: w.add_tensor("blk.00.attn_norm.weight", np.zeros(64, np.float32))},
+        UnsupportedError,
+        "blk.00.attn_norm.weight is not part of the model",
+    ),
     "more tokens than rows": ({"vocab_size": 380}, SourceError, "384 tokens"),
     "pre-tokenizer": ({"pre": "martian"}, UnsupportedError, "pre-tokenizer 'martian'"),
-    "token id": ({"edit": _set("tokenizer.ggml.bos_token_id", 999)}, SourceError, "bos_token_id: 999"),
 }
 
 
@@ -231,6 +348,40 @@ def test_refusals(gguf_file: Callable[..., Path], case: str) -> None:
     with pytest.raises(error, match=message) as caught:
         open_source(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 1 << 40])
+def test_tensors_lie_one_after_the_other(gguf_file: Callable[..., Path], offset: int) -> None:
+    """As in ggml: no tensor over another one, off the alignment, out of order, or behind a gap."""
+    path = gguf_file()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.1.ffn_up.weight") + len("blk.1.ffn_up.weight") + 4 + 2 * 8 + 4
+    data[at : at + 8] = offset.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=f"blk.1.ffn_up.weight: expected offset .* got {offset}"):
+        open_source(path)
+
+
+def test_special_tokens_are_corrected_as_in_llama_cpp(gguf_file: Callable[..., Path]) -> None:
+    """By their texts, whatever their types; a text with a space is one token; ids past the tokens are ignored."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        fields = writer.kv_data[-1]
+        tokens = fields["tokenizer.ggml.tokens"].value
+        tokens[300:306] = ["<|end|>", "<|call|>", "<|return|>", "<PAD>", "< s >", "<|channel|>"]
+        fields["tokenizer.ggml.merges"].value[:] = ["a b"]
+        tokens[310] = "ab"
+        fields["tokenizer.ggml.token_type"].value[:] = [gguf.TokenType.NORMAL] * 384
+        writer.add_bool("tokenizer.ggml.add_bos_token", True)
+        _set("tokenizer.ggml.bos_token_id", 304)(writer)
+        _set("tokenizer.ggml.padding_token_id", 2**32 - 1)(writer)
+
+    source = open_source(gguf_file(edit=edit))
+    assert source.model.eos_ids == (2, 0, 301, 302, 303)
+    assert source.notes == ("tokenizer.ggml.padding_token_id: 4294967295 is past the 384 tokens, so it is ignored",)
+    tokenizer = Tokenizer.from_buffer(source.tokenizer_json)
+    assert tokenizer.encode("<|end|><|return|><PAD><|channel|>").ids == [304, 300, 302, 303, 305]
+    assert tokenizer.decode([300, 302, 303, 305]) == "<|end|><|channel|>"
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:
