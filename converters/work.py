@@ -19,7 +19,7 @@ from rkf.file.writer import Writer
 from rkf.format.matrix import ClusteredMatrix
 
 JOB, PARTS = "job.json", "[0-9]" * 6 + ".rkf"
-_KIND, _MOST = "job 1", 1 << 24  # of job.json; a recipe of 10 MB is part of it
+_KIND, _MOST = "job 1", 1 << 24  # of job.json; a recipe is part of it
 
 
 class _PartWriter(Writer):

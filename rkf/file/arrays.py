@@ -12,7 +12,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -24,8 +24,6 @@ _HEADER = 10_000  # bytes; numpy's own limit for headers that nobody vouches for
 _KEPT = "kept"
 
 Arrays = Mapping[str, NDArray[Any]]
-# Name -> dtype, as "f8" ("U": text of any length), and the number of axes or the exact shape.
-Expected = Mapping[str, tuple[str, int | tuple[int, ...]]]
 
 
 def packed_arrays(kind: str, arrays: Arrays) -> memoryview:
@@ -36,18 +34,18 @@ def packed_arrays(kind: str, arrays: Arrays) -> memoryview:
     return packed.getbuffer()
 
 
-def read_arrays(data: bytes | BinaryIO, kind: str, expected: Expected, most: int = MOST) -> dict[str, NDArray[Any]]:
-    """The arrays of a kept file, given as its bytes or as the open file. most: bytes of all arrays together.
+def read_arrays(data: bytes, kind: str, expected: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[Any]]:
+    """The arrays of a kept file. expected: name -> dtype, as "f8", and number of axes; "U" is text of any length.
 
     Raises ValueError, in one line, for whatever is not exactly that.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data) if isinstance(data, bytes) else data) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename: info for info in archive.infolist()}
             if len(members) != len(archive.infolist()):
                 raise ValueError("expected each array once")
-            if sum(info.file_size for info in members.values()) > most:
-                raise ValueError(f"expected at most {most} bytes of arrays")
+            if sum(info.file_size for info in members.values()) > MOST:
+                raise ValueError(f"expected at most {MOST} bytes of arrays")
             found, digest = _label(archive, members)
             if found != kind:
                 raise ValueError(f"expected {kind}, got {found!r}: write it again with this version of rkf")
@@ -80,17 +78,14 @@ def _digest(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _array(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, dtype: str, form: int | tuple[int, ...]
-) -> NDArray[Any]:
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, dtype: str, axes: int) -> NDArray[Any]:
     with archive.open(info) as file:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, found = read(file, max_header_size=_HEADER)
         fits = found.kind == "U" if dtype == "U" else found == np.dtype(f"<{dtype}")
-        if not fits or fortran or (shape if isinstance(form, tuple) else len(shape)) != form:
-            expected = f"shape {form}" if isinstance(form, tuple) else f"{form} axes"
-            raise ValueError(f"{name}: expected {dtype} with {expected}, got {found} {shape}")
+        if not fits or len(shape) != axes or fortran:
+            raise ValueError(f"{name}: expected {dtype} with {axes} axes, got {found} {shape}")
         size = math.prod(shape) * found.itemsize
         if size > info.file_size:
             raise ValueError(f"{name}: cut short")
