@@ -36,11 +36,11 @@ from rkf.file.private import private_folder
 from rkf.file.scratch import scratch
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
 from rkf.model.op import KERNEL, ROUTER, VECTOR
 from rkf.model.program import layer_prefix
 from rkf.model.rotation import rotations
+from rkf.numbers.hadamard_blocks import transformed
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 TORCH_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}

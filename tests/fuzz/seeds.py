@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from rkf.calibrate import calibration
+from rkf.calibrate import kept
 from rkf.converters.export import export_gguf
 from rkf.converters.pipeline import convert
 from rkf.eval import reference
@@ -123,7 +123,7 @@ def gguf() -> bytes:
 def kept_calibration() -> bytes:
     path = FOLDER / "kept.tok"
     names = ["model.layers.0.mlp.up_proj.weight"]
-    calibration.save(path, np.arange(32, dtype=np.uint32).reshape(2, 16), dict.fromkeys(names, 0.5))
+    kept.save(path, np.arange(32, dtype=np.uint32).reshape(2, 16), dict.fromkeys(names, 0.5))
     return path.read_bytes()
 
 
