@@ -8,13 +8,13 @@ determines names and layouts.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -31,8 +31,10 @@ from rkf.converters.generation import PENALTY, SAMPLING
 from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
 from rkf.converters.tokenizer_export import gguf_fields, parsed, token_text
 from rkf.errors import StructureError, UnsupportedError, UsageError, naming
-from rkf.file.atomic import refuse_same_file, replacing, reporting
+from rkf.file.atomic import alone, refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
+from rkf.file.private import private_folder
+from rkf.file.scratch import scratch
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.metadata import ModelMetadata
@@ -74,6 +76,7 @@ def export_hf(path: str | Path, folder: str | Path, *, dtype: str | None = None)
         write_safetensors(staging / "model.safetensors", map(exported.stored, found))
         for name, content in exported.configuration().items():
             write_file(staging / name, content)
+        file.refuse_changed()
 
 
 def export_gguf(path: str | Path, out: str | Path, *, type_name: str = "f16", force: bool = False) -> tuple[str, ...]:
@@ -91,6 +94,7 @@ def export_gguf(path: str | Path, out: str | Path, *, type_name: str = "f16", fo
         for part in chain([model.head()], model.tensors()):
             output.write(part)
             output.write(bytes(-output.position % gguf.GGUF_DEFAULT_ALIGNMENT))
+        file.refuse_changed()
     return tuple(model.notes)
 
 
@@ -196,11 +200,16 @@ def _unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """A new folder of this process that replaces `folder` at the end; an error leaves nothing of it."""
-    with ExitStack() as stack:
+    """A new folder that replaces `folder` at the end. An error leaves nothing of it, and what a killed process has left
+    is removed.
+    """
+    own = folder.with_name(f".{folder.name}.staging")
+    with alone(folder), ExitStack() as stack:
+        private_folder(own)
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        staging = own / folder.name  # the result has the user's usual mode
+        shutil.rmtree(staging, ignore_errors=True)
         with reporting(folder):
-            own = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
-            staging = Path(own, folder.name)  # only its owner could read the folder made by mkdtemp
             staging.mkdir()
         yield staging
         with reporting(folder):
@@ -297,8 +306,8 @@ class _GgufModel:
     def head(self) -> bytes:
         """Everything before the tensors. The library writes it to its own file, which it cannot lock or report on."""
         file = self._exported.file
-        with TemporaryDirectory() as folder, naming(file.path):
-            path = Path(folder, "head.gguf")
+        with scratch() as folder, naming(file.path):
+            path = folder / "head.gguf"
             with closing(gguf.GGUFWriter(path, self._architecture)) as writer:
                 writer.add_file_type(self._file_type)
                 if self._type not in (_F32, _F16, gguf.GGMLQuantizationType.BF16):
