@@ -87,6 +87,11 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     "chosen, in seconds, on a short text of rkf's.",
 )
 @click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of a PEFT LoRA adapter: its products are added to the weights first.",
+)
+@click.option(
     "--recipe", metavar="FILE|dense", help="How to store each tensor: a TOML file, or the name of a built-in recipe."
 )
 @click.option(
