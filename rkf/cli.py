@@ -14,10 +14,11 @@ from typing import Any
 import click
 
 from rkf._version import __version__
-from rkf.commands.convert import calibrate, convert, export, pull, restore
+from rkf.commands.convert import calibrate, convert, export, pull, push, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import printable
+from rkf.commands.serve_command import serve_command
 from rkf.commands.study_command import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune_command import tune
@@ -59,7 +60,9 @@ def cli() -> None:
 for verb in (
     run,
     chat,
+    serve_command,
     pull,
+    push,
     calibrate,
     convert,
     info,

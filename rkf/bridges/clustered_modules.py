@@ -1,4 +1,4 @@
-"""Linear layers and embeddings of any torch model that compute with clustered weights, changed in place.
+"""Linear layers, embeddings and experts of any torch model that compute with clustered weights, changed in place.
 
 A layer keeps its class's own forward (some embeddings scale their output): the clustered class is placed behind it in
 the method order, so that `super().forward` reaches it. Knows torch, no file and no library of models.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rkf.torch.clustered_layers import ClusteredLinear
 from rkf.torch.hadamard_torch import transformed
+from rkf.torch.weight import ClusteredWeight
 
 
 class JoinedWeight(nn.Module):
@@ -63,6 +64,64 @@ class JoinedWeight(nn.Module):
         return list(zip(cast("Sequence[ClusteredLinear | nn.Linear]", self.parts), self.blocks, strict=True))
 
 
+class JoinedStack(nn.Module):
+    """Matrices [rows, columns] of one shape, one for each expert, made of the rows of one or more clustered stacks.
+
+    parts: clustered [experts, rows of the part, columns]. blocks, order, dtype: as in JoinedWeight. transposed: whether
+    a matrix is given as [columns, rows].
+    """
+
+    order: Tensor | None
+
+    def __init__(
+        self,
+        parts: Sequence[ClusteredWeight],
+        blocks: Sequence[int | None],
+        order: Tensor | None,
+        transposed: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.parts, self.blocks, self.transposed, self.dtype = nn.ModuleList(parts), tuple(blocks), transposed, dtype
+        self.experts = parts[0].shape[0]
+        self.register_buffer("order", order)
+
+    def expert(self, number: int) -> Tensor:
+        """The matrix of one expert; differentiable in the values."""
+        dense = []
+        for part, block in zip(cast("Sequence[ClusteredWeight]", self.parts), self.blocks, strict=True):
+            rows = part.shape[1]
+            found = part.decode(number * rows, (number + 1) * rows)
+            dense.append((found if block is None else transformed(found, block)).to(self.dtype))
+        joined = torch.cat(dense)
+        joined = joined if self.order is None else joined[self.order]
+        return joined.T if self.transposed else joined
+
+    def forward(self) -> Tensor:
+        """All matrices."""
+        return torch.stack([self.expert(number) for number in range(self.experts)])
+
+
+class _Experts:
+    """A stack in place of a parameter: an index decodes one matrix; anything else that a tensor can do, all of them."""
+
+    def __init__(self, stack: JoinedStack) -> None:
+        self._stack = stack
+
+    def __getitem__(self, index: Any) -> Tensor:
+        single = isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0)
+        return self._stack.expert(int(index)) if single else self._stack()[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stack(), name)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = [each._stack() if isinstance(each, cls) else each for each in args]
+        named = {key: each._stack() if isinstance(each, cls) else each for key, each in (kwargs or {}).items()}
+        return function(*plain, **named)
+
+
 class _Linear(nn.Linear):
     clustered: JoinedWeight
 
@@ -100,6 +159,19 @@ def tie(layer: nn.Linear, source: nn.Embedding) -> None:
     layer._parameters.pop("weight", None)
     layer.__class__ = _clustered_class(type(layer))  # type: ignore[assignment, arg-type]
     layer.__dict__["clustered"] = source.clustered  # past nn.Module, which would register it a second time
+
+
+def make_stack_clustered(module: nn.Module, parameter: str, stack: JoinedStack) -> None:
+    """Give the module this stack in place of a parameter."""
+    del module._parameters[parameter]
+    module.add_module(f"clustered_{parameter}", stack)
+    module.__class__ = _with_experts(type(module), parameter)  # type: ignore[arg-type]
+
+
+@cache
+def _with_experts(own: Any, parameter: str) -> type[nn.Module]:
+    found = property(lambda module: _Experts(getattr(module, f"clustered_{parameter}")))
+    return type(own.__name__, (own,), {parameter: found})
 
 
 @cache

@@ -17,8 +17,14 @@ from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from rkf.bridges.clustered_modules import JoinedWeight, make_clustered, tie
-from rkf.bridges.transformers_export import module_names
+from rkf.bridges.clustered_modules import (
+    JoinedStack,
+    JoinedWeight,
+    make_clustered,
+    make_stack_clustered,
+    tie,
+)
+from rkf.bridges.transformers_export import module_names, tensor_names
 from rkf.bridges.transformers_folder import METHOD, VERSION, Layer
 from rkf.errors import UnsupportedError
 from rkf.torch.clustered_layers import ClusteredLinear
@@ -36,6 +42,7 @@ class RkfConfig(QuantizationConfigMixin):
         self,
         version: int = VERSION,
         layers: dict[str, Any] | None = None,
+        stacks: dict[str, Any] | None = None,
         tied: dict[str, str] | None = None,
         container: str = "",
         **_: Any,
@@ -43,7 +50,8 @@ class RkfConfig(QuantizationConfigMixin):
         if version != VERSION:
             raise UnsupportedError(f"quantization_config: version {version} of an rkf folder: update rkf")
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers' enum names its own methods only
-        self.version, self.layers, self.tied, self.container = version, layers or {}, tied or {}, container
+        self.version, self.layers, self.stacks, self.tied = version, layers or {}, stacks or {}, tied or {}
+        self.container = container
 
 
 @register_quantizer(METHOD)
@@ -59,14 +67,20 @@ class RkfQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        own_name = module_names(model)
+        own_name, tensor_name = module_names(model), tensor_names(model)
         for name, described in self.quantization_config.layers.items():
             layer = cast("nn.Linear | nn.Embedding", model.get_submodule(own_name(name)))
             make_clustered(layer, _blank_weight(Layer.from_json(described, name), model.dtype))
-        for name, source in self.quantization_config.tied.items():
-            head, embedding = (model.get_submodule(own_name(each)) for each in (name, source))
+        for name, described in self.quantization_config.stacks.items():
+            module, parameter = tensor_name(f"{name}.parts").removesuffix(".parts").rsplit(".clustered_", 1)
+            stack = _blank_stack(Layer.from_json(described, name), model.dtype)
+            make_stack_clustered(model.get_submodule(module), parameter, stack)
+        if self.quantization_config.stacks:
+            model.set_experts_implementation("eager")  # the others want the matrices of all experts
+        for tied, source in self.quantization_config.tied.items():
+            head, embedding = (model.get_submodule(own_name(each)) for each in (tied, source))
             tie(cast("nn.Linear", head), cast("nn.Embedding", embedding))
-            model.all_tied_weights_keys.pop(f"{own_name(name)}.weight", None)
+            model.all_tied_weights_keys.pop(f"{own_name(tied)}.weight", None)
 
     def is_serializable(self) -> bool:
         return True
@@ -84,6 +98,14 @@ def _blank_weight(layer: Layer, dtype: torch.dtype) -> JoinedWeight:
             parts.append(nn.Linear(part.shape[1], part.shape[0], bias=False, device="meta", dtype=dtype))
             continue
         parts.append(ClusteredLinear(ClusteredWeight.blank(part.clusters, part.most_exceptions)))
-    rows = sum(part.shape[0] for part in layer.parts)
-    order = torch.empty(rows, dtype=torch.int64, device="meta") if layer.ordered else None
-    return JoinedWeight(parts, [part.block for part in layer.parts], order, dtype)
+    return JoinedWeight(parts, [part.block for part in layer.parts], _blank_order(layer), dtype)
+
+
+def _blank_stack(layer: Layer, dtype: torch.dtype) -> JoinedStack:
+    parts = [ClusteredWeight.blank(part.clusters, part.most_exceptions) for part in layer.parts if part.clusters]
+    return JoinedStack(parts, [part.block for part in layer.parts], _blank_order(layer), layer.transposed, dtype)
+
+
+def _blank_order(layer: Layer) -> torch.Tensor | None:
+    rows = sum(part.shape[-2] for part in layer.parts)
+    return torch.empty(rows, dtype=torch.int64, device="meta") if layer.ordered else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rkf.bridges.row_order import row_order, stacked_rows
 from rkf.bridges.transformers_folder import METHOD, VERSION, Layer, LayerPart
 from rkf.converters.export import Exported, WrittenTensor, staged_folder, write_file, write_safetensors
 from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.layout import Assembly, Origin, Part, assemblies
-from rkf.converters.families.layout_transforms import Shape, Values
 from rkf.errors import UsageError
 from rkf.file.container import open_file
 from rkf.format import canonical
@@ -31,7 +31,13 @@ from rkf.torch.weight import ClusteredWeight
 try:
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+    from transformers.core_model_loading import (
+        Concatenate,
+        MergeModulelist,
+        WeightConverter,
+        WeightRenaming,
+        WeightTransform,
+    )
 except ImportError as error:
     raise UsageError("this needs transformers, which is not installed: pip install 'rkf-llm[transformers]'") from error
 
@@ -57,6 +63,7 @@ def export_transformers(path: str | Path, folder: str | Path) -> list[str]:
             "quant_method": METHOD,
             "version": VERSION,
             "layers": {name: layer.to_json() for name, layer in found.layers.items()},
+            "stacks": {name: stack.to_json() for name, stack in found.stacks.items()},
             "tied": found.tied,
             "container": base64.b64encode(
                 canonical.encode({"metadata": file.metadata, "provenance": file.provenance})
@@ -70,22 +77,36 @@ def export_transformers(path: str | Path, folder: str | Path) -> list[str]:
 
 def module_names(model: transformers.PreTrainedModel) -> Callable[[str], str]:
     """From the names of a checkpoint's modules to those in transformers' model, which differ for some families."""
-    renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+    own = tensor_names(model)
+    return lambda name: own(f"{name}.weight").removesuffix(".weight")
 
+
+def tensor_names(model: transformers.PreTrainedModel) -> Callable[[str], str]:
+    """The same of tensors, before any of them are merged."""
+    return _renamed([each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)])
+
+
+def _stored_names(model: transformers.PreTrainedModel) -> Callable[[str], str]:
+    """From the names of tensors in transformers' model to those that `save_pretrained` writes."""
+    renamings = get_model_conversion_mapping(model, add_legacy=False)
+    return _renamed([each.reverse_transform() for each in reversed(renamings) if isinstance(each, WeightRenaming)])
+
+
+def _renamed(renamings: Sequence[WeightTransform]) -> Callable[[str], str]:
     def own(name: str) -> str:
-        name += ".weight"
         for renaming in renamings:
             name, _ = renaming.rename_source_key(name)
-        return name.removesuffix(".weight")
+        return name
 
     return own
 
 
 def _skeleton(config: Mapping[str, Any]) -> transformers.PreTrainedModel:
     """transformers' own model of this config.json, without storage."""
-    own = {key: value for key, value in config.items() if key != "model_type"}
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config))
+        known = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        known = transformers.AutoConfig.for_model(config["model_type"], **own)
         return transformers.AutoModelForCausalLM.from_config(known)
 
 
@@ -105,7 +126,11 @@ class _Layers:
         self.layers: dict[str, Layer] = {}
         self.decoded: list[str] = []
         modules, own_name = dict(model.named_modules()), module_names(model)
-        for assembly in assemblies(exported.description.layout, exported.shapes):
+        found = list(assemblies(exported.description.layout, exported.shapes))
+        self.stacks, in_stacks = self._stacks(model, found)
+        for assembly in found:
+            if assembly.name in in_stacks:
+                continue
             name = assembly.name.removesuffix(".weight")
             layer = self._layer(assembly, modules.get(own_name(name)))
             if layer is not None:
@@ -124,15 +149,39 @@ class _Layers:
         clustered = any(self._clusters(part.tensor) for part in assembly.parts)
         if not clustered or not isinstance(module, nn.Linear | nn.Embedding):
             return None
-        order = _row_order(assembly, self._exported.shapes)
+        order = row_order(assembly, self._exported.shapes)
         if order is None:
             return None
         ordered = bool((order != np.arange(len(order))).any())
         if isinstance(module, nn.Embedding) and (len(assembly.parts) > 1 or ordered):
             return None
         if ordered:
-            self._orders[assembly.name] = order
+            self._orders[f"{assembly.name.removesuffix('.weight')}.clustered"] = order
         return Layer(tuple(self._part(part.tensor) for part in assembly.parts), ordered)
+
+    def _stacks(
+        self, model: transformers.PreTrainedModel, found: Sequence[Assembly]
+    ) -> tuple[dict[str, Layer], set[str]]:
+        """The parameters of all experts' matrices, and the tensors of the checkpoint that they are made of."""
+        own_name, stored_name = tensor_names(model), _stored_names(model)
+        stacks, used = dict[str, Layer](), set[str]()
+        by_name = {own_name(assembly.name): assembly for assembly in found}
+        for name, parameter in model.named_parameters():
+            sources = _sources(name, model, by_name) if parameter.ndim == 3 else []
+            tensors = list(dict.fromkeys(part.tensor for assembly in sources for part in assembly.parts))
+            if not tensors or not all(self._clusters(tensor) for tensor in tensors):
+                continue
+            placed = stacked_rows(sources, {tensor: self._exported.shapes[tensor] for tensor in tensors})
+            if placed is None:
+                continue
+            order, transposed = placed
+            ordered = bool((order != np.arange(len(order))).any())
+            module, _, own = name.rpartition(".")
+            stored = stored_name(f"{module}.clustered_{own}.parts").removesuffix(".parts")
+            stacks[stored] = Layer(tuple(map(self._part, tensors)), ordered, transposed)
+            self._orders[stored] = order
+            used |= {assembly.name for assembly in sources}
+        return stacks, used
 
     def _part(self, tensor: str) -> LayerPart:
         clusters = self._clusters(tensor)
@@ -157,12 +206,20 @@ class _Layers:
             for number, part in enumerate(layer.parts):
                 yield from self._part_tensors(f"{name}.clustered.parts.{number}.weight", part)
             if layer.ordered:
-                order = self._orders[f"{name}.weight"]
-                yield WrittenTensor(f"{name}.clustered.order", "I64", order.shape, partial(np.asarray, order))
+                yield self._order(f"{name}.clustered")
+        for name, stack in self.stacks.items():
+            for number, part in enumerate(stack.parts):
+                yield from self._part_tensors(f"{name}.parts.{number}", part)
+            if stack.ordered:
+                yield self._order(name)
+
+    def _order(self, name: str) -> WrittenTensor:
+        order = self._orders[name]
+        return WrittenTensor(f"{name}.order", "I64", order.shape, partial(np.asarray, order))
 
     def _part_tensors(self, name: str, part: LayerPart) -> Iterator[WrittenTensor]:
         if part.clusters is None:
-            own = Assembly(name, part.shape, (Part(part.tensor, Origin((name,), (slice(0, part.shape[0]),)), None),))
+            own = Assembly(name, part.shape, (Part(part.tensor, Origin((name,), (slice(0, part.shape[0]),)), 0),))
             yield self._exported.stored(own)
             return
         for key, tensor in ClusteredWeight.blank(part.clusters, part.most_exceptions).state_dict().items():
@@ -178,22 +235,21 @@ class _Layers:
         return self._loaded[1][key].numpy()
 
 
-def _row_order(assembly: Assembly, shapes: Mapping[str, Shape]) -> NDArray[np.int64] | None:
-    """Which row of the parts, one below the other, is each row of the checkpoint's tensor; None if not only rows move.
-
-    Found by laying out a tensor of two columns whose values say where they are from.
+def _sources(name: str, model: transformers.PreTrainedModel, found: Mapping[str, Assembly]) -> list[Assembly]:
+    """The tensors of the checkpoint that a parameter is made of, in its order: one that holds it whole, or those that
+    transformers stacks. found: by their names in transformers' model. Empty for any other making.
     """
-    if len(assembly.shape) != 2 or any(len(part.origin.part) > 1 or part.expert is not None for part in assembly.parts):
-        return None
-    codes: dict[str, Values] = {}
-    start = 0
-    for part in assembly.parts:
-        rows = shapes[part.tensor][0]
-        codes[part.tensor] = 2 * np.arange(start, start + rows)[:, None] + np.arange(2)
-        start += rows
-    try:
-        found = replace(assembly, shape=(assembly.shape[0], 2)).values(codes.__getitem__)
-    except (ValueError, IndexError):  # a transform that needs all columns, or changes the shape
-        return None
-    order = found[:, 0].astype(np.int64) // 2
-    return order if (found == 2 * order[:, None] + np.arange(2)).all() else None
+    if name in found:
+        return [found[name]]
+    for converter in get_model_conversion_mapping(model):
+        target = converter.target_patterns[0]
+        if not isinstance(converter, WeightConverter) or not name.endswith(target):
+            continue
+        kinds = [type(each) for each in converter.operations]
+        joined = all(each.dim == 1 for each in converter.operations if isinstance(each, Concatenate))
+        if kinds not in ([MergeModulelist], [MergeModulelist, Concatenate]) or not joined:
+            return []
+        prefix, experts = name.removesuffix(target), model.get_parameter(name).shape[0]
+        wanted = [f"{prefix}{each.replace('*', str(n))}" for each in converter.source_patterns for n in range(experts)]
+        return [found[each] for each in wanted] if all(each in found for each in wanted) else []
+    return []

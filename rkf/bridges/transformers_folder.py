@@ -7,12 +7,13 @@
     layers        name of a Linear or Embedding in the checkpoint -> {"parts": […], "ordered": bool}. A part is a
                   matrix: tensor (its name in the file), shape, source_dtype, block (of its inputs' Hadamard transform,
                   or null), clusters (as in the file's directory, null for a dense part), most_exceptions (of a row)
+    stacks        MODULE.clustered_PARAMETER, for a parameter with the matrices of all experts -> the same, and
+                  "transposed": whether the parameter holds each matrix transposed
     tied          name of a layer -> the layer whose weight it uses
     container     the file's metadata and provenance, canonical msgpack in base 64
 
 A matrix is stored as LAYER.clustered.parts.N.weight.{plane0, …, centroids, a, b, positions, exceptions}, as in
-`rkf.torch.ClusteredWeight`. Layers without an entry are dense: so are the experts of mixtures, which transformers keeps
-in tensors that no layer owns.
+`rkf.torch.ClusteredWeight`; one of a stack as MODULE.clustered_PARAMETER.parts.N.{plane0, …}. All others are dense.
 """
 
 from __future__ import annotations
@@ -61,19 +62,24 @@ class LayerPart:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's matrices. ordered: whether its rows are in another order than theirs."""
+    """A layer's matrices, or a parameter's stacks. ordered: whether its rows are in another order than theirs.
+    transposed: of a stack, whether the parameter holds the matrices transposed.
+    """
 
     parts: tuple[LayerPart, ...]
     ordered: bool
+    transposed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"parts": [part.to_json() for part in self.parts], "ordered": self.ordered}
+        turned = {"transposed": True} if self.transposed else {}
+        return {"parts": [part.to_json() for part in self.parts], "ordered": self.ordered, **turned}
 
     @classmethod
     def from_json(cls, item: Mapping[str, Any], name: str) -> Layer:
         """Raises SourceError that names the layer, for anything but what `to_json` makes."""
         where = f"quantization_config, layer {name}"
         try:
-            return cls(tuple(LayerPart.from_json(part, where) for part in item["parts"]), bool(item["ordered"]))
+            parts = tuple(LayerPart.from_json(part, where) for part in item["parts"])
+            return cls(parts, bool(item["ordered"]), bool(item.get("transposed", False)))
         except (KeyError, TypeError, AttributeError) as error:
             raise SourceError(f"{where}: expected parts with tensor, shape, block, clusters: {error!r}") from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from rkf.bridges.transformers_folder import METHOD, Layer, LayerPart
-from rkf.converters.description import describe
+from rkf.converters.description import Description, describe
 from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.layout import Origin
 from rkf.converters.input_files import read_json
@@ -47,18 +47,23 @@ def restore(folder: str | Path, out: str | Path, *, force: bool = False) -> None
         container = canonical.decode(base64.b64decode(found["container"], validate=True))
         metadata, provenance = container["metadata"], container["provenance"]
         layers = {name: Layer.from_json(item, name) for name, item in found["layers"].items()}
+        stacks = {name: Layer.from_json(item, name) for name, item in found["stacks"].items()}
         tied = dict(found["tied"])
     except (KeyError, TypeError, ValueError, AttributeError, CorruptError) as error:
         raise SourceError(f"{label}: quantization_config of config.json is not as rkf wrote it: {error!r}") from error
     with naming(Path(label)):
         model = ModelMetadata.from_metadata(metadata["model"])
     description = describe(config, label)
-    read = _Reader(folder)
+    read = _Reader(folder, description)
     blocks = rotations(model.program)
     matrices = {
         part.tensor: (f"{name}.clustered.parts.{number}.weight", part)
         for name, layer in layers.items()
         for number, part in enumerate(layer.parts)
+    } | {
+        part.tensor: (f"{name}.parts.{number}", part)
+        for name, stack in stacks.items()
+        for number, part in enumerate(stack.parts)
     }
     aliases = {HEAD: EMBEDDING} if tied or description.keys.tie_word_embeddings else {}
     blobs = {
@@ -92,15 +97,23 @@ def is_exported(folder: Path) -> bool:
 class _Reader:
     """Tensors of a folder's safetensors files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, description: Description) -> None:
         self._label = folder.resolve().name
-        self._where = {name: path for path in shards(folder) for name in tensors_of(path)}
+        family, keys = description.family, description.keys
+        self._where: dict[str, tuple[Path, str]] = {}
+        for path in shards(folder):
+            for name in tensors_of(path):
+                # save_pretrained writes some decoders under the names that they have in a larger model.
+                for own in (family.own_name(keys, name, wrapped) for wrapped in (False, True)):
+                    if own is not None:
+                        self._where.setdefault(own, (path, name))
 
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self._where:
             raise SourceError(f"{self._label}: tensor {name} is missing; is a shard absent?")
-        with safe_open(self._where[name], framework="pt") as file:
-            found: torch.Tensor = file.get_tensor(name)
+        path, stored = self._where[name]
+        with safe_open(path, framework="pt") as file:
+            found: torch.Tensor = file.get_tensor(stored)
             return found
 
     def matrix(self, name: str, part: LayerPart) -> ClusteredMatrix:

@@ -26,12 +26,48 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 
 
 @click.command()
-@click.argument("name", default=NAME, metavar=f"[{NAME} | HUB ID]")
+@click.argument("name", default=NAME, metavar=f"[{NAME} | USER/REPO[:FILE]]")
 def pull(name: str) -> None:
-    """Fetch a checkpoint and print its path."""
+    """Fetch a checkpoint or an rkf file from the hub and print its path.
+
+    Of a repository with one .rkf file, that file is fetched; FILE chooses one of several. Its hashes are checked.
+    """
     from rkf.converters.pull import pull as fetch
 
     click.echo(fetch(name))
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("name", metavar="USER/REPO[:FILE]")
+@click.option("--licence", metavar="ID", help="The licence's identifier on the hub, such as apache-2.0.")
+@click.option(
+    "--quality",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the output of `rkf eval … --json`, for the card. May be repeated.",
+)
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--dry-run", is_flag=True, help="Print the card; upload nothing.")
+def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...], private: bool, dry_run: bool) -> None:
+    """Upload an rkf file to the hub, with a model card.
+
+    The card is made from the file: how to run it, its size by bits, its recipe. The file is verified first.
+    """
+    from rkf.converters.hub import HubName
+    from rkf.converters.hub import push as upload
+    from rkf.converters.model_card import model_card
+    from rkf.file.verify import verify
+
+    target = HubName.parse(name)
+    if target is None:
+        raise UsageError(f"{name}: expected USER/REPO or USER/REPO:FILE")
+    card = model_card(model, target, licence=licence, quality=quality)
+    if dry_run:
+        click.echo(card)
+        return
+    verify(model)
+    click.echo(upload(model, target, card, private=private))
 
 
 @click.command()
@@ -235,8 +271,8 @@ def export_transformers(model: Path, out: Path) -> None:
     decoded = run(model, out)
     if decoded:
         click.echo(
-            f"{printable(out)}: {len(decoded)} tensors are dense, because no Linear or Embedding of transformers' "
-            f"model holds them: {printable(decoded[0])}, …",
+            f"{printable(out)}: {len(decoded)} tensors are dense, because no layer of transformers' model holds one of "
+            f"them alone: {printable(decoded[0])}, …",
             err=True,
         )
 

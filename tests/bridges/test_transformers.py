@@ -23,8 +23,9 @@ from rkf.file.container import open_file
 from rkf.torch import ClusteredWeight
 from tests.families.models import edit_json, loaded, logits_of, model_of, save, tokens
 
-# Fused rows, rows by heads, scaled embeddings, tied heads, biases, experts.
-VARIANTS = ["llama-biases", "phi3", "gemma3", "gpt_neox", "olmo2", "qwen3_moe"]
+# Fused rows, rows by heads, scaled embeddings, tied heads, biases; experts apart, transposed, under other names. Parts
+# of deepseek_v3's latent attention are in no layer of their own, so they are decoded.
+VARIANTS = ["llama-biases", "phi3", "gemma3", "gpt_neox", "olmo2", "mixtral", "gpt_oss", "qwen3_5_moe", "deepseek_v3"]
 
 
 @pytest.fixture
@@ -48,9 +49,10 @@ def test_the_logits_and_the_way_back(tmp_path: Path, variant: str) -> None:
     path = converted(tmp_path, variant)
     export_hf(path, tmp_path / "dense")
     decoded = export_transformers(path, tmp_path / "clustered")
-    assert bool(decoded) == ("moe" in variant), decoded
+    assert bool(decoded) == (variant == "deepseek_v3"), decoded
     model = loaded(tmp_path / "clustered")
-    np.testing.assert_allclose(logits_of(model), logits_of(loaded(tmp_path / "dense")), rtol=0, atol=1e-5)
+    expected = logits_of(loaded(tmp_path / "dense"))
+    np.testing.assert_allclose(logits_of(model), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     save_again(model, tmp_path / "clustered", tmp_path / "again")
     restore(tmp_path / "again", tmp_path / "restored.rkf")
     assert ranks_of(tmp_path / "restored.rkf") == ranks_of(path) or decoded
