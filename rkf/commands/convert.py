@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
 from rkf.commands.options import POSITIVE
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
@@ -84,6 +85,11 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     show_default=True,
     help="Calibration text: the model's own, a file (also one from `rkf calibrate`), or none. quick: only scales are "
     "chosen, in seconds, on a short text of rkf's.",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of a PEFT LoRA adapter: its products are added to the weights first.",
 )
 @click.option(
     "--recipe", metavar="FILE|dense", help="How to store each tensor: a TOML file, or the name of a built-in recipe."
@@ -181,11 +187,12 @@ def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Cal
         return None
     from rkf.calibrate.calibration import Calibrate
 
+    store = cache_dir() / "calibrations"
     if choice == "self":
-        return Calibrate(progress=progress)
+        return Calibrate(progress=progress, store=store)
     if not Path(choice).is_file():
         raise UsageError(f"--calibrate {choice}: no such file; expected self, none, or a file of text")
-    return Calibrate(Path(choice))
+    return Calibrate(Path(choice), store=store)
 
 
 @click.command()
@@ -200,7 +207,8 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
-    from rkf.calibrate.calibration import Calibrate, save
+    from rkf.calibrate.calibration import Calibrate
+    from rkf.calibrate.kept import save
     from rkf.cluster.allocation import coarse
     from rkf.converters.pull import locate
     from rkf.converters.rotated_source import RotatedSource
@@ -212,7 +220,7 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
         path = locate(src)
         source = open_source(path)
         refuse_source(out, path, source)
-        made = Calibrate(text, reporter(bar))(source, out.parent)
+        made = Calibrate(text, reporter(bar), cache_dir() / "calibrations")(source, out.parent)
     save(out, made.tokens, made.of(RotatedSource(source)).losses(coarse), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
