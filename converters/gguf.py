@@ -35,6 +35,7 @@ from rkf.converters.gguf_tokenizer import GgufTokenizer
 from rkf.converters.input_files import files_fingerprint, hash_file
 from rkf.converters.source import TensorSpec, read_origin, spec_of
 from rkf.errors import SourceError, UnsupportedError, naming
+from rkf.file.identity import identity, refuse_changed
 from rkf.format.matrix import DenseTensor, storage_dtype
 from rkf.model.metadata import ModelMetadata
 from rkf.model.program import layer_prefix
@@ -111,6 +112,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self.path, self.label = path, path.name
         self.left_out: tuple[str, ...] = ()
+        self._before = {path: identity(path)}
         header = read_header(path)
         fields = dict(header.fields)
         _check_types(fields, self.label)
@@ -195,6 +197,9 @@ class GgufSource:
     @property
     def fingerprint(self) -> str:
         return files_fingerprint(self.files)
+
+    def refuse_changed(self) -> None:
+        refuse_changed(self._before)
 
     def read(self, name: str) -> DenseTensor:
         """One tensor. The peak is its values plus one slab of rows, or twice the values if rows are permuted."""

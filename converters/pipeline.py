@@ -237,6 +237,7 @@ class _Job:
             blobs[CHAT_TEMPLATE] = self.source.chat_template.encode()
         for name in sorted(blobs):
             writer.blob(name, blobs[name])
+        self.source.refuse_changed()
         return rows
 
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
@@ -294,6 +295,7 @@ class _Job:
             kept = self.frequent[: max((rule.rows_kept(len(self.frequent)) for rule in rules), default=0)]
         with naming(Path(self.source.label)):
             tensors = [(self.source.read(name), rule, name) for name, rule in zip(missing, rules, strict=True)]
+            self.source.refuse_changed()  # before it is kept for a later run
             found |= zip(missing, cluster_alike(tensors, objective, kept, self.each), strict=True)
         for name in missing:
             tensor, stats = found[name]

@@ -81,6 +81,7 @@ class Calibration:
             return self.measured
         found = sensitivity.losses(self.source.model.program, _reader(self.source), coarse, self.tokens)
         if self.place is not None:
+            self.source.refuse_changed()
             kept.keep(self.place, self.tokens, found)
         return found
 
@@ -121,6 +122,7 @@ class Calibrate:
                 return found
             tokens = self_written(source, folder, self.progress)
             if place is not None:
+                source.refuse_changed()
                 kept.keep(place, tokens, {})
             return Calibration(source, tokens, "self", place=place)
         with self.text.open("rb") as file:
