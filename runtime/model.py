@@ -140,8 +140,7 @@ class Model:
             return self.tokenizer.encode(prompt)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        # The template writes BOS itself if the model wants one.
-        return self.tokenizer.encode(self.tokenizer.render(messages), bos=False)
+        return self.tokenizer.encode_chat(messages)  # the template writes BOS itself if the model wants one
 
 
 def load(

@@ -144,8 +144,7 @@ def prompts(model: ModelMetadata, tokenizer: Tokenizer) -> list[list[int]]:
     plain = [start + tokenizer.encode(text, bos=False) for text in _BEGINNINGS]
     chats = plain
     if tokenizer.template is not None:
-        rendered = [tokenizer.render([{"role": "user", "content": question}]) for question in _QUESTIONS]
-        chats = [tokenizer.encode(text, bos=False) for text in rendered]
+        chats = [tokenizer.encode_chat([{"role": "user", "content": question}]) for question in _QUESTIONS]
     return [start] * (len(chats) + len(plain)) + chats + plain
 
 

@@ -33,27 +33,34 @@ def render(
     messages: Sequence[Message],
     *,
     special_tokens: Mapping[str, str],
+    tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> str:
     """The prompt for `messages`, equal to transformers' `apply_chat_template(tokenize=False)`.
 
-    special_tokens: the template's variables such as `bos_token`. now: the time that `strftime_now` reads (default: the
-    clock); give it to repeat a prompt that contains a date. UsageError: the template refuses these messages.
-    UnsupportedError: it cannot be rendered within the limits.
+    special_tokens: the template's variables such as `bos_token`. tools: JSON schemas of functions, for templates that
+    know tools. variables: further ones, such as a switch for thoughts. now: the time that `strftime_now` reads
+    (default: the clock); give it to repeat a prompt that contains a date. UsageError: the template refuses these
+    messages, or they are not JSON. UnsupportedError: it cannot be rendered within the limits.
     """
     if len(template) > MAX_TEMPLATE_CHARS:
         raise UnsupportedError(f"chat template: {len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}")
-    variables = {**special_tokens, "messages": list(messages), "add_generation_prompt": add_generation_prompt}
+    given = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, "tools": tools}
     request = {
         "template": template,
-        "variables": {**variables, "tools": None, "documents": None},
+        "variables": {"documents": None, **special_tokens, **(variables or {}), **given},
         "now": (now or datetime.now()).isoformat(),
         "max_chars": MAX_PROMPT_CHARS,
         "memory_bytes": MEMORY_BYTES,
         "cpu_seconds": CPU_SECONDS,
     }
-    return _run_worker(json.dumps(request).encode())
+    try:
+        encoded = json.dumps(request).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"messages: expected values that JSON has: {error}") from error
+    return _run_worker(encoded)
 
 
 def _run_worker(request: bytes) -> str:

@@ -5,18 +5,27 @@ The `tokenizers` library runs tokenizer.json unchanged. Nothing of a tokenizer i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import secrets
+import string
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
+from typing import Any
 
 import tokenizers
 
 from rkf.errors import StructureError, UsageError
 from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
+from rkf.text.spelling import Spelling
 from rkf.text.template import Message
 
 _INCOMPLETE = "\ufffd"  # a decoder's output for bytes that are not a whole character (yet)
 _CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
+
+_MARK_DIGITS = 30  # digits survive what templates do to a text (trim, upper, tojson, …); 100 bits cannot be guessed
+_ROLE = re.compile(r"[\w-]+")
 
 
 class Tokenizer:
@@ -40,23 +49,133 @@ class Tokenizer:
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it."""
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError("the text is not valid Unicode: it holds a lone surrogate (an undecodable byte?)")
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoding(text).ids
         if bos and self._model.add_bos and self._model.bos_id is not None and ids[:1] != [self._model.bos_id]:
             ids.insert(0, self._model.bos_id)
         return ids
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                "the text is not valid Unicode: it holds a lone surrogate (an undecodable byte?)"
+            ) from None
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids. special: show special tokens instead of leaving them out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
         return text
 
-    def render(self, messages: Sequence[Message], *, now: datetime | None = None) -> str:
-        """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> str:
+        """The prompt for a conversation, up to the start of the answer. Options: those of `rkf.text.template.render`.
+
+        UsageError: the model has no template.
+        """
         if self.template is None:
             raise UsageError("this model has no chat template: give a plain prompt (--raw)")
-        return chat_template.render(self.template, messages, special_tokens=self._special_tokens(), now=now)
+        return chat_template.render(
+            self.template,
+            messages,
+            special_tokens=self._special_tokens(),
+            tools=tools,
+            variables=variables,
+            now=now,
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> list[int]:
+        """Token ids of `render`. Special tokens are only those that the template writes: where a message, a tool or an
+        argument spells one, it is encoded as ordinary text. Roles are the caller's words: check those of strangers.
+
+        Raises what `render` raises, and UsageError for a role that is not a word.
+        """
+        for message in messages:
+            role = message.get("role") if isinstance(message, Mapping) else None
+            if not isinstance(role, str) or not _ROLE.fullmatch(role):
+                raise UsageError(f"messages: expected a role, which is a word, in each, got {role!r}")
+        mark = "".join(secrets.choice(string.digits) for _ in range(_MARK_DIGITS))
+        text = self.render(
+            self._spelling.broken(messages, mark),
+            tools=self._spelling.broken(tools, mark),
+            variables=self._spelling.broken(variables, mark),
+            now=now,
+        )
+        if mark not in text and not self._normalised:
+            return self.encode(text, bos=False)
+        return self._encode_marked(text, mark)
+
+    def _encode_marked(self, text: str, mark: str) -> list[int]:
+        """Token ids of a text; what a mark stands in is not a special token."""
+        encoding = self._encoding(text)
+        found, ids = encoding.ids, list[int]()
+        start = first = 0  # of the part since the last special token: its first character, its first token
+        for at, (token, (begin, end)) in enumerate(zip(found, encoding.offsets, strict=True)):
+            # A token that only normalising made equal to a special one was not written by a template.
+            if token in self._special and self._special[token] in text[begin:end]:
+                ids += self._ordinary(text[start:begin], found[first:at], mark, start == 0)
+                ids.append(token)
+                start, first = end, at + 1
+        return ids + self._ordinary(text[start:], found[first:], mark, start == 0)
+
+    def _ordinary(self, text: str, ids: list[int], mark: str, begins: bool) -> list[int]:
+        """Token ids of a part between special tokens. ids: those of the text with its marks. begins: no token comes
+        before it, so that it gets the space which some tokenizers put before a text.
+        """
+        if mark not in text and self._special.keys().isdisjoint(ids):
+            return ids
+        ids = self._as_text(text.replace(mark, ""), begins)
+        if self._special.keys().isdisjoint(ids):
+            return ids
+        # The vocabulary has a special token's text among its ordinary pieces: encode its parts alone.
+        parts = text.split(mark)
+        return [each for at, part in enumerate(parts) for each in self._as_text(part, begins and at == 0)]
+
+    def _as_text(self, text: str, begins: bool) -> list[int]:
+        """Token ids of a text without special tokens, which begins the prompt or follows a token."""
+        tokenizer, anchor = self._without_special
+        if begins:
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(tokenizer.encode(anchor + text, add_special_tokens=False).ids[1:])
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        """Id -> text of the special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token: each.content for token, each in added.items() if each.special}
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self._special.values())
+
+    @cached_property
+    def _normalised(self) -> bool:
+        """Whether texts other than its own may become a special token."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return self._tokenizer.normalizer is not None and any(each.special and each.normalized for each in added)
+
+    @cached_property
+    def _without_special(self) -> tuple[tokenizers.Tokenizer, str]:
+        """The tokenizer as one that knows no special tokens, and the text of a token to put before other text."""
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.encode_special_tokens = True
+        anchor = secrets.token_hex()
+        tokenizer.add_tokens([tokenizers.AddedToken(anchor, special=False, normalized=False)])
+        return tokenizer, anchor
 
     def _special_tokens(self) -> dict[str, str]:
         """Name -> text, as the file has them; a file that names none has the ids of two."""
