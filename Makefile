@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench wheel paper vectors clean
+.PHONY: demo test lint types bench wheel web paper vectors clean
 
 demo: .venv/core  ## install, convert SmolLM2-135M-Instruct to an .rkf file, and print its answer to one question
 	$(BIN)/rkf run --prompt "What is the capital of France?" --stats
@@ -25,6 +25,14 @@ bench: .venv/core  ## measure speed and memory of the default model on this mach
 wheel: .venv/dev  ## build dist/*.whl with all kernels compiled for Linux on x86-64 and ARM (five minutes on two cores)
 	$(BIN)/python -m rkf.runtime.prebuild
 	$(BIN)/python -m build
+
+WEB := rkf/serve/web
+web:  ## copy the chat page's libraries from npm, at the versions of rkf/serve/web/package-lock.json
+	mkdir -p build/web && cp $(WEB)/package.json $(WEB)/package-lock.json build/web && cd build/web && npm ci --silent
+	cp build/web/node_modules/htm/preact/standalone.module.js $(WEB)/vendor/htm-preact.js
+	cp build/web/node_modules/marked/lib/marked.esm.js build/web/node_modules/dompurify/dist/purify.es.mjs $(WEB)/vendor
+	cp build/web/node_modules/@highlightjs/cdn-assets/es/highlight.min.js $(WEB)/vendor
+	cd build/web/node_modules && cat htm/LICENSE marked/LICENSE dompurify/LICENSE @highlightjs/cdn-assets/LICENSE > ../../../$(WEB)/vendor/LICENSES
 
 paper: .venv/dev  ## make docs/paper.md from docs/paper/*/results.json; TEXT=FILE first runs the missing trials
 	$(BIN)/python -m benchmarks.paper $(if $(TEXT),--text "$(TEXT)")

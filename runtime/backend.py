@@ -50,6 +50,14 @@ class TokenSequence(Protocol):
         """The longest beginning of at most `tokens` to which `truncate` can go back."""
         ...
 
+    def fork(self) -> Any:
+        """Another sequence with the same tokens. The two share memory as far as the backend can."""
+        ...
+
+    def growth_bytes(self, tokens: int) -> int:
+        """The memory that so many more tokens take, beside what is held; 0 if the backend does not know."""
+        ...
+
 
 class Row(NamedTuple):
     """New tokens of one sequence: `tokens: i64[n]`, n >= 1, which follow those that it holds."""
@@ -75,6 +83,16 @@ class Backend(Protocol):
     @property
     def metadata(self) -> ModelMetadata:
         """The file's description of its model."""
+        ...
+
+    @property
+    def pass_tokens(self) -> int:
+        """The maximum number of tokens of one pass; `forward` computes more of them in several."""
+        ...
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of all sequences; 0 if the backend does not know."""
         ...
 
     def new_sequence(self, capacity: int) -> Any:

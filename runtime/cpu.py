@@ -74,6 +74,12 @@ class CpuBackend:
             keep=(self._plan, self._batch),
         )
         self._lock = threading.Lock()
+        self.pass_tokens = TILE
+
+    @property
+    def held_bytes(self) -> int:
+        """Keys, values and states of all sequences."""
+        return self._plan.layout.held.bytes
 
     def new_sequence(self, capacity: int) -> PagedSequence:
         """An empty sequence that can grow to `capacity` tokens."""

@@ -1,67 +1,16 @@
-"""The loop from a prompt's ids to text: compute, sample, decode, stop. Knows Backend, no weights, no files."""
+"""An answer as text: a request to the engine, its tokens decoded, stop strings, times. Knows no weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from sys import maxsize
 from time import perf_counter
-from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rkf.errors import ContextLengthError, UsageError
-from rkf.runtime.backend import Row, Wanted
-from rkf.runtime.sampling import Sampling, sample
+from rkf.errors import UsageError
+from rkf.runtime.chooser import Chooser
+from rkf.runtime.engine import Engine, Request
 from rkf.text.tokenizer import TextStream
-
-if TYPE_CHECKING:
-    from rkf.runtime.backend import Backend
-
-F32 = NDArray[np.float32]
-_NONE = np.empty(0, np.int64)
-_OPENING = 16  # tokens at the end of a prompt; templates open an answer with up to ten
-_WORTHWHILE = 64  # tokens; a mark costs a pass of its own, about as long as computing eight tokens more
-
-
-class Session:
-    """A backend's sequence and its ids, so that a conversation computes only new tokens."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._sequence = backend.new_sequence(backend.metadata.context_length)
-        self._held: list[int] = []
-
-    def next_logits(self, ids: Sequence[int]) -> F32:
-        """Logits after all of `ids`, `f32[vocab]`; the longest beginning in the sequence is not computed again."""
-        common = min(_common(self._held, ids), len(ids) - 1)  # always compute the last one, for its logits
-        known = self._sequence.reusable(common)
-        self._sequence.truncate(known)
-        del self._held[known:]  # before computing, so that an interruption leaves a valid sequence
-        for end in self._places_to_mark(known, common, len(ids)):
-            self._compute(ids[known:end], _NONE)
-            self._sequence.mark()
-            known = end
-        return self._compute(ids[known:], "last")[0]
-
-    def _compute(self, ids: Sequence[int], wanted: Wanted) -> F32:
-        """The wanted logits of more tokens."""
-        logits = self._backend.forward([Row(self._sequence, np.asarray(ids, np.int64))], wanted)
-        self._held.extend(ids)
-        return logits
-
-    def _places_to_mark(self, known: int, common: int, end: int) -> list[int]:
-        """The lengths that later prompts are likely to go back to, of the tokens known … end - 1 that are to come.
-
-        One is where this prompt leaves the last text: others may share that beginning, such as a system prompt. The
-        other is shortly before the end, because the next turn's template may write the answer's beginning differently
-        (without the tokens that open a model's thoughts).
-        """
-        if self._sequence.rewinds:
-            return []
-        near_end = end - _OPENING
-        places = [common] if near_end - common >= _WORTHWHILE else []
-        return [place for place in [*places, near_end] if place - known >= _WORTHWHILE]
 
 
 @dataclass(slots=True)
@@ -89,64 +38,78 @@ class Limits:
         if "" in self.stop:
             raise UsageError("a stop string is empty: it would stop everything")
 
+    def request(self, ids: Sequence[int], choose: Chooser) -> Request:
+        """A request that continues `ids` within these limits."""
+        most = maxsize if self.max_tokens is None else len(ids) + self.max_tokens
+        return Request(list(ids), choose, most=most, eos=frozenset(self.eos_ids))
+
+
+class AnswerText:
+    """The text of an answer's tokens, in whole characters, up to the first stop string."""
+
+    def __init__(self, text: TextStream, stop: Sequence[str]) -> None:
+        self._text, self._stop = text, StopStrings(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self._stop.found
+
+    def push(self, token: int) -> str:
+        """The text that can be given out after `token`; none after a stop string."""
+        return "" if self.stopped else self._stop.push(self._text.push(token))
+
+    def finish(self) -> str:
+        """The rest, once no token comes any more."""
+        return "" if self.stopped else self._stop.push(self._text.finish()) + self._stop.finish()
+
 
 @dataclass(slots=True)
 class Generation:
     """Pieces of text, generated during iteration, which is possible once. ids: the prompt and the generated tokens."""
 
-    session: Session
-    ids: list[int]
-    sampling: Sampling
+    engine: Engine
+    prompt: Sequence[int]
+    choose: Chooser
     limits: Limits
-    context_length: int
     text: TextStream
+    request: Request = field(init=False)
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
-        if not self.ids:
-            raise UsageError("the prompt is empty: expected at least one token")
-        if len(self.ids) + (self.limits.max_tokens != 0) > self.context_length:
-            raise ContextLengthError(
-                f"the prompt has {len(self.ids)} tokens, the model's context {self.context_length}: shorten it to leave"
-                " room for an answer"
-            )
-        self.stats.prompt_tokens = len(self.ids)
+        self.request = self.limits.request(self.prompt, self.choose)
+        self.engine.check(self.request)
+        self.stats.prompt_tokens = self.request.prompt_tokens
+
+    @property
+    def ids(self) -> list[int]:
+        return self.request.ids
 
     def __iter__(self) -> Iterator[str]:
-        stop = StopStrings(self.limits.stop)
-        for token in self._tokens():
-            if piece := stop.push(self.text.push(token)):
-                yield piece
-            if stop.found:
-                self.stats.finish = "stop"
-                return
-        if piece := stop.push(self.text.finish()) + stop.finish():
+        text = AnswerText(self.text, self.limits.stop)
+        self.engine.submit(self.request)
+        try:
+            while not text.stopped and (tokens := self._next()):
+                if piece := "".join(map(text.push, tokens)):
+                    yield piece
+        finally:  # also if the reader of the pieces has gone
+            self.engine.cancel(self.request)
+        self.stats.finish = "stop" if text.stopped else self.request.finish
+        if piece := text.finish():
             yield piece
 
-    def _tokens(self) -> Iterator[int]:
-        room = self.context_length - len(self.ids)
-        wanted = room if self.limits.max_tokens is None else min(self.limits.max_tokens, room)
-        eos = frozenset(self.limits.eos_ids)
-        for _ in range(wanted):
-            token = self._next()
-            if token in eos:
-                self.stats.finish = "eos"
-                return
-            yield token
-        self.stats.finish = "length"
-
-    def _next(self) -> int:
-        """One timed step; the first one computes the prompt."""
-        began = perf_counter()
-        token = sample(self.session.next_logits(self.ids), self.sampling, self.ids)
+    def _next(self) -> list[int]:
+        """The tokens of one timed step; none at the end. The first step computes the prompt."""
+        began, before = perf_counter(), self.request.tokens
+        while not (tokens := self.request.take()) and not self.request.ended:
+            self.engine.step()
         elapsed = perf_counter() - began
-        if len(self.ids) == self.stats.prompt_tokens:
+        self.stats.tokens = self.request.tokens
+        if before == 0:
             self.stats.prefill_s = elapsed
         else:
             self.stats.decode_s += elapsed
-        self.ids.append(token)
-        self.stats.tokens += 1
-        return token
+        return tokens
 
 
 class StopStrings:
@@ -176,11 +139,3 @@ class StopStrings:
 
     def _begins(self, text: str) -> bool:
         return any(stop.startswith(text) for stop in self._stops)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common beginning."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:  # the usual case, one token more each step, without a loop in Python
-        return n
-    return next(i for i in range(n) if a[i] != b[i])

@@ -8,8 +8,11 @@ kernels/cache_format.py defines the order inside.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+from weakref import finalize
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rkf.errors import ContextLengthError
 from rkf.model.ops import Attention, Conv, Scan
@@ -53,13 +56,29 @@ class Group:
         return range(first // PAGE, -(-position // PAGE) if first < position else first // PAGE)
 
 
+class HeldBytes:
+    """Counts the bytes of arrays while they live."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def count(self, array: NDArray[Any]) -> None:
+        self.bytes += array.nbytes
+        finalize(array, self._forget, array.nbytes).atexit = False
+
+    def _forget(self, size: int) -> None:
+        self.bytes -= size
+
+
 class CacheLayout:
     """The slots of a program's layers, and their groups of pages, for a number format.
 
-    states: where the states of a sequence lie, by layer and op, in its `state_bytes` of f32.
+    states: where the states of a sequence lie, by layer and op, in its `state_bytes` of f32. held: the memory of all
+    sequences.
     """
 
     def __init__(self, program: Program, number_format: str) -> None:
+        self.held = HeldBytes()
         self.slots: dict[int, Slot] = {}
         windows: dict[int | None, int] = {}
         sizes: list[int] = []
@@ -145,8 +164,8 @@ class Page:
 class PageTable:
     """The pages of one sequence in one group. addresses: read by kernels, 0 where there is no page."""
 
-    def __init__(self, group: Group, capacity: int) -> None:
-        self._group = group
+    def __init__(self, group: Group, capacity: int, held: HeldBytes) -> None:
+        self._group, self._held = group, held
         self._pages: list[Page | None] = []
         self._first = 0  # of the pages before this one, only the marked ones are left
         self._marked = range(0)  # pages that a window sees from the last mark: kept, so that it can go back there
@@ -155,9 +174,14 @@ class PageTable:
     def reserve(self, length: int, tokens: int) -> None:
         """Make sure that positions length … tokens - 1 have pages of this table alone."""
         for number in range(length // PAGE, -(-tokens // PAGE)):
-            page = self._pages[number] if number < len(self._pages) else None
+            page = self._page(number)
             if page is None or len(page.holders) > 1:
                 self._put(number, self._copy(page))
+
+    def growth_bytes(self, length: int, tokens: int) -> int:
+        """The memory of the pages that `reserve` would make."""
+        pages = (self._page(number) for number in range(length // PAGE, -(-tokens // PAGE)))
+        return sum(self._group.page_bytes for page in pages if page is None or len(page.holders) > 1)
 
     def give_back(self, length: int) -> None:
         """Free the pages that the position `length` and later ones do not see."""
@@ -197,11 +221,15 @@ class PageTable:
     def close(self) -> None:
         self.truncate(0)
 
+    def _page(self, number: int) -> Page | None:
+        return self._pages[number] if number < len(self._pages) else None
+
     def _copy(self, page: Page | None) -> Page:
         try:
             copy = Page(self._group.page_bytes)
         except MemoryError:
             raise ContextLengthError("no memory for more keys and values: shorten the context") from None
+        self._held.count(copy.array)
         if page is not None:
             copy.array[:] = page.array
         return copy

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,11 @@ from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.model.metadata import ModelMetadata
 from rkf.runtime.backend import Row
-from rkf.runtime.generate import Generation, Limits, Session
-from rkf.runtime.sampling import Sampling
+from rkf.runtime.chooser import Chooser
+from rkf.runtime.engine import Engine
+from rkf.runtime.generate import Generation, Limits
+from rkf.runtime.guide import Form, Guides
+from rkf.runtime.recommended import sampling_for
 from rkf.text.template import Message
 from rkf.text.tokenizer import Tokenizer
 
@@ -26,35 +30,35 @@ F32 = NDArray[np.float32]
 TORCH_DEVICES = {"cpu-torch": "cpu", "cuda": "cuda"}  # name -> torch's name
 
 
-class SamplingOptions(TypedDict, total=False):
-    """How to choose tokens: the fields of `rkf.runtime.sampling.Sampling`. The default is greedy."""
+class Options(TypedDict, total=False):
+    """Keywords of every call that generates text; `Model.stream` explains them."""
 
     temperature: float
     top_k: int | None
     top_p: float | None
     min_p: float | None
     repetition_penalty: float
-    seed: int
-
-
-class Options(SamplingOptions, total=False):
-    """Keywords of every call that generates text; `Model.stream` explains them."""
-
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
     max_tokens: int | None
     stop: str | Sequence[str]
+    form: Form | None
+    template_args: Mapping[str, Any]
 
 
 class Model:
     """A model that is ready to run. It is a context manager; `close` releases the file.
 
-    The cache keeps one conversation at a time: a call that begins like the last one (the next turn of a chat) computes
-    only the new tokens. Not thread-safe.
+    The last few texts stay in the cache: a call that begins like one of them (the next turn of a chat) computes only
+    the new tokens. Generations can run in turn; each computes only when it is iterated. Not thread-safe.
     """
 
     def __init__(self, container: Container, backend: Backend, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._container, self._backend = container, backend
-        self._session = Session(backend)
+        self._engine = Engine(backend)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -66,31 +70,42 @@ class Model:
         """The backend, for measuring it."""
         return self._backend
 
+    @cached_property
+    def guides(self) -> Guides:
+        """Guides to answers of a given form."""
+        return Guides(self.tokenizer.json, self.metadata.vocab_size, self.metadata.eos_ids)
+
     def stream(
         self,
         prompt: str | Sequence[Message],
         *,
         system: str | None = None,
         raw: bool = False,
-        max_tokens: int | None = 256,
-        stop: str | Sequence[str] = (),
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[Options],
     ) -> Generation:
         """Generate an answer, piece by piece: iterate for the text; `.stats` holds counts and times, `.ids` the tokens.
 
         prompt: a user's message, or a whole conversation ({"role": …, "content": …} each); the model's chat template is
         applied. system: a message before it. raw: continue `prompt` unchanged, which is also done for a model without a
-        template. max_tokens: the maximum number of tokens to generate (None: up to the model's context length). stop:
-        strings that end the text; they are not part of it.
+        template. max_tokens: the maximum number of tokens to generate (256; None: up to the model's context length).
+        stop: strings that end the text; they are not part of it. form: what the answer must match
+        (rkf.runtime.guide.Form). template_args: variables for the chat template, such as enable_thinking.
+
+        temperature … seed: how to choose tokens; rkf.runtime.sampling.Sampling explains them. Without them the options
+        that the model's authors recommend, otherwise greedy. seed None: another text each time; `.choose.sampling.seed`
+        repeats it.
 
         UsageError: an option out of range, an empty prompt or one longer than the context, messages that the template
         refuses.
         """
-        ids = self._prompt_ids(prompt, system, raw)
-        context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
+        max_tokens, stop = options.pop("max_tokens", 256), options.pop("stop", ())
+        form, template_args = options.pop("form", None), options.pop("template_args", {})
+        sampling = sampling_for(self.metadata, options)
         limits = Limits(max_tokens, self.metadata.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
-        text = self.tokenizer.stream(context)
-        return Generation(self._session, ids, Sampling(**sampling), limits, self.metadata.context_length, text)
+        ids = self._prompt_ids(prompt, system, raw, template_args)
+        guide = None if form is None else self.guides.guide(form)
+        context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
+        return Generation(self._engine, ids, Chooser(sampling, len(ids), guide), limits, self.tokenizer.stream(context))
 
     def generate(
         self,
@@ -131,16 +146,30 @@ class Model:
     def _continues(self, prompt: str | Sequence[Message], raw: bool) -> bool:
         return raw or (self.tokenizer.template is None and isinstance(prompt, str))
 
-    def _prompt_ids(self, prompt: str | Sequence[Message], system: str | None, raw: bool) -> list[int]:
+    def _prompt_ids(
+        self, prompt: str | Sequence[Message], system: str | None, raw: bool, template_args: Mapping[str, Any]
+    ) -> list[int]:
         if self._continues(prompt, raw):
             if system is not None:
                 raise UsageError("a system message needs the model's chat template: omit it, or put it into the prompt")
+            if template_args:
+                raise UsageError("template arguments need the model's chat template: omit them")
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
             return self.tokenizer.encode(prompt)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return self.tokenizer.encode_chat(messages)  # the template writes BOS itself if the model wants one
+        return self.chat_ids(messages, template_args=template_args)
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The prompt for a conversation. tools: descriptions of functions that the model may call, for the template."""
+        return self.tokenizer.encode_chat(messages, tools=tools, variables=template_args)
 
 
 def load(

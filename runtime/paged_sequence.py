@@ -27,9 +27,9 @@ class PagedSequence:
         self.rope_choice = RopeChoice(ropes)
         self.named_ropes = (0, 0)  # none yet
         self._layout, self._ropes = layout, ropes
-        self._tables = [PageTable(group, capacity) for group in layout.groups]
+        self._tables = [PageTable(group, capacity, layout.held) for group in layout.groups]
         tables = [table.addresses.ctypes.data for table in self._tables]
-        self._states = np.zeros(layout.state_bytes // 4, np.float32)
+        self._states = self._counted(np.zeros(layout.state_bytes // 4, np.float32))
         self._steady = True  # the states are those after `length` tokens: no call was interrupted
         self._snapshots: Snapshots[NDArray[np.float32]] = Snapshots()
         self._mark = 0
@@ -48,7 +48,7 @@ class PagedSequence:
             for table in self._tables:
                 table.mark(self.length)
             if self._states.size:
-                self._snapshots.keep(self.length, self._states.copy, marked=True)
+                self._snapshots.keep(self.length, self._copy_of_states, marked=True)
 
     def truncate(self, tokens: int) -> None:
         """Keep only the first `tokens`. Raises UsageError for a length that it cannot go back to."""
@@ -89,6 +89,10 @@ class PagedSequence:
         other.length, other._steady = self.length, self._steady
         return other
 
+    def growth_bytes(self, tokens: int) -> int:
+        """The memory of the pages that so many more tokens take. Copies of states are not foretold."""
+        return sum(table.growth_bytes(self.length, self.length + tokens) for table in self._tables)
+
     def tokens_again(self, new: NDArray[np.int64]) -> NDArray[np.int64]:
         """The held tokens if `new` ones take other rope tables; the sequence is then empty. Usually none."""
         again = self.rope_choice.again(self.length, new)
@@ -116,7 +120,15 @@ class PagedSequence:
         self.length += tokens
         self._steady = True
         if self._states.size and self._snapshots.due(self.length):
-            self._snapshots.keep(self.length, self._states.copy)
+            self._snapshots.keep(self.length, self._copy_of_states)
+
+    def _copy_of_states(self) -> NDArray[np.float32]:
+        return self._counted(self._states.copy())
+
+    def _counted(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        if states.size:
+            self._layout.held.count(states)
+        return states
 
     def __del__(self) -> None:
         for table in getattr(self, "_tables", ()):

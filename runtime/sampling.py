@@ -1,5 +1,5 @@
-"""Logits to the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty. Pure functions; no model,
-no state.
+"""Logits to the next token: greedy, temperature, top-k, top-p, min-p, penalties, biases. Pure functions; no model, no
+state.
 
 Randomness is counter-based: the draw for position p under seed s does not depend on earlier draws, so (seed, position)
 is enough to repeat a text. Options that are not used cost nothing: greedy is one argmax.
@@ -7,8 +7,8 @@ is enough to repeat a text. Options that are not used cost nothing: greedy is on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,18 @@ I64 = NDArray[np.int64]
 _FIRST_CUT = 64  # candidates sorted first for top-p; nearly always enough, and sorting a whole vocabulary takes 3 ms
 
 
+BOOL = NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose a token. Temperature 0 is greedy, and the other options then have no effect; None turns one off.
+    """How to choose a token. Temperature 0 is greedy: of the other options, penalties and biases still have an effect.
+    None turns an option off.
 
-    The order is that of transformers: repetition penalty (Keskar et al. 2019), temperature, top_k, top_p (Holtzman et
-    al. 2020), min_p (Nguyen et al. 2024: at least min_p times the most likely token's probability).
+    The order: logit_bias (added to the logits of token ids); repetition_penalty (Keskar et al. 2019, prompt included);
+    presence_penalty and frequency_penalty (OpenAI's: subtracted from the logits of tokens of the answer, once and for
+    each occurrence); temperature; top_k; top_p (Holtzman et al. 2020); min_p (Nguyen et al. 2024: at least min_p times
+    the most likely token's probability).
     """
 
     temperature: float = 0.0
@@ -35,6 +41,9 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,19 +52,55 @@ class Sampling:
         _require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]")
         _require("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]")
         _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < np.inf, "> 0")
+        _require("presence_penalty", self.presence_penalty, np.isfinite(self.presence_penalty), "a finite number")
+        _require("frequency_penalty", self.frequency_penalty, np.isfinite(self.frequency_penalty), "a finite number")
+        finite = all(np.isfinite(bias) for bias in self.logit_bias.values())
+        _require("logit_bias", self.logit_bias, finite, "finite numbers by token id")
         _require("seed", self.seed, 0 <= self.seed < 1 << 64, "in 0 .. 2^64 - 1")
 
 
-def sample(logits: F32, sampling: Sampling, previous: Sequence[int] = ()) -> int:
-    """The token after `previous`. logits: f32[vocab], left unchanged; previous: all ids so far, prompt included."""
-    if sampling.repetition_penalty != 1.0:
-        logits = penalised(logits, previous, sampling.repetition_penalty)
+def sample(
+    logits: F32,
+    sampling: Sampling,
+    previous: Sequence[int] = (),
+    *,
+    prompt_tokens: int = 0,
+    allowed: BOOL | None = None,
+) -> int:
+    """The token after `previous`. logits: f32[vocab], left unchanged; previous: all ids so far, the prompt's
+    `prompt_tokens` first; allowed: bool[vocab], the tokens to choose from (None: all).
+    """
+    logits = adjusted(logits, sampling, previous, prompt_tokens)
     if not np.isfinite(best := logits.max()):
         raise SemanticsError(f"the largest logit after {len(previous)} tokens is {best}; `rkf verify` checks the file")
+    if allowed is not None:
+        logits = np.where(allowed, logits, np.float32(-np.inf))
     if sampling.temperature == 0.0:
         return int(np.argmax(logits))
     ids, probabilities = candidates(logits, sampling)
     return int(ids[choose(probabilities, uniform(sampling.seed, len(previous)))])
+
+
+def adjusted(logits: F32, sampling: Sampling, previous: Sequence[int], prompt_tokens: int) -> F32:
+    """The logits with biases and penalties: the same array if there are none, otherwise a copy."""
+    if sampling.logit_bias:
+        logits = biased(logits, sampling.logit_bias)
+    if sampling.repetition_penalty != 1.0:
+        logits = penalised(logits, previous, sampling.repetition_penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        seen, counts = np.unique(np.asarray(previous[prompt_tokens:], np.int64), return_counts=True)
+        logits = logits.copy()
+        logits[seen] -= (sampling.presence_penalty + sampling.frequency_penalty * counts).astype(np.float32)
+    return logits
+
+
+def biased(logits: F32, bias: Mapping[int, float]) -> F32:
+    """A copy of `logits: f32[vocab]` with biases added. UsageError: an id outside the vocabulary."""
+    ids = np.fromiter(bias, np.int64, len(bias))
+    _require("logit_bias", ids, ids.min() >= 0 and ids.max() < len(logits), f"token ids in 0 .. {len(logits) - 1}")
+    logits = logits.copy()
+    logits[ids] += np.fromiter(bias.values(), np.float32, len(bias))
+    return logits
 
 
 def penalised(logits: F32, previous: Sequence[int], penalty: float) -> F32:
@@ -67,6 +112,13 @@ def penalised(logits: F32, previous: Sequence[int], penalty: float) -> F32:
     logits = logits.copy()
     logits[seen] = np.where(scores > 0, scores / penalty, scores * penalty)
     return logits
+
+
+def log_probabilities(logits: F32) -> F64:
+    """The model's own log-probabilities, before any option: f64[vocab]."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    found: F64 = shifted - np.log(np.exp(shifted).sum())
+    return found
 
 
 def candidates(logits: F32, sampling: Sampling) -> tuple[I64, F64]:

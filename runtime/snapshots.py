@@ -1,9 +1,9 @@
 """Earlier lengths of a sequence that its recurrent states can go back to. Knows no states, only that they are kept.
 
-Tokens cannot be taken out of a state, so going back needs a copy from earlier. Copies come from marks (Session sets one
-where texts part) and, between them, after every 256 tokens. Memory is bounded: at most eight copies are kept, the last
-two marks among them, and the others thinned to a geometric progression of lengths. So going back anywhere computes at
-most about two thirds of that beginning again, and short ones, such as a system prompt that many texts share, stay.
+Tokens cannot be taken out of a state, so going back needs a copy from earlier. Copies come from marks (the engine sets
+one where texts part) and, between them, after every 256 tokens. Memory is bounded: at most eight copies are kept, the
+last two marks among them, and the others thinned to a geometric progression of lengths. So going back anywhere computes
+at most about two thirds of that beginning again, and short ones, such as a system prompt that many texts share, stay.
 """
 
 from __future__ import annotations

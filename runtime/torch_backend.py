@@ -46,6 +46,14 @@ class TorchBackend:
 
             fuse(self._decoder)
 
+    @property
+    def pass_tokens(self) -> int:
+        return _TILE
+
+    @property
+    def held_bytes(self) -> int:
+        return 0
+
     def new_sequence(self, capacity: int) -> TorchCache:
         """An empty sequence that can grow to `capacity` tokens."""
         return self._decoder.new_cache(1, min(capacity, self.metadata.context_length))

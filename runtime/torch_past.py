@@ -6,6 +6,7 @@ shares reads an earlier layer's. A layer with a recurrent op has a state of fixe
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -126,6 +127,18 @@ class TorchCache:
         if self.rewinds or tokens >= self.length:
             return min(tokens, self.length)
         return self._snapshots.longest(tokens)
+
+    def fork(self) -> TorchCache:
+        """Another cache with the same tokens, in memory of its own."""
+        other = copy(self)
+        other._rope_choice = self._rope_choice.copy()
+        other.slots = {layer: (keys.clone(), values.clone()) for layer, (keys, values) in self.slots.items()}
+        other._states, other._next_states, other._snapshots = self._states.copy(), {}, self._snapshots.copy()
+        return other
+
+    def growth_bytes(self, tokens: int) -> int:
+        """Not known: room is doubled when it is short."""
+        return 0
 
     def tokens_again(self, new: NDArray[np.int64]) -> NDArray[np.int64]:
         """The held tokens if `new` ones take other rope frequencies; the cache is then empty. Usually none."""

@@ -1,12 +1,22 @@
-"""Options that several verbs share. They set how a model is loaded; `rkf.load` has the same keywords."""
+"""Options that several verbs share: how a model is loaded (as `rkf.load`), how it answers (as `Model.stream`)."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from rkf.errors import UsageError
+from rkf.text.reading import read_text
+
+if TYPE_CHECKING:
+    from rkf.runtime.guide import Form
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _FiniteRange(click.FloatRange):
@@ -37,3 +47,75 @@ BITS = click.option(
     type=click.IntRange(1, 8),
     help="Run a coarser, faster model: read only the rank planes that fit into this many bits per weight.",
 )
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_ANSWERS = (
+    click.option("--temperature", type=NOT_NEGATIVE, help="0 always takes the most likely token."),
+    click.option("--top-k", type=click.IntRange(1), help="Choose from this many most likely tokens."),
+    click.option(
+        "--top-p",
+        type=_FiniteRange(0, 1, min_open=True),
+        help="Choose from tokens that together have this probability.",
+    ),
+    click.option("--min-p", type=_FiniteRange(0, 1), help="Leave out tokens below this share of the most likely one."),
+    click.option("--repetition-penalty", type=POSITIVE, help="Divide the logits of tokens that occurred; 1: none."),
+    click.option(
+        "--presence-penalty", type=_FiniteRange(-2, 2), help="Subtract from the logits of tokens of the answer."
+    ),
+    click.option("--frequency-penalty", type=_FiniteRange(-2, 2), help="The same, for each occurrence."),
+    click.option(
+        "--seed", type=click.IntRange(0, (1 << 64) - 1), help="Same seed, same text. Default: another each time."
+    ),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. Repeatable."),
+    click.option("--json-schema", type=_FILE, help="Answer with JSON of this schema (needs the serve extra)."),
+    click.option("--grammar", type=_FILE, help="Answer by this grammar in Lark's syntax (needs the serve extra)."),
+    click.option(
+        "--template-arg", multiple=True, metavar="KEY=VALUE", help="A variable of the chat template, as JSON or text."
+    ),
+)
+
+
+def answer_options(max_tokens: int | None) -> Callable[[Command], Command]:
+    """The options that `answer_keywords` reads. max_tokens: the default of --max-tokens; None: as many as fit."""
+    shown = "the context's end" if max_tokens is None else True
+    most = click.option(
+        "--max-tokens",
+        type=click.IntRange(0),
+        default=max_tokens,
+        show_default=shown,
+        help="Maximum tokens of an answer.",
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed((most, *_ANSWERS)):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def answer_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `answer_options` that were given, as keywords of `Model.stream`."""
+    kept = {key: value for key, value in options.items() if value is not None}
+    form = _form(kept.pop("json_schema", None), kept.pop("grammar", None))
+    arguments = dict(map(_template_arg, kept.pop("template_arg", ())))
+    return kept | ({"form": form} if form else {}) | ({"template_args": arguments} if arguments else {})
+
+
+def _form(json_schema: Path | None, grammar: Path | None) -> Form | None:
+    from rkf.runtime.guide import Form
+
+    if json_schema is not None and grammar is not None:
+        raise UsageError("--json-schema and --grammar exclude each other: give one")
+    if json_schema is not None:
+        return Form("json_schema", read_text(json_schema))
+    return None if grammar is None else Form("grammar", read_text(grammar))
+
+
+def _template_arg(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise UsageError(f"--template-arg: expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.default_model import default_model
-from rkf.commands.options import BITS, KV_CACHE, NOT_NEGATIVE, THREADS, VALUES
+from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.output import write_text
 from rkf.errors import ContextLengthError, UsageError
 from rkf.text.reading import read_stream, read_text
@@ -21,17 +21,6 @@ if TYPE_CHECKING:
 
 MODEL = click.argument("model", required=False, type=click.Path(path_type=Path))
 SYSTEM = click.option("--system", metavar="TEXT", help="A system message.")
-MAX_TOKENS = click.option(
-    "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Maximum tokens of an answer."
-)
-TEMPERATURE = click.option(
-    "--temperature",
-    type=NOT_NEGATIVE,
-    default=0.0,
-    show_default=True,
-    help="0 always takes the most likely token.",
-)
-SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same text.")
 DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "cpu-torch", "cuda"]),
@@ -48,9 +37,7 @@ DEVICE = click.option(
     "--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A UTF-8 file with the prompt."
 )
 @SYSTEM
-@MAX_TOKENS
-@TEMPERATURE
-@SEED
+@answer_options(max_tokens=256)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @VALUES
 @DEVICE
@@ -68,14 +55,20 @@ def run(
     kv_cache: str | None,
     bits: int | None,
     stats: bool,
+    system: str | None,
+    raw: bool,
     **options: Any,
 ) -> None:
-    """Answer one prompt. Without MODEL: SmolLM2-135M-Instruct, fetched and converted once."""
-    text = _prompt(prompt, prompt_file)
+    """Answer one prompt. Without MODEL: SmolLM2-135M-Instruct, fetched and converted once.
+
+    Without sampling options those apply that the model's authors recommend; if there are none, temperature 0.
+    """
+    text, keywords = _prompt(prompt, prompt_file), answer_keywords(options)
     began = perf_counter()
     with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
         loaded = perf_counter()
-        generation = ready.stream(text, **options)
+        _say_recommended(ready, keywords)
+        generation = ready.stream(text, system=system, raw=raw, **keywords)
         for piece in generation:
             write_text(piece)
         click.echo()
@@ -87,9 +80,7 @@ def run(
 @click.command()
 @MODEL
 @SYSTEM
-@MAX_TOKENS
-@TEMPERATURE
-@SEED
+@answer_options(max_tokens=256)
 @VALUES
 @DEVICE
 @THREADS
@@ -106,14 +97,18 @@ def chat(
     **options: Any,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D quits. Without MODEL: SmolLM2-135M-Instruct."""
+    keywords = answer_keywords(options)
     _edit_lines()
     with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
+        _say_recommended(ready, keywords)
+        if "form" in keywords:
+            ready.guides.guide(keywords["form"])  # refused now, not after the first line
         messages = [{"role": "system", "content": system}] if system is not None else []
         first = len(messages)
         while (line := _read_line()) is not None:
             if line.strip():
                 try:
-                    messages = _turn(ready, [*messages, {"role": "user", "content": line}], first, options)
+                    messages = _turn(ready, [*messages, {"role": "user", "content": line}], first, keywords)
                 except ContextLengthError as error:  # of this line alone: the conversation goes on without it
                     click.echo(f"({error}; the line was ignored)", err=True)
 
@@ -138,6 +133,18 @@ def _prompt(text: str | None, file: Path | None) -> str:
     if not found:
         raise UsageError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe it in")
     return found
+
+
+def _say_recommended(model: Model, given: dict[str, Any]) -> None:
+    """Say which recommended options apply that nobody typed."""
+    from rkf.runtime.recommended import recommended
+
+    applied = {name: value for name, value in recommended(model.metadata).items() if name not in given}
+    if applied:
+        named = ", ".join(f"{name} {value:g}" for name, value in applied.items())
+        click.echo(
+            f"(the model's recommended sampling: {named}; --temperature 0 gives the same text each time)", err=True
+        )
 
 
 def _say_if_cut(generation: Generation) -> None:

@@ -33,24 +33,30 @@ def render(
     messages: Sequence[Message],
     *,
     special_tokens: Mapping[str, str],
-    tools: Sequence[Any] | None = None,
-    variables: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
     now: datetime | None = None,
 ) -> str:
     """The prompt for `messages`, equal to transformers' `apply_chat_template(tokenize=False)`.
 
-    special_tokens: the template's variables such as `bos_token`. tools: JSON schemas of functions, for templates that
-    know tools. variables: further ones, such as a switch for thoughts. now: the time that `strftime_now` reads
+    special_tokens: the template's variables such as `bos_token`. tools: functions that the model may call, in OpenAI's
+    form. variables: others that the template reads, such as `enable_thinking`. now: the time that `strftime_now` reads
     (default: the clock); give it to repeat a prompt that contains a date. UsageError: the template refuses these
     messages, or they are not JSON. UnsupportedError: it cannot be rendered within the limits.
     """
     if len(template) > MAX_TEMPLATE_CHARS:
         raise UnsupportedError(f"chat template: {len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}")
-    given = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, "tools": tools}
     request = {
         "template": template,
-        "variables": {"documents": None, **special_tokens, **(variables or {}), **given},
+        "variables": {
+            "documents": None,
+            **special_tokens,
+            **(variables or {}),
+            "messages": list(messages),
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        },
         "now": (now or datetime.now()).isoformat(),
         "max_chars": MAX_PROMPT_CHARS,
         "memory_bytes": MEMORY_BYTES,

@@ -68,17 +68,23 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
         return text
 
+    @property
+    def json(self) -> str:
+        """The tokenizer as tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def render(
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         now: datetime | None = None,
     ) -> str:
-        """The prompt for a conversation, up to the start of the answer. Options: those of `rkf.text.template.render`.
+        """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template.
 
-        UsageError: the model has no template.
+        tools, variables, now: as for `rkf.text.template.render`.
         """
         if self.template is None:
             raise UsageError("this model has no chat template: give a plain prompt (--raw)")
@@ -95,12 +101,13 @@ class Tokenizer:
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         now: datetime | None = None,
     ) -> list[int]:
         """Token ids of `render`. Special tokens are only those that the template writes: where a message, a tool or an
-        argument spells one, it is encoded as ordinary text. Roles are the caller's words: check those of strangers.
+        argument spells one, it is encoded as ordinary text. Roles are the caller's words: check those of strangers. The
+        template writes BOS itself if the model wants one.
 
         Raises what `render` raises, and UsageError for a role that is not a word.
         """

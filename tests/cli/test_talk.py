@@ -85,6 +85,50 @@ def test_run_passes_its_options_on(model):
         assert done.stdout == ready.generate("The", raw=True, max_tokens=12, temperature=1.5, seed=3) + "\n"
 
 
+def test_an_answer_has_the_form_that_is_asked_for(tmp_path):
+    model = tiny.write(tmp_path / "ends.rkf", tiny.config(context_length=512), tiny.weights(CONFIG))
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [12, 34]}')
+    done = run("run", model, "--prompt", "The", "--json-schema", schema)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout in ("12\n", "34\n")
+    schema.write_text('{"type": "nothing"}')
+    done = run("chat", model, "--json-schema", schema, input="The\n")
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("rkf: json_schema: Invalid type")
+    done = run("run", model, "--prompt", "The", "--json-schema", schema, "--grammar", schema)
+    assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
+
+
+def test_a_template_gets_its_arguments(tmp_path):
+    template = "{{ messages[0].content }}{% if quick %} France{% endif %} {{ style }}"
+    path = tiny.write(tmp_path / "t.rkf", CONFIG, tiny.weights(CONFIG), template=template)
+    done = run(
+        "run",
+        path,
+        "--prompt",
+        "The",
+        "--max-tokens",
+        "5",
+        "--template-arg",
+        "quick=true",
+        "--template-arg",
+        "style=a=b",
+    )
+    with rkf.load(path) as ready:
+        assert done.stdout == ready.generate("The France a=b", raw=True, max_tokens=5) + "\n"
+    assert "expected KEY=VALUE" in run("run", path, "--prompt", "The", "--template-arg", "quick").stderr
+
+
+def test_recommended_sampling_is_said_and_given_options_replace_it(tmp_path):
+    path = tiny.write(
+        tmp_path / "t.rkf", tiny.config(eos_ids=(), generation={"temperature": 1.5}), tiny.weights(CONFIG)
+    )
+    done = run("run", path, "--prompt", "The", "--max-tokens", "9", "--seed", "4")
+    assert "(the model's recommended sampling: temperature 1.5; --temperature 0 " in done.stderr
+    with rkf.load(path) as ready:
+        assert done.stdout == ready.generate("The", max_tokens=9, temperature=1.5, seed=4) + "\n"
+        assert run("run", path, "--prompt", "The", "--max-tokens", "9", "--temperature", "0").stderr == cut(9)
+
+
 def test_stats_go_to_stderr(model):
     plain = run("run", model, "--prompt", "The", "--max-tokens", "5")
     done = run("run", model, "--prompt", "The", "--max-tokens", "5", "--stats")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rkf.file.container import open_file
 from rkf.model.program import Program
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
-from rkf.runtime.generate import Session
+from rkf.runtime.engine import Engine, Request
 from rkf.runtime.sampling import Sampling, sample
 
 _CUTS = ([1, 2, 9, 40, 41, 75], None)  # chunks that end within windows and beyond, and token by token
@@ -49,13 +50,21 @@ def assert_same_text(path: Path, model: Any, prompt: list[int], tokens: int) -> 
         repetition_penalty=_SAMPLING.repetition_penalty,
         eos_token_id=None,
     )
+    seen: list[NDArray[np.float32]] = []
+
+    def choose(logits: NDArray[np.float32], ids: Sequence[int]) -> int:
+        seen.append(logits.copy())
+        return sample(logits, _SAMPLING, ids)
+
     with open_file(path) as container:
         backend = CpuBackend(container, exact=True, threads=1)
-        session, sequence, new = Session(backend), backend.new_sequence(len(prompt) + tokens), prompt
-        text = list(prompt)
-        for _ in range(tokens):
-            logits = session.next_logits(text)
-            np.testing.assert_array_equal(backend.forward([Row(sequence, np.array(new))])[0], logits)
-            new = [sample(logits, _SAMPLING, text)]
-            text += new
+        engine, request = Engine(backend), Request(list(prompt), choose, most=len(prompt) + tokens)
+        engine.submit(request)
+        while not request.ended:
+            engine.step()
+            request.take()
+        text, sequence = request.ids, backend.new_sequence(len(prompt) + tokens)
+        parts = np.split(np.array(text[:-1]), range(len(prompt), len(text) - 1))
+        alone = [backend.forward([Row(sequence, part)])[0] for part in parts]
+        np.testing.assert_array_equal(np.array(alone), np.array(seen))
     assert text == wanted[0].tolist()

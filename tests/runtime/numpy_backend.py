@@ -31,6 +31,14 @@ class NumpySequence:
 
     rewinds = True
 
+    def fork(self):
+        other = NumpySequence(self.capacity)
+        other.ids = self.ids.copy()
+        return other
+
+    def growth_bytes(self, tokens):
+        return 0
+
     def mark(self):
         pass
 
@@ -42,6 +50,8 @@ class NumpyBackend:
     """config: the numbers of a 1.0 file; weights: its tensors by name, the head tied to the embedding where there is
     none.
     """
+
+    pass_tokens, held_bytes = 256, 0
 
     def __init__(self, config, weights):
         self._weights = {HEAD: weights.get(EMBEDDING), **weights}

@@ -7,12 +7,13 @@ import pytest
 
 import rkf
 from rkf.errors import UsageError
-from rkf.runtime import generate
+from rkf.runtime import beginnings, engine
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
-from rkf.runtime.generate import Session
-from rkf.runtime.kv_cache import Group, PageTable
+from rkf.runtime.engine import Engine
+from rkf.runtime.kv_cache import Group, HeldBytes, PageTable
 from rkf.runtime.snapshots import MOST, SPACING, Snapshots
+from tests.runtime.asking import next_logits
 from tests.spec.document import VECTORS
 
 ENTRIES = json.loads((VECTORS / "manifest.json").read_text())["logits"]
@@ -61,21 +62,22 @@ def test_a_state_goes_back_to_its_marks_alone():
         assert np.array_equal(backend.forward([Row(sequence, ids)], "all"), np.concatenate(first))
 
 
-def test_a_session_computes_what_no_mark_holds(monkeypatch):
+def test_an_engine_computes_what_no_mark_holds(monkeypatch):
     """Texts that share a beginning, of a model with states; each gets the logits of a sequence of its own."""
-    monkeypatch.setattr(generate, "_OPENING", 2)
-    monkeypatch.setattr(generate, "_WORTHWHILE", 4)
+    monkeypatch.setattr(engine, "_OPENING", 2)
+    for module in (engine, beginnings):
+        monkeypatch.setattr(module, "WORTHWHILE", 4)
     shared, computed = [*range(3, 13)], []
     texts = [[*shared, 1, 2, 1, 2, 1, 2], [*shared, 5, 6, 5, 6, 5, 6], [*shared, 5, 6, 5, 6, 9], [*shared, 8, 8], [7]]
     with rkf.open(recurrent()) as container:
         backend = CpuBackend(container)
         wanted = [backend.forward([Row(backend.new_sequence(32), np.array(ids))])[0] for ids in texts]
-        session, forward = Session(backend), backend.forward
+        together, forward = Engine(backend), backend.forward
         monkeypatch.setattr(
             backend, "forward", lambda rows, *rest: computed.append(len(rows[0].tokens)) or forward(rows, *rest)
         )
         for ids, logits in zip(texts, wanted, strict=True):
-            assert np.array_equal(session.next_logits(ids), logits)
+            assert np.array_equal(next_logits(together, ids), logits)
             computed.append("|")
     # 14: a prompt but its last two; then the beginning that it shares with the last one; those are marks from then on
     assert computed == [14, 2, "|", 10, 4, 2, "|", 1, "|", 2, "|", 1, "|"]
@@ -123,7 +125,7 @@ def test_copies_of_states_are_few_and_well_spread():
 
 
 def test_pages_behind_a_window_are_given_back():
-    table = PageTable(Group(300, 64), 4096)
+    table = PageTable(Group(300, 64), 4096, HeldBytes())
     for length in range(0, 2048, 128):
         if length == 1024:
             table.mark(length)
@@ -152,9 +154,9 @@ def test_a_text_that_outgrows_its_ropes_is_computed_again():
         backend = CpuBackend(container)
         short = min(rope.original_context for rope in backend.metadata.program.ropes if rope.long is not None)
         wanted = {n: backend.forward([Row(backend.new_sequence(n), ids[:n])])[0] for n in (9, short, short + 1, 32)}
-        session, sequence = Session(backend), backend.new_sequence(64)
+        together, sequence = Engine(backend), backend.new_sequence(64)
         for n in (short, short + 1, 9, 32):
-            assert np.array_equal(session.next_logits(ids[:n].tolist()), wanted[n])
+            assert np.array_equal(next_logits(together, ids[:n].tolist()), wanted[n])
         other = backend.new_sequence(64)
         backend.forward([Row(sequence, ids[:9])])
         found = backend.forward(

@@ -16,6 +16,7 @@ from rkf.runtime.torch_model import Decoder
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.runtime.test_numpy_backend import FAMILIES, reference
+from tests.spec.document import VECTORS
 from tests.spec.reference import run_program
 
 IDS = np.random.Generator(np.random.Philox(key=3)).integers(0, 400, 150)
@@ -75,6 +76,19 @@ def test_a_truncated_cache_continues_as_a_fresh_one(tmp_path):
         found = backend.forward([Row(sequence, IDS[30:40])])
         assert sequence.length == 40
         assert relative(found, backend.forward([Row(backend.new_sequence(256), IDS[:40])])) < 1e-5
+
+
+@pytest.mark.parametrize("file", ["program-plain.rkf", "program-recurrent.rkf"])
+def test_a_fork_goes_its_own_way(file):
+    with rkf.open(VECTORS / file) as container:
+        backend, ids = TorchBackend(container), IDS[:12] % 16
+        wanted = logits(backend, [ids])
+        first = backend.new_sequence(32)
+        backend.forward([Row(first, ids[:6])])
+        second = first.fork()
+        backend.forward([Row(first, ids[:4])])
+        assert relative(backend.forward([Row(second, ids[6:])], "all"), wanted[6:]) < 1e-5
+        assert (first.length, second.length) == (10, 12)
 
 
 def test_rows_give_the_logits_that_are_wanted(tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime.backend import Row
-from rkf.runtime.generate import Generation, Limits, Session, StopStrings
+from rkf.runtime.chooser import Chooser
+from rkf.runtime.engine import Engine
+from rkf.runtime.generate import Generation, Limits, StopStrings
 from rkf.runtime.sampling import Sampling
 from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
@@ -34,9 +36,9 @@ def backend():
     return Counting(CONFIG, WEIGHTS)
 
 
-def generation(session, prompt=PROMPT, sampling=None, **limits):
+def generation(engine, prompt=PROMPT, sampling=None, **limits):
     limits = Limits(**{"max_tokens": 20, "eos_ids": (), **limits})
-    return Generation(session, list(prompt), sampling or Sampling(), limits, CONFIG.context_length, TOKENIZER.stream())
+    return Generation(engine, prompt, Chooser(sampling or Sampling(), len(prompt)), limits, TOKENIZER.stream())
 
 
 def greedy(prompt, n):
@@ -49,7 +51,7 @@ def greedy(prompt, n):
 
 
 def test_greedy_equals_the_argmax_of_the_whole_each_time(backend):
-    run = generation(Session(backend))
+    run = generation(Engine(backend))
     text = "".join(run)
     assert run.ids[len(PROMPT) :] == greedy(PROMPT, 20)
     assert text == TOKENIZER.decode(run.ids[len(PROMPT) :])
@@ -59,32 +61,32 @@ def test_greedy_equals_the_argmax_of_the_whole_each_time(backend):
 
 
 def test_the_next_turn_feeds_only_what_is_new(backend):
-    session = Session(backend)
-    first = generation(session)
+    engine = Engine(backend)
+    first = generation(engine)
     "".join(first)
     backend.fed = 0
-    second = generation(session, [*first.ids, *TOKENIZER.encode(" and")], max_tokens=1)
+    second = generation(engine, [*first.ids, *TOKENIZER.encode(" and")], max_tokens=1)
     "".join(second)
     assert backend.fed == len(second.ids) - 1 - (len(first.ids) - 1)
     assert second.ids[-1:] == greedy(second.ids[:-1], 1)
 
 
 def test_a_conversation_that_leaves_the_cached_path_is_right(backend):
-    session = Session(backend)
-    "".join(generation(session))
+    engine = Engine(backend)
+    "".join(generation(engine))
     other = [*PROMPT[:2], *TOKENIZER.encode("river")]
-    run = generation(session, other, max_tokens=5)
+    run = generation(engine, other, max_tokens=5)
     "".join(run)
     assert run.ids[len(other) :] == greedy(other, 5)
-    again = generation(session, PROMPT[:1], max_tokens=3)  # the cache already holds all of it
+    again = generation(engine, PROMPT[:1], max_tokens=3)  # the cache already holds all of it
     "".join(again)
     assert again.ids[1:] == greedy(PROMPT[:1], 3)
 
 
 def test_two_generations_in_turn_do_not_disturb_each_other(backend):
-    session = Session(backend)
+    engine = Engine(backend)
     other = TOKENIZER.encode("def add")
-    runs = [generation(session, max_tokens=6), generation(session, other, max_tokens=6)]
+    runs = [generation(engine, max_tokens=6), generation(engine, other, max_tokens=6)]
     for _ in zip(*runs, strict=False):
         pass
     for run, prompt in zip(runs, (PROMPT, other), strict=True):
@@ -92,9 +94,9 @@ def test_two_generations_in_turn_do_not_disturb_each_other(backend):
         assert made == greedy(prompt, len(made))
 
 
-def test_an_interrupted_step_leaves_a_session_that_can_go_on(backend):
-    session = Session(backend)
-    "".join(generation(session, max_tokens=3))
+def test_an_interrupted_step_leaves_an_engine_that_can_go_on(backend):
+    engine = Engine(backend)
+    "".join(generation(engine, max_tokens=3))
     whole = backend.forward
 
     def interrupted(rows, wanted):
@@ -103,9 +105,9 @@ def test_an_interrupted_step_leaves_a_session_that_can_go_on(backend):
 
     backend.forward = interrupted
     with pytest.raises(KeyboardInterrupt):
-        "".join(generation(session, PROMPT[:2]))
+        "".join(generation(engine, PROMPT[:2]))
     backend.forward = whole
-    run = generation(session, max_tokens=4)
+    run = generation(engine, max_tokens=4)
     "".join(run)
     assert run.ids[len(PROMPT) :] == greedy(PROMPT, 4)
 
@@ -113,7 +115,7 @@ def test_an_interrupted_step_leaves_a_session_that_can_go_on(backend):
 def test_it_ends_at_an_eos_token_and_leaves_it_out_of_the_text(backend):
     made = greedy(PROMPT, 20)
     eos = made[5]
-    run = generation(Session(backend), eos_ids=(9999, eos))
+    run = generation(Engine(backend), eos_ids=(9999, eos))
     first = made.index(eos)
     assert "".join(run) == TOKENIZER.decode(made[:first])
     assert (run.stats.finish, run.stats.tokens) == ("eos", first + 1)
@@ -122,31 +124,31 @@ def test_it_ends_at_an_eos_token_and_leaves_it_out_of_the_text(backend):
 def test_it_ends_at_the_context(backend):
     prompt = PROMPT * 40
     prompt = prompt[: CONFIG.context_length - 3]
-    run = generation(Session(backend), prompt, max_tokens=None)
+    run = generation(Engine(backend), prompt, max_tokens=None)
     "".join(run)
     assert (len(run.ids), run.stats.finish) == (CONFIG.context_length, "length")
-    assert "".join(generation(Session(backend), run.ids, max_tokens=0)) == ""
+    assert "".join(generation(Engine(backend), run.ids, max_tokens=0)) == ""
     with pytest.raises(ContextLengthError, match="256 tokens, the model's context 256"):
-        generation(Session(backend), run.ids)
+        generation(Engine(backend), run.ids)
     with pytest.raises(UsageError, match="max_tokens"):
-        generation(Session(backend), max_tokens=-1)
+        generation(Engine(backend), max_tokens=-1)
     with pytest.raises(UsageError, match="stop string is empty"):
-        generation(Session(backend), stop=("end", ""))
+        generation(Engine(backend), stop=("end", ""))
 
 
 def test_nothing_to_continue_is_refused(backend):
     with pytest.raises(UsageError, match="empty"):
-        generation(Session(backend), [])
+        generation(Engine(backend), [])
 
 
 def test_no_tokens_asked_for_none_computed(backend):
-    assert "".join(generation(Session(backend), max_tokens=0)) == ""
+    assert "".join(generation(Engine(backend), max_tokens=0)) == ""
     assert backend.fed == 0
 
 
 def test_sampled_text_is_repeated_by_its_seed(backend):
     def text(seed):
-        return "".join(generation(Session(backend), sampling=Sampling(temperature=1.5, seed=seed)))
+        return "".join(generation(Engine(backend), sampling=Sampling(temperature=1.5, seed=seed)))
 
     assert text(1) == text(1) != text(2)
 
@@ -154,7 +156,7 @@ def test_sampled_text_is_repeated_by_its_seed(backend):
 def test_a_stop_string_ends_the_text_before_it(backend):
     whole = TOKENIZER.decode(greedy(PROMPT, 20))
     middle = whole[len(whole) // 2 :][:3]
-    run = generation(Session(backend), stop=("never there", middle))
+    run = generation(Engine(backend), stop=("never there", middle))
     assert "".join(run) == whole[: whole.index(middle)]
     assert run.stats.finish == "stop"
     assert run.stats.tokens < 20

@@ -13,7 +13,17 @@ from transformers import (
 )
 
 from rkf.errors import UsageError
-from rkf.runtime.sampling import Sampling, candidates, choose, penalised, sample, uniform
+from rkf.runtime.chooser import Chooser
+from rkf.runtime.sampling import (
+    Sampling,
+    adjusted,
+    candidates,
+    choose,
+    log_probabilities,
+    penalised,
+    sample,
+    uniform,
+)
 
 RANDOM = np.random.Generator(np.random.Philox(key=1))
 LOGITS = (3 * RANDOM.standard_normal(1000)).astype(np.float32)
@@ -70,6 +80,36 @@ def test_penalty_acts_on_greedy_choice_too():
     assert sample(LOGITS, Sampling(repetition_penalty=100.0), [best]) != best
 
 
+def test_biases_and_penalties_of_the_answer():
+    best, second = (int(i) for i in np.argsort(-LOGITS)[:2])
+    assert sample(LOGITS, Sampling(logit_bias={best: -100.0})) == second
+    assert sample(LOGITS, Sampling(logit_bias={7: 100.0})) == 7
+    with pytest.raises(UsageError, match="logit_bias: expected token ids"):
+        sample(LOGITS, Sampling(logit_bias={1000: 1.0}))
+    ids = [best, 5, 5, 6]
+    found = LOGITS - adjusted(LOGITS, Sampling(presence_penalty=0.5, frequency_penalty=0.25), ids, 1)
+    assert {n: round(float(found[n]), 5) for n in np.flatnonzero(found)} == {5: 1.0, 6: 0.75}  # not the prompt's
+
+
+def test_only_allowed_tokens_are_chosen():
+    allowed = np.zeros(1000, bool)
+    allowed[[3, 8]] = True
+    best = 3 if LOGITS[3] > LOGITS[8] else 8
+    assert sample(LOGITS, Sampling(), allowed=allowed) == best
+    drawn = {sample(LOGITS, Sampling(temperature=5.0, top_k=50, seed=n), allowed=allowed) for n in range(60)}
+    assert drawn == {3, 8}
+
+
+def test_log_probabilities_are_the_models_own():
+    wanted = torch.log_softmax(torch.from_numpy(LOGITS.astype(np.float64)), -1).numpy()
+    np.testing.assert_allclose(log_probabilities(LOGITS), wanted, rtol=1e-12)
+    chooser = Chooser(Sampling(logit_bias={9: 100.0}), 0, top_logprobs=2)
+    assert chooser(LOGITS, []) == 9
+    (told,) = chooser.logprobs
+    assert (told.token, [token for token, _ in told.top]) == (9, np.argsort(-LOGITS)[:2].tolist())
+    np.testing.assert_allclose([told.logprob, told.top[0][1]], [wanted[9], wanted.max()], rtol=1e-12)
+
+
 @pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}])
 def test_the_narrowest_cut_is_greedy(cut):
     assert sample(LOGITS, Sampling(temperature=1.5, **cut), [1, 2]) == int(np.argmax(LOGITS))
@@ -123,6 +163,9 @@ def test_choose_inverts_the_cumulative_distribution(point, index):
         {"top_p": 1.1},
         {"min_p": -0.1},
         {"repetition_penalty": 0.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"logit_bias": {3: float("nan")}},
         {"seed": -1},
         {"seed": 1 << 64},
     ],
