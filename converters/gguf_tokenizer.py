@@ -14,8 +14,9 @@ from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from rkf.errors import SourceError, UnsupportedError
+from rkf.errors import SourceError, StructureError, UnsupportedError
 from rkf.model.metadata import SpecialToken
+from rkf.text.tokenizer_json import load
 
 # Texts that end a turn in some model. llama.cpp stops at each of them, regardless of the file's eos id.
 END_OF_TURN = (
@@ -90,9 +91,9 @@ def special_tokens(fields: Mapping[str, Any], label: str) -> dict[str, SpecialTo
 def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json; SourceError if it is invalid."""
     try:
-        return Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises nothing more specific
-        raise SourceError(f"{label}: tokenizer.json cannot be loaded ({error})") from error
+        return load(tokenizer_json)
+    except StructureError as error:
+        raise SourceError(f"{label}: {error}") from None
 
 
 def _byte_level(fields: Mapping[str, Any], texts: Sequence[str], pre: PreTokenizer, label: str) -> Tokenizer:

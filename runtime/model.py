@@ -156,7 +156,7 @@ class Model:
                 raise UsageError("template arguments need the model's chat template: omit them")
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode(prompt, enough=self.metadata.context_length + 1)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return self.chat_ids(messages, template_args=template_args)

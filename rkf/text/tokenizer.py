@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import secrets
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import tokenizers
@@ -20,10 +21,15 @@ from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
 from rkf.text.spelling import Spelling
 from rkf.text.template import Message
+from rkf.text.tokenizer_json import load, one_line
 
 _INCOMPLETE = "\ufffd"  # a decoder's output for bytes that are not a whole character (yet)
 _CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
 
+_PIECE = 1 << 15  # characters encoded at a time; each takes 100 to 700 bytes
+_BETWEEN_WORDS = re.compile(r"\S(?=\s\S)")
+_SEARCHED, _TRIED = 4096, 8  # characters, places
+_CONTEXT = 64  # characters
 _MARK_DIGITS = 30  # digits survive what templates do to a text (trim, upper, tojson, …); 100 bits cannot be guessed
 _ROLE = re.compile(r"[\w-]+")
 
@@ -33,12 +39,8 @@ class Tokenizer:
 
     def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | None = None) -> None:
         """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary."""
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json.decode())
-        except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
-            raise StructureError(f"tokenizer.json: {' '.join(str(error).split())}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = load(tokenizer_json)
+        self._tokenizer.post_processor = None  # it could repeat a text; BOS is put before one here
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         if self.vocab_size > model.vocab_size:
             raise StructureError(
@@ -47,26 +49,58 @@ class Tokenizer:
         self.template = template
         self._model = model
 
-    def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it."""
-        ids: list[int] = self._encoding(text).ids
+    def encode(self, text: str, *, bos: bool = True, enough: int | None = None) -> list[int]:
+        """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it.
+
+        enough: how many tokens suffice; the rest of a long text is then not encoded. Raises UsageError for a lone
+        surrogate, StructureError if the tokenizer fails.
+        """
+        ids: list[int] = []
+        for piece in self._pieces(text):
+            ids += self._encoding(piece).ids
+            if enough is not None and len(ids) >= enough:
+                break
         if bos and self._model.add_bos and self._model.bos_id is not None and ids[:1] != [self._model.bos_id]:
             ids.insert(0, self._model.bos_id)
         return ids
 
-    def _encoding(self, text: str) -> tokenizers.Encoding:
+    def _pieces(self, text: str) -> Iterator[str]:
+        """The text in parts that can be encoded one by one, so that a long one takes little memory and linear time."""
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UsageError(
-                "the text is not valid Unicode: it holds a lone surrogate (an undecodable byte?)"
-            ) from None
-        return self._tokenizer.encode(text, add_special_tokens=False)
+            reason = "it holds a lone surrogate (an undecodable byte?)"
+            raise UsageError(f"the text is not valid Unicode: {reason}") from None
+        start = 0
+        while len(text) - start > 2 * _PIECE:
+            end, following = self._seam(text, start + _PIECE)
+            yield text[start:end]
+            start = following
+        yield text[start:]
+
+    def _seam(self, text: str, at: int) -> tuple[int, int]:
+        """The end of a part and the start of the next, at `at` or soon after: between words, where both sides have the
+        tokens that they have together. Some tokenizers put the space there themselves. In a text without such a place
+        it is `at`.
+        """
+        for found in islice(_BETWEEN_WORDS.finditer(text, at, at + _SEARCHED), _TRIED):
+            end = found.end()
+            before, after = text[max(0, end - _CONTEXT) : end], text[end : end + _CONTEXT]
+            left, both = self._encoding(before).ids, self._encoding(before + after).ids
+            for following in (end, end + 1):
+                if both == left + self._encoding(text[following : end + _CONTEXT]).ids:
+                    return end, following
+        return at, at
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        with one_line("tokenizer.json: a text cannot be encoded"):
+            return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids. special: show special tokens instead of leaving them out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
-        return text
+        with one_line("tokenizer.json: tokens cannot be decoded", quiet=False):
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+            return text
 
     @property
     def json(self) -> str:
@@ -107,7 +141,7 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of `render`. Special tokens are only those that the template writes: where a message, a tool or an
         argument spells one, it is encoded as ordinary text. Roles are the caller's words: check those of strangers. The
-        template writes BOS itself if the model wants one.
+        template writes BOS itself if the model wants one. A prompt beyond the context may be cut, but never to fit.
 
         Raises what `render` raises, and UsageError for a role that is not a word.
         """
@@ -115,6 +149,7 @@ class Tokenizer:
             role = message.get("role") if isinstance(message, Mapping) else None
             if not isinstance(role, str) or not _ROLE.fullmatch(role):
                 raise UsageError(f"messages: expected a role, which is a word, in each, got {role!r}")
+        enough = self._model.context_length + 1
         mark = "".join(secrets.choice(string.digits) for _ in range(_MARK_DIGITS))
         text = self.render(
             self._spelling.broken(messages, mark),
@@ -123,7 +158,9 @@ class Tokenizer:
             now=now,
         )
         if mark not in text and not self._normalised:
-            return self.encode(text, bos=False)
+            return self.encode(text, bos=False, enough=enough)
+        if len(text) > _PIECE and len(ids := self.encode(text.replace(mark, ""), bos=False, enough=enough)) >= enough:
+            return ids
         return self._encode_marked(text, mark)
 
     def _encode_marked(self, text: str, mark: str) -> list[int]:
