@@ -1,4 +1,6 @@
-"""Speed of rkf against llama.cpp, in turn: `python -m benchmarks.decode A.rkf=A.gguf … --peer PYTHON`.
+"""Speed of rkf against llama.cpp and its forks, in turn: `python -m benchmarks.decode A.rkf=A.gguf … --peer PEER`.
+
+PEER is a Python with llama-cpp-python, or a `llama-bench` binary with its options.
 
 Speeds drift on a shared machine, so only ratios count. Each round runs one, then the other; the report gives the median
 of the rounds' ratios with the smallest and the largest. It also gives the share of the ceiling, the speed of only
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 
 import rkf
 from benchmarks.ceiling import Loader, planes
+from benchmarks.peers import peer
 from rkf.file.container import open_file
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
@@ -30,35 +32,9 @@ from rkf.runtime.kv_cache import FORMATS
 from rkf.runtime.model import Model
 from rkf.runtime.structs import PARTS
 
-PEER = Path(__file__).with_name("peer_speed.py")
 CONTEXT = 2560  # room for the longest case: 128 tokens after 2,048
 CASES = ("prefill 512", "decode 128 0", "decode 128 2048")
 ROUNDS_OF_PARTS = 8
-
-
-class Peer:
-    """llama.cpp in a separate process, with one model loaded."""
-
-    def __init__(self, python: str, model: str, threads: int) -> None:
-        command = [python, str(PEER), model, str(threads), str(CONTEXT)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._line()
-
-    def seconds(self, case: str) -> float:
-        """Run one case."""
-        self._process.stdin.write(case + "\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _line(self) -> str:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self._process.args}: ended before it answered")
-        return line
 
 
 def ours(model: Model, case: str) -> float:
@@ -119,7 +95,9 @@ def parts(backend: CpuBackend, context: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", nargs="+", metavar="MODEL.rkf=MODEL.gguf")
-    parser.add_argument("--peer", required=True, help="a Python that has llama-cpp-python")
+    parser.add_argument(
+        "--peer", required=True, help="a Python that has llama-cpp-python, or a llama-bench binary and its options"
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", nargs="+", default=CASES)
@@ -145,13 +123,13 @@ def compared(
     path: str, gguf: str, threads: int, options: argparse.Namespace, loader: Loader
 ) -> Iterator[dict[str, Any]]:
     """All cases of a pair of files with this number of threads."""
-    peer = Peer(options.peer, gguf, threads)
+    opponent = peer(options.peer, gguf, threads, CONTEXT)
     with rkf.load(path, threads=threads, kv_cache=options.kv_cache) as model:
         for case in options.cases:
             tokens = int(case.split()[1])
             row: dict[str, Any] = {"rkf": Path(path).stem, "peer": Path(gguf).stem, "threads": threads, "case": case}
             row |= {"rkf_bytes": Path(path).stat().st_size, "peer_bytes": Path(gguf).stat().st_size}
-            row |= compare(partial(ours, model, case), partial(peer.seconds, case), options.rounds)
+            row |= compare(partial(ours, model, case), partial(opponent.seconds, case), options.rounds)
             if case.startswith("decode"):
                 row["parts_us"] = parts(model.backend, int(case.split()[2]))
             if case.endswith(" 0"):
@@ -164,7 +142,7 @@ def compared(
                 flush=True,
             )
             yield row
-    peer.close()
+    opponent.close()
 
 
 def cpu_name() -> str:

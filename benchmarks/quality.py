@@ -1,74 +1,77 @@
-"""KL divergence, perplexity and agreement against file size, for rkf, llama.cpp's types and NF4 from one source.
+"""KL divergence, perplexity and agreement against file size, for rkf, types of llama.cpp and NF4 from one source.
 
     python -m benchmarks.degrid SRC.gguf SOURCE
-    python -m benchmarks.quality SOURCE WORK --text wiki.txt=64 --text code.txt=24 --peer PYTHON --out quality.json
+    python -m benchmarks.quality SOURCE WORK --tools BIN --text wiki.txt=64 --text code.txt=24 --out quality.json
 
 SOURCE: a Hugging Face folder. The texts are held out: calibration never sees them. WORK: a folder for models and
-results; existing ones are reused, so an interrupted run resumes. PYTHON: an interpreter that has llama-cpp-python. The
-peers' importance matrix comes from the same text as our calibration, which the source model generates.
+results; existing ones are reused, so an interrupted run resumes. BIN: the folder of llama-quantize, llama-imatrix and
+llama-perplexity, of llama.cpp or ik_llama.cpp. llama-perplexity judges all models against the source in f16; ours are
+exported as GGUF with f16 weights. The peers' importance matrix and our calibration come from the same text: TEXT of
+`--calibration`, by default one that the source generates.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
+import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from benchmarks import nf4
 from benchmarks.report import ratios, table
-from rkf.calibrate.calibration import Calibrate, save
-from rkf.calibrate.moments import SHRINKAGE
+from rkf.calibrate.calibration import CTX, Calibrate, save
 from rkf.cluster.allocation import coarse
 from rkf.commands.output import byte_count
-from rkf.converters.description import describe
 from rkf.converters.export import export_gguf
-from rkf.converters.families.layout import Origin
-from rkf.converters.gguf_names import gguf_layout
 from rkf.converters.pipeline import convert
 from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import open_source
-from rkf.eval import reference
-from rkf.eval.distributions import log_softmax
-from rkf.eval.divergence import divergence, sampled, score, summary, windows_of
-from rkf.eval.reference import Window
 from rkf.file.atomic import replacing
-from rkf.runtime.model import load
+from rkf.text.tokenizer import Tokenizer
 
-PEER = Path(__file__).with_name("peer_gguf.py")
-TYPES = ("Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K")
+TYPES = ("IQ3_K", "Q3_K_M", "IQ4_KS", "IQ4_XS", "Q4_0", "Q4_K_M", "IQ5_K", "Q5_K_M", "Q6_K")
 SIZES = ("70MB", "80MB", "91MB", "105MB", "112MB", "138MB")
-
-Figures = dict[str, float]
+# What llama-perplexity prints, by the names of our results. Shares are printed in percent.
+_PRINTED = {
+    "ppl": r"Mean PPL\(Q\) +: +([\d.]+)",
+    "ppl_reference": r"Mean PPL\(base\) +: +([\d.]+)",
+    "ppl_ratio": r"Mean PPL\(Q\)/PPL\(base\) +: +([\d.]+)",
+    "ppl_ratio_stderr": r"Mean PPL\(Q\)/PPL\(base\) +: +[\d.]+ ± +([\d.]+)",
+    "kld": r"Mean +KLD: +(-?[\d.]+)",
+    "kld_stderr": r"Mean +KLD: +-?[\d.]+ ± +([\d.]+)",
+    "kld_median": r"Median +KLD: +(-?[\d.]+)",
+    "kld_p99": r"99\.0% +KLD: +(-?[\d.]+)",
+    "kld_max": r"Maximum KLD: +(-?[\d.]+)",
+    "top1": r"Same top p: +([\d.]+)",
+    "top1_stderr": r"Same top p: +[\d.]+ ± +([\d.]+)",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One model. make: writes the file if it does not exist and returns the bytes that it counts for."""
+    """One model. make: writes what does not exist yet; returns the bytes that it counts for, and the GGUF to judge."""
 
     name: str
-    make: Callable[[], int]
-    score: Callable[[list[Window]], Figures]
+    make: Callable[[], tuple[int, Path]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--tools", type=Path, required=True, metavar="BIN")
     parser.add_argument("--text", action="append", required=True, metavar="FILE=WINDOWS")
-    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--calibration", type=Path, metavar="TEXT")
     parser.add_argument("--sizes", nargs="*", default=SIZES)
+    parser.add_argument("--types", nargs="*", default=TYPES)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    bench = Bench(options.source, options.work, options.peer)
-    contestants = [*bench.ours(options.sizes), *bench.peers(), bench.nf4()]
+    bench = Bench(options.source, options.work, options.tools, options.calibration)
+    contestants = [*bench.ours(options.sizes), *bench.peers(options.types), bench.nf4()]
     results = {}
     for name, _, windows in (text.rpartition("=") for text in options.text):
         text = Path(name)
@@ -82,8 +85,8 @@ def main() -> None:
 class Bench:
     """The models made from one source, in one folder."""
 
-    def __init__(self, source: Path, work: Path, python: Path) -> None:
-        self.source, self.work, self.python = source, work, python
+    def __init__(self, source: Path, work: Path, tools: Path, calibration: Path | None) -> None:
+        self.source, self.work, self.tools, self.text = source, work, tools, calibration
         work.mkdir(exist_ok=True)
         label, fingerprint = work / "source", open_source(source).fingerprint
         if label.exists() and label.read_text(encoding="utf-8") != fingerprint:
@@ -94,67 +97,73 @@ class Bench:
         """A line of the table, cached as `MODEL@TEXT-WINDOWS.json`."""
         kept = self.work / f"{contestant.name}@{text.stem}-{windows}.json"
         if not kept.exists():
-            size = contestant.make()
-            figures = contestant.score(self._windows(text, windows))
-            row = {"name": contestant.name, "bytes": size, **figures}
+            size, model = contestant.make()
+            row = {"name": contestant.name, "bytes": size, **self._judged(model, text, windows)}
             with replacing(kept) as output:
                 output.write(json.dumps(row).encode())
-            print(f"{contestant.name}: KLD {figures['kld']:.5f}", flush=True)
+            print(f"{contestant.name}: KLD {row['kld']:.5f}", flush=True)
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
 
-    def ours(self, sizes: list[str]) -> Iterator[Contestant]:
+    def ours(self, sizes: Sequence[str]) -> Iterator[Contestant]:
         for size in sizes:
             path = self.work / f"rkf-{size}.rkf"
 
-            def make(path: Path = path, size: str = size) -> int:
+            def make(path: Path = path, size: str = size) -> tuple[int, Path]:
                 if not path.exists():
                     convert(self.source, path, size=byte_count(size), calibrate=Calibrate(self._calibration()))
-                return path.stat().st_size
+                return path.stat().st_size, self._exported(path)
 
-            yield Contestant(f"rkf-{size}", make, lambda windows, path=path: _divergence(path, windows))
+            yield Contestant(f"rkf-{size}", make)
 
-    def peers(self) -> Iterator[Contestant]:
-        for kind in TYPES:
+    def peers(self, types: Sequence[str]) -> Iterator[Contestant]:
+        for kind in types:
             path = self.work / f"{kind}.gguf"
 
-            def make(path: Path = path, kind: str = kind) -> int:
+            def make(path: Path = path, kind: str = kind) -> tuple[int, Path]:
                 if not path.exists():
                     made = path.with_suffix(".partial")
-                    self._peer("quantize", self._f16(), made, kind, self._importance())
+                    self._run("llama-quantize", "--imatrix", self._importance(), self._f16(), made, kind)
                     made.replace(path)
-                return path.stat().st_size
+                return path.stat().st_size, path
 
-            yield Contestant(kind, make, lambda windows, path=path: self._peer_divergence(path, windows))
+            yield Contestant(kind, make)
 
     def nf4(self) -> Contestant:
         path = self.work / "nf4.rkf"
 
-        def make() -> int:
-            return nf4.write(open_source(self.source), path)
+        def make() -> tuple[int, Path]:
+            return nf4.write(open_source(self.source), path), self._exported(path)
 
-        return Contestant("NF4", make, lambda windows: _divergence(path, windows))
+        return Contestant("NF4", make)
 
-    def _windows(self, text: Path, windows: int) -> list[Window]:
-        stored = self.work / f"{text.stem}-{windows}.kld"
-        if not stored.exists():
-            with load(self._dense(), exact=True) as model:
-                made = windows_of(model, text.read_text(encoding="utf-8"), windows=windows)
-                reference.write(stored, [sampled(window, number) for number, window in enumerate(made)])
-        return reference.read(stored)
+    def _judged(self, model: Path, text: Path, windows: int) -> dict[str, float]:
+        """The figures of llama-perplexity: it scores the second half of every window of 512 tokens."""
+        base = self.work / f"{text.stem}-{windows}.logits"
+        read = ("-f", text, "--chunks", windows, "-c", 512)
+        if not base.exists():
+            made = base.with_suffix(".partial")
+            self._run("llama-perplexity", "-m", self._f16(), *read, "--kl-divergence-base", made)
+            made.replace(base)
+        printed = self._run("llama-perplexity", "-m", model, "--kl-divergence", "--kl-divergence-base", base)
+        found = {key: float(re.findall(pattern, printed)[0]) for key, pattern in _PRINTED.items()}
+        return {**found, "top1": found["top1"] / 100, "top1_stderr": found["top1_stderr"] / 100}
+
+    def _run(self, tool: str, *arguments: object) -> str:
+        """What one of llama.cpp's tools prints."""
+        command = [self.tools / tool, *map(str, arguments)]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def _exported(self, path: Path) -> Path:
+        """An rkf file with f16 weights, for the judge. One file holds them in turn."""
+        out = self.work / "judged.gguf"
+        export_gguf(path, out, force=True)
+        return out
 
     def _dense(self) -> Path:
         path = self.work / "dense.rkf"
         if not path.exists():
             convert(self.source, path, recipe="dense")
-        return path
-
-    def _calibration(self) -> Path:
-        path = self.work / "calibration.npz"
-        if not path.exists():
-            source = open_source(self.source)
-            made = Calibrate()(source)
-            save(path, made.tokens, made.of(RotatedSource(source)).losses(coarse))
         return path
 
     def _f16(self) -> Path:
@@ -163,45 +172,26 @@ class Bench:
             export_gguf(self._dense(), path)
         return path
 
-    def _importance(self) -> Path:
-        """The mean squares of every matrix's inputs, in the form of llama.cpp's imatrix. Not for mixtures."""
-        path = self.work / "importance.npz"
+    def _calibration(self) -> Path:
+        path = self.work / "calibration.npz"
         if not path.exists():
             source = open_source(self.source)
-            config = json.loads(source.verbatim["config.json"])
-            architecture = describe(config, source.label).family.gguf.architecture
-            names = gguf_layout(architecture, lambda name: (Origin((name,)),))
-            calibration = Calibrate(self._calibration())(source)
-            found: dict[str, NDArray[np.float32]] = {}
-            for moments in calibration.moments():
-                for name, each in moments.items():
-                    squares = np.diagonal(cast(NDArray[np.float64], each))
-                    share = SHRINKAGE / calibration.tokens.size  # undone: llama.cpp does not shrink
-                    squares = squares - share * squares.sum() / (1 + share * squares.size)
-                    found[names(name)[0].names[0]] = squares.astype(np.float32)
-            packed = io.BytesIO()
-            np.savez(packed, **found)
-            with replacing(path) as output:
-                output.write(packed.getbuffer())
+            made = Calibrate(self.text)(source)
+            save(path, made.tokens, made.of(RotatedSource(source)).losses(coarse))
         return path
 
-    def _peer(self, *arguments: object) -> None:
-        subprocess.run([self.python, PEER, *map(str, arguments)], check=True, capture_output=True)
-
-    def _peer_divergence(self, path: Path, windows: list[Window]) -> Figures:
-        ids = self.work / "tokens.npy"
-        np.save(ids, np.stack([window.ids for window in windows]).astype(np.uint32))
-        scores, vocab = [], open_source(path).model.vocab_size
-        with subprocess.Popen([self.python, PEER, "logits", path, ids], stdout=subprocess.PIPE) as peer:
-            for window in windows:
-                raw = peer.stdout.read(4 * len(window.target) * vocab)
-                scores.append(score(window, log_softmax(np.frombuffer(raw, np.float32).reshape(-1, vocab))))
-        return summary(np.concatenate(scores, axis=1), float(np.mean([window.noise for window in windows])))
-
-
-def _divergence(path: Path, windows: list[Window]) -> Figures:
-    with load(path) as model:
-        return {key: float(value) for key, value in divergence(model, windows).items()}
+    def _importance(self) -> Path:
+        """llama.cpp's importance matrix, from the tokens of our calibration."""
+        path = self.work / "importance.dat"
+        if not path.exists():
+            source = open_source(self.source)
+            tokens = Calibrate(self._calibration())(source).tokens
+            text = Tokenizer(source.tokenizer_json, source.model).decode(tokens.reshape(-1).tolist(), special=True)
+            (self.work / "calibration.txt").write_text(text, encoding="utf-8")
+            made = path.with_suffix(".partial")
+            self._run("llama-imatrix", "-m", self._f16(), "-f", self.work / "calibration.txt", "-c", CTX, "-o", made)
+            made.replace(path)
+        return path
 
 
 if __name__ == "__main__":

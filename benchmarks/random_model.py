@@ -87,11 +87,11 @@ SHAPES = {
 def write_rkf(description: Description, path: Path, k: int) -> None:
     """A clustered model in the form that `rkf convert` writes."""
     program = description.program
-    recipe = Recipe.load("default", program, k)
+    head, embedding = program.logits.weight, program.stem[0].tensor_names()[0]
+    recipe = Recipe.load("default", program, k, embedding)
     context: int = description.config["max_position_embeddings"]
     model = ModelMetadata(program=program, context_length=context, bos_id=1, eos_ids=(2,))
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
-    head, embedding = program.logits.weight, program.stem[0].tensor_names()[0]
     with Writer(path, metadata={"model": model.to_metadata()}, provenance={"source": "random"}, force=True) as writer:
         for name, shape, _ in sorted(program.weights()):
             writer.add(name, Alias(embedding) if name == head else _tensor(shape, recipe.rule(name, shape)))

@@ -1,14 +1,16 @@
-"""An .rkf file to other formats: a Hugging Face folder, or a GGUF in f16. One tensor in memory at a time.
+"""An .rkf file to other formats: a Hugging Face folder, or a GGUF. One tensor in memory at a time.
 
-Exports hold the decoded weights, rounded to the source's dtype (Hugging Face) or to f16 (GGUF). For a dense file in
-that dtype this is exact. The file carries the checkpoint's own configuration, which determines names and layouts.
+Exports hold the decoded weights, rounded to the source's dtype (Hugging Face) or to f16 (GGUF), unless another one is
+asked for. For a dense file in that dtype this is exact. The file carries the checkpoint's own configuration, which
+determines names and layouts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -17,17 +19,20 @@ from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 from rkf.converters.description import Description, describe
 from rkf.converters.families import first_form_config
+from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.gguf_config import fields_of
 from rkf.converters.families.layout import Assembly, assemblies
+from rkf.converters.families.layout_transforms import Shape
 from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
 from rkf.converters.tokenizer_export import gguf_fields, token_text
 from rkf.errors import StructureError, UnsupportedError, UsageError, naming
 from rkf.file.atomic import refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
-from rkf.format.constants import CHAT_TEMPLATE, DTYPE_BYTES, TOKENIZER, VERBATIM
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
@@ -36,48 +41,63 @@ from rkf.model.program import layer_prefix
 from rkf.model.rotation import rotations
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+TORCH_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+_BYTES = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "I64": 8}
 _F16, _F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
+# The types that the gguf package can write: name -> type of a matrix, type of a file.
+GGUF_TYPES = {
+    "f32": (_F32, gguf.LlamaFileType.ALL_F32),
+    "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "f16": (_F16, gguf.LlamaFileType.MOSTLY_F16),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q5_1": (gguf.GGMLQuantizationType.Q5_1, gguf.LlamaFileType.MOSTLY_Q5_1),
+    "q5_0": (gguf.GGMLQuantizationType.Q5_0, gguf.LlamaFileType.MOSTLY_Q5_0),
+    "q4_1": (gguf.GGMLQuantizationType.Q4_1, gguf.LlamaFileType.MOSTLY_Q4_1),
+    "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+}
 
 
-def export_hf(path: str | Path, folder: str | Path) -> None:
+def export_hf(path: str | Path, folder: str | Path, *, dtype: str | None = None) -> None:
     """Write the model at `path` as a folder that transformers loads: safetensors, config.json, tokenizer, template.
 
-    Raises UsageError if the folder exists and is not empty, UnsupportedError for a file without the configuration of a
-    known family, and the errors of opening `path`.
+    dtype: "bf16", "f16" or "f32" for all tensors (None: the source's). Raises UsageError if the folder exists and is
+    not empty, UnsupportedError for a file without the configuration of a known family and for weights that do not fit
+    the dtype, and the errors of opening `path`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists already: choose another name for the folder")
-    with open_file(path) as file, _staged(folder) as staging:
-        exported = _Exported(file)
-        _write_safetensors(staging / "model.safetensors", exported)
+    with open_file(path) as file, staged_folder(folder) as staging:
+        exported = Exported(file, dtype)
+        found = assemblies(exported.description.layout, exported.shapes)
+        write_safetensors(staging / "model.safetensors", map(exported.stored, found))
         for name, content in exported.configuration().items():
-            _write(staging / name, content)
-        for name in (TOKENIZER, CHAT_TEMPLATE):
-            if (blob := file.blob(name)) is not None:
-                _write(staging / name, blob)
+            write_file(staging / name, content)
 
 
-def export_gguf(path: str | Path, out: str | Path, *, force: bool = False) -> None:
-    """Write the model at `path` as a GGUF that llama.cpp loads: matrices in f16, vectors and routers in f32.
+def export_gguf(path: str | Path, out: str | Path, *, type_name: str = "f16", force: bool = False) -> None:
+    """Write the model at `path` as a GGUF that llama.cpp loads.
 
-    Raises UsageError if `out` exists and `force` is not given, UnsupportedError for a model or a tokenizer that GGUF
-    cannot express, and the errors of opening `path`.
+    type_name: the type of matrices, of GGUF_TYPES; those whose rows do not fill its blocks are f16. Vectors and routers
+    are f32. Raises UsageError if `out` exists and `force` is not given, UnsupportedError for a model or a tokenizer
+    that GGUF cannot express, and the errors of opening `path`.
     """
     out = Path(out)
     refuse_same_file(out, path)
     with open_file(path) as file, replacing(out, force) as output:
         with naming(file.path):
-            model = _GgufModel(_Exported(file))
+            model = _GgufModel(Exported(file), type_name)
         for part in chain([model.head()], model.tensors()):
             output.write(part)
             output.write(bytes(-output.position % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
-class _Exported:
-    """A file's model, with the configuration that determines the layout of its checkpoint."""
+class Exported:
+    """A file's model, with the configuration that determines the layout of its checkpoint. dtype: of all its tensors,
+    in place of the source's.
+    """
 
-    def __init__(self, file: Container) -> None:
+    def __init__(self, file: Container, dtype: str | None = None) -> None:
         if file.model is None:
             raise UnsupportedError(f"{file.path}: its metadata has no model, so it cannot be exported")
         self.file, self.model = file, file.model
@@ -85,9 +105,11 @@ class _Exported:
         self.shapes = {name: entry.shape for name, entry in stored.items()}
         self.dtypes = {name: entry.source_dtype for name, entry in stored.items()}
         self.config = self._config()
-        self.description: Description = describe(self.config, str(file.path))
+        tied = {"tie_word_embeddings": HEAD not in self.shapes}  # a head of its own may lie beside the word "tied"
+        self.description: Description = describe(self.config | tied, str(file.path))
         if set(self.description.program.weights()) != set(self.model.program.weights()):
             raise StructureError(f"{file.path}: config.json describes other tensors than the program reads")
+        self._dtype = dtype
         self._blocks = rotations(self.model.program)
         self._last: tuple[str, F32] | None = None
 
@@ -117,12 +139,24 @@ class _Exported:
         return self._last[1]
 
     def dtype(self, assembly: Assembly) -> str:
-        """The dtype of its parts in the checkpoint; f32 if they differ."""
+        """The dtype asked for, or that of its parts in the checkpoint; f32 if they differ."""
+        if self._dtype is not None:
+            return self._dtype
         found = {self.dtypes[part.tensor] for part in assembly.parts}
         return found.pop() if len(found) == 1 else "f32"
 
+    def stored(self, assembly: Assembly) -> WrittenTensor:
+        """A tensor of the checkpoint, in its own dtype."""
+        dtype = self.dtype(assembly)
+
+        def data() -> NDArray[Any]:
+            with naming(self.file.path):
+                return _rounded(assembly.values(self.decode), dtype, assembly)
+
+        return WrittenTensor(assembly.name, _SAFETENSORS[dtype], assembly.shape, data)
+
     def configuration(self) -> dict[str, bytes]:
-        """The checkpoint's own files; missing ones are made from the metadata."""
+        """The files beside the tensors: the checkpoint's own; missing ones are made from the metadata."""
         made = {
             "config.json": self._plain_config() if not self.description.wrapped else self._decoder_config(),
             "generation_config.json": _generation_config(self.model),
@@ -132,7 +166,12 @@ class _Exported:
         kept = {name: blob for name in VERBATIM if (blob := self.file.blob(name)) is not None}
         if self.description.wrapped or any(key in self.config for key in QUANTISATION_KEYS):
             del kept["config.json"]
-        return found | kept
+        if self._dtype is not None:
+            config = json.loads((found | kept)["config.json"])
+            config.pop("torch_dtype", None)
+            kept["config.json"] = _json({**config, "dtype": TORCH_NAMES[self._dtype]})
+        text = {name: blob for name in (TOKENIZER, CHAT_TEMPLATE) if (blob := self.file.blob(name)) is not None}
+        return found | kept | text
 
     def _plain_config(self) -> dict[str, Any]:
         return _unpacked(self.config)
@@ -150,7 +189,7 @@ def _unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Iterator[Path]:
     """A new folder of this process that replaces `folder` at the end; an error leaves nothing of it."""
     with ExitStack() as stack:
         with reporting(folder):
@@ -162,35 +201,40 @@ def _staged(folder: Path) -> Iterator[Path]:
             staging.replace(folder)
 
 
-def _write_safetensors(path: Path, exported: _Exported) -> None:
+@dataclass(frozen=True, slots=True)
+class WrittenTensor:
+    """A tensor of a safetensors file to be written. dtype: the format's name; data: makes its bytes."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    data: Callable[[], NDArray[Any]]
+
+
+def write_safetensors(path: Path, tensors: Iterable[WrittenTensor]) -> None:
     """Stream tensors into a safetensors file (the library's writer wants all of them in memory).
 
     Layout: u64 length of the header, JSON header padded with spaces to 8 bytes, tensors without gaps.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    tensors = list(assemblies(exported.description.layout, exported.shapes))
+    tensors = list(tensors)
     end = 0
     for tensor in tensors:
-        dtype = exported.dtype(tensor)
-        begin, end = end, end + prod(tensor.shape) * DTYPE_BYTES[dtype]
-        header[tensor.name] = {
-            "dtype": _SAFETENSORS[dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+        begin, end = end, end + prod(tensor.shape) * _BYTES[tensor.dtype]
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            file.write(from_f32(tensor.values(exported.decode), exported.dtype(tensor)))
+            file.write(np.ascontiguousarray(tensor.data()))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
     with replacing(path) as file:
         file.write(data)
 
@@ -219,8 +263,9 @@ def _tokenizer_config(model: ModelMetadata, text: Mapping[int, str]) -> dict[str
 class _GgufModel:
     """A GGUF being written: its head, and the data of its tensors in the head's order."""
 
-    def __init__(self, exported: _Exported) -> None:
+    def __init__(self, exported: Exported, type_name: str) -> None:
         self._exported = exported
+        self._type, self._file_type = GGUF_TYPES[type_name]
         description = exported.description
         self._architecture = description.family.gguf.architecture
         fields = fields_of(description.family, description.keys)
@@ -243,7 +288,9 @@ class _GgufModel:
         with TemporaryDirectory() as folder, naming(file.path):
             path = Path(folder, "head.gguf")
             with closing(gguf.GGUFWriter(path, self._architecture)) as writer:
-                writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+                writer.add_file_type(self._file_type)
+                if self._type not in (_F32, _F16, gguf.GGMLQuantizationType.BF16):
+                    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
                 for key, value in self._fields.items():
                     _add_field(writer, f"{self._architecture}.{key}", value)
                 for key, numbers in self._numbers.items():
@@ -253,8 +300,9 @@ class _GgufModel:
                 if template is not None:
                     writer.add_chat_template(template.decode())
                 for tensor in self._tensors:
-                    kind, count = self._kind(tensor), prod(tensor.shape)
-                    size = count * (2 if kind == _F16 else 4)
+                    kind = self._kind(tensor)
+                    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+                    size = prod(tensor.shape) // block * block_bytes
                     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
                 for name, factors in self._extra.items():
                     writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
@@ -267,8 +315,11 @@ class _GgufModel:
         """The data of every tensor."""
         for tensor in self._tensors:
             weights = tensor.values(self._exported.decode)
+            kind = self._kind(tensor)
             with naming(self._exported.file.path):
-                yield _f16(weights, tensor) if self._kind(tensor) == _F16 else weights
+                if kind not in (_F32, gguf.GGMLQuantizationType.BF16):
+                    _refuse_beyond_f16(weights, tensor)  # the dtype of blocks' scales, too
+                yield weights if kind == _F32 else gguf.quants.quantize(weights, kind)
         yield from self._extra.values()
 
     def _kind(self, tensor: Assembly) -> gguf.GGMLQuantizationType:
@@ -278,7 +329,8 @@ class _GgufModel:
         """
         if len(tensor.shape) == 1 or tensor.parts[0].tensor in self._exact:
             return _F32
-        return _F16
+        block, _ = gguf.GGML_QUANT_SIZES[self._type]
+        return self._type if tensor.shape[-1] % block == 0 else _F16
 
 
 def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -294,9 +346,14 @@ def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     writer.add_key_value(key, value, kinds[type(value)])
 
 
-def _f16(weights: np.ndarray, tensor: Assembly) -> np.ndarray:
-    rounded = from_f32(weights, "f16")
-    if not np.isfinite(rounded).all():
+def _rounded(weights: np.ndarray, dtype: str, tensor: Assembly) -> NDArray[Any]:
+    """Weights in a dtype that holds them."""
+    if dtype == "f16":
+        _refuse_beyond_f16(weights, tensor)
+    return from_f32(weights, dtype)
+
+
+def _refuse_beyond_f16(weights: np.ndarray, tensor: Assembly) -> None:
+    if not np.isfinite(from_f32(weights, "f16")).all():
         name = tensor.parts[0].tensor
-        raise UnsupportedError(f"{name}: weights up to {np.abs(weights).max():g} do not fit f16, the dtype of the GGUF")
-    return rounded
+        raise UnsupportedError(f"{name}: weights up to {np.abs(weights).max():g} do not fit f16: choose bf16 or f32")

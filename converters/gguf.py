@@ -63,6 +63,12 @@ _SAMPLING = {
 _EXTRA_LAYERS = "nextn_predict_layers"
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
+# Fields that have one number, or one for each layer.
+_BY_LAYER = (
+    *("attention.head_count", "attention.head_count_kv", "feed_forward_length"),
+    *("expert_used_count", "expert_feed_forward_length"),
+)
+
 # Patterns over the fields that are read -> their required types; the first match decides.
 _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("general.architecture", str),
@@ -81,7 +87,7 @@ _FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
     ("*.rope.scaling.type", str),
     ("*.rope.dimension_sections", np.ndarray),
     ("*.rope.*", (int, float)),
-    ("*.attention.head_count_kv", (int, np.ndarray)),
+    ("*.attention.head_count*", (int, np.ndarray)),
     ("*.attention.sliding_window_pattern", (int, np.ndarray)),
     ("*.attention.recurrent_layers", np.ndarray),
     ("*.attention.*", (int, float)),
@@ -98,7 +104,8 @@ class GgufSource:
         fields = dict(header.fields)
         _check_types(fields, self.label)
         _refuse_splits(fields, self.label)
-        config = self._config(header, fields)
+        own = self._own_fields(header, fields)
+        config = self._config(header, own)
         described = describe(config, self.label)
         unused = described.family.gguf.unused
         layers, more = described.keys.num_hidden_layers, any(key.endswith(f".{_EXTRA_LAYERS}") for key in fields)
@@ -126,6 +133,11 @@ class GgufSource:
         self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
         if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.model.vocab_size:
             raise SourceError(f"{self.label}: {count} tokens, expected at most one a row of {EMBEDDING}")
+        self.notes = tuple(
+            f"{key} {own[key]} is applied, as the reference of {described.family.name} does; llama.cpp ignores it here"
+            for key in described.family.gguf.ignored
+            if own.get(key)
+        )
         self.tokenizer_json = gguf_tokenizer.from_gguf(fields, self.label)
         self.chat_template: str | None = fields.get("tokenizer.chat_template")
         pad = self.model.special_tokens.get("pad_token")
@@ -136,14 +148,20 @@ class GgufSource:
         }
         self.verbatim = {"config.json": json.dumps(config | told, indent=2).encode()}
 
-    def _config(self, header: GgufHeader, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The contents of a config.json for this file."""
+    def _own_fields(self, header: GgufHeader, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the architecture, without its prefix."""
         architecture = fields.get("general.architecture")
         own = {key.removeprefix(f"{architecture}."): each for key, each in fields.items()}
+        own |= {key: each[0].item() for key, each in own.items() if key in _BY_LAYER and _is_uniform(each)}
         if isinstance(own.get("block_count"), int):
             own["block_count"] -= own.get(_EXTRA_LAYERS, 0)
         if (table := header.tensors.get("token_embd.weight")) is not None:
             own["vocab_size"] = table.shape[0]
+        return own
+
+    def _config(self, header: GgufHeader, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The contents of a config.json for this file. own: see _own_fields."""
+        architecture = header.fields.get("general.architecture")
         extra = {name: self._values(header.tensors[name]).decode() for name in EXTRA if name in header.tensors}
         with naming(Path(self.label)):
             return config_of(family_of_gguf(architecture, own), GgufModel(own, header.tensors, extra))
@@ -198,6 +216,11 @@ def _numbers(described: Description, fields: Mapping[str, Any], label: str) -> d
             raise SourceError(f"{label}: field {field}: expected {layers} numbers, one for each layer")
         found |= {layer_prefix(layer) + name: values[layer : layer + 1].astype(np.float32) for layer in range(layers)}
     return found
+
+
+def _is_uniform(value: Any) -> bool:
+    """Whether a field has the same integer for each layer."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size > 0 and bool(np.ptp(value) == 0)
 
 
 def _is_beyond(name: str, layers: int) -> bool:

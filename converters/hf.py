@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from rkf.converters.description import Description, checked, describe
@@ -16,7 +17,7 @@ from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.layout import place
 from rkf.converters.gguf_tokenizer import load_tokenizer
 from rkf.converters.input_files import files_fingerprint, hash_file, read_json
-from rkf.converters.quantised import quantisation, weights_of
+from rkf.converters.quantised import StoredWeight, quantisation, weights_of
 from rkf.converters.shards import INDEX, StoredTensor, shards, tensors_of
 from rkf.converters.source import read_origin, spec_of
 from rkf.converters.special_tokens import special_tokens
@@ -25,6 +26,8 @@ from rkf.format.constants import VERBATIM
 from rkf.format.matrix import DenseTensor
 from rkf.model.metadata import ModelMetadata
 
+# Weights compared at a time.
+_SLAB_WEIGHTS = 1 << 20
 _GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -55,10 +58,9 @@ class HfSource:
             raise SourceError(
                 f"{self.label}: tokenizer.json has id {largest}, expected ids below {self.model.vocab_size}"
             )
-        tied = self._description.keys.tie_word_embeddings
-        if tied:
-            for name in {name for origin in self._description.layout(HEAD) for name in origin.names}:
-                self._weights.pop(name, None)  # some writers store the embedding twice
+        tied = self._description.keys.tie_word_embeddings and self._share_head()
+        own_head = self._description.keys.tie_word_embeddings and not tied
+        self.notes = ("the head differs from the embedding; it is kept, though tie_word_embeddings is true",) * own_head
         self._stored = {name: weight.spec for name, weight in self._weights.items()}
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         shapes = {name: spec.shape for name, spec in self._stored.items()}
@@ -118,6 +120,22 @@ class HfSource:
                     found[name] = tensor
         return found, others
 
+    def _share_head(self) -> bool:
+        """Whether the head is the embedding's matrix, for a model that says so; one of both may be stored, or both.
+
+        `tie_weights` in transformers/modeling_utils.py decides the same way: a head with other values stays a head.
+        """
+        heads = [name for origin in self._description.layout(HEAD) for name in origin.names if name in self._weights]
+        (table,) = self._description.layout(EMBEDDING)[0].names
+        if not heads:
+            return True
+        if table in self._weights and not _same_values(self._weights[heads[0]], self._weights[table]):
+            return False
+        self._weights.setdefault(table, self._weights[heads[0]])
+        for name in heads:
+            del self._weights[name]
+        return True
+
     def _read_tokenizer(self) -> Tokenizer:
         path = self.folder / "tokenizer.json"
         if not path.is_file():
@@ -168,6 +186,19 @@ def _begin_and_ends(description: Description, generation: dict[str, Any]) -> tup
     bos = keys.bos_token_id
     beyond = bos is not None and "bos_token_id" not in own and bos >= keys.vocab_size
     return None if beyond else bos, ends
+
+
+def _same_values(one: StoredWeight, other: StoredWeight) -> bool:
+    """Whether two matrices hold the same values; reads some rows of both at a time."""
+    if one.spec.shape != other.spec.shape:
+        return False
+    rows = one.spec.shape[0]
+    step = max(1, _SLAB_WEIGHTS * rows // one.spec.weights)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        if not np.array_equal(one.read(start, stop).decode(), other.read(start, stop).decode()):
+            return False
+    return True
 
 
 def _label(folder: Path) -> str:

@@ -41,12 +41,13 @@ class LedgerRow:
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """Every tensor of a conversion, and the whole file. file_bytes: with tokenizer, directory and padding. left_out:
-    parts of the checkpoint that are not converted.
+    parts of the checkpoint that are not converted. notes: see Source.
     """
 
     rows: tuple[LedgerRow, ...]
     file_bytes: int
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def source_bytes(self) -> int:

@@ -31,7 +31,7 @@ from rkf.converters.ledger import Ledger, LedgerRow, Rehearsal, blank, row
 from rkf.converters.progress import Progress, Step, bar
 from rkf.converters.pull import locate
 from rkf.converters.rotated_source import RotatedSource
-from rkf.converters.source import Source, open_source, refuse_source
+from rkf.converters.source import Source, open_source, refuse_source, stored_head
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError, naming
 from rkf.file.atomic import refuse_existing, refuse_same_file
@@ -97,7 +97,8 @@ def convert(
     src = locate(src)
     plain = source = open_source(src)
     budgeted = size is not None or bpw is not None
-    first = None if budgeted else Recipe.load(recipe or "default", plain.model.program, k)
+    head = stored_head(plain)
+    first = None if budgeted else Recipe.load(recipe or "default", plain.model.program, k, head)
     rotates = first is None or first.rotates
     if calibrate and rotates and not _is_exact(plain, first):
         source = RotatedSource(plain)
@@ -107,7 +108,7 @@ def convert(
 
     def plan(losses: Mapping[str, float] | None) -> Recipe:
         if not budgeted:
-            return Recipe.load(recipe or "default", source.model.program, k)
+            return Recipe.load(recipe or "default", source.model.program, k, head)
         fit = archived if archive else fitting
         return fit(source, lambda trial: job(source, trial, announced).rehearse(), size, bpw, losses)
 
@@ -188,8 +189,9 @@ class _Job:
             self.text = dict(text) if compensate else {**text, "use": "scales"}
         self.compensated = bool(text) and compensate
         self.names = sorted([*source.tensors, *source.aliases])
-        head = source.model.program.logits.weight
-        self.head = source.aliases.get(head, head)
+        head = stored_head(source)
+        self.by_token = {head, *allocation.lone_embeddings(source.model.program, head)}  # a row for each token
+        self.frequent: NDArray[np.int64] | None = None  # all tokens, if a text tells; the first ones' rows stay exact
         self.numbers = {name: number for number, name in enumerate(self.names)}  # of parts in the work folder
         self.work = WorkFolder(out)
         self.each: Callable[..., Iterable[Any]] = map  # applies a function to the experts of a stack
@@ -197,7 +199,7 @@ class _Job:
     def rehearse(self) -> Ledger:
         with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
             rows = self._write(writer, ((name, self._blank(name)) for name in self.names))
-        return Ledger(tuple(rows), writer.file_bytes, self.source.left_out)
+        return Ledger(tuple(rows), writer.file_bytes, self.source.left_out, self.source.notes)
 
     def run(
         self, workers: int, force: bool, resume: bool, report: Progress, calibration: GivenCalibration | None
@@ -207,13 +209,14 @@ class _Job:
             with writer, _pool(workers, "rkf-experts") as experts:  # the writer's lock also covers the work folder
                 self.each = experts.map
                 self.work.open(self._fingerprint(), resume)
+                self.frequent = calibration.frequent if calibration else None
                 suited = self._suit(calibration, workers, report) if calibration else set()
                 rows = self._write(writer, self._reported(self._results(workers), report, suited))
         except BaseException:
             self.work.close(keep=resume)
             raise
         self.work.close()
-        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out)
+        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, self.source.notes)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []
@@ -259,8 +262,7 @@ class _Job:
                     objective = making.result()
                     alike = [name for name, each in named.items() if id(each) == key]
                     for names in [alike] if callable(objective) else [[name] for name in alike]:
-                        frequent = calibration.frequent if names == [self.head] else None
-                        jobs.append((names, pool.submit(self._make, names, objective, frequent)))
+                        jobs.append((names, pool.submit(self._make, names, objective)))
                 for names, job in jobs:
                     for name, (_, stats) in zip(names, job.result(), strict=True):
                         suited.add(name)
@@ -271,17 +273,17 @@ class _Job:
         """One tensor in its stored form."""
         return (Alias(self.source.aliases[name]), {}) if name in self.source.aliases else self._make([name])[0]
 
-    def _make(
-        self, names: Sequence[str], objective: Objectives | None = None, frequent: NDArray[np.int64] | None = None
-    ) -> list[_Result]:
+    def _make(self, names: Sequence[str], objective: Objectives | None = None) -> list[_Result]:
         """Tensors in their stored form: from the work folder if present, otherwise read and clustered. Several of them
-        are stacks that read the same inputs. frequent: rows, of which the first stay exact.
+        are stacks that read the same inputs.
         """
         parts = {name: self.work.load(self.numbers[name], name) for name in names}
         found: dict[str, _Result] = {name: (part[0], dict(part[1])) for name, part in parts.items() if part is not None}
         missing = [name for name in names if name not in found]
         rules = [self.recipe.rule(name, self.source.tensors[name].shape) for name in missing]
-        kept = None if frequent is None or not rules else frequent[: rules[0].rows_kept(len(frequent))]
+        kept = None
+        if self.frequent is not None and self.by_token.issuperset(missing):
+            kept = self.frequent[: max((rule.rows_kept(len(self.frequent)) for rule in rules), default=0)]
         with naming(Path(self.source.label)):
             tensors = [(self.source.read(name), rule, name) for name, rule in zip(missing, rules, strict=True)]
             found |= zip(missing, cluster_alike(tensors, objective, kept, self.each), strict=True)
@@ -311,7 +313,7 @@ class _Job:
             return Alias(self.source.aliases[name]), {}
         spec = self.source.tensors[name]
         rule = self.recipe.rule(name, spec.shape)
-        rows = rule.rows_kept(spec.shape[0]) if name == self.head and self.compensated else 0
+        rows = rule.rows_kept(spec.shape[0]) if name in self.by_token and self.compensated else 0
         tensor = blank(spec, rule, rows)
         stats = {"relative_error": 0.0, "entropy_bits": 0.0} if isinstance(tensor, ClusteredMatrix) else {}
         return tensor, stats

@@ -55,6 +55,10 @@ class RotatedSource:
         return self._source.left_out
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return self._source.notes
+
+    @property
     def verbatim(self) -> Mapping[str, bytes]:
         return self._source.verbatim
 

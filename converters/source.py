@@ -45,7 +45,8 @@ class Source(Protocol):
     """A checkpoint with names, shapes and conventions already converted to rkf's (docs/architecture.md).
 
     aliases: second names of tensors. verbatim: files of the checkpoint that are copied unchanged, by name.
-    left_out: parts of the checkpoint that are not converted, such as a vision tower.
+    left_out: parts of the checkpoint that are not converted, such as a vision tower. notes: lines about what the
+    checkpoint says in two ways, and which of them was taken.
     """
 
     @property
@@ -62,6 +63,8 @@ class Source(Protocol):
     def chat_template(self) -> str | None: ...
     @property
     def left_out(self) -> tuple[str, ...]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
     @property
     def verbatim(self) -> Mapping[str, bytes]: ...
 
@@ -107,13 +110,19 @@ def read_origin(
         for step in origin.steps:
             part = step.apply(part)
         parts.append(part)
-    values = np.stack(parts) if origin.stacked else parts[0]
+    values = np.stack(parts) if origin.stacked else np.concatenate(parts) if origin.joined else parts[0]
     return DenseTensor(dtype, np.ascontiguousarray(values))
 
 
 def _dtype(origin: Origin, parts: list[TensorSpec]) -> str:
     """The common dtype of the parts if values are only moved; otherwise f32."""
     return parts[0].dtype if origin.keeps_values and len({part.dtype for part in parts}) == 1 else "f32"
+
+
+def stored_head(source: Source) -> str:
+    """The name under which a source stores its output head: the embedding's, if the head is tied."""
+    head = source.model.program.logits.weight
+    return source.aliases.get(head, head)
 
 
 def refuse_source(out: Path, path: Path, source: Source) -> None:

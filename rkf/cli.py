@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from rkf._version import __version__
-from rkf.commands.convert import calibrate, convert, export, pull
+from rkf.commands.convert import calibrate, convert, export, pull, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import printable
@@ -74,6 +74,7 @@ for verb in (
     tune,
     study,
     export,
+    restore,
 ):
     cli.add_command(verb)
 

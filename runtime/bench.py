@@ -55,11 +55,11 @@ def bench(
 
 
 def _tokens(model: Model, prefill: int, decode: int) -> np.ndarray:
-    longest = model.metadata.context_length - 1
+    longest = model.config.context_length - 1
     if not (1 <= prefill <= longest and 1 <= decode <= longest):
         raise UsageError(f"prefill and decode: expected 1 to {longest} tokens, got {prefill} and {decode}")
     # Any ids will do: the time of a step does not depend on them.
-    return np.random.Generator(np.random.Philox(key=0)).integers(0, model.metadata.vocab_size, max(prefill, 8))
+    return np.random.Generator(np.random.Philox(key=0)).integers(0, model.config.vocab_size, max(prefill, 8))
 
 
 def _prefill_s(model: Model, tokens: np.ndarray) -> float:

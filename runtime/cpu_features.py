@@ -11,11 +11,12 @@ import llvmlite.binding as llvm
 
 from rkf.errors import UsageError
 
-# The features that each level's kernels may use (kernels/build.py): those of x86-64-v3 at avx2, those of x86-64-v4 and
-# two more at avx512. LLVM reports a feature only if the operating system saves its registers too.
+# The features that each level's kernels may use (kernels/build.py): those of x86-64-v3 at avx2, one more at avxvnni,
+# those of x86-64-v4 and two more at avx512. LLVM reports a feature only if the operating system saves its registers.
 _V3 = {"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"}
 LEVELS = {
     "avx512": {*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi", "avx512vnni"},
+    "avxvnni": {*_V3, "avxvnni"},
     "avx2": _V3,
     "neon": {"neon", "dotprod"},
     "portable": set(),

@@ -149,7 +149,7 @@ def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint
             return values
         parts = [values] if bits % 2 == 0 else [values[..., 0::2], values[..., 1::2]]
         return np.concatenate([np.tile(part, 64 // part.shape[-1]) for part in parts], axis=-1)
-    # avx2: registers of twice 16, one for each set of the bits below the first plane (int8_avx2.py, `_looked_up`)
+    # avx2, avxvnni: registers of twice 16, one for each set of the bits below the first plane (int8_avx2.py)
     below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
     parts = [values[..., low::below].copy() for low in range(below)]
     for bit in range(below.bit_length() - 1):

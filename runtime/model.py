@@ -61,8 +61,8 @@ class Model:
         self._engine = Engine(backend)
 
     @property
-    def metadata(self) -> ModelMetadata:
-        """The model's program, lengths and special token ids."""
+    def config(self) -> ModelMetadata:
+        """Its program, `vocab_size`, `context_length`, `bos_id`, `eos_ids` and special tokens."""
         return self._backend.metadata
 
     @property
@@ -70,10 +70,15 @@ class Model:
         """The backend, for measuring it."""
         return self._backend
 
+    @property
+    def engine(self) -> Engine:
+        """The engine, for many requests at once."""
+        return self._engine
+
     @cached_property
     def guides(self) -> Guides:
         """Guides to answers of a given form."""
-        return Guides(self.tokenizer.json, self.metadata.vocab_size, self.metadata.eos_ids)
+        return Guides(self.tokenizer.json, self.config.vocab_size, self.config.eos_ids)
 
     def stream(
         self,
@@ -100,8 +105,8 @@ class Model:
         """
         max_tokens, stop = options.pop("max_tokens", 256), options.pop("stop", ())
         form, template_args = options.pop("form", None), options.pop("template_args", {})
-        sampling = sampling_for(self.metadata, options)
-        limits = Limits(max_tokens, self.metadata.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
+        sampling = sampling_for(self.config, options)
+        limits = Limits(max_tokens, self.config.eos_ids, (stop,) if isinstance(stop, str) else tuple(stop))
         ids = self._prompt_ids(prompt, system, raw, template_args)
         guide = None if form is None else self.guides.guide(form)
         context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
@@ -126,11 +131,11 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> F32:
         """Logits after each of `ids`, from the first: `f32[n, vocab]`."""
-        if not 0 < len(ids) <= self.metadata.context_length:
-            raise UsageError(f"ids: expected 1 to {self.metadata.context_length} of them, got {len(ids)}")
+        if not 0 < len(ids) <= self.config.context_length:
+            raise UsageError(f"ids: expected 1 to {self.config.context_length} of them, got {len(ids)}")
         tokens = np.asarray(ids, np.int64)
-        if tokens.min() < 0 or tokens.max() >= self.metadata.vocab_size:
-            raise UsageError(f"ids: expected 0 to {self.metadata.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
         return self._backend.forward([Row(self._backend.new_sequence(len(tokens)), tokens)], "all")
 
     def close(self) -> None:
@@ -156,7 +161,7 @@ class Model:
                 raise UsageError("template arguments need the model's chat template: omit them")
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
-            return self.tokenizer.encode(prompt, enough=self.metadata.context_length + 1)
+            return self.tokenizer.encode(prompt, enough=self.config.context_length + 1)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return self.chat_ids(messages, template_args=template_args)

@@ -17,7 +17,7 @@ from rkf.runtime import objects
 from rkf.runtime.jit import SYMBOL
 
 PLATFORMS = {
-    "x86_64-unknown-linux-gnu": ("avx512", "avx2", "portable"),
+    "x86_64-unknown-linux-gnu": ("avx512", "avxvnni", "avx2", "portable"),
     "aarch64-unknown-linux-gnu": ("neon",),
 }
 

@@ -289,6 +289,7 @@ def write_model(path: Path, model: Mapping[str, Golden]) -> None:
             writer.add(name, golden.tensor)
         for name, data in BLOBS.get(path.name, {}).items():
             writer.blob(name, data)
+    store_raw(path)
     if path.name == "free.rkf":
         rewrite_directory(path, free_directory)
 
@@ -299,6 +300,15 @@ def write_tuned(path: Path, model: Path, tuned: Mapping[str, Golden], ordered: b
     }
     with rkf.open(model) as container:
         write_values(path, container, values, ordered=ordered)
+
+
+def store_raw(path: Path) -> None:
+    """Store the blobs raw too, so that a reader without zstd has vectors with blobs, and their bytes never change."""
+    with rkf.open(path) as container, replacing(path, force=True) as out:
+        writer = SectionWriter(out)
+        for number, section in enumerate(container.sections):
+            writer.add(section.kind, [container.section(number)], section.name)
+        writer.finish(container.directory.raw, container.kind)
 
 
 def store_zstd(source: Path, target: Path) -> None:

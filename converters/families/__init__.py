@@ -95,6 +95,5 @@ def family_of_gguf(architecture: Any, own: Mapping[str, Any]) -> Family[Any]:
     for family in FAMILIES.values():
         if family.gguf.architecture == architecture and family.gguf.claims(own):
             return family
-    raise UnsupportedError(
-        f"architecture {architecture!r} with expert_count {own.get('expert_count')} is not supported"
-    )
+    scored = f"expert_count {own.get('expert_count')} and expert_gating_func {own.get('expert_gating_func')}"
+    raise UnsupportedError(f"architecture {architecture!r} with {scored} is not supported")

@@ -43,11 +43,15 @@ class Temperature:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorm:
-    """A norm of queries and keys before rope. whole: over all heads together; otherwise per head."""
+    """A norm of queries and keys before rope. whole: over all heads together; otherwise per head. own: each head has
+    weights of its own. centred: see NormStyle.
+    """
 
     epsilon: float
     whole: bool = False
     offset: float = 0.0
+    own: bool = False
+    centred: bool = False
 
 
 def assemble(
@@ -140,6 +144,8 @@ def attention(
                 epsilon=head_norm.epsilon,
                 group=None if head_norm.whole else size,
                 offset=head_norm.offset,
+                centred=head_norm.centred,
+                by_group=head_norm.own,
             )
             for part in "qk"
         ]

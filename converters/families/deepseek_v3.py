@@ -15,8 +15,9 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Layer, assemble, linear, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import RMS_EPSILON
+from rkf.converters.families.gguf_experts import is_by_sigmoid
 from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
-from rkf.converters.families.gguf_yarn import MULTIPLIER
+from rkf.converters.families.gguf_yarn import MAGNITUDE, MULTIPLIER
 from rkf.converters.families.grouped_experts import (
     GroupedExperts,
     expert_layout,
@@ -25,7 +26,6 @@ from rkf.converters.families.grouped_experts import (
     grouped_config,
     grouped_fields,
     is_beyond,
-    is_by_sigmoid,
 )
 from rkf.converters.families.keys import flag, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, Origin, as_named
@@ -38,6 +38,7 @@ from rkf.model.program import MAX_LAYERS, Program
 _EPSILON = 1e-6  # of the norms of latents, whatever the configuration has
 _RANK, _QUERY_RANK, _TURNED = "attention.kv_lora_rank", "attention.q_lora_rank", "rope.dimension_count"
 _KEY, _VALUE = "attention.key_length", "attention.value_length"
+_WARMTH = "attention.temperature_scale"
 _SEPARATE = 0.1  # what llama.cpp's converter multiplies mscale_all_dim by, in this architecture alone
 
 
@@ -169,7 +170,13 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     """Older files have kv_b_proj as one matrix, and the widths of whole heads where newer ones have the latent's."""
     own, turned = model.own, _width(model.own, _TURNED)
     rope = rope_config(model, turned)
-    if rope["rope_type"] == "yarn" and MULTIPLIER in own:
+    if own.get(_WARMTH):
+        raise UnsupportedError(f"{_WARMTH}: {own[_WARMTH]} is not supported in this architecture; expected none")
+    if rope["rope_type"] == "yarn":
+        if not own.get(MULTIPLIER) or "attention_factor" in rope:
+            raise UnsupportedError(
+                f"yarn without {MULTIPLIER}, or with {MAGNITUDE}, is not supported in this architecture"
+            )
         scale = shortest(own[MULTIPLIER] / _SEPARATE)
         rope |= {"mscale": scale, "mscale_all_dim": scale}
     return {
@@ -177,7 +184,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "num_key_value_heads": own["attention.head_count"],
         "head_dim": turned,
         "kv_lora_rank": _width(own, _RANK),
-        "q_lora_rank": own.get(_QUERY_RANK),
+        "q_lora_rank": own.get(_QUERY_RANK) if "blk.0.attn_q_a.weight" in model.tensors else None,
         "qk_rope_head_dim": turned,
         "qk_nope_head_dim": _width(own, f"{_KEY}_mla", _KEY) - turned,
         "v_head_dim": _width(own, f"{_VALUE}_mla", _VALUE),

@@ -17,6 +17,7 @@ from rkf.model.program import Program
 
 # llama.cpp recognises by the first the one model that has windows, in three of four layers, by default of the second.
 _LAYERS_32B, _WINDOW_32B = 64, 4096
+_ONLY_32B = f"llama.cpp has windows only in a model of {_LAYERS_32B} layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,18 @@ def _layer(config: Exaone4Keys, kind: str) -> Layer:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    own = dict(model.own)
+    own = model.own
     if own["block_count"] == _LAYERS_32B:
-        own.setdefault(WINDOW, _WINDOW_32B)
+        own = {WINDOW: _WINDOW_32B, **own}
+    elif own.get(WINDOW):
+        raise UnsupportedError(f"{WINDOW} is {own[WINDOW]}; {_ONLY_32B}")
     return {**window_config(own, period=4), **whole_rope(model)}
 
 
 def _to_fields(config: Exaone4Keys) -> GgufFields:
     only_usual_heads(config)
     if config.sliding_window is not None and not _has_known_windows(config):
-        raise UnsupportedError(
-            f"sliding_window: llama.cpp has windows only in a model of {_LAYERS_32B} layers, three of four"
-        )
+        raise UnsupportedError(f"sliding_window: {_ONLY_32B}, in three of four")
     return rope_fields(rope_scaling.whole(config), config.head_size).plus(window_fields(config))
 
 

@@ -83,8 +83,9 @@ class GgufForm(Generic[C]):
     claims: whether a file of this architecture belongs to the family. activation: the one that llama.cpp uses; a GGUF
     does not name it. to_config: keys of config.json beyond the common ones. to_fields: the inverse; raises
     UnsupportedError if a GGUF has no field for a value. layout: over Hugging Face's names, which gguf's tables
-    translate. unused: whether llama.cpp ignores a tensor, by its name there. numbers: tensors of one number in each
-    layer, by their names in it -> the whole key of the field in which a GGUF has the numbers of all layers.
+    translate. ignored: fields that rkf applies, as the reference does, and llama.cpp ignores. unused: whether llama.cpp
+    ignores a tensor, by its name there. numbers: tensors of one number in each layer, by their names in it -> the whole
+    key of the field in which a GGUF has the numbers of all layers.
     """
 
     architecture: str
@@ -94,6 +95,7 @@ class GgufForm(Generic[C]):
     claims: Callable[[Mapping[str, Any]], bool] = lambda own: True
     activation: str = "silu"
     numbers: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
     unused: Callable[[C, str], bool] = lambda config, name: False
 
 

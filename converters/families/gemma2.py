@@ -13,7 +13,7 @@ from rkf.converters.families.gguf_config import head_size, whole_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, optional_number, optional_size, size, token, tokens
 from rkf.converters.families.layout import one_added
-from rkf.converters.families.windows import Windowed, periodic, window_config
+from rkf.converters.families.windows import Windowed, one_theta, periodic, window_config
 from rkf.errors import UnsupportedError
 from rkf.model.frequencies import Frequencies
 from rkf.model.program import MAX_LAYERS, Program
@@ -102,6 +102,7 @@ def _attention(config: Gemma2Keys, kind: str) -> Layer:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
+    one_theta(own)
     return {
         **window_config({"attention.sliding_window": 4096, **own}, _PERIOD),
         "query_pre_attn_scalar": assumed_scalar(model, _LAYERS_27B),

@@ -19,7 +19,7 @@ from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fi
 from rkf.converters.families.gguf_rope import FACTORS, shortest
 from rkf.converters.families.keys import FULL, SLIDING
 from rkf.converters.families.layout import Layout
-from rkf.converters.families.windows import window_config, window_fields
+from rkf.converters.families.windows import layer_windows, window_fields
 from rkf.errors import SourceError, UnsupportedError
 
 _SOFTCAP, _LOCAL_THETA = 30.0, 10000.0  # llama.cpp assumes them where a file has no field
@@ -40,7 +40,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     wide, narrow = head_size(model), own.get("attention.key_length_swa")
     if not isinstance(narrow, int) or own.get("attention.value_length_swa") != narrow:
         raise SourceError("attention.key_length_swa, attention.value_length_swa: expected the same positive integer")
-    windows = window_config(own, period=6)
+    windows = layer_windows(own, period=6)
     kinds, shared = windows["layer_types"], own.get(_SHARED, 0)
     inner, kv_heads = (_by_layer(own, key, len(kinds)) for key in (_INNER, _KV_HEADS))
     full = kinds.index(FULL) if FULL in kinds else 0

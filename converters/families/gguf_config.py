@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+import numpy as np
 
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.decoder_keys import DecoderKeys
@@ -55,11 +58,14 @@ def partial_rope(model: GgufModel) -> dict[str, Any]:
 
 def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
     """A config.json in transformers' form."""
+    _check(model.own)
     found = {ours: shortest(model.own[theirs]) for ours, theirs in KEYS.items() if theirs in model.own}
-    for key in _REQUIRED:
-        if key not in found:
-            raise SourceError(f"field {KEYS[key]} is missing")
     own = family.gguf.to_config(model)
+    for key, value in found.items():
+        if isinstance(value, np.ndarray) and key not in own:
+            raise UnsupportedError(
+                f"field {KEYS[key]}: layers of different sizes are not supported in this architecture"
+            )
     if "intermediate_size" not in {**found, **own}:  # some mixtures have no dense layer
         raise SourceError(f"field {KEYS['intermediate_size']} is missing")
     return {
@@ -70,6 +76,19 @@ def config_of(family: Family[Any], model: GgufModel) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in model.tensors,
         **own,
     }
+
+
+def _check(own: Mapping[str, Any]) -> None:
+    """Refuse fields without which there is no model, and those that every architecture of llama.cpp reads."""
+    for key in _REQUIRED:
+        if KEYS[key] not in own:
+            raise SourceError(f"field {KEYS[key]} is missing")
+        if not isinstance(own[KEYS[key]], int):
+            raise UnsupportedError(f"field {KEYS[key]}: expected an integer, got {reprlib.repr(own[KEYS[key]])}")
+    if RMS_EPSILON not in own and LAYER_NORM_EPSILON not in own:
+        raise SourceError(f"field {RMS_EPSILON} is missing")
+    if not own.get("attention.causal", True):
+        raise UnsupportedError("attention.causal is false: attention to later tokens is not supported")
 
 
 def _heads(model: GgufModel, found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,38 +12,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.converters.families.family import GgufFields, GgufModel
-from rkf.converters.families.gguf_yarn import shortest, yarn_fields, yarn_parameters
+from rkf.converters.families.gguf_yarn import FACTOR, LENGTH, MAGNITUDE, shortest, yarn_fields, yarn_parameters
 from rkf.errors import SourceError, UnsupportedError
 
 FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 EXTRA = (FACTORS, LONG, SHORT)
+_KINDS = ("linear", "longrope", "none", "yarn")
+_OLD_FACTOR = "rope.scale_linear"  # read where the newer key is absent; 0 means 1
 # llama.cpp writes rope factors only for the kind "llama3", whose low_freq_factor is 1 in every published model.
 _LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR = 1.0, 4.0
 _TOLERANCE = 1e-5
 
 
-def rope_config(model: GgufModel, head_size: int) -> dict[str, Any]:
-    """rope_parameters of a GGUF's fields and factors.
+def rope_config(model: GgufModel, head_size: int, *, tuned_yarn: bool = False) -> dict[str, Any]:
+    """rope_parameters of a GGUF's fields and factors, as `load_hparams` in llama.cpp's llama-model.cpp reads them.
 
-    Raises UnsupportedError for an unknown kind, SourceError for factors that fit no kind.
+    tuned_yarn: see gguf_yarn. Raises UnsupportedError for an unknown kind and for scales beside factors, SourceError
+    for factors that fit no kind.
     """
     own = model.own
-    kind = own.get("rope.scaling.type", "none")
-    theta = shortest(own.get("rope.freq_base", 10000.0))
-    if FACTORS in model.extra:
-        return llama3_parameters(model.extra[FACTORS], theta, head_size)
-    if LONG in model.extra and SHORT in model.extra:
+    kind, theta = own.get("rope.scaling.type", "linear"), shortest(own.get("rope.freq_base", 10000.0))
+    if kind not in _KINDS:
+        raise UnsupportedError(f"rope scaling {kind!r} is not supported in a GGUF; known: {', '.join(_KINDS)}")
+    given = next((key for key in (FACTOR, _OLD_FACTOR) if key in own), FACTOR)
+    factor = 1.0 if kind == "none" else shortest(own.get(given) or 1.0)
+    magnitude = own.get(MAGNITUDE, 1.0)
+    if (LONG in model.extra) != (SHORT in model.extra):
+        raise SourceError(f"tensors {LONG} and {SHORT}: expected both or none")
+    beside = FACTORS if FACTORS in model.extra else LONG if LONG in model.extra else None
+    if beside is not None and factor != 1:
+        raise UnsupportedError(f"{given}: {factor} is not supported beside tensor {beside}; expected 1")
+    if beside == LONG:
         return _longrope(model, theta)
-    if kind == "none":
+    if kind == "yarn" and beside is None and (factor, magnitude) != (1, 1):
+        return yarn_parameters(own, theta, factor, tuned_yarn)
+    if magnitude != 1:
+        raise UnsupportedError(f"{MAGNITUDE}: {magnitude} is not supported with rope scaling {kind!r}; expected 1")
+    if beside == FACTORS:
+        return llama3_parameters(model.extra[FACTORS], theta, head_size)
+    if factor == 1:
         return {"rope_type": "default", "rope_theta": theta}
-    if kind == "linear":
-        return {"rope_type": "linear", "rope_theta": theta, "factor": shortest(own.get("rope.scaling.factor"))}
-    if kind == "yarn":
-        return yarn_parameters(own, theta)
-    raise UnsupportedError(f"rope scaling {kind!r} is not supported in a GGUF; known: linear, llama3, longrope, yarn")
+    return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
 
 
-def rope_fields(rope: Mapping[str, Any], head_size: int) -> GgufFields:
+def rope_fields(rope: Mapping[str, Any], head_size: int, *, tuned_yarn: bool = False) -> GgufFields:
     """The fields of standard rope_parameters; UnsupportedError if a GGUF has none for them."""
     kind = rope["rope_type"]
     own: dict[str, Any] = {
@@ -53,19 +65,21 @@ def rope_fields(rope: Mapping[str, Any], head_size: int) -> GgufFields:
     if kind in ("default", "dynamic"):
         return GgufFields(own)
     if kind == "linear":
-        return GgufFields(own | {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])})
+        return GgufFields(own | {"rope.scaling.type": "linear", FACTOR: float(rope["factor"])})
     if kind == "llama3":
         return GgufFields(own, {FACTORS: llama3_divisors(rope, head_size).astype(np.float32)})
     if kind == "yarn":
-        return GgufFields(own | yarn_fields(rope))
+        return GgufFields(own | yarn_fields(rope, tuned_yarn))
     raise UnsupportedError(f"rope scaling {kind!r} cannot be stored in a GGUF written by rkf")
 
 
 def _longrope(model: GgufModel, theta: float) -> dict[str, Any]:
-    factors = {"long_factor": model.extra[LONG], "short_factor": model.extra[SHORT]}
+    own, factors = model.own, {"long_factor": model.extra[LONG], "short_factor": model.extra[SHORT]}
     return {
         "rope_type": "longrope",
         "rope_theta": theta,
+        "original_max_position_embeddings": own.get(LENGTH, own["context_length"]),
+        "attention_factor": shortest(own.get(MAGNITUDE, 1.0)),
         **{key: [shortest(float(each)) for each in values.reshape(-1)] for key, values in factors.items()},
     }
 

@@ -13,6 +13,7 @@ from rkf.converters.families.gguf_config import partial_rope
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, number, optional_number, optional_size, size, tokens
 from rkf.converters.families.layout import Layout, fused_rows
+from rkf.errors import UnsupportedError
 from rkf.model.program import MAX_LAYERS, Program
 
 _NORMS = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
@@ -45,6 +46,9 @@ def _layout(config: Glm4Keys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
+    sections = model.own.get("rope.dimension_sections", (0, 0))
+    if sections[0] and sections[1]:  # llama.cpp then turns halves in place of neighbours
+        raise UnsupportedError(f"rope.dimension_sections: {list(map(int, sections))} is not supported; expected none")
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         **partial_rope(model),

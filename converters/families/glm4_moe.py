@@ -9,6 +9,7 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import HeadNorm, assemble, attention, pre_norm_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import partial_rope
+from rkf.converters.families.gguf_experts import only_by_sigmoid
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.grouped_experts import (
     GroupedExperts,
@@ -55,9 +56,9 @@ def _program(config: Glm4MoeKeys) -> Program:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    own = model.own
+    only_by_sigmoid(model.own)
     return {
-        **grouped_config(own),
+        **grouped_config(model.own),
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in model.tensors,
         **partial_rope(model),

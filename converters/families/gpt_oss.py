@@ -17,7 +17,7 @@ from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import FULL, SLIDING, flag, number, optional_size, size, tokens
 from rkf.converters.families.layout import Layout, Origin, as_named
 from rkf.converters.families.layout_transforms import Transposed
-from rkf.converters.families.windows import Windowed, periodic, window_config
+from rkf.converters.families.windows import Windowed, one_theta, periodic, window_config
 from rkf.errors import UnsupportedError
 from rkf.model.ops import Experts, Route
 from rkf.model.program import MAX_LAYERS, Program
@@ -132,6 +132,7 @@ def _gguf_layout(config: GptOssKeys) -> Layout:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """A GGUF cannot say whether yarn's ramp is rounded. In the published models it is not."""
     own = model.own
+    one_theta(own)
     only_whole_heads(own, head_size(model))
     rope = rope_config(model, head_size(model))
     exact = rope | {"truncate": False} if rope["rope_type"] == "yarn" else rope

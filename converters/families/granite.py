@@ -13,7 +13,10 @@ from rkf.converters.families.gguf_config import head_size, whole_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import number
 from rkf.converters.families.llama import LlamaKeys, unpermuted
+from rkf.errors import UnsupportedError
 from rkf.model.program import Program
+
+ROPE_SWITCH = "rope.scaling.finetuned"  # in this architecture and that of the hybrid, false means no rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,12 @@ def to_config(model: GgufModel) -> dict[str, Any]:
     }
 
 
+def _to_config(model: GgufModel) -> dict[str, Any]:
+    if not model.own.get(ROPE_SWITCH, True):
+        raise UnsupportedError(f"{ROPE_SWITCH} is false: a model without rope is not supported in this architecture")
+    return to_config(model)
+
+
 def to_fields(config: GraniteKeys) -> GgufFields:
     own = {
         "embedding_scale": config.embedding_multiplier,
@@ -74,5 +83,5 @@ FAMILY = Family(
     class_name="GraniteForCausalLM",
     keys=GraniteKeys,
     program=_program,
-    gguf=GgufForm("granite", to_config, to_fields, unpermuted),
+    gguf=GgufForm("granite", _to_config, to_fields, unpermuted),
 )

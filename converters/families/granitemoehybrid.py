@@ -15,7 +15,7 @@ from rkf.converters.families.blocks import Layer, gated, with_shared_expert
 from rkf.converters.families.expert_layout import fused_stacks, renamed
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_experts import SHARED_INNER, expert_config, expert_fields
-from rkf.converters.families.granite import program, scaled_attention, to_config, to_fields
+from rkf.converters.families.granite import ROPE_SWITCH, program, scaled_attention, to_config, to_fields
 from rkf.converters.families.granitemoe import GraniteMoeKeys, mixture
 from rkf.converters.families.keys import FULL, LINEAR, count, flag, layer_types, limits, size, size_or_auto, word
 from rkf.converters.families.layout import Layout, Origin, fused_rows
@@ -136,7 +136,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "attention_bias": f"blk.{first}.attn_q.bias" in model.tensors,
         "num_key_value_heads": int(heads.max()) or own["attention.head_count"],
         "layer_types": kinds,
-        "position_embedding_type": _ROPE if own.get("rope.scaling.finetuned", True) else None,
+        "position_embedding_type": _ROPE if own.get(ROPE_SWITCH, True) else None,
         "mamba_expand": sizes["expand"],
         "mamba_n_heads": sizes["heads"],
         "mamba_d_head": sizes["head_dim"],
@@ -153,7 +153,7 @@ def _to_fields(config: GraniteMoeHybridKeys) -> GgufFields:
     own = {
         **config.mixer.to_fields(),
         _HEADS_BY_LAYER: [config.kv_heads if kind == FULL else 0 for kind in config.kinds],
-        "rope.scaling.finetuned": config.turns,
+        ROPE_SWITCH: config.turns,
         SHARED_INNER: config.shared_intermediate_size,
     }
     if config.num_local_experts:

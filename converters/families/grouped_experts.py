@@ -13,7 +13,7 @@ from typing import Any
 from rkf.converters.families.blocks import Layer, experts, gated, with_shared_expert
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.expert_layout import expert_stacks
-from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fields
+from rkf.converters.families.gguf_experts import COUNT, FUNCTION, GROUPS, INNER, SIGMOID, USED, expert_fields
 from rkf.converters.families.gguf_rope import shortest
 from rkf.converters.families.keys import count, flag, number, size
 from rkf.converters.families.layout import Layout, Origin, as_named
@@ -23,8 +23,7 @@ from rkf.model.program import layer_of
 
 _SELECT = "mlp.gate.e_score_correction_bias"
 _ADDED = 1e-20  # to the sum that the weights are divided by
-_SIGMOID = 2  # llama.cpp's number for this way to score experts
-_DENSE, _SHARED, _FUNCTION = "leading_dense_block_count", "expert_shared_count", "expert_gating_func"
+_DENSE, _SHARED = "leading_dense_block_count", "expert_shared_count"
 _SCALE, _NORMALISE = "expert_weights_scale", "expert_weights_norm"
 
 
@@ -89,18 +88,14 @@ def is_beyond(config: GroupedExperts, name: str) -> bool:
     return layer is not None and layer >= config.num_hidden_layers
 
 
-def is_by_sigmoid(own: Mapping[str, Any]) -> bool:
-    """Whether the experts of a GGUF are scored in this way; some architectures have files of another."""
-    return own.get(_FUNCTION) == _SIGMOID
-
-
 def grouped_config(own: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of config.json from the fields of a GGUF."""
     return {
-        **expert_config(own, "n_routed_experts"),
+        "n_routed_experts": own.get(COUNT),
+        "num_experts_per_tok": own.get(USED),
         "moe_intermediate_size": own.get(INNER),
         "n_shared_experts": own.get(_SHARED),
-        "n_group": own.get("expert_group_count", 1),
+        "n_group": own.get(GROUPS, 1),
         "topk_group": own.get("expert_group_used_count", 1),
         "norm_topk_prob": own.get(_NORMALISE, False),
         "routed_scaling_factor": shortest(own.get(_SCALE) or 1.0),
@@ -117,10 +112,10 @@ def grouped_fields(config: GroupedExperts) -> dict[str, Any]:
         **expert_fields(config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size),
         _SHARED: config.n_shared_experts,
         _DENSE: sparse.count(False),
-        _FUNCTION: _SIGMOID,
+        FUNCTION: SIGMOID,
         _SCALE: config.routed_scaling_factor,
         _NORMALISE: config.norm_topk_prob,
     }
     if config.n_group > 1:
-        found |= {"expert_group_count": config.n_group, "expert_group_used_count": config.topk_group}
+        found |= {GROUPS: config.n_group, "expert_group_used_count": config.topk_group}
     return found

@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -27,14 +27,16 @@ class Origin:
     """A tensor of the program in terms of a checkpoint's tensors.
 
     names: the tensor it comes from; if stacked, the tensors of the experts in order, which become one
-    [experts, rows, cols]. part: the part of the named tensor, as a numpy index of slices with both ends; () is all of
-    it. heads: the first axis is that of so many heads, and part is a part of each. steps: changes to apply then.
+    [experts, rows, cols]; if joined, vectors that become one, in order. part: the part of the named tensor, as a numpy
+    index of slices with both ends; () is all of it. heads: the first axis is that of so many heads, and part is a part
+    of each. steps: changes to apply then.
     """
 
     names: tuple[str, ...]
     part: tuple[slice, ...] = ()
     steps: tuple[Transform, ...] = ()
     stacked: bool = False
+    joined: bool = False
     heads: int = 1
 
     def renamed(self, rename: Callable[[str], str]) -> Origin:
@@ -50,6 +52,8 @@ class Origin:
         cut = (cut[0] * self.heads, *cut[1:])
         for step in self.steps:
             cut = step.shape(cut)
+        if self.joined:
+            return (len(self.names) * cut[0],)
         return (len(self.names), *cut) if self.stacked else cut
 
     def cut(self, values: Values) -> Values:
@@ -159,7 +163,7 @@ def _refuse_surplus(found: Mapping[str, Origin], stored: Mapping[str, Shape], la
     read: dict[str, int] = {}
     for origin in found.values():
         for part in origin.names:
-            share = prod(origin.shape(stored[part])) // (len(origin.names) if origin.stacked else 1)
+            share = prod(origin.shape(stored[part])) // len(origin.names)
             read[part] = read.get(part, 0) + share
     for name in sorted(stored):
         if name not in read:
@@ -172,11 +176,11 @@ def _refuse_surplus(found: Mapping[str, Origin], stored: Mapping[str, Shape], la
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a checkpoint's tensor. expert: its number in a stack, None for a tensor that is not a stack."""
+    """A piece of a checkpoint's tensor. number: its place among the origin's names."""
 
     tensor: str
     origin: Origin
-    expert: int | None
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,8 @@ class Assembly:
         out = np.empty(self.shape, np.float32)
         for part in self.parts:
             values = decode(part.tensor)
-            values = values if part.expert is None else values[part.expert]
+            if part.origin.stacked or part.origin.joined:
+                values = values.reshape(len(part.origin.names), *_inner(part.origin, values.shape))[part.number]
             for step in reversed(part.origin.steps):
                 values = step.undo(values)
             part.origin.put(values, out)
@@ -205,15 +210,22 @@ def assemblies(layout: Layout, shapes: Mapping[str, Shape]) -> Iterator[Assembly
     for name in shapes:
         origin = layout(name)[0]
         for number, part in enumerate(origin.names):
-            pieces.setdefault(part, []).append(Part(name, origin, number if origin.stacked else None))
+            pieces.setdefault(part, []).append(Part(name, origin, number))
     for name, parts in pieces.items():
-        yield Assembly(name, _whole([(shapes[part.tensor], part.origin) for part in parts]), tuple(parts))
+        yield Assembly(name, whole_shape([(shapes[part.tensor], part.origin) for part in parts]), tuple(parts))
 
 
-def _whole(parts: list[tuple[Shape, Origin]]) -> Shape:
+def _inner(origin: Origin, shape: Shape) -> Shape:
+    """The shape of one of the tensors that make a tensor of the program."""
+    if origin.joined:
+        return (shape[0] // len(origin.names),)
+    return shape[1:] if origin.stacked else shape
+
+
+def whole_shape(parts: Sequence[tuple[Shape, Origin]]) -> Shape:
     """The shape of a tensor made of parts."""
     shape, origin = parts[0]
-    inner = shape[1:] if origin.stacked else shape
+    inner = _inner(origin, shape)
     for step in reversed(origin.steps):
         inner = step.stored(inner)
     cuts = [origin.part for _, origin in parts]

@@ -29,7 +29,8 @@ from rkf.converters.families.keys import (
 )
 from rkf.converters.families.layout import Layout, Origin
 from rkf.converters.families.layout_transforms import Squeezed
-from rkf.errors import SourceError
+from rkf.converters.families.windows import WINDOW
+from rkf.errors import SourceError, UnsupportedError
 from rkf.model.ops import Conv, Gate
 from rkf.model.program import Program
 
@@ -160,6 +161,8 @@ def _with_convolution(config: Lfm2BaseKeys, rest: Layout, kernel: tuple[Squeezed
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """A GGUF has the adjusted width."""
+    if model.own.get(WINDOW):
+        raise UnsupportedError(f"{WINDOW} is {model.own[WINDOW]}, expected none in this architecture")
     return to_config(model) | {"block_auto_adjust_ff_dim": False}
 
 

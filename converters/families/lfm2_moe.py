@@ -8,7 +8,7 @@ from typing import Any
 from rkf.converters.families.blocks import experts, gated
 from rkf.converters.families.expert_layout import expert_stacks, renamed
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fields
+from rkf.converters.families.gguf_experts import FUNCTION, INNER, SIGMOID, expert_config, expert_fields, only_by_sigmoid
 from rkf.converters.families.keys import count, flag, number, size
 from rkf.converters.families.layout import Layout, Origin, as_named
 from rkf.converters.families.lfm2 import NAMES, Lfm2BaseKeys, gguf_layout, layout, program, to_config, to_fields
@@ -16,7 +16,6 @@ from rkf.model.ops import Route
 from rkf.model.program import Program
 
 _BIAS = "mlp.expert_bias"
-_SIGMOID = 2  # llama.cpp's number for this way to score experts
 _ADDED = 1e-6  # to the sum that the weights are divided by
 
 
@@ -70,6 +69,7 @@ def _gguf_layout(config: Lfm2MoeKeys) -> Layout:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
+    only_by_sigmoid(own)
     return {
         **to_config(model),
         **expert_config(own),
@@ -86,7 +86,7 @@ def _to_fields(config: Lfm2MoeKeys) -> GgufFields:
     own = {
         **expert_fields(config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size),
         "leading_dense_block_count": config.num_dense_layers,
-        "expert_gating_func": _SIGMOID,
+        FUNCTION: SIGMOID,
     }
     return to_fields(config).plus(own)
 

@@ -38,6 +38,7 @@ from rkf.converters.families.keys import (
 )
 from rkf.converters.families.layout import Layout, Origin, as_named
 from rkf.converters.families.layout_transforms import Transposed
+from rkf.converters.families.windows import WINDOW, layer_windows, one_theta, periodic
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.op import Op
 from rkf.model.ops import Attention, Norm, Route
@@ -174,6 +175,10 @@ def _layout(config: Llama4Keys) -> Layout:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
+    one_theta(own)
+    kinds = layer_windows({**own, WINDOW: _CHUNK}, _INTERVAL)["layer_types"]  # it takes 8192 for any number but 0
+    if own.get(WINDOW) == 0 or tuple(kinds) != periodic(own["block_count"], _INTERVAL):
+        raise UnsupportedError(f"{WINDOW}: chunks are supported only in every layer but each {_INTERVAL}th")
     return {
         **expert_config(own, "num_local_experts"),
         "intermediate_size": own.get(INNER),

@@ -72,14 +72,14 @@ def _rope(config: Ministral3Keys) -> dict[str, Any]:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """Mistral Small 3 has this architecture too, without a temperature."""
     only_whole_heads(model.own, head_size(model))
-    found = {_LENGTH: model.own["context_length"]} | rope_config(model, head_size(model))
+    found = {_LENGTH: model.own["context_length"]} | rope_config(model, head_size(model), tuned_yarn=True)
     return rope_scaling.spelt(found | {_BETA: shortest(model.own.get(_TEMPERATURE, 0.0))})
 
 
 def _to_fields(config: Ministral3Keys) -> GgufFields:
     config.refuse(config.sliding_window is not None, "sliding_window", "null: llama.cpp has no window here")
     parameters = _rope(config)
-    return rope_fields(parameters, config.head_size).plus({_TEMPERATURE: float(parameters[_BETA])})
+    return rope_fields(parameters, config.head_size, tuned_yarn=True).plus({_TEMPERATURE: float(parameters[_BETA])})
 
 
 def _claims(own: Mapping[str, Any]) -> bool:

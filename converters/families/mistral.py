@@ -14,6 +14,7 @@ from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import optional_size, size, token, tokens
 from rkf.converters.families.llama import unpermuted
+from rkf.converters.families.windows import WINDOW
 from rkf.model.program import Program
 
 # Mistral Small 3 and Ministral 3 with vision; only the decoder is converted.
@@ -42,19 +43,17 @@ def _program(config: MistralKeys) -> Program:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    window = model.own["attention.sliding_window"]
+    window = model.own[WINDOW]
     return {"sliding_window": window, **whole_rope(model)}
 
 
 def _to_fields(config: MistralKeys) -> GgufFields:
     """llama.cpp does not apply the window to this architecture; the field is for readers that do."""
-    return rope_fields(rope_scaling.whole(config), config.head_size).plus(
-        {"attention.sliding_window": config.sliding_window}
-    )
+    return rope_fields(rope_scaling.whole(config), config.head_size).plus({WINDOW: config.sliding_window})
 
 
 def _claims(own: Mapping[str, Any]) -> bool:
-    return bool(own.get("attention.sliding_window")) and not own.get("expert_count")
+    return bool(own.get(WINDOW)) and not own.get("expert_count")
 
 
 FAMILY = Family(
@@ -62,6 +61,6 @@ FAMILY = Family(
     class_name="MistralForCausalLM",
     keys=MistralKeys,
     program=_program,
-    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims),
+    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims, ignored=(WINDOW,)),
     wrapper=WRAPPER,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout
 from rkf.converters.families.llama import unpermuted
+from rkf.converters.families.windows import WINDOW
 from rkf.model.program import Program
 
 
@@ -52,7 +54,7 @@ def _layout(config: MixtralKeys) -> Layout:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     return {
         **expert_config(model.own),
-        "sliding_window": model.own.get("attention.sliding_window") or None,
+        "sliding_window": model.own.get(WINDOW) or None,
         **whole_rope(model),
     }
 
@@ -64,11 +66,15 @@ def _to_fields(config: MixtralKeys) -> GgufFields:
     )
 
 
+def _claims(own: Mapping[str, Any]) -> bool:
+    return bool(own.get("expert_count"))
+
+
 FAMILY = Family(
     name="mixtral",
     class_name="MixtralForCausalLM",
     keys=MixtralKeys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, lambda own: bool(own.get("expert_count"))),
+    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims, ignored=(WINDOW,)),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,12 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_layer
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import head_size, only_usual_heads
-from rkf.converters.families.gguf_rope import LONG, SHORT, rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_config import only_usual_heads, partial_rope
+from rkf.converters.families.gguf_rope import LONG, SHORT, rope_fields
+from rkf.converters.families.gguf_yarn import MAGNITUDE
 from rkf.converters.families.keys import number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, fused_rows
+from rkf.converters.families.windows import WINDOW
 from rkf.errors import UnsupportedError
 from rkf.model.program import Program
 
@@ -60,23 +61,12 @@ def _layout(config: Phi3Keys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    own, width = model.own, head_size(model)
-    found = rope_config(model, width) | {"partial_rotary_factor": own.get("rope.dimension_count", width) / width}
-    config: dict[str, Any] = {
-        "sliding_window": own.get("attention.sliding_window") or None,  # 0 means none
+    own = model.own
+    return {
+        "sliding_window": own.get(WINDOW) or None,  # 0 means none
         "original_max_position_embeddings": own.get("rope.scaling.original_context_length", own["context_length"]),
+        **partial_rope(model),
     }
-    given = own.get("rope.scaling.attn_factor")
-    if found["rope_type"] == "longrope" and given is not None:
-        usual = _attention_factor(own["context_length"], config["original_max_position_embeddings"])
-        if np.float32(given) != np.float32(usual):
-            found["attention_factor"] = shortest(given)
-    return config | rope_scaling.spelt(found)
-
-
-def _attention_factor(context: int, original: int) -> float:
-    scale = context / original
-    return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original))
 
 
 def _to_fields(config: Phi3Keys) -> GgufFields:
@@ -85,7 +75,7 @@ def _to_fields(config: Phi3Keys) -> GgufFields:
     fields = rope_fields(found | {"rope_type": "default"}, config.head_size)
     own = {
         **fields.own,
-        "attention.sliding_window": config.sliding_window or 0,
+        WINDOW: config.sliding_window or 0,
         "rope.scaling.original_context_length": config.original_max_position_embeddings,
     }
     if found["rope_type"] == "default":
@@ -93,7 +83,7 @@ def _to_fields(config: Phi3Keys) -> GgufFields:
     turns = rope_scaling.table(found, config)
     divisors = {LONG: found["long_factor"], SHORT: found["short_factor"]}
     return GgufFields(
-        own | {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": turns.factor},
+        own | {"rope.scaling.type": "longrope", MAGNITUDE: turns.factor},
         {name: np.array(values, np.float32) for name, values in divisors.items()},
     )
 
@@ -104,5 +94,5 @@ FAMILY = Family(
     keys=Phi3Keys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("phi3", _to_config, _to_fields, _layout),
+    gguf=GgufForm("phi3", _to_config, _to_fields, _layout, ignored=(WINDOW,)),
 )

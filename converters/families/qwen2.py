@@ -20,6 +20,7 @@ from rkf.converters.families.keys import (
     optional_size,
     size,
 )
+from rkf.converters.families.windows import WINDOW
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.program import Program
 
@@ -67,7 +68,7 @@ def _program(config: QwenKeys) -> Program:
 
 def to_config(model: GgufModel) -> dict[str, Any]:
     """A GGUF of these models does not say which layers have a window; if it has one, it applies to every layer."""
-    window = model.own.get("attention.sliding_window") or None
+    window = model.own.get(WINDOW) or None
     return {
         "use_sliding_window": window is not None,
         "sliding_window": window,
@@ -80,7 +81,7 @@ def to_fields(config: QwenKeys) -> GgufFields:
     windows = set(config.windows)
     if len(windows) > 1:
         raise UnsupportedError("layer_types: a GGUF of this family cannot store a window for only some layers")
-    return rope_fields(config.rope, config.head_size).plus({"attention.sliding_window": windows.pop()})
+    return rope_fields(config.rope, config.head_size).plus({WINDOW: windows.pop()})
 
 
 FAMILY = Family(
@@ -88,5 +89,5 @@ FAMILY = Family(
     class_name="Qwen2ForCausalLM",
     keys=QwenKeys,
     program=_program,
-    gguf=GgufForm("qwen2", to_config, to_fields),
+    gguf=GgufForm("qwen2", to_config, to_fields, ignored=(WINDOW,)),
 )

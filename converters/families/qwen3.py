@@ -10,6 +10,7 @@ from rkf.converters.families.blocks import HeadNorm, assemble, attention, gated,
 from rkf.converters.families.family import Family, GgufForm, GgufModel
 from rkf.converters.families.keys import flag, size
 from rkf.converters.families.qwen2 import QwenKeys, to_config, to_fields
+from rkf.converters.families.windows import WINDOW
 from rkf.model.program import Program
 
 
@@ -34,7 +35,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 
 
 # Annotated and not subscripted: the call of a subscripted frozen class with slots fails in Python 3.11.
-_GGUF: GgufForm[Qwen3Keys] = GgufForm("qwen3", _to_config, to_fields)
+_GGUF: GgufForm[Qwen3Keys] = GgufForm("qwen3", _to_config, to_fields, ignored=(WINDOW,))
 
 FAMILY = Family(
     name="qwen3",

@@ -21,6 +21,7 @@ from rkf.converters.families.gguf_experts import INNER, expert_config
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, optional_size, size
 from rkf.converters.families.qwen2_moe import QwenMoeKeys, layout, mixture_fields
+from rkf.converters.families.windows import WINDOW
 from rkf.model.program import Program
 
 
@@ -60,7 +61,7 @@ def _layer(config: Qwen3MoeKeys, sparse: bool) -> Layer:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     """llama.cpp always divides by the sum of the chosen weights, and assumes experts in every layer."""
     own = model.own
-    window = own.get("attention.sliding_window") or None
+    window = own.get(WINDOW) or None
     return {
         **expert_config(own),
         "moe_intermediate_size": own.get(INNER),
@@ -74,7 +75,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def _to_fields(config: Qwen3MoeKeys) -> GgufFields:
     config.refuse(not config.norm_topk_prob, "norm_topk_prob", "true, as llama.cpp computes it")
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
-    own = {"attention.sliding_window": config.window, **mixture_fields(config)}
+    own = {WINDOW: config.window, **mixture_fields(config)}
     return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
 
@@ -84,5 +85,5 @@ FAMILY = Family(
     keys=Qwen3MoeKeys,
     program=_program,
     layout=layout,
-    gguf=GgufForm("qwen3moe", _to_config, _to_fields),
+    gguf=GgufForm("qwen3moe", _to_config, _to_fields, ignored=(WINDOW,)),
 )

@@ -176,10 +176,11 @@ def _yarn(rope: Mapping[str, Any], turned: int, head_size: int, context: int) ->
     powers = _powers(rope, turned, turned)
     kept = 1 - ramp
     found = 1 / (np.float32(factor) * powers) * (1 - kept) + 1 / powers * kept
-    return _table(found, _yarn_attention(rope, factor))
+    return _table(found, yarn_attention(rope, factor))
 
 
-def _yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
+def yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
+    """What yarn multiplies queries and keys by."""
     if rope.get("attention_factor") is not None:
         return positive(rope, "attention_factor")
     if rope.get("mscale") and rope.get("mscale_all_dim"):

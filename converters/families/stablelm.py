@@ -1,4 +1,6 @@
-"""stablelm: StableLM 3B and 2 1.6B. LayerNorm, rope in a quarter of a head, optionally both branches of one norm."""
+"""stablelm: StableLM 3B and 2 1.6B. LayerNorm, rope in a quarter of a head, optionally both branches of one norm,
+and norms of queries and keys of which each head has its own.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from rkf.converters.families import rope_scaling
-from rkf.converters.families.blocks import LAYER_NORM, assemble, attention, gated, parallel_layer, pre_norm_layer
+from rkf.converters.families.blocks import (
+    LAYER_NORM,
+    HeadNorm,
+    assemble,
+    attention,
+    gated,
+    parallel_layer,
+    pre_norm_layer,
+)
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, layer_norm_fields, partial_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import flag, number, optional_number, optional_size, size, token, tokens
+from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.families.layout_transforms import Flattened
 from rkf.model.program import Program
 
 
@@ -32,7 +44,6 @@ class StableLmKeys(DecoderKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse(self.qk_layernorm, "qk_layernorm", "false: norms of which each head has its own are not read yet")
         self.heads_divide()
 
     @property
@@ -43,10 +54,35 @@ class StableLmKeys(DecoderKeys):
 
 def _program(config: StableLmKeys) -> Program:
     turns = rope_scaling.table(rope_scaling.parameters(config), config)
-    attends = attention(config, biases="qkv" if config.use_qkv_bias else "")
+    norms = HeadNorm(config.rms_norm_eps, own=True, centred=True) if config.qk_layernorm else None
+    attends = attention(config, biases="qkv" if config.use_qkv_bias else "", head_norm=norms)
     layer_of = parallel_layer if config.use_parallel_residual else pre_norm_layer
     layer = layer_of(config, attends, gated(config), style=LAYER_NORM)
     return assemble(config, [layer] * config.num_hidden_layers, (turns,), final_norm=LAYER_NORM)
+
+
+def _heads(config: StableLmKeys) -> dict[str, int]:
+    """The number of heads by the program's name of their norms."""
+    return {"self_attn.q_norm.weight": config.num_attention_heads, "self_attn.k_norm.weight": config.kv_heads}
+
+
+def _layout(config: StableLmKeys) -> Layout:
+    def layout(name: str) -> tuple[Origin, ...]:
+        heads = _heads(config).get(name)
+        if heads is None:
+            return as_named(name)
+        module = name.replace("_norm.weight", "_layernorm.norms")
+        return (Origin(tuple(f"{module}.{head}.weight" for head in range(heads)), joined=True),)
+
+    return layout
+
+
+def _gguf_layout(config: StableLmKeys) -> Layout:
+    def layout(name: str) -> tuple[Origin, ...]:
+        heads = _heads(config).get(name)
+        return as_named(name) if heads is None else (Origin((name,), steps=(Flattened(heads),)),)
+
+    return layout
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
@@ -71,5 +107,6 @@ FAMILY = Family(
     class_name="StableLmForCausalLM",
     keys=StableLmKeys,
     program=_program,
-    gguf=GgufForm("stablelm", _to_config, _to_fields),
+    layout=_layout,
+    gguf=GgufForm("stablelm", _to_config, _to_fields, _gguf_layout),
 )

@@ -18,6 +18,7 @@ from rkf.converters.families.gguf_config import (
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, renamed
+from rkf.converters.families.windows import WINDOW
 from rkf.model.program import MAX_LAYERS, Program
 
 
@@ -55,7 +56,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     return {
         "norm_epsilon": shortest(own.get(LAYER_NORM_EPSILON)),
         "hidden_act": "gelu_pytorch_tanh",
-        "sliding_window": own.get("attention.sliding_window") or None,
+        "sliding_window": own.get(WINDOW) or None,
         **whole_rope(model),
     }
 
@@ -66,7 +67,7 @@ def _to_fields(config: Starcoder2Keys) -> GgufFields:
     config.refuse(not config.use_bias, "use_bias", "true: llama.cpp needs biases here")
     own = {
         **layer_norm_fields(config),
-        "attention.sliding_window": config.sliding_window,
+        WINDOW: config.sliding_window,
     }
     return rope_fields(rope_scaling.whole(config), config.head_size).plus(own)
 
@@ -77,5 +78,5 @@ FAMILY = Family(
     keys=Starcoder2Keys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("starcoder2", _to_config, _to_fields, _layout, activation="gelu_tanh"),
+    gguf=GgufForm("starcoder2", _to_config, _to_fields, _layout, activation="gelu_tanh", ignored=(WINDOW,)),
 )

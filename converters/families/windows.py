@@ -13,7 +13,7 @@ import numpy as np
 
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.keys import FULL, SLIDING, layer_types, optional_size
-from rkf.errors import SourceError
+from rkf.errors import SourceError, UnsupportedError
 
 WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 
@@ -47,11 +47,21 @@ class Windowed(DecoderKeys):
 
 def periodic(layers: int, period: int) -> tuple[str, ...]:
     """Kinds of layers of which the last of each period attends to everything."""
-    return tuple(SLIDING if (number + 1) % period else FULL for number in range(layers))
+    return tuple(SLIDING if period == 0 or (number + 1) % period else FULL for number in range(layers))
 
 
 def window_config(own: Mapping[str, Any], period: int) -> dict[str, Any]:
-    """The keys of a GGUF's fields. period: what llama.cpp assumes for this architecture."""
+    """The keys of a GGUF's fields, where heads are the same in all layers. period: what llama.cpp assumes for this
+    architecture.
+    """
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        if own.get(f"{key}_swa", own.get(key)) != own.get(key):
+            raise UnsupportedError(f"{key}_swa is {own[f'{key}_swa']}, expected {own.get(key)} as in {key}")
+    return layer_windows(own, period)
+
+
+def layer_windows(own: Mapping[str, Any], period: int) -> dict[str, Any]:
+    """The window, and which layers have it. period: as above; 0 gives a window to all of them."""
     window, layers = own.get(WINDOW) or None, own["block_count"]
     pattern = own.get(_PATTERN, period)
     if window is None:
@@ -61,6 +71,13 @@ def window_config(own: Mapping[str, Any], period: int) -> dict[str, Any]:
     else:
         kinds = list(periodic(layers, pattern))
     return {"sliding_window": window, "layer_types": kinds}
+
+
+def one_theta(own: Mapping[str, Any]) -> None:
+    """Refuse a rope of its own in layers with a window."""
+    theta = own.get("rope.freq_base", 10000.0)
+    if own.get("rope.freq_base_swa", theta) != theta:
+        raise UnsupportedError(f"rope.freq_base_swa is {own['rope.freq_base_swa']}, expected {theta} as rope.freq_base")
 
 
 def window_fields(config: Windowed) -> dict[str, Any]:

@@ -21,7 +21,7 @@ program's tensors. Knows no weights.
     group = 64                              # columns that share a factor, with affine = "group"
     affine_dtype = "f16"                    # of row and group factors; or "f32"
     exceptions = 0.002                      # the share of weights that stay exact
-    exact_rows = 64                         # and rows of the output head: the calibration text's most frequent tokens
+    exact_rows = 64                         # and rows of embedding and output head: the text's most frequent tokens
     bits = 4.5                              # with grid: even steps, as wide as gives the ranks this entropy
     rows_per_table = 1536                   # rows that share a list of centroids; all of them by default
 
@@ -126,7 +126,8 @@ class _Choice:
 class Recipe:
     """A named list of rules for one program. `text` and `k` together define it and belong in the provenance.
 
-    rules: what they choose, and how to store plain and rotated tensors. roles: those of the program's tensors, by name.
+    rules: what they choose, and how to store plain and rotated tensors. roles: those of the program's tensors, by name;
+    a table that is also the output head is a "head".
     rotated: the tensors with transformed rows. rotates: whether it has options for such tensors.
     """
 
@@ -139,11 +140,15 @@ class Recipe:
     rotates: bool = False
 
     @classmethod
-    def load(cls, name_or_path: str | Path, program: Program, k: int | None = None) -> Recipe:
-        """A built-in recipe by name, or a TOML file by path; `k` replaces its base K. Raises UsageError."""
+    def load(cls, name_or_path: str | Path, program: Program, k: int | None = None, head: str | None = None) -> Recipe:
+        """A built-in recipe by name, or a TOML file by path; `k` replaces its base K. Raises UsageError.
+
+        head: the name under which the output head is stored, if it is another than the program's: the embedding's, if
+        the head is tied.
+        """
         name = str(name_or_path)
         if name in shipped_names():
-            return cls.parse((_SHIPPED / f"{name}.toml").read_text("utf-8"), name, program, k)
+            return cls.parse((_SHIPPED / f"{name}.toml").read_text("utf-8"), name, program, k, head)
         path = Path(name_or_path)
         if not path.is_file():
             raise UsageError(f"{name}: no such recipe; give a TOML file or one of {', '.join(shipped_names())}")
@@ -151,11 +156,11 @@ class Recipe:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"recipe {name}: {error}") from error
-        return cls.parse(text, name, program, k)
+        return cls.parse(text, name, program, k, head)
 
     @classmethod
-    def parse(cls, text: str, name: str, program: Program, k: int | None = None) -> Recipe:
-        """A recipe from TOML text; `name` is for messages. Raises UsageError."""
+    def parse(cls, text: str, name: str, program: Program, k: int | None = None, head: str | None = None) -> Recipe:
+        """A recipe from TOML text; `name` is for messages, `head` as for `load`. Raises UsageError."""
         try:
             data = tomllib.loads(text)
             unknown = data.keys() - {"description", "k", "defaults", "rotated", "rule"}
@@ -170,7 +175,8 @@ class Recipe:
             )
         except (AttributeError, TypeError, ValueError) as error:  # ValueError: from TOML itself, or from a check here
             raise UsageError(f"recipe {name}: {error}") from error
-        return cls(name, base, text, rules, roles(program), rotations(program).keys(), "rotated" in data)
+        found = {**roles(program), head or program.logits.weight: "head"}
+        return cls(name, base, text, rules, found, rotations(program).keys(), "rotated" in data)
 
     def rule(self, name: str, shape: tuple[int, ...]) -> Rule:
         """How to store the tensor of this name and shape."""

@@ -89,6 +89,8 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
         )
     if ledger.left_out:
         click.echo(f"left out: {', '.join(map(printable, ledger.left_out))}; only the decoder is converted", err=True)
+    for note in ledger.notes:
+        click.echo(f"note: {printable(note)}", err=True)
     if limit is not None or options["bpw"] is not None:
         click.echo(f"chosen: {_chosen(ledger)}", err=True)
 
@@ -187,25 +189,67 @@ def export() -> None:
 @export.command("hf")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-def export_hf(model: Path, out: Path) -> None:
+@click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), help="Of all tensors. Default: the source's.")
+def export_hf(model: Path, out: Path, dtype: str | None) -> None:
     """Write a folder that transformers loads.
 
-    MODEL: an rkf file. OUT: the folder to create. The weights are rounded to the source's dtype.
+    MODEL: an rkf file. OUT: the folder to create. The weights are decoded.
     """
     from rkf.converters.export import export_hf as run
 
-    run(model, out)
+    run(model, out, dtype=dtype)
 
 
 @export.command("gguf")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--type",
+    "type_name",
+    type=click.Choice(["f32", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]),
+    default="f16",
+    show_default=True,
+    help="Of matrices; those whose rows do not fill its blocks are f16.",
+)
 @FORCE
-def export_gguf(model: Path, out: Path, force: bool) -> None:
-    """Write a GGUF file that llama.cpp loads, in f16.
+def export_gguf(model: Path, out: Path, type_name: str, force: bool) -> None:
+    """Write a GGUF file that llama.cpp loads.
 
-    MODEL: an rkf file. OUT: the file to write.
+    MODEL: an rkf file. OUT: the file to write. The weights are decoded, then stored in the type.
     """
     from rkf.converters.export import export_gguf as run
 
-    run(model, out, force=force)
+    run(model, out, type_name=type_name, force=force)
+
+
+@export.command("transformers")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def export_transformers(model: Path, out: Path) -> None:
+    """Write a folder that transformers loads clustered, as small as the file.
+
+    MODEL: an rkf file. OUT: the folder to create. Python code that loads it imports rkf.bridges.transformers first.
+    """
+    from rkf.bridges.transformers_export import export_transformers as run
+
+    decoded = run(model, out)
+    if decoded:
+        click.echo(
+            f"{printable(out)}: {len(decoded)} tensors are dense, because no layer of transformers' model holds one of "
+            f"them alone: {printable(decoded[0])}, …",
+            err=True,
+        )
+
+
+@click.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@FORCE
+def restore(src: Path, out: Path, force: bool) -> None:
+    """Write an rkf file from a folder of `rkf export transformers`.
+
+    SRC: the folder, also one that transformers saved again. OUT: the file to write; it has the same ranks.
+    """
+    from rkf.bridges.transformers_restore import restore as run
+
+    run(src, out, force=force)

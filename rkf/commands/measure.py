@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
-from rkf.commands.output import print_json, progress_bar, reporter, size
+from rkf.commands.output import print_json, print_table, progress_bar, reporter, size
 from rkf.text.reading import read_text
 
 if TYPE_CHECKING:
@@ -126,6 +126,32 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
     else:
         click.echo(f"accuracy {result['accuracy']:.2%} ± {result['accuracy_stderr']:.2%} over {result['items']} items")
         click.echo(f"guessing {result['chance']:.2%}")
+
+
+@evaluate.command()
+@MODEL
+@click.option("--tasks", required=True, metavar="NAME,…", help="Tasks of lm-evaluation-harness, or of --include-path.")
+@click.option(
+    "--include-path", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder with own tasks."
+)
+@click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each question (default: the task's).")
+@click.option("--limit", type=click.IntRange(1), help="Use only this many items of each task.")
+@click.option("--apply-chat-template", is_flag=True, help="Ask through the model's chat template.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Requests that run together.")
+@click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
+@VALUES
+@KV_CACHE
+@JSON
+def tasks(model: Path, as_json: bool, **options: Any) -> None:
+    """Scores on tasks of EleutherAI's lm-evaluation-harness. Needs the lm-eval extra."""
+    from rkf.bridges.harness import tasks as run
+
+    result = run(model, **options)
+    if as_json:
+        print_json(result)
+        return
+    rows = [(task, name, f"{value:.4f}") for task, found in result.items() for name, value in found.items()]
+    print_table([("task", "score", ""), *rows])
 
 
 @contextmanager

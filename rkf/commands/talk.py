@@ -139,7 +139,7 @@ def _say_recommended(model: Model, given: dict[str, Any]) -> None:
     """Say which recommended options apply that nobody typed."""
     from rkf.runtime.recommended import recommended
 
-    applied = {name: value for name, value in recommended(model.metadata).items() if name not in given}
+    applied = {name: value for name, value in recommended(model.config).items() if name not in given}
     if applied:
         named = ", ".join(f"{name} {value:g}" for name, value in applied.items())
         click.echo(

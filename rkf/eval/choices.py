@@ -83,7 +83,7 @@ def choices(model: Model, items: Sequence[Item], *, progress: Progress | None = 
 
 def _scores(model: Model, item: Item) -> list[float]:
     """Log-likelihood per byte of each ending. The tokens that all endings share are computed once."""
-    enough = model.metadata.context_length + 1
+    enough = model.config.context_length + 1
     rows = [model.tokenizer.encode(item.context + ending, enough=enough) for ending in item.endings]
     alone = model.tokenizer.encode(item.context, enough=enough)
     first = min(_shared(alone, row) for row in rows)  # an ending may change how the context's end is tokenised

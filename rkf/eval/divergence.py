@@ -24,8 +24,8 @@ def windows_of(model: Model, text: str, *, ctx: int = 512, windows: int | None =
 
     UsageError: the text is shorter than one window, ctx is out of range.
     """
-    if not 4 <= ctx <= model.metadata.context_length:
-        raise UsageError(f"ctx: expected 4 to {model.metadata.context_length}, got {ctx}")
+    if not 4 <= ctx <= model.config.context_length:
+        raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
     for part in cut(model.tokenizer.encode(text, enough=windows and windows * ctx), ctx, windows):
         ids = np.array(part, np.int64)
         yield described(ids, scored_logits(model, part))
@@ -58,12 +58,12 @@ def divergence(
     from the reference to its own logits in bf16), "tokens"}. total: the number of windows, only for `progress`.
     UsageError: a window is longer than the model's context, or the reference has another vocabulary.
     """
-    vocab = model.metadata.vocab_size
+    vocab = model.config.vocab_size
     scores = []
     noise = []
     for done, window in enumerate(reference, 1):
-        if len(window.ids) > model.metadata.context_length:
-            raise UsageError(f"a window of {len(window.ids)} tokens: expected {model.metadata.context_length} at most")
+        if len(window.ids) > model.config.context_length:
+            raise UsageError(f"a window of {len(window.ids)} tokens: expected {model.config.context_length} at most")
         if window.ids.max() >= vocab or not window.distribution.fits(vocab):
             raise UsageError(f"the reference has another vocabulary than the model's {vocab} tokens: choose another")
         log_q = log_softmax(scored_logits(model, window.ids))

@@ -28,8 +28,8 @@ def perplexity(
     of the window. BOS replaces a window's first token if the model wants one. ppl_stderr: the standard error of the
     mean, times ppl. UsageError: the text is shorter than one window, or ctx is out of range.
     """
-    if not 4 <= ctx <= model.metadata.context_length:
-        raise UsageError(f"ctx: expected 4 to {model.metadata.context_length}, got {ctx}")
+    if not 4 <= ctx <= model.config.context_length:
+        raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
     parts = cut(model.tokenizer.encode(text, enough=windows and windows * ctx), ctx, windows)
     losses = []
     for done, part in enumerate(parts, 1):
@@ -55,8 +55,8 @@ def window_losses(model: Model, ids: Sequence[int]) -> NDArray[np.float64]:
 def scored_logits(model: Model, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
     """The logits that predict each scored token of a window, `f32[ctx - ctx // 2 - 1, vocab]`."""
     tokens = np.array(ids, np.int64)
-    if model.metadata.add_bos and model.metadata.bos_id is not None:
-        tokens[0] = model.metadata.bos_id
+    if model.config.add_bos and model.config.bos_id is not None:
+        tokens[0] = model.config.bos_id
     half = len(tokens) // 2
     row = Row(model.backend.new_sequence(len(tokens)), tokens[:-1])
     return finite(model.backend.forward([row], np.arange(half, len(tokens) - 1)))  # the first half is context alone

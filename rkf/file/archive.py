@@ -1,13 +1,14 @@
 """The archive form: the same file with each section compressed losslessly. `unpack(pack(f)) == f`, byte for byte.
 
-Hashes that identify ranks are over decoded bytes, so packing changes no identity. Knows sections, not tensors.
+Blobs are compressed in a file ready to run too, so they stay as they are. Hashes that identify ranks are over decoded
+bytes, so packing changes no identity. Knows sections, not tensors.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 
 from rkf.errors import UsageError
 from rkf.file.atomic import refuse_same_file, replacing
@@ -26,22 +27,26 @@ def pack(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `source` with zstd applied to the sections that it makes smaller; other sections stay raw.
+    """Write `source` with zstd applied to the sections that it makes smaller; other sections, and blobs, stay.
 
     Raises UsageError if the file is packed already or the target exists, OutputError if it cannot be written.
     """
     refuse_same_file(target, source)
     with open_file(source) as container, replacing(target, force) as out:
-        if any(section.codec != CODEC_RAW for section in container.sections):
+        if any(section.codec != CODEC_RAW for section in container.sections if section.kind != "blob"):
             raise UsageError(f"{source}: expected a file in run form, got one that is packed already")
         writer = SectionWriter(out)
         jobs = (
             (chunk, section.kind)
             for number, section in enumerate(container.sections)
+            if section.kind != "blob"
             for chunk in codec.chunks(container.stored(number))
         )
         frames = codec.in_order(_compressed, jobs)
         for number, section in enumerate(container.sections):
+            if section.kind == "blob":
+                _copy_blob(container, number, writer)
+                continue
             packed = list(islice(frames, codec.chunk_count(section.length)))
             if codec.saves(sum(map(len, packed)), section.length):
                 writer.add_zstd(section.kind, packed, section.length, section.hash, section.name)
@@ -58,23 +63,38 @@ def unpack(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `source` with every section raw: this restores the file that was given to `pack`.
+    """Write `source` with every section raw, except blobs: this restores the file that was given to `pack`.
 
     Raises UsageError if the target exists, IntegrityError for a damaged section, OutputError if it cannot be written.
     """
     refuse_same_file(target, source)
     with open_file(source) as container, replacing(target, force) as out:
         writer = SectionWriter(out)
-        for number, data in enumerate(codec.in_order(container.section, range(len(container.sections)))):
-            section = container.sections[number]
-            writer.add(section.kind, [data], section.name)
+        raw = [number for number, section in enumerate(container.sections) if section.kind != "blob"]
+        decoded = codec.in_order(container.section, raw)
+        for number, section in enumerate(container.sections):
+            if section.kind == "blob":
+                _copy_blob(container, number, writer)
+            else:
+                writer.add(section.kind, [next(decoded)], section.name)
             _report(progress, container, number)
         _seal(container, writer)
 
 
 def _compressed(job: tuple[memoryview, str]) -> bytes:
     chunk, kind = job
-    return codec.compress_chunk(chunk, codec.LEVEL_OF_RANKS if kind == "plane" else codec.LEVEL_OF_TEXT)
+    return codec.compress_chunk(chunk, codec.LEVEL_OF_RANKS if kind == "plane" else codec.LEVEL_OF_REST)
+
+
+def _copy_blob(container: Container, number: int, writer: SectionWriter) -> None:
+    """Write a blob as it is stored."""
+    section, stored = container.sections[number], container.stored(number)
+    if section.codec == CODEC_RAW:
+        writer.add(section.kind, [stored], section.name)
+    else:
+        ends = [*accumulate(section.chunks, initial=0)]
+        frames = [stored[start:end] for start, end in pairwise(ends)]
+        writer.add_zstd(section.kind, frames, section.decoded_length, section.hash, section.name)
 
 
 def _report(progress: Progress | None, container: Container, number: int) -> None:

@@ -44,7 +44,7 @@ def edit(
                 raise OutputError(f"{path}: replaced by another process during the edit: edit it again")
             writer.copy(file.fileno(), raw["sections"][:before_blobs])
         for name in sorted(wanted):
-            writer.add("blob", [wanted[name]], name)
+            writer.add_blob(name, wanted[name])
         if metadata is not None:
             raw["metadata"] = dict(metadata)
         if provenance is not None:

@@ -95,7 +95,7 @@ class Writer:
             self._finish_values()
             if not data:
                 raise UsageError(f"blob {name!r}: expected at least one byte, got none")
-            self._sections.add("blob", [data], name)
+            self._sections.add_blob(name, data)
 
     def _output(self) -> AbstractContextManager[OutputFile]:
         """The file to write to (a dry run counts bytes instead)."""

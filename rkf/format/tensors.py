@@ -109,6 +109,11 @@ def _shape(fields: Fields, least: int) -> tuple[int, ...]:
     return shape
 
 
+def parse_clusters(item: Any, where: str) -> Clusters:
+    """The inverse of `Clusters.to_map`. Raises StructureError for a map that describes no clustered tensor."""
+    return _clusters(Fields(item, where, ("k", "rows_per_table", "shape", "values"), ("exceptions",)))
+
+
 def _clusters(fields: Fields) -> Clusters:
     shape = _shape(fields, 2)
     k, rows_per_table = fields.integer("k", MIN_K, MAX_K), fields.integer("rows_per_table", 1, prod(shape[:-1]))

@@ -115,10 +115,11 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         now: datetime | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt for a conversation, up to the start of the answer. UsageError: the model has no template.
 
-        tools, variables, now: as for `rkf.text.template.render`.
+        tools, variables, now, add_generation_prompt: as for `rkf.text.template.render`.
         """
         if self.template is None:
             raise UsageError("this model has no chat template: give a plain prompt (--raw)")
@@ -129,6 +130,7 @@ class Tokenizer:
             tools=tools,
             variables=variables,
             now=now,
+            add_generation_prompt=add_generation_prompt,
         )
 
     def encode_chat(

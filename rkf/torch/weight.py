@@ -5,7 +5,8 @@ Decoding is the normative formula of spec/rkf-1.md, bit for bit, and differentia
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rkf.format.constants import plane_bits
+from rkf.format.constants import index_bits, plane_bits, row_bytes
 from rkf.format.matrix import ClusteredMatrix, to_f32
+from rkf.format.values_layout import Clusters
 
 Values = tuple[Tensor, Tensor | None, Tensor | None]  # centroids, a, b
 
@@ -35,22 +37,61 @@ class ClusteredWeight(nn.Module):
 
     def __init__(self, matrix: ClusteredMatrix) -> None:
         super().__init__()
-        self.shape, self.rows, self.columns = matrix.shape, matrix.rows, matrix.columns
-        self.k, self.bits = matrix.k, matrix.bits
-        self.rows_per_table = matrix.rows_per_table
-        for i, plane in enumerate(matrix.planes):
-            self.register_buffer(f"plane{i}", _owned(plane))
-        self.centroids = nn.Parameter(_owned(matrix.centroids))
         affine, exact = matrix.affine, matrix.exceptions
-        self.group = None if affine is None else affine.group
-        self.a = _factor(None if affine is None else affine.a)
-        self.b = _factor(None if affine is None else affine.b)
         positions = np.empty(0, np.int64) if exact is None else exact.positions.astype(np.int64)
         values = np.empty(0, np.float32) if exact is None else to_f32(exact.values, exact.dtype)
+        self._describe(matrix.shape, matrix.k, matrix.rows_per_table, None if affine is None else affine.group)
         # The largest number in a row. `gather` reserves this many for each row, and so never asks a device for a count.
         self.most_exceptions = int(np.bincount(positions // self.columns, minlength=1).max())
-        self.register_buffer("positions", _owned(positions))
-        self.register_buffer("exceptions", _owned(values))
+        self._hold(
+            [_owned(plane) for plane in matrix.planes],
+            _owned(matrix.centroids),
+            _factor(None if affine is None else affine.a),
+            _factor(None if affine is None else affine.b),
+            _owned(positions),
+            _owned(values),
+        )
+
+    @classmethod
+    def blank(cls, clusters: Clusters, most_exceptions: int) -> ClusteredWeight:
+        """One of this description whose tensors are still to be loaded: they are on the device "meta"."""
+        weight = cls.__new__(cls)
+        nn.Module.__init__(weight)
+        weight._describe(clusters.shape, clusters.k, clusters.rows_per_table, clusters.values.group)
+        weight.most_exceptions = most_exceptions
+        spec, factors = clusters.values, clusters.values.factors(clusters.rows, clusters.columns)
+        widths = plane_bits(index_bits(clusters.k))
+        empty = partial(torch.empty, dtype=torch.float32)  # whatever torch's default is
+        with torch.device("meta"):
+            weight._hold(
+                [empty(clusters.rows, row_bytes(clusters.columns, width), dtype=torch.uint8) for width in widths],
+                empty(clusters.tables, clusters.k),
+                empty(factors) if spec.a else None,
+                empty(factors) if spec.b else None,
+                empty(clusters.exceptions, dtype=torch.int64),
+                empty(clusters.exceptions),
+            )
+        return weight
+
+    def _describe(self, shape: tuple[int, ...], k: int, rows_per_table: int, group: int | None) -> None:
+        self.shape, self.rows, self.columns = shape, prod(shape[:-1]), shape[-1]
+        self.k, self.bits, self.rows_per_table, self.group = k, index_bits(k), rows_per_table, group
+
+    def _hold(
+        self,
+        planes: list[Tensor],
+        centroids: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
+        positions: Tensor,
+        exceptions: Tensor,
+    ) -> None:
+        for i, plane in enumerate(planes):
+            self.register_buffer(f"plane{i}", plane)
+        self.centroids = nn.Parameter(centroids)
+        self.a, self.b = (None if factor is None else nn.Parameter(factor) for factor in (a, b))
+        self.register_buffer("positions", positions)
+        self.register_buffer("exceptions", exceptions)
 
     @property
     def planes(self) -> list[Tensor]:
@@ -216,5 +257,5 @@ def _owned(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def _factor(values: NDArray[Any] | None) -> nn.Parameter | None:
-    return None if values is None else nn.Parameter(_owned(values.astype(np.float32)))
+def _factor(values: NDArray[Any] | None) -> Tensor | None:
+    return None if values is None else _owned(values.astype(np.float32))

@@ -22,6 +22,7 @@ from rkf.runtime.kernels.table import kernel
 # the host has all of them.
 _CPUS = {
     ("x86_64", "avx512"): ("x86-64-v4", "+avx512vbmi,+avx512vnni"),
+    ("x86_64", "avxvnni"): ("x86-64-v3", "+avxvnni"),
     ("x86_64", "avx2"): ("x86-64-v3", ""),
     ("x86_64", "portable"): ("x86-64", ""),
     ("aarch64", "neon"): ("generic", "+dotprod"),

@@ -112,7 +112,7 @@ WEIGHTS = {
 # --- one token
 
 
-SUMS = products.two_digits(I32x16, dot_bytes)
+SUMS = products.two_digits(I8x64, I32x16, dot_bytes)
 
 
 # --- many tokens

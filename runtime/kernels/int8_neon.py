@@ -85,4 +85,4 @@ WEIGHTS = {
 }
 
 
-SUMS = products.two_digits(I32x4, _dot_signed)
+SUMS = products.two_digits(I8x64, I32x4, _dot_signed)

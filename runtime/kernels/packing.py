@@ -49,15 +49,20 @@ class Order(NamedTuple):
     store: Callable[..., Any]
 
 
-@inline
-def _store_bytes(step, group, even, odd):
-    """For AVX-512 and NEON: high bytes of 64 even columns and of 64 odd ones, then the low bytes."""
-    half, address = splat(I32x16, types.int32(64)), step + group * 16
-    even_high, odd_high = arithmetic_shift_right(even + half, 7), arithmetic_shift_right(odd + half, 7)
-    store(address, truncate(I8x16, even_high))
-    store(address + 64, truncate(I8x16, odd_high))
-    store(address + 128, truncate(I8x16, even - (even_high << 7)))
-    store(address + 192, truncate(I8x16, odd - (odd_high << 7)))
+def _bytes(columns: int) -> Order:
+    """High bytes of a step's even columns and of its odd ones, then the low bytes."""
+    half_step = columns // 2
+
+    @inline
+    def store_bytes(step, group, even, odd):
+        half, address = splat(I32x16, types.int32(64)), step + group * 16
+        even_high, odd_high = arithmetic_shift_right(even + half, 7), arithmetic_shift_right(odd + half, 7)
+        store(address, truncate(I8x16, even_high))
+        store(address + half_step, truncate(I8x16, odd_high))
+        store(address + 2 * half_step, truncate(I8x16, even - (even_high << 7)))
+        store(address + 3 * half_step, truncate(I8x16, odd - (odd_high << 7)))
+
+    return Order(columns, store_bytes)
 
 
 @inline
@@ -78,9 +83,10 @@ def _store_words_by_4(step, group, even, odd):
 
 
 ORDERS = {
-    "avx512": Order(128, _store_bytes),
+    "avx512": _bytes(128),
+    "avxvnni": _bytes(64),
     "avx2": Order(64, _store_words_by_4),
-    "neon": Order(128, _store_bytes),
+    "neon": _bytes(128),
     "portable": Order(128, _store_words),
 }
 

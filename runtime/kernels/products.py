@@ -16,13 +16,14 @@ from rkf.runtime.kernels import ranks
 from rkf.runtime.kernels.inline import inline, smaller
 from rkf.runtime.kernels.memory import load, load_first, store, store_first, store_lanes
 from rkf.runtime.kernels.simd import lane_sums, splat, to_float
-from rkf.runtime.kernels.vectors import F32x8, F32x16, I8x64, I32x8, I32x16, Vector
+from rkf.runtime.kernels.vectors import F32x8, F32x16, I32x8, I32x16, Vector
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, LANES, MATRIX
 
 
 class Sums(NamedTuple):
-    """register: the type of a register of weights; a step has twice as many columns as that has lanes.
+    """register: the type of a register of weights; a step has twice as many columns as that has lanes. rows: how many
+    are summed at a time, 8 or 4, so that their totals fit the CPU's registers.
 
     zero() -> total; activations(address of a packed step) -> x; add(total, even, odd, x) -> total; join(eight totals)
     -> I32x8.
@@ -33,22 +34,25 @@ class Sums(NamedTuple):
     activations: Callable[..., Any]
     add: Callable[..., Any]
     join: Callable[..., Any]
+    rows: int = 8
 
 
-def two_digits(register: Vector, dot: Callable[..., Any]) -> Sums:
-    """The sums of a level that multiplies bytes: dot(total, weights, activations) adds to a `register` of i32. There is
+def two_digits(register: Vector, totals: Vector, dot: Callable[..., Any], rows: int = 8) -> Sums:
+    """The sums of a level that multiplies bytes: dot(total, weights, activations) adds to a `totals` of i32. There is
     one register for the high digits of activations (7 bits) and one for the low digits.
     """
+    lanes = register.lanes
 
     @inline
     def zero():
-        nothing = splat(register, types.int32(0))
+        nothing = splat(totals, types.int32(0))
         return nothing, nothing
 
     @inline
     def activations(block):
         # Even high, odd high, even low, odd low.
-        return load(I8x64, block), load(I8x64, block + 64), load(I8x64, block + 128), load(I8x64, block + 192)
+        low = block + 2 * lanes
+        return load(register, block), load(register, block + lanes), load(register, low), load(register, low + lanes)
 
     @inline
     def add(total, even, odd, x):
@@ -64,7 +68,7 @@ def two_digits(register: Vector, dot: Callable[..., Any]) -> Sums:
     def join(a, b, c, d, e, f, g, h):
         return lane_sums(whole(a), whole(b), whole(c), whole(d), whole(e), whole(f), whole(g), whole(h))
 
-    return Sums(I8x64, zero, activations, add, join)
+    return Sums(register, zero, activations, add, join, rows)
 
 
 def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
@@ -72,7 +76,7 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
     I32x8.
     """
     zero, activations, add, join = sums.zero, sums.activations, sums.add, sums.join
-    columns = 2 * sums.register.lanes
+    columns, rows_at_a_time = 2 * sums.register.lanes, sums.rows
 
     @inline
     def step(total, m, table, row, column, x):
@@ -80,10 +84,23 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
         return add(total, even, odd, x)
 
     @inline
+    def four(m, table, packed, r0, r1, r2, r3):
+        t0 = t1 = t2 = t3 = zero()
+        for first in range(0, m.end, columns):
+            x, column = activations(packed + 2 * first), smaller(first, m.end - columns)
+            t0 = step(t0, m, table, r0, column, x)
+            t1 = step(t1, m, table, r1, column, x)
+            t2 = step(t2, m, table, r2, column, x)
+            t3 = step(t3, m, table, r3, column, x)
+        return t0, t1, t2, t3
+
+    @inline
     def eight(m, table, packed, row, apart, last):
         r1, r2, r3 = smaller(row + apart, last), smaller(row + 2 * apart, last), smaller(row + 3 * apart, last)
         r4, r5, r6 = smaller(row + 4 * apart, last), smaller(row + 5 * apart, last), smaller(row + 6 * apart, last)
         r7 = smaller(row + 7 * apart, last)
+        if rows_at_a_time == 4:
+            return join(*four(m, table, packed, row, r1, r2, r3), *four(m, table, packed, r4, r5, r6, r7))
         t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = zero()
         for first in range(0, m.end, columns):
             x, column = activations(packed + 2 * first), smaller(first, m.end - columns)

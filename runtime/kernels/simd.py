@@ -386,6 +386,16 @@ def dot_bytes(typingctx, total, unsigned, signed):
 
 
 @intrinsic
+def dot_bytes_32(typingctx, total, unsigned, signed):
+    """llvm.x86.avx512.vpdpbusd.256 (AVX-VNNI): dot_bytes of half the width."""
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, "llvm.x86.avx512.vpdpbusd.256", I32x8.llvm, list(args))
+
+    return I32x8(I32x8, I8x32, I8x32), codegen
+
+
+@intrinsic
 def permute_16(typingctx, table, index):
     """llvm.x86.avx2.pshuf.b (vpshufb): within each half of 16 lanes, table[index & 15], zero where the index' top bit
     is set.

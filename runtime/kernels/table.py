@@ -29,10 +29,12 @@ from rkf.runtime.kernels import (
     half,
     int8_avx2,
     int8_avx512,
+    int8_avxvnni,
     int8_neon,
     int8_portable,
     linear,
     many_avx2,
+    many_avxvnni,
     mixing,
     norms,
     packing,
@@ -54,6 +56,7 @@ _WORK = (types.int64,) * 4  # item or token, arguments, batch, thread
 
 _LEVELS: dict[str, Any] = {
     "avx512": int8_avx512,
+    "avxvnni": int8_avxvnni,
     "avx2": int8_avx2,
     "neon": int8_neon,
     "portable": int8_portable,
@@ -156,7 +159,8 @@ def kernel(name: str, level: str) -> Kernel:
     if level == "avx512":
         return int8_avx512.multiply_many(weights), _PRODUCT
     few = products.multiply_many(weights, level_kernels.SUMS)
-    return many_avx2.multiply_many(weights, inline(few)) if level == "avx2" else few, _PRODUCT
+    panels = {"avx2": many_avx2, "avxvnni": many_avxvnni}.get(level)
+    return panels.multiply_many(weights, inline(few)) if panels else few, _PRODUCT
 
 
 def names(level: str) -> list[str]:

@@ -27,11 +27,14 @@ def expected(head: str) -> dict[str, float]:
 
 
 def test_every_matrix_moves_through_every_k() -> None:
-    steps = [name for name, _ in allocation.doublings(SHAPES, expected(EMBEDDING))]
-    assert all(steps.count(name) == len(allocation.KS) - 1 for name in SHAPES)
-    recipe = allocation.recipe(PROGRAM, list(SHAPES), steps)
+    embeddings = allocation.lone_embeddings(PROGRAM, HEAD)
+    assert embeddings == {EMBEDDING}
+    assert not allocation.lone_embeddings(PROGRAM, EMBEDDING)  # as it is stored if the head is tied
+    steps = [name for name, _ in allocation.doublings(SHAPES, expected(HEAD), embeddings)]
+    recipe = allocation.recipe(PROGRAM, list(SHAPES), steps, embeddings)
     assert {recipe.rule(name, shape).k for name, shape in SHAPES.items()} == {allocation.KS[-1]}
-    assert allocation.recipe(PROGRAM, list(SHAPES), []).rule(EMBEDDING, (512, 64)).k == allocation.KS[0]
+    least = allocation.recipe(PROGRAM, list(SHAPES), [], embeddings)
+    assert [least.rule(name, shape).k for name, shape in SHAPES.items()] == [*[allocation.KS[1]] * 12, allocation.KS[0]]
 
 
 def test_the_sensitive_come_first() -> None:
@@ -44,14 +47,19 @@ def test_the_sensitive_come_first() -> None:
     assert untied.index(EMBEDDING) > first[EMBEDDING]
     losses["model.layers.2.mlp.up_proj.weight"] *= 1e6
     measured = [name for name, _ in allocation.doublings(SHAPES, losses)]
-    assert measured[: len(allocation.KS) - 1] == ["model.layers.2.mlp.up_proj.weight"] * (len(allocation.KS) - 1)
+    assert measured[: len(allocation.KS) - 2] == ["model.layers.2.mlp.up_proj.weight"] * (len(allocation.KS) - 2)
+
+
+def test_the_last_bit_gains_less() -> None:
+    steps = [name for name, _ in allocation.doublings({"a": (64, 64), "b": (64, 64)}, {"a": 4.0, "b": 1.0})]
+    assert "".join(steps) == "aabababbab"  # 8 to 255: the last of each halves the error, the others quarter it
 
 
 def test_tables_of_all_experts_are_counted() -> None:
     (first, one), *_ = allocation.doublings({"a": (64, 64)}, {"a": 1.0})
     (_, many), *_ = allocation.doublings({"a": (8, 8, 64)}, {"a": 1.0})
     assert first == "a"
-    assert many - one == 7 * 12 * (allocation.KS[1] - allocation.KS[0])
+    assert many - one == 7 * 12 * (allocation.KS[2] - allocation.KS[1])
 
 
 def test_what_does_not_fit_makes_room_for_what_does() -> None:
@@ -86,7 +94,7 @@ def test_bits_are_kept(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
 
 
 def test_an_archive_takes_what_was_asked_for(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    folder = hf_folder("llama", hidden_size=128, intermediate_size=256)
+    folder = hf_folder("llama", hidden_size=256, intermediate_size=512)
     out, packed = tmp_path / "out.rkf", tmp_path / "packed.rkf"
     convert(folder, out, bpw=4.5, archive=True)
     with rkf.open(out) as file:

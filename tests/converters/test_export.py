@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
@@ -22,6 +25,7 @@ from rkf.converters.source import open_source
 from rkf.errors import OutputError, UnsupportedError, UsageError
 from rkf.file.atomic import replacing
 from rkf.file.container import open_file
+from rkf.format.matrix import from_f32, to_f32
 from tests.format.test_atomic import Faults
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -101,6 +105,54 @@ def test_a_unigram_tokenizer(hf_folder: Callable[..., Path], tmp_path: Path) -> 
     assert tokenizer("cab", add_special_tokens=False)["input_ids"] == [5, 3, 4]
     with pytest.raises(UnsupportedError, match=r"m\.rkf: tokenizer\.json: kind 'Unigram'"):
         export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("type_name", export.GGUF_TYPES)
+def test_gguf_types(hf_folder: Callable[..., Path], tmp_path: Path, type_name: str) -> None:
+    """Matrices are what the gguf package makes of the decoded weights, and the file converts again."""
+    convert(hf_folder("llama"), tmp_path / "m.rkf", k=16)
+    export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf", type_name=type_name)
+    tensors = {each.name: each for each in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    kind = export.GGUF_TYPES[type_name][0]
+    with open_file(tmp_path / "m.rkf") as file:
+        for name, stored in (("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")):
+            weights, found = file.decode(f"model.layers.0.{stored}.weight"), tensors[f"blk.0.{name}.weight"]
+            expected = kind if weights.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else gguf.GGMLQuantizationType.F16
+            assert found.tensor_type == expected
+            np.testing.assert_array_equal(
+                gguf.quants.dequantize(found.data, found.tensor_type),
+                gguf.quants.dequantize(gguf.quants.quantize(weights, expected), expected),
+            )
+    assert tensors["blk.0.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    convert(tmp_path / "m.gguf", tmp_path / "again.rkf", k=16)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+def test_hf_dtypes(hf_folder: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
+    convert(hf_folder("llama"), tmp_path / "m.rkf", k=16)
+    export_hf(tmp_path / "m.rkf", tmp_path / "back", dtype=dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    assert {str(each.dtype) for each in model.parameters()} == {f"torch.{export.TORCH_NAMES[dtype]}"}
+    with open_file(tmp_path / "m.rkf") as file:
+        weights = file.decode("model.layers.0.mlp.up_proj.weight")
+    found = model.get_parameter("model.layers.0.mlp.up_proj.weight").float().detach().numpy()
+    np.testing.assert_array_equal(found, to_f32(from_f32(weights, dtype), dtype))
+
+
+def test_weights_beyond_f16(tmp_path: Path, hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama", "float32")
+    with safe_open(folder / "model.safetensors", framework="np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e6
+    save_file(tensors, folder / "model.safetensors")
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    problem = r"m\.rkf: model\.layers\.0\.mlp\.up_proj\.weight: weights up to 1e\+06 do not fit f16"
+    with pytest.raises(UnsupportedError, match=problem):
+        export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf", type_name="q8_0")
+    with pytest.raises(UnsupportedError, match=problem):
+        export_hf(tmp_path / "m.rkf", tmp_path / "back", dtype="f16")
+    export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf", type_name="bf16")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,71 @@ def test_model(gguf_file: Callable[..., Path], family: str) -> None:
     }
 
 
+def _set(key: str, value: Any) -> Callable[[gguf.GGUFWriter], None]:
+    return _fields({key: value})
+
+
+def _fields(fields: Mapping[str, Any]) -> Callable[[gguf.GGUFWriter], None]:
+    kinds = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
+    kinds[str] = gguf.GGUFValueType.STRING
+    return lambda writer: writer.kv_data[-1].update(
+        {key: gguf.GGUFValue(each, kinds[type(each)]) for key, each in fields.items()}
+    )
+
+
+_YARN = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+
+
+@pytest.mark.parametrize(
+    ("fields", "slower", "factor"),
+    [
+        ({"factor": 4.0}, 4, 1),  # "linear" is the type without one
+        ({"scale_linear": 4.0}, 4, 1),  # of old files
+        ({"scale_linear": 4.0, "factor": 0.0}, 1, 1),
+        ({"type": "linear"}, 1, 1),
+        ({"type": "none", "factor": 4.0}, 1, 1),
+        ({"type": "yarn"}, 1, 1),
+        (_YARN, 4, 0.1 * np.log(4) + 1),
+        (_YARN | {"attn_factor": 1.5}, 4, 0.15 * np.log(4) + 1.5),
+        # It reads these in other architectures alone.
+        (_YARN | {"yarn_attn_factor": 2.0, "yarn_log_multiplier": 0.5}, 4, 0.1 * np.log(4) + 1),
+    ],
+)
+def test_ropes_as_llama_cpp_reads_them(
+    gguf_file: Callable[..., Path], fields: dict[str, Any], slower: float, factor: float
+) -> None:
+    """slower: how many times slower the last numbers of a head turn than without these fields."""
+    names = {key: f"llama.rope.{'' if key == 'scale_linear' else 'scaling.'}{key}" for key in fields}
+    edit = _fields({names[key]: each for key, each in fields.items()})
+    plain, scaled = (open_source(gguf_file(edit=each)).model.program.ropes[0] for each in (None, edit))
+    assert plain.frequencies[-1] / scaled.frequencies[-1] == pytest.approx(slower)
+    assert scaled.factor == pytest.approx(factor, rel=1e-6)
+
+
+def test_yarns_betas_are_those_that_llama_cpp_assumes(gguf_file: Callable[..., Path]) -> None:
+    names = {f"llama.rope.scaling.{key}": each for key, each in _YARN.items()}
+    tuned = names | {"llama.rope.scaling.yarn_beta_fast": 4.0, "llama.rope.scaling.yarn_beta_slow": 2.0}
+    usual, same = (open_source(gguf_file(edit=_fields(each))).model.program.ropes for each in (names, tuned))
+    assert usual == same
+
+
+def test_a_field_with_the_same_number_for_each_layer(gguf_file: Callable[..., Path]) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+            each = writer.kv_data[-1].pop(f"llama.{key}").value
+            writer.add_array(f"llama.{key}", [each] * 2)
+
+    assert open_source(gguf_file(edit=edit)).model == open_source(gguf_file()).model
+
+
+def test_a_window_that_llama_cpp_ignores_is_told(gguf_file: Callable[..., Path]) -> None:
+    source = open_source(gguf_file(edit=_set("llama.attention.sliding_window", 48)))
+    assert source.notes == (
+        "attention.sliding_window 48 is applied, as the reference of mistral does; llama.cpp ignores it here",
+    )
+    assert open_source(gguf_file()).notes == ()
+
+
 def test_linear_rope_scaling_and_window(gguf_file: Callable[..., Path]) -> None:
     def edit(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -182,8 +247,9 @@ def test_header_is_what_gguf_py_reads(gguf_file: Callable[..., Path]) -> None:
         assert ours.stored(path).tobytes() == tensor.data.tobytes()
 
 
-def _set(key: str, value: int) -> Callable[[gguf.GGUFWriter], None]:
-    return lambda writer: writer.kv_data[-1].update({key: gguf.GGUFValue(value, gguf.GGUFValueType.UINT32)})
+def _replace(writer: gguf.GGUFWriter, key: str, values: list[int]) -> None:
+    del writer.kv_data[-1][key]
+    writer.add_array(key, values)
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
@@ -191,10 +257,35 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
     "experts": ({"edit": _set("llama.expert_count", 8)}, SourceError, "num_experts_per_tok"),
     "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
-    "yarn without its factor": (
-        {"edit": lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)},
+    "a magnitude without yarn": (
+        {"edit": _set("llama.rope.scaling.attn_factor", 1.5)},
+        UnsupportedError,
+        "attn_factor: 1.5 is not supported with rope scaling 'linear'",
+    ),
+    "one of two lists": (
+        {"edit": lambda w: w.add_tensor("rope_factors_long.weight", np.ones(8, np.float32))},
         SourceError,
-        "field rope.scaling.factor is missing",
+        "rope_factors_short.weight: expected both or none",
+    ),
+    "attention to later tokens": (
+        {"edit": _set("llama.attention.causal", False)},
+        UnsupportedError,
+        "attention.causal is false",
+    ),
+    "groups of experts": (
+        {"edit": _fields({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_group_count": 2})},
+        UnsupportedError,
+        "expert_group_count: 2 is not supported",
+    ),
+    "heads that differ": (
+        {"edit": lambda w: _replace(w, "llama.attention.head_count", [4, 2])},
+        UnsupportedError,
+        "attention.head_count: expected an integer",
+    ),
+    "widths that differ": (
+        {"edit": lambda w: _replace(w, "llama.feed_forward_length", [96, 64])},
+        UnsupportedError,
+        "feed_forward_length: layers of different sizes",
     ),
     "kind of rope": (
         {"edit": lambda w: w.add_string("llama.rope.scaling.type", "spiral")},

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from rkf.converters.export import export_hf
+from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
 from rkf.model.metadata import SpecialToken
@@ -74,6 +77,28 @@ def test_tied_embeddings_are_an_alias(hf_folder: Callable[..., Path]) -> None:
     source = open_source(hf_folder("qwen2"))
     assert source.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
     assert open_source(hf_folder("llama")).aliases == {}
+
+
+@pytest.mark.parametrize("stored", ["both, equal", "both, other values", "head", "embedding"])
+def test_a_head_stored_beside_the_word_tied(hf_folder: Callable[..., Path], tmp_path: Path, stored: str) -> None:
+    folder = hf_folder("llama", "float32")
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    held = load_file(folder / "model.safetensors")
+    if "equal" in stored:
+        held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    elif "both" not in stored:
+        del held[{"head": "model.embed_tokens.weight", "embedding": "lm_head.weight"}[stored]]
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    source = open_source(folder)
+    assert bool(source.aliases) == (stored != "both, other values")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for name in loaded:
+        found = source.read(source.aliases.get(name, name)).decode()
+        np.testing.assert_array_equal(found, loaded[name].numpy(), err_msg=name)
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    export_hf(tmp_path / "m.rkf", tmp_path / "back")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict()
+    assert all(torch.equal(loaded[name], back[name]) for name in loaded)
 
 
 def test_label_of_a_snapshot_names_the_model(hf_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rkf.cluster.clustering import cluster
 from rkf.cluster.recipe import Recipe
 from rkf.converters.pipeline import convert
 from rkf.converters.progress import Step
-from rkf.converters.source import open_source
+from rkf.converters.source import open_source, stored_head
 from rkf.converters.work import WorkFolder
 from rkf.errors import OutputError, RkfError, SourceError, UnsupportedError, UsageError
 from rkf.file.atomic import replacing
@@ -51,7 +51,7 @@ def test_clustered_file(hf_folder: Callable[..., Path], tmp_path: Path, family: 
     folder = hf_folder(family)
     ledger = convert(folder, tmp_path / "out.rkf", k=8)
     source = open_source(folder)
-    recipe = Recipe.load("default", source.model.program, 8)
+    recipe = Recipe.load("default", source.model.program, 8, stored_head(source))
     with open_file(tmp_path / "out.rkf") as file:
         assert [row.name for row in ledger.rows] == list(file.tensors)
         for name in source.tensors:
@@ -61,6 +61,7 @@ def test_clustered_file(hf_folder: Callable[..., Path], tmp_path: Path, family: 
             assert file.tensors[name].source_dtype == "bf16"
         tied = family == "qwen2"
         assert (file.tensors["lm_head.weight"].kind == "alias") == tied
+        assert file.tensors["model.embed_tokens.weight"].k == (32 if tied else 8)  # the head is more sensitive
         assert file.provenance["source"] == {"files": source.files, "label": folder.name}
         assert file.provenance["recipe"] == {"name": "default", "text": recipe.text, "k": 8}
         assert file.provenance["rkf"] == __version__

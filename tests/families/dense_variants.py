@@ -191,6 +191,7 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_bias": False, "sliding_window": WINDOW, "tie_word_embeddings": False, "hidden_act": "gelu"},
     ),
     "stablelm": ("stablelm", {"use_qkv_bias": True, "layer_norm_eps": 1e-4}),
+    "stablelm-norms": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "stablelm-parallel": (
         "stablelm",
         {

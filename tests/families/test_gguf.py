@@ -13,7 +13,7 @@ import pytest
 from rkf.converters.export import export_gguf, export_hf
 from rkf.converters.families import FAMILIES
 from rkf.converters.families.family import GgufFields, GgufModel
-from rkf.converters.families.gguf_config import config_of
+from rkf.converters.families.gguf_config import RMS_EPSILON, config_of
 from rkf.converters.families.layout import Layout
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
@@ -155,7 +155,7 @@ def test_an_architecture_whose_queries_have_no_temperature(tmp_path: Path) -> No
 
 
 def test_windows_that_llama_cpp_assumes() -> None:
-    own = {"block_count": 64, "attention.head_count": 2, "embedding_length": 32, "context_length": 9}
+    own = {"block_count": 64, "attention.head_count": 2, "embedding_length": 32, "context_length": 9, RMS_EPSILON: 1e-5}
     config = config_of(FAMILIES["exaone4"], GgufModel(own | {"feed_forward_length": 8}, (), {}))
     assert (config["sliding_window"], config["layer_types"][2:4]) == (4096, ["sliding_attention", "full_attention"])
 

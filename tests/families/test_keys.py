@@ -108,7 +108,6 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
             "text_config: architecture 'qwen2'",
         ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
     ],
 )
 def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:

@@ -10,10 +10,13 @@ import pytest
 import rkf
 from rkf.errors import IntegrityError, UsageError
 from rkf.file.archive import pack, unpack
+from rkf.file.atomic import replacing
+from rkf.file.sections import SectionWriter
 from rkf.file.verify import verify
 from rkf.file.writer import Writer
 from rkf.format import codec
-from rkf.format.constants import MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES
+from rkf.format.constants import KIND_MODEL, MAX_ZSTD_EXPANSION, ZSTD_CHUNK_BYTES
+from rkf.format.directory import dense_id, ranks_id
 from rkf.format.matrix import ClusteredMatrix
 from tests.format import build
 
@@ -27,7 +30,8 @@ def skewed(path: Path, rows: int, columns: int) -> Path:
     centroids = np.arange(16, dtype=np.float32)[None]
     with Writer(path, metadata={}, provenance={"by": "test"}) as writer:
         writer.add("w", ClusteredMatrix((rows, columns), planes, counts, centroids, rows, "bf16"))
-        writer.blob("tokenizer.json", b"{}")
+        writer.blob("chat_template.jinja", b"{}")
+        writer.blob("tokenizer.json", b"{" + b" " * 1000 + b"}")
     return path
 
 
@@ -38,12 +42,24 @@ def test_pack_and_unpack(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert packed.stat().st_size < 0.95 * raw.stat().st_size
     with rkf.open(raw) as first, rkf.open(packed) as second:
-        assert [section.codec for section in second.sections] == ["zstd", "zstd", "zstd", "raw"]
+        assert [section.codec for section in first.sections] == ["raw", "raw", "raw", "raw", "zstd"]
+        assert [section.codec for section in second.sections] == ["zstd", "zstd", "zstd", "raw", "zstd"]
         assert first.ranks_id == second.ranks_id
         np.testing.assert_array_equal(first.decode("w"), second.decode("w"))
     verify(packed)
     unpack(packed, back, progress=lambda done, total: None)
     assert back.read_bytes() == raw.read_bytes()
+
+
+def test_a_blob_that_is_raw_stays_raw(tmp_path: Path) -> None:
+    with replacing(tmp_path / "m.rkf") as out:  # as files were written before blobs were compressed
+        writer = SectionWriter(out)
+        writer.add("blob", [b"{" + b" " * 1000 + b"}"], "tokenizer.json")
+        ids = {"ranks_id": ranks_id([], []), "dense_id": dense_id([], [])}
+        writer.finish({"metadata": {}, "provenance": {}, "tensors": [], **ids}, KIND_MODEL)
+    pack(tmp_path / "m.rkf", tmp_path / "p.rkf")
+    unpack(tmp_path / "p.rkf", tmp_path / "b.rkf")
+    assert (tmp_path / "b.rkf").read_bytes() == (tmp_path / "m.rkf").read_bytes()
 
 
 def test_a_plane_of_several_chunks(tmp_path: Path) -> None:

@@ -98,16 +98,22 @@ class Forge:
         self.body = self.body[: end + -end % 64]
 
     def _replace_content(self, number: int, value: Any) -> None:
+        """Put other decoded bytes into a section. What zstd would shrink further than readers accept becomes raw."""
         section = self.directory["sections"][number]
         start, end = self.extents[number]
-        if section["codec"] == "raw":
-            content = changed(bytes(self.body[start:end]), value)
-            self._replace(number, content)
-        else:
-            content = changed(zstandard.ZstdDecompressor().decompress(self.body[start:end]), value)
-            frame = zstandard.ZstdCompressor().compress(content)
+        content = bytes(self.body[start:end])
+        if section["codec"] == "zstd":
+            content = zstandard.ZstdDecompressor().decompress(content)
+        content = changed(content, value)
+        frame = zstandard.ZstdCompressor().compress(content)
+        if section["codec"] == "zstd" and len(content) <= 256 * len(frame):
             self._replace(number, frame)
             section |= {"chunks": [len(frame)], "decoded_length": len(content), "stored_hash": digest(frame)}
+        else:
+            self._replace(number, content)
+            section["codec"] = "raw"
+            for key in ("chunks", "decoded_length", "stored_hash"):
+                section.pop(key, None)
         section["hash"] = digest(content)
 
     def build(self, reseal: bool) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import choices, nf4, report
+from benchmarks import choices, nf4, peers, report
 
 ROWS = [
     {"name": name, "bytes": size, "kld": kld, "kld_stderr": 0.0, "ppl_ratio": 1.0, "top1": 0.9}
@@ -65,3 +65,14 @@ def test_items_hold_the_true_ending_at_their_label():
 @pytest.mark.parametrize("words", [0, 10])
 def test_a_short_text_has_no_items(words):
     assert list(choices.items("word " * words, 5)) == []
+
+
+def test_a_llama_bench_binary_is_a_peer(tmp_path):
+    binary = tmp_path / "llama-bench"
+    binary.write_text('#!/bin/sh\necho "$@" >> "$0.log"\necho \'[{"avg_ns": 2500000000}]\'\n')
+    binary.chmod(0o755)
+    opponent = peers.peer(f"{binary} -rtr 1", "m.gguf", 2, 100)
+    assert [opponent.seconds(case) for case in ("prefill 512", "decode 16 0", "decode 16 64")] == [2.5, 2.5, 2.5]
+    common = "-rtr 1 -m m.gguf -t 2 -r 1 -o json"
+    calls = ["--help", f"{common} -p 512 -n 0", f"{common} -p 0 -n 16", f"{common} -p 0 -n 16 -d 64"]
+    assert Path(f"{binary}.log").read_text().splitlines() == calls

@@ -27,6 +27,7 @@ MAY = {
     "eval": FILE | {"text", "runtime"},
     "tune": FILE | {"text", "calibrate", "torch", "runtime"},
     "study": FILE | {"text", "calibrate", "runtime", "eval"},
+    "bridges": FILE | {"torch", "converters", "runtime", "eval"},
 }
 BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache"}
 COMMANDS = {"rkf.cli", "rkf.__main__"}

@@ -56,7 +56,7 @@ def whole_activations(tokens, columns, seed=1):
 def packed(whole, level):
     """The packed form of integers, `u8[tokens, bytes]` (structs.py), implemented again in numpy."""
     tokens, columns = whole.shape
-    step, end = 64 if level == "avx2" else 128, end_column(columns)
+    step, end = 64 if level in ("avx2", "avxvnni") else 128, end_column(columns)
     whole = np.pad(whole, ((0, 0), (0, end - columns)))
     steps = [whole[:, first : first + step] for first in range(0, end - step + 1, step)]
     if end % step:

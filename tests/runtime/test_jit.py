@@ -147,7 +147,7 @@ def test_kernels_of_other_sources_are_never_found(tmp_path, monkeypatch):
     objects._digest.cache_clear()
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "neon", "portable"])
+@pytest.mark.parametrize("level", ["avx512", "avxvnni", "avx2", "neon", "portable"])
 def test_every_listed_kernel_exists(level):
     names = table.names(level)
     assert len(names) == len(set(names))
