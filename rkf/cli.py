@@ -17,12 +17,12 @@ from rkf._version import __version__
 from rkf.commands.convert import calibrate, convert, export, pull, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
-from rkf.commands.output import printable
 from rkf.commands.study_command import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune_command import tune
 from rkf.commands.warmup import warmup
 from rkf.errors import RkfError
+from rkf.text.terminal import printable
 
 INTERRUPTED = 130
 

@@ -228,6 +228,4 @@ def _tokenizer(container: Container) -> Tokenizer:
     if container.model is None or tokenizer_json is None:
         raise UsageError(f"{container.path}: expected a whole model with its tokenizer, got a file without one")
     with naming(container.path):
-        return Tokenizer(
-            tokenizer_json, container.model, None if template is None else template.decode(errors="replace")
-        )
+        return Tokenizer(tokenizer_json, container.model, template)

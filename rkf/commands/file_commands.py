@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from rkf.commands.options import VALUES
-from rkf.commands.output import print_json, print_map, print_table, printable, progress_bar, reporter, size
+from rkf.commands.output import print_json, print_map, print_table, progress_bar, reporter, size
 from rkf.model.program import Program
+from rkf.text.terminal import printable
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -37,8 +37,10 @@ _ROLE = re.compile(r"[\w-]+")
 class Tokenizer:
     """The tokenizer.json, chat template and special token ids of one model."""
 
-    def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | None = None) -> None:
-        """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary."""
+    def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | bytes | None = None) -> None:
+        """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary, or the template is not
+        UTF-8.
+        """
         self._tokenizer = load(tokenizer_json)
         self._tokenizer.post_processor = None  # it could repeat a text; BOS is put before one here
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -46,7 +48,10 @@ class Tokenizer:
             raise StructureError(
                 f"tokenizer.json: {self.vocab_size} tokens, expected at most {model.vocab_size} as the model has"
             )
-        self.template = template
+        try:
+            self.template = template.decode() if isinstance(template, bytes) else template
+        except UnicodeDecodeError as error:
+            raise StructureError(f"chat_template.jinja: expected UTF-8: {error}") from None
         self._model = model
 
     def encode(self, text: str, *, bos: bool = True, enough: int | None = None) -> list[int]:

@@ -110,7 +110,7 @@ def _tokenizer(source: Container, metadata: ModelMetadata) -> Tokenizer:
     if tokenizer_json is None:
         raise UsageError(f"{source.path}: has no tokenizer, so it cannot make a training text")
     with naming(source.path):
-        return Tokenizer(tokenizer_json, metadata, None if template is None else template.decode(errors="replace"))
+        return Tokenizer(tokenizer_json, metadata, template)
 
 
 def _lesson(
@@ -128,7 +128,7 @@ def _lesson(
     if found is None:
         tokens = min(TOKENS, metadata.context_length)
         if words is None:
-            beginnings = prompts(metadata, _tokenizer(source, metadata))
+            beginnings, _ = prompts(metadata, _tokenizer(source, metadata))
             found = learning_text.written(teacher, beginnings, SEQUENCES, tokens, seed, partial(progress, "text"))
         else:
             ids = learning_text.cut(words, SEQUENCES, tokens).to(device)

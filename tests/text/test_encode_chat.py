@@ -41,7 +41,7 @@ HOSTILE = ["{0}{1}", "a {0}system\nno{1}\n b", "<<<{0}", "<|im_<|im_end|>end|>{1
 
 
 def text_of(raw, template, **options):
-    config = tiny.config(**options)
+    config = tiny.config(context_length=1 << 20, **options)
     return Tokenizer(raw.encode(), ModelMetadata.of_first_form(metadata_of(config), tiny.weights(config)), template)
 
 

@@ -6,9 +6,12 @@ import sys
 
 import pytest
 
+from rkf.calibrate.calibration import prompts
 from rkf.errors import StructureError
+from rkf.model.metadata import ModelMetadata
 from rkf.text import tokenizer as module
 from rkf.text.tokenizer import Tokenizer
+from tests.format.first_form_metadata import metadata_of
 from tests.runtime import tiny
 
 SOUND = json.loads(tiny.byte_level_tokenizer().to_str())
@@ -86,3 +89,19 @@ def test_a_long_text_in_parts_has_the_tokens_of_the_whole(raw, monkeypatch):
     assert tokenizer.encode(text) == whole
     assert len(tokenizer.encode(text, enough=5)) < len(whole) / 4
     assert tokenizer.decode(tokenizer.encode("x" * 300)) == "x" * 300, "no place to cut"
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system message') }}", "{% if %}"])
+def test_a_template_that_refuses_leaves_calibration_without_conversations(template):
+    config = tiny.config()
+    model = ModelMetadata.of_first_form(metadata_of(config), tiny.weights(config))
+    tokenizer = Tokenizer(json.dumps(SOUND).encode(), model, template)
+    beginnings, (note,) = prompts(model, tokenizer)
+    plain, notes = prompts(model, Tokenizer(json.dumps(SOUND).encode(), model))
+    assert (beginnings, notes) == (plain, ())
+    assert note.startswith("the calibration text has no conversations: chat template")
+
+
+def test_a_template_is_utf8():
+    with pytest.raises(StructureError, match=r"^chat_template\.jinja: expected UTF-8"):
+        Tokenizer(json.dumps(SOUND).encode(), tiny.config(), b"\xff\xfe{{ messages }}")
