@@ -121,9 +121,10 @@ def verify(model: Path, values: Path | None) -> None:
     Checks structure, every hash, every index and weight. Exit code 3: corrupt, 4: unsupported, 5: not an rkf file.
     """
     from rkf.file.verify import verify as check
+    from rkf.text.tokenizer import open_tokenizer
 
     with progress_bar("verify", "tensor") as bar:
-        report = check(model, values=values, progress=lambda name: bar.update())
+        report = check(model, values=values, progress=lambda name: bar.update(), also=open_tokenizer)
     click.echo(
         f"{printable(model)}: valid: {report.tensors} tensors, {report.clustered} of them clustered, "
         f"{report.weights} weights in {size(report.file_bytes)}"

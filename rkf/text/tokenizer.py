@@ -16,7 +16,9 @@ from typing import Any
 
 import tokenizers
 
-from rkf.errors import StructureError, UsageError
+from rkf.errors import StructureError, UsageError, naming
+from rkf.file.container import Container
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
 from rkf.text.spelling import Spelling
@@ -238,6 +240,15 @@ class Tokenizer:
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated."""
         return TextStream(self.decode, context)
+
+
+def open_tokenizer(container: Container) -> Tokenizer:
+    """The tokenizer of a model's file. Raises UsageError: a file without a model, and StructureError."""
+    tokenizer_json = container.blob(TOKENIZER)
+    if container.model is None or tokenizer_json is None:
+        raise UsageError(f"{container.path}: expected a whole model with its tokenizer, got a file without one")
+    with naming(container.path):
+        return Tokenizer(tokenizer_json, container.model, container.blob(CHAT_TEMPLATE))
 
 
 class TextStream:
