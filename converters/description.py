@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rkf.converters.families import family_of
+from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family
 from rkf.converters.families.keys import read
@@ -40,9 +41,20 @@ class Description:
         layout = by_full_name(self.family.gguf.layout(self.keys), self.family.prefix)
         return gguf_layout(self.family.gguf.architecture, layout, self.family.gguf.numbers)
 
-    def own_name(self, name: str) -> str | None:
-        """The name of a checkpoint's tensor in the decoder alone; None if it is not one of the decoder's weights."""
-        return self.family.own_name(self.keys, name, self.wrapped)
+    def own_names(self, names: Collection[str]) -> dict[str, str | None]:
+        """A checkpoint's tensors -> their names in the decoder alone; None for one that is not the decoder's weight.
+
+        A decoder that was saved without its head has names without the prefix, which the reference puts before them.
+        """
+        own = {name: self.family.own_name(self.keys, name, self.wrapped) for name in names}
+        heads = {head for origin in self.layout(HEAD) for head in origin.names}
+        prefix = self.family.prefix
+        if self.wrapped or any(name.startswith(prefix) for name in own.values() if name is not None):
+            return own
+        return {
+            name: self.family.own_name(self.keys, prefix + name, False) if each == name and name not in heads else each
+            for name, each in own.items()
+        }
 
     def left_out(self, names: Collection[str]) -> tuple[str, ...]:
         """The parts of the model around the decoder that these tensors belong to."""

@@ -7,10 +7,13 @@ and the families the meaning of fields and tensors.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
+from glob import escape
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,15 +23,15 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from rkf.converters import gguf_tokenizer
 from rkf.converters.description import Description, checked, describe
 from rkf.converters.families import family_of_gguf
 from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.family import GgufModel
 from rkf.converters.families.gguf_config import config_of
 from rkf.converters.families.gguf_rope import EXTRA
-from rkf.converters.families.layout import place
-from rkf.converters.gguf_header import GgufHeader, GgufTensor, read_header
+from rkf.converters.families.layout import place, surplus
+from rkf.converters.gguf_header import GgufHeader, GgufTensor, GgufTexts, read_header
+from rkf.converters.gguf_tokenizer import GgufTokenizer
 from rkf.converters.input_files import files_fingerprint, hash_file
 from rkf.converters.source import TensorSpec, read_origin, spec_of
 from rkf.errors import SourceError, UnsupportedError, naming
@@ -61,7 +64,7 @@ _SAMPLING = {
 
 # Layers after the last, which predict several tokens at once; block_count includes them.
 _EXTRA_LAYERS = "nextn_predict_layers"
-_LAYER = re.compile(r"blk\.(\d{1,9})\.")
+_LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
 
 # Fields that have one number, or one for each layer.
 _BY_LAYER = (
@@ -69,28 +72,36 @@ _BY_LAYER = (
     *("expert_used_count", "expert_feed_forward_length"),
 )
 
-# Patterns over the fields that are read -> their required types; the first match decides.
-_FIELD_TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
-    ("general.architecture", str),
-    ("general.sampling.*", (int, float)),
-    ("split.count", int),
-    ("tokenizer.chat_template", str),
-    ("tokenizer.ggml.add_*", bool),
-    ("tokenizer.ggml.merges", list),
-    ("tokenizer.ggml.model", str),
-    ("tokenizer.ggml.pre", str),
-    ("tokenizer.ggml.scores", np.ndarray),
-    ("tokenizer.ggml.token_type", np.ndarray),
-    ("tokenizer.ggml.tokens", list),
-    ("tokenizer.ggml.*_token_id", int),
-    (f"*.{_EXTRA_LAYERS}", int),
-    ("*.rope.scaling.type", str),
-    ("*.rope.dimension_sections", np.ndarray),
-    ("*.rope.*", (int, float)),
-    ("*.attention.head_count*", (int, np.ndarray)),
-    ("*.attention.sliding_window_pattern", (int, np.ndarray)),
-    ("*.attention.recurrent_layers", np.ndarray),
-    ("*.attention.*", (int, float)),
+_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "a list of texts": lambda value: isinstance(value, GgufTexts),
+    "an integer": lambda value: type(value) is int,
+    "true or false": lambda value: type(value) is bool,
+    "a finite number": lambda value: type(value) is int or (type(value) is float and math.isfinite(value)),
+    "a list of numbers": lambda value: isinstance(value, np.ndarray) and bool(np.isfinite(value).all()),
+}
+# Patterns over the fields that are read -> their types; the first match decides. {} is the architecture, whose other
+# fields are numbers.
+_FIELD_TYPES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("general.architecture", ("a text",)),
+    ("general.sampling.*", ("a finite number",)),
+    ("split.count", ("an integer",)),
+    ("tokenizer.chat_template", ("a text",)),
+    ("tokenizer.ggml.add_*", ("true or false",)),
+    ("tokenizer.ggml.merges", ("a list of texts",)),
+    ("tokenizer.ggml.model", ("a text",)),
+    ("tokenizer.ggml.pre", ("a text",)),
+    ("tokenizer.ggml.scores", ("a list of numbers",)),
+    ("tokenizer.ggml.token_type", ("a list of numbers",)),
+    ("tokenizer.ggml.tokens", ("a list of texts",)),
+    ("tokenizer.ggml.*_token_id", ("an integer",)),
+    (f"*.{_EXTRA_LAYERS}", ("an integer",)),
+    ("*.rope.scaling.type", ("a text",)),
+    ("*.rope.dimension_sections", ("a list of numbers",)),
+    ("*.attention.sliding_window_pattern", ("an integer", "a list of numbers")),
+    ("*.attention.recurrent_layers", ("a list of numbers",)),
+    *((f"*.{field}", ("an integer", "a list of numbers")) for field in _BY_LAYER),
+    ("{}.*", ("a finite number", "true or false")),
 )
 
 
@@ -117,12 +128,20 @@ class GgufSource:
         self._numbers = _numbers(described, fields, self.label)
         self._stored = {name: _spec(tensor, self.label) for name, tensor in self._tensors.items()}
         self._stored |= {name: TensorSpec((1,), "f32", "F32", 4) for name in self._numbers}
+        rows = described.keys.vocab_size
+        if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > rows:
+            raise SourceError(f"{self.label}: {count} tokens, expected at most {rows}, one a row of {EMBEDDING}")
+        tokenizer = GgufTokenizer(fields, self.label)
         self.model = checked(
             ModelMetadata(
                 program=described.program,
                 context_length=described.keys.max_position_embeddings,
+                bos_id=tokenizer.bos_id,
+                eos_ids=tokenizer.eos_ids,
+                add_bos=tokenizer.add_bos,
+                special_tokens=tokenizer.special_tokens,
+                generation=_generation(fields),
                 family=described.family.name,
-                **_tokens(fields, self.label),
             ),
             self.label,
         )
@@ -130,15 +149,18 @@ class GgufSource:
         self.aliases = {HEAD: EMBEDDING} if tied else {}
         shapes = {name: spec.shape for name, spec in self._stored.items()}
         self._origins = place(self.model.program, described.gguf_layout, shapes, tied, self.label)
+        if unread := surplus(self._origins, shapes, self.label):
+            raise UnsupportedError(
+                f"{self.label}: tensor {unread[0]} is not part of the model that the configuration describes"
+            )
         self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
-        if (count := len(fields.get("tokenizer.ggml.tokens", ()))) > self.model.vocab_size:
-            raise SourceError(f"{self.label}: {count} tokens, expected at most one a row of {EMBEDDING}")
-        self.notes = tuple(
+        self.tokenizer_json = tokenizer.to_json()
+        applied = (
             f"{key} {own[key]} is applied, as the reference of {described.family.name} does; llama.cpp ignores it here"
             for key in described.family.gguf.ignored
             if own.get(key)
         )
-        self.tokenizer_json = gguf_tokenizer.from_gguf(fields, self.label)
+        self.notes = (*tokenizer.notes, *applied)
         self.chat_template: str | None = fields.get("tokenizer.chat_template")
         pad = self.model.special_tokens.get("pad_token")
         told = {
@@ -235,20 +257,20 @@ def _spec(tensor: GgufTensor, label: str) -> TensorSpec:
     return TensorSpec(tensor.shape, _PLAIN.get(tensor.type, "f32"), tensor.type.name, tensor.stored_bytes)
 
 
-def _tokens(fields: dict[str, Any], label: str) -> dict[str, Any]:
-    """The part of ModelMetadata that the tokenizer's fields determine."""
-    generation = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
-    return gguf_tokenizer.special_ids(fields, label) | {
-        "special_tokens": gguf_tokenizer.special_tokens(fields, label),
-        "generation": {key: float(str(np.float32(value))) for key, value in generation.items() if value is not None},
-    }
+def _generation(fields: Mapping[str, Any]) -> dict[str, float]:
+    """The sampling options that the file recommends, in the digits that its f32 stands for."""
+    found = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
+    return {key: float(str(np.float32(value))) for key, value in found.items() if value is not None}
 
 
-def _check_types(fields: dict[str, Any], label: str) -> None:
+def _check_types(fields: Mapping[str, Any], label: str) -> None:
+    architecture = str(fields.get("general.architecture"))
+    patterns = [(pattern.replace("{}", escape(architecture)), types) for pattern, types in _FIELD_TYPES]
     for key, value in fields.items():
-        expected = next((kind for pattern, kind in _FIELD_TYPES if fnmatchcase(key, pattern)), object)
-        if not isinstance(value, expected):
-            raise SourceError(f"{label}: field {key}: unexpected type {type(value).__name__}")
+        expected = next((types for pattern, types in patterns if fnmatchcase(key, pattern)), ())
+        if expected and not any(_TYPES[each](value) for each in expected):
+            shown = reprlib.repr(value) if isinstance(value, int | float | str) else f"a list of {len(value)}"
+            raise SourceError(f"{label}: field {key}: expected {' or '.join(expected)}, got {shown}")
 
 
 def _refuse_splits(fields: dict[str, Any], label: str) -> None:

@@ -1,130 +1,200 @@
-"""A GGUF's tokenizer -> tokenizer.json (Hugging Face `tokenizers`) that encodes like the original.
+"""A GGUF's tokenizer: tokenizer.json (Hugging Face `tokenizers`) that encodes like the original, and special tokens.
 
 Knows the three kinds that the supported families use: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE with scores
-and byte fallback) and "gemma4" (the same with a list of merges). Field names and defaults: llama.cpp,
+and byte fallback) and "gemma4" (the same with a list of merges). Field names, defaults and corrections: llama.cpp,
 src/llama-vocab.cpp.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from gguf.constants import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
+from rkf.converters.ends import END_OF_TURN, FILL_ENDS, ends, not_ends
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from rkf.errors import SourceError, StructureError, UnsupportedError
+from rkf.errors import SourceError, UnsupportedError
 from rkf.model.metadata import SpecialToken
-from rkf.text.tokenizer_json import load
 
-# Texts that end a turn in some model. llama.cpp stops at each of them, regardless of the file's eos id.
-END_OF_TURN = (
-    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
-    *("<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
-    *("<eos>", "<turn|>", "<|tool_response>"),
-)
-# Beside the first of these, the second is an ordinary token and ends nothing.
-_NO_END = ("<|tool_response>", "</s>")
 # tokenizer.ggml.*_token_id -> Hugging Face's names; GGUF spells it "seperator".
 _TEMPLATE_NAMES = {"unknown": "unk_token", "padding": "pad_token", "seperator": "sep_token", "mask": "mask_token"}
+# Ids that a SentencePiece vocabulary has unless fields say otherwise.
+_SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+# Tokens of fill-in-the-middle. Unless a field names one, llama.cpp knows it by its text, as a control token.
+_FILL = FILL_ENDS | {
+    "fim_pre": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>"),
+    "fim_suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>"),
+    "fim_mid": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>"),
+}
+# The types of tokens that llama.cpp always shows, and of those that end nothing beside others.
+_PLAIN = {"<|end|>": TokenType.USER_DEFINED, "</s>": TokenType.NORMAL}
+_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 _PREFIX = "tokenizer.ggml.add_space_prefix"
 _SPACE = "▁"  # SentencePiece's visible space
+# A piece of SentencePiece is cut at every letter, so a long one costs its square; the longest in use have about 100.
+_MAX_PIECE = 1024
 
 
-def from_gguf(fields: Mapping[str, Any], label: str) -> bytes:
-    """The tokenizer.json of the file. Raises SourceError or UnsupportedError that names the missing or unknown part."""
-    texts = _texts(fields, label)
-    kind = fields.get("tokenizer.ggml.model")
-    if kind == "gpt2":
-        built = _byte_level(fields, texts, _pre_tokenizer(fields, label), label)
-    elif kind == "llama":
-        built = _sentencepiece(fields, texts, _score_merges(fields, texts, label), label)
-    elif kind == "gemma4":
-        vocab = {text: index for index, text in enumerate(texts)}
-        built = _sentencepiece({**fields, _PREFIX: False}, texts, _merges(fields, vocab, label), label)
-    else:
-        raise UnsupportedError(f"{label}: tokenizer kind {kind!r} is not supported; known: gpt2, llama, gemma4")
-    _add_tokens(built, texts, _types(fields, texts, label))
-    ids = special_ids(fields, label)
-    if ids["add_bos"]:
-        bos = texts[ids["bos_id"]]
-        built.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, ids["bos_id"])]
-        )
-    return built.to_str(pretty=False).encode()
+class GgufTokenizer:
+    """The tokenizer in the fields of a GGUF. notes: a line for each of its values that llama.cpp replaces, as is done
+    here.
 
+    Raises SourceError or UnsupportedError that names the missing or unknown part.
+    """
 
-def special_ids(fields: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """bos_id, eos_ids and add_bos for ModelMetadata, with llama.cpp's defaults."""
-    texts = _texts(fields, label)
-    kind = fields.get("tokenizer.ggml.model")
-    sentencepiece = kind == "llama"
-    bos = _token_id(fields, "bos", 1 if sentencepiece else None, len(texts), label)
-    ends = [_token_id(fields, key, None, len(texts), label) for key in ("eot", "eom")]
-    ordinary = _NO_END[1:] if _NO_END[0] in texts else ()
-    ends += [index for index, text in enumerate(texts) if text in END_OF_TURN and text not in ordinary]
-    eos = _token_id(fields, "eos", 2 if sentencepiece else None, len(texts), label)
-    others = sorted({end for end in ends if end is not None and end != eos})
-    if kind == "gemma4":  # llama.cpp adds it there, whatever the field says
-        add_bos = True
-    else:
-        default = sentencepiece or _pre_tokenizer(fields, label).add_bos
-        add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", default))
-    return {
-        "bos_id": bos,
-        "eos_ids": tuple(others if eos is None else [eos, *others]),
-        "add_bos": bos is not None and add_bos,
-    }
+    def __init__(self, fields: Mapping[str, Any], label: str) -> None:
+        self._fields, self._label = fields, label
+        self.notes: list[str] = []
+        self._kind = fields.get("tokenizer.ggml.model")
+        if self._kind not in ("gpt2", "llama", "gemma4"):
+            known = "gpt2, llama, gemma4"
+            raise UnsupportedError(f"{label}: tokenizer kind {self._kind!r} is not supported; known: {known}")
+        self._sentencepiece = self._kind == "llama"
+        self._texts = self._read_texts()
+        self._vocab = {text: index for index, text in enumerate(self._texts)}
+        if len(self._vocab) != len(self._texts):
+            count = len(self._texts) - len(self._vocab)
+            raise SourceError(f"{label}: tokenizer.ggml.tokens: {count} tokens occur twice")
+        self.bos_id = self._token_id("bos")
+        self.eos_ids = self._ends()
+        self.add_bos = self.bos_id is not None and self._adds_bos()
+        self.special_tokens = self._special_tokens()
 
+    def to_json(self) -> bytes:
+        """The tokenizer.json."""
+        if self._kind == "gpt2":
+            built = self._byte_level()
+        elif self._sentencepiece:
+            built = self._pieces(self._score_merges(), prefix=bool(self._fields.get(_PREFIX, True)))
+        else:
+            built = self._pieces(self._merges(), prefix=False)
+        self._add_tokens(built)
+        if self.add_bos and self.bos_id is not None:
+            built.post_processor = _beginning(self._texts[self.bos_id], self.bos_id)
+        return built.to_str(pretty=False).encode()
 
-def special_tokens(fields: Mapping[str, Any], label: str) -> dict[str, SpecialToken]:
-    """The tokens that the file names, by the names that chat templates use."""
-    texts = _texts(fields, label)
-    ids = {name: _token_id(fields, key, None, len(texts), label) for key, name in _TEMPLATE_NAMES.items()}
-    known = special_ids(fields, label)
-    ids["bos_token"] = known["bos_id"]
-    ids["eos_token"] = _token_id(fields, "eos", next(iter(known["eos_ids"]), None), len(texts), label)
-    return {name: SpecialToken(texts[each], each) for name, each in sorted(ids.items()) if each is not None}
+    def _ends(self) -> tuple[int, ...]:
+        named = [index for key in ("eos", "eot", "eom", *FILL_ENDS) if (index := self._token_id(key)) is not None]
+        unnamed = [key for key in FILL_ENDS if self._token_id(key) is None]
+        return ends(named, self._vocab.get, unnamed)
 
+    def _adds_bos(self) -> bool:
+        if self._kind == "gemma4":  # llama.cpp adds it there, whatever the field says
+            return True
+        default = self._sentencepiece or self._pre_tokenizer.add_bos
+        return bool(self._fields.get("tokenizer.ggml.add_bos_token", default))
 
-def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; SourceError if it is invalid."""
-    try:
-        return load(tokenizer_json)
-    except StructureError as error:
-        raise SourceError(f"{label}: {error}") from None
+    def _special_tokens(self) -> dict[str, SpecialToken]:
+        """The tokens that the file names, by the names that chat templates use."""
+        ids = {name: self._token_id(key) for key, name in _TEMPLATE_NAMES.items() if self._is_named(key)}
+        ids["bos_token"] = self.bos_id
+        ids["eos_token"] = next(iter(self.eos_ids), None) if (eos := self._token_id("eos")) is None else eos
+        return {name: SpecialToken(self._texts[each], each) for name, each in sorted(ids.items()) if each is not None}
 
+    def _is_named(self, key: str) -> bool:
+        return f"tokenizer.ggml.{key}_token_id" in self._fields
 
-def _byte_level(fields: Mapping[str, Any], texts: Sequence[str], pre: PreTokenizer, label: str) -> Tokenizer:
-    vocab = {text: index for index, text in enumerate(texts)}
-    merges = _merges(fields, vocab, label)
-    built = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.ignore_merges))
-    built.pre_tokenizer = pre.build()
-    built.decoder = decoders.ByteLevel()
-    built.post_processor = processors.ByteLevel(trim_offsets=False)
-    return built
+    def _token_id(self, key: str) -> int | None:
+        """The id of a special token. As in llama.cpp, one past the tokens is as if it were absent."""
+        field, count = f"tokenizer.ggml.{key}_token_id", len(self._texts)
+        default = _SENTENCEPIECE_IDS.get(key) if self._sentencepiece else None
+        value = self._fields.get(field, default)
+        if value is None or 0 <= value < count:
+            return value
+        note = f"{field}: {value} is past the {count} tokens, so it is ignored"
+        if self._is_named(key) and note not in self.notes:
+            self.notes.append(note)
+        return default if default is not None and default < count else None
 
+    @cached_property
+    def _pre_tokenizer(self) -> PreTokenizer:
+        name = self._fields.get("tokenizer.ggml.pre") or "default"
+        if name not in PRE_TOKENIZERS:
+            known = ", ".join(PRE_TOKENIZERS)
+            raise UnsupportedError(f"{self._label}: pre-tokenizer {name!r} is not known; known: {known}")
+        return PRE_TOKENIZERS[name]
 
-def _sentencepiece(
-    fields: Mapping[str, Any], texts: Sequence[str], merges: list[tuple[str, str]], label: str
-) -> Tokenizer:
-    vocab = {text: index for index, text in enumerate(texts)}
-    unknown = texts[_token_id(fields, "unknown", 0, len(texts), label) or 0]
-    built = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    prefix = bool(fields.get(_PREFIX, True))
-    replace = normalizers.Replace(" ", _SPACE)
-    built.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if prefix else replace
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    built.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    return built
+    def _read_texts(self) -> list[str]:
+        given = self._fields.get("tokenizer.ggml.tokens")
+        if not given:
+            raise SourceError(f"{self._label}: tokenizer.ggml.tokens is missing; a model needs its tokenizer")
+        return [text or f"[EMPTY_{index}]" for index, text in enumerate(given)]
 
+    def _byte_level(self) -> Tokenizer:
+        pre = self._pre_tokenizer
+        built = Tokenizer(models.BPE(self._vocab, self._merges(), ignore_merges=pre.ignore_merges))
+        built.pre_tokenizer = pre.build()
+        built.decoder = decoders.ByteLevel()
+        built.post_processor = processors.ByteLevel(trim_offsets=False)
+        return built
 
-def _score_merges(fields: Mapping[str, Any], texts: Sequence[str], label: str) -> list[tuple[str, str]]:
-    scores = fields.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(texts):
-        raise SourceError(f"{label}: tokenizer.ggml.scores: expected {len(texts)} numbers")
-    return score_merges({text: index for index, text in enumerate(texts)}, scores)
+    def _pieces(self, merges: list[tuple[str, str]], prefix: bool) -> Tokenizer:
+        """SentencePiece's BPE. prefix: put a space before a text."""
+        unknown = self._texts[self._token_id("unknown") or 0]
+        built = Tokenizer(models.BPE(self._vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+        replace = normalizers.Replace(" ", _SPACE)
+        built.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if prefix else replace
+        steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        built.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+        return built
+
+    def _score_merges(self) -> list[tuple[str, str]]:
+        scores, count = self._fields.get("tokenizer.ggml.scores"), len(self._texts)
+        numbers = np.asarray(() if scores is None else scores)
+        if len(numbers) < count or numbers.dtype.kind not in "fi" or np.isnan(numbers).any():
+            raise SourceError(f"{self._label}: tokenizer.ggml.scores: expected {count} numbers")
+        longest = max(self._texts, key=len)
+        if len(longest) > _MAX_PIECE:
+            raise SourceError(
+                f"{self._label}: tokenizer.ggml.tokens: token {self._vocab[longest]} has {len(longest)} characters, "
+                f"expected at most {_MAX_PIECE}"
+            )
+        return score_merges(self._vocab, numbers)
+
+    def _merges(self) -> list[tuple[str, str]]:
+        """The merge list with only the first occurrence of a pair, which decides its rank."""
+        merges: dict[tuple[str, str], None] = {}
+        for line in self._fields.get("tokenizer.ggml.merges", ()):
+            cut = line.find(" ", 1)
+            left, right = line[:cut], line[cut + 1 :]
+            if cut < 0 or left not in self._vocab or right not in self._vocab or left + right not in self._vocab:
+                problem = f"{line!r} does not join two tokens into a third"
+                raise SourceError(f"{self._label}: tokenizer.ggml.merges: {problem}")
+            merges.setdefault((left, right))
+        if not merges:
+            raise SourceError(f"{self._label}: tokenizer.ggml.merges is missing; a BPE of this kind needs it")
+        return list(merges)
+
+    def _types(self) -> list[int]:
+        """The type of each token, corrected as in llama.cpp: texts that look like control tokens are."""
+        given, count = self._fields.get("tokenizer.ggml.token_type"), len(self._texts)
+        if given is not None and len(given) < count:
+            raise SourceError(f"{self._label}: tokenizer.ggml.token_type: expected {count} types, got {len(given)}")
+        types = [int(TokenType.NORMAL)] * count if given is None else [int(each) for each in given[:count]]
+        filling = [text for key, texts in _FILL.items() if self._token_id(key) is None for text in texts]
+        kinds = dict.fromkeys((*END_OF_TURN, *filling), TokenType.CONTROL)
+        kinds |= dict.fromkeys(_SHOWN, TokenType.USER_DEFINED)
+        kinds |= {text: _PLAIN[text] for text in not_ends(self._vocab.get)}
+        for text, kind in kinds.items():
+            if text in self._vocab:
+                types[self._vocab[text]] = kind
+        return types
+
+    def _add_tokens(self, built: Tokenizer) -> None:
+        """Tokens that are split off the text before anything else; decoding hides the special ones."""
+        special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+        kinds: dict[int, bool] = {int(kind): hidden for kind, hidden in special.items()}
+        added = [
+            AddedToken(text, special=kinds[kind], normalized=False)
+            for text, kind in zip(self._texts, self._types(), strict=True)
+            if kind in kinds
+        ]
+        built.add_tokens(added)
 
 
 def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -142,58 +212,12 @@ def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tupl
     ]
 
 
-def _merges(fields: Mapping[str, Any], vocab: Mapping[str, int], label: str) -> list[tuple[str, str]]:
-    """The merge list with only the first occurrence of a pair, which decides its rank."""
-    merges: dict[tuple[str, str], None] = {}
-    for line in fields.get("tokenizer.ggml.merges", ()):
-        cut = line.find(" ", 1)
-        left, right = line[:cut], line[cut + 1 :]
-        if cut < 0 or left not in vocab or right not in vocab or left + right not in vocab:
-            raise SourceError(f"{label}: tokenizer.ggml.merges: {line!r} does not join two tokens into a third")
-        merges.setdefault((left, right))
-    if not merges:
-        raise SourceError(f"{label}: tokenizer.ggml.merges is missing; a BPE of this kind needs it")
-    return list(merges)
-
-
-def _pre_tokenizer(fields: Mapping[str, Any], label: str) -> PreTokenizer:
-    name = fields.get("tokenizer.ggml.pre") or "default"
-    if name not in PRE_TOKENIZERS:
-        raise UnsupportedError(f"{label}: pre-tokenizer {name!r} is not known; known: {', '.join(PRE_TOKENIZERS)}")
-    return PRE_TOKENIZERS[name]
-
-
-def _texts(fields: Mapping[str, Any], label: str) -> list[str]:
-    texts = fields.get("tokenizer.ggml.tokens")
-    if not isinstance(texts, list) or not texts:
-        raise SourceError(f"{label}: tokenizer.ggml.tokens is missing; a model needs its tokenizer")
-    if len(set(texts)) != len(texts):
-        raise SourceError(f"{label}: tokenizer.ggml.tokens: {len(texts) - len(set(texts))} tokens occur twice")
-    return texts
-
-
-def _types(fields: Mapping[str, Any], texts: Sequence[str], label: str) -> Sequence[int]:
-    types = fields.get("tokenizer.ggml.token_type")
-    if types is None:
-        return [TokenType.NORMAL] * len(texts)
-    if len(types) != len(texts):
-        raise SourceError(f"{label}: tokenizer.ggml.token_type: expected {len(texts)} types, got {len(types)}")
-    return types
-
-
-def _token_id(fields: Mapping[str, Any], key: str, default: int | None, count: int, label: str) -> int | None:
-    value = fields.get(f"tokenizer.ggml.{key}_token_id", default)
-    if value is not None and not 0 <= value < count:
-        raise SourceError(f"{label}: tokenizer.ggml.{key}_token_id: {value} is past the {count} tokens")
-    return value
-
-
-def _add_tokens(built: Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
-    """Tokens that are split off the text before anything else; decoding hides the special ones."""
-    kinds = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
-    added = [
-        AddedToken(text, special=kinds[TokenType(kind)], normalized=False)
-        for text, kind in zip(texts, types, strict=True)
-        if kind in kinds
-    ]
-    built.add_tokens(added)
+def _beginning(text: str, index: int) -> processors.PostProcessor:
+    """Puts a token before each text. The library's own constructor takes a text with a space for two tokens."""
+    token, own = {"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second = [{"SpecialToken": {"id": text, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    tokens = {text: {"id": text, "ids": [index], "tokens": [text]}}
+    template = {"single": [token, own], "pair": [token, own, *second], "special_tokens": tokens}
+    bare = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [], "version": "1.0"}
+    post = {"type": "TemplateProcessing", **template}
+    return Tokenizer.from_str(json.dumps(bare | {"post_processor": post})).post_processor

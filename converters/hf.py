@@ -5,30 +5,31 @@ Reads no pickle and runs no code (`auto_map` is ignored). The families know the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from rkf.converters.description import Description, checked, describe
+from rkf.converters.chat_template import FURTHER_TEMPLATE, PROCESSOR_TEMPLATE, template_of
+from rkf.converters.description import checked, describe
+from rkf.converters.ends import ends
 from rkf.converters.families.blocks import EMBEDDING, HEAD
-from rkf.converters.families.layout import place
-from rkf.converters.gguf_tokenizer import load_tokenizer
-from rkf.converters.input_files import files_fingerprint, hash_file, read_json
-from rkf.converters.quantised import StoredWeight, quantisation, weights_of
-from rkf.converters.shards import INDEX, StoredTensor, shards, tensors_of
+from rkf.converters.families.layout import Origin, place, surplus
+from rkf.converters.folder_tokenizer import ADDED, FolderTokenizer, some
+from rkf.converters.generation import generation_of
+from rkf.converters.input_files import files_fingerprint, hash_file, read_bytes, read_json
+from rkf.converters.quantised import StoredWeight, quantisation, refuse_unreadable, weights_of
+from rkf.converters.shards import INDEX, SINGLE, StoredTensor, shards, tensors_of
 from rkf.converters.source import read_origin, spec_of
-from rkf.converters.special_tokens import special_tokens
 from rkf.errors import SourceError, naming
-from rkf.format.constants import VERBATIM
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import DenseTensor
 from rkf.model.metadata import ModelMetadata
 
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # Weights compared at a time.
 _SLAB_WEIGHTS = 1 << 20
-_GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class HfSource:
@@ -36,63 +37,47 @@ class HfSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.label = folder, _label(folder.resolve())
-        config = read_json(folder / "config.json")
+        self._notes: list[str] = []
+        self._look_for_adapter()
+        config = read_json(folder / CONFIG)
         with naming(Path(self.label)):
             how = quantisation(config)
         self._description = describe(config, self.label)
-        self._shards = shards(folder)
+        self._shards = self._find_shards()
         tensors, others = self._own_tensors()
         with naming(Path(self.label)):
-            self._weights = weights_of(tensors, how)
+            self._weights, self._unreadable = weights_of(tensors, how)
         self.left_out = self._description.left_out(others)
-        tokenizer = self._read_tokenizer()
-        self.chat_template = self._read_template()
+        tokenizer = FolderTokenizer(folder, self._description.keys.vocab_size, self.label)
+        self._notes += tokenizer.notes
+        self.tokenizer_json = tokenizer.json
+        self.chat_template = template_of(folder)
         self.verbatim = {
-            name: content
-            for name in VERBATIM
-            if (folder / name).is_file() and (content := (folder / name).read_bytes())
+            name: content for name in VERBATIM if (folder / name).is_file() and (content := read_bytes(folder / name))
         }
         self.model = checked(self._model(tokenizer), self.label)
-        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if largest >= self.model.vocab_size:
-            raise SourceError(
-                f"{self.label}: tokenizer.json has id {largest}, expected ids below {self.model.vocab_size}"
-            )
-        tied = self._description.keys.tie_word_embeddings and self._share_head()
-        own_head = self._description.keys.tie_word_embeddings and not tied
-        self.notes = ("the head differs from the embedding; it is kept, though tie_word_embeddings is true",) * own_head
-        self._stored = {name: weight.spec for name, weight in self._weights.items()}
+        said_tied = self._description.keys.tie_word_embeddings
+        tied = said_tied and self._share_head()
+        if said_tied and not tied:
+            self._notes.append("the head differs from the embedding; it is kept, though tie_word_embeddings is true")
         self.aliases = {HEAD: EMBEDDING} if tied else {}
-        shapes = {name: spec.shape for name, spec in self._stored.items()}
-        self._origins = place(self.model.program, self._description.layout, shapes, tied, self.label)
+        self._origins = self._place(tied)
+        self._stored = {name: self._weights[name].spec for origin in self._origins.values() for name in origin.names}
         self.tensors = {name: spec_of(origin, self._stored) for name, origin in self._origins.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
 
     @cached_property
     def files(self) -> dict[str, str]:
-        wanted = [*VERBATIM, "tokenizer.json", "chat_template.jinja", "chat_template.json", INDEX]
+        wanted = [*VERBATIM, TOKENIZER, ADDED, CHAT_TEMPLATE, FURTHER_TEMPLATE, PROCESSOR_TEMPLATE, INDEX]
         paths = [self.folder / name for name in wanted] + list(self._shards)
-        return {path.name: hash_file(path) for path in paths if path.is_file()}
+        return {path.relative_to(self.folder).as_posix(): hash_file(path) for path in paths if path.is_file()}
 
     @property
     def fingerprint(self) -> str:
         return files_fingerprint(self.files)
-
-    def _read_template(self) -> str | None:
-        """The template from the newest place that has one: its own file, tokenizer_config.json, chat_template.json."""
-        own = self.folder / "chat_template.jinja"
-        if own.is_file():
-            try:
-                return own.read_text("utf-8")
-            except UnicodeDecodeError as error:
-                raise SourceError(f"{own}: not UTF-8 ({error})") from error
-        for name in ("tokenizer_config.json", "chat_template.json"):
-            template = read_json(self.folder / name, optional=True).get("chat_template")
-            for entry in template if isinstance(template, list) else ():
-                if isinstance(entry, dict) and entry.get("name") == "default":
-                    template = entry.get("template")
-            if isinstance(template, str):
-                return template
-        return None
 
     def read(self, name: str) -> DenseTensor:
         """One tensor, unchanged."""
@@ -106,12 +91,11 @@ class HfSource:
         """The decoder's tensors by their names in the decoder, and the names of all others."""
         found: dict[str, StoredTensor] = {}
         others = []
-        for shard, names in self._shards.items():
-            tensors = tensors_of(shard)
-            for missing in sorted((names or set()) - tensors.keys()):
-                raise SourceError(f"{self.label}: {INDEX} places tensor {missing} in {shard.name}; it is not there")
+        stored = {shard: tensors_of(shard) for shard in self._shards}
+        own_names = self._description.own_names([name for tensors in stored.values() for name in tensors])
+        for shard, tensors in stored.items():
             for stored_name, tensor in tensors.items():
-                name = self._description.own_name(stored_name)
+                name = own_names[stored_name]
                 if name is None:
                     others.append(stored_name)
                 elif name in found:
@@ -119,6 +103,19 @@ class HfSource:
                 else:
                     found[name] = tensor
         return found, others
+
+    def _place(self, tied: bool) -> dict[str, Origin]:
+        """The origin of each tensor of the program."""
+        shapes = {name: each.spec.shape for name, each in self._weights.items()}
+        program, layout = self.model.program, self._description.layout
+        if self._unreadable:
+            needed = (part for name, *_ in program.weights() for origin in layout(name) for part in origin.names)
+            with naming(Path(self.label)):
+                refuse_unreadable(needed, self._unreadable)
+        origins = place(program, layout, shapes, tied, self.label)
+        if unread := [*surplus(origins, shapes, self.label), *self._unreadable]:
+            self._notes.append(f"tensors that the configuration does not describe are left out: {some(unread)}")
+        return origins
 
     def _share_head(self) -> bool:
         """Whether the head is the embedding's matrix, for a model that says so; one of both may be stored, or both.
@@ -136,56 +133,64 @@ class HfSource:
             del self._weights[name]
         return True
 
-    def _read_tokenizer(self) -> Tokenizer:
-        path = self.folder / "tokenizer.json"
-        if not path.is_file():
-            raise SourceError(
-                f"{self.label}: tokenizer.json is missing; write one with "
-                "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-        self.tokenizer_json = path.read_bytes()
-        return load_tokenizer(self.tokenizer_json, self.label)
-
-    def _model(self, tokenizer: Tokenizer) -> ModelMetadata:
+    def _model(self, tokenizer: FolderTokenizer) -> ModelMetadata:
         """The program, and the metadata from the other files."""
-        generation = read_json(self.folder / "generation_config.json", optional=True)
-        settings = read_json(self.folder / "tokenizer_config.json", optional=True)
-        special_map = read_json(self.folder / "special_tokens_map.json", optional=True)
-        special = special_tokens(settings, special_map, tokenizer)
-        bos, ends = _begin_and_ends(self._description, generation)
-        if bos is None and "bos_token" in special:
-            bos = special["bos_token"].id
-        if "eos_token" in special:
-            ends = [*ends, special["eos_token"].id]
-        add_bos = settings.get("add_bos_token")
-        if not isinstance(add_bos, bool):
-            add_bos = tokenizer.encode("a").ids[:1] == [bos]
+        keys, own, special = self._description.keys, self._description.config, tokenizer.special_tokens
+        generation = generation_of(self.folder)
+        self._notes += generation.notes
+        # The default of a family's class may lie past a small vocabulary; it then belongs to another model.
+        eos = generation.ends if generation.ends is not None else keys.eos_token_id
+        if generation.ends is None and "eos_token_id" not in own:
+            eos = tuple(index for index in eos if index < keys.vocab_size)
+        by_name = {name: token.id for name, token in special.items() if token.id is not None}
+        named = [*eos, *(by_name[name] for name in ("eos_token",) if name in by_name)]
+        first = tokenizer.first_id
         return ModelMetadata(
             program=self._description.program,
-            context_length=self._description.keys.max_position_embeddings,
-            bos_id=bos,
-            eos_ids=tuple(end for at, end in enumerate(ends) if end is not None and end not in ends[:at]),
-            add_bos=add_bos and bos is not None,
+            context_length=keys.max_position_embeddings,
+            bos_id=self._begin(by_name.get("bos_token")) if first is None else first,
+            eos_ids=ends(self._within(named), tokenizer.id_of),
+            add_bos=first is not None,
             special_tokens=special,
-            generation={key: float(generation[key]) for key in _GENERATION if _is_number(generation.get(key))},
+            generation=generation.options,
             family=self._description.family.name,
         )
 
+    def _begin(self, named: int | None) -> int | None:
+        """The token that begins a text: the one that the tokenizer names, or that of config.json."""
+        keys = self._description.keys
+        if named is not None or keys.bos_token_id is None:
+            return named
+        default = "bos_token_id" not in self._description.config and keys.bos_token_id >= keys.vocab_size
+        return None if default else next(iter(self._within([keys.bos_token_id])), None)
 
-def _begin_and_ends(description: Description, generation: dict[str, Any]) -> tuple[int | None, list[Any]]:
-    """The token that begins a text, and those that end an answer: generation_config.json before config.json.
+    def _within(self, ids: Iterable[int]) -> list[int]:
+        """The ids that have a row in the embedding; -1 stands for none in some checkpoints."""
+        rows = self._description.keys.vocab_size
+        past = [index for index in ids if index >= rows]
+        if past:
+            self._notes.append(f"token ids past the {rows} rows of the embedding are ignored: {some(past)}")
+        return [index for index in ids if 0 <= index < rows]
 
-    The default of a family's class may lie beyond a small vocabulary; it then belongs to another model.
-    """
-    keys, own = description.keys, description.config
-    given = generation.get("eos_token_id")
-    if given is not None:
-        ends = given if isinstance(given, list) else [given]
-    else:
-        ends = [end for end in keys.eos_token_id if "eos_token_id" in own or end < keys.vocab_size]
-    bos = keys.bos_token_id
-    beyond = bos is not None and "bos_token_id" not in own and bos >= keys.vocab_size
-    return None if beyond else bos, ends
+    def _find_shards(self) -> list[Path]:
+        found = shards(self.folder)
+        if (self.folder / INDEX).is_file() and self.folder / SINGLE in found:
+            self._notes.append(f"{INDEX} is ignored beside {SINGLE}")
+        return found
+
+    def _look_for_adapter(self) -> None:
+        """Refuse a folder that holds an adapter alone; say that one beside a model is left out."""
+        path = self.folder / ADAPTER
+        if not path.is_file():
+            return
+        base = read_json(path).get("base_model_name_or_path")
+        of = f" of {base}" if isinstance(base, str) and base else ""
+        if not (self.folder / CONFIG).is_file():
+            raise SourceError(
+                f"{self.label}: an adapter{of} without its model; merge them with peft's merge_and_unload and save the "
+                "result"
+            )
+        self._notes.append(f"{ADAPTER}: the adapter{of} beside the model is left out")
 
 
 def _same_values(one: StoredWeight, other: StoredWeight) -> bool:
@@ -206,7 +211,3 @@ def _label(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return f"{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}@{folder.name[:12]}"
     return folder.name
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

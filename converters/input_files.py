@@ -12,6 +12,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from rkf.errors import SourceError
+from rkf.format.constants import MAX_BLOB_BYTES
 
 
 def read_values(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
@@ -25,6 +26,17 @@ def read_values(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> ND
     return values
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that travels in an .rkf file; SourceError if it cannot be read or is too large for that."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BLOB_BYTES:
+            raise SourceError(f"{path}: {size} bytes, expected at most {MAX_BLOB_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     """The object in a JSON file of a Hugging Face folder; {} if an optional file is absent."""
     if not path.is_file():
@@ -32,7 +44,7 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
             return {}
         raise SourceError(f"{path.parent}: {path.name} is missing; expected a Hugging Face folder")
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):

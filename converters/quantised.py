@@ -7,7 +7,8 @@ for one kernel, and their original is the better source.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,10 +78,12 @@ def _read(key: str, own: Mapping[str, Any]) -> Quantisation:
         return Quantisation(fp8=True, block=_block(f"{key}: weight_block_size", own.get("weight_block_size")))
     if method == "compressed-tensors" and own.get("format") in ("float-quantized", "naive-quantized"):
         groups = own.get("config_groups")
-        weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
-        if len(weights) == 1 and isinstance(weights[0], dict) and weights[0].get("type") == "float":
+        parts = [*groups.values()] if isinstance(groups, dict) else []
+        weights = [group.get("weights") for group in parts if isinstance(group, dict)]
+        if len(parts) == 1 == len(weights) and isinstance(weights[0], dict) and weights[0].get("type") == "float":
             return Quantisation(fp8=True, block=_block(f"{key}: block_structure", weights[0].get("block_structure")))
-    shown = f"{method}, {own['format']}" if method == "compressed-tensors" and "format" in own else method
+    named = f"{method}, {own['format']}" if method == "compressed-tensors" and "format" in own else method
+    shown = named if isinstance(named, str) else reprlib.repr(named)
     raise SourceError(f"already quantised ({key}: {shown}); give the original checkpoint, or one in FP8 or MXFP4")
 
 
@@ -88,12 +91,17 @@ def _block(key: str, given: Any) -> tuple[int, int] | None:
     if given is None:
         return None
     if not isinstance(given, list) or len(given) != 2 or any(type(each) is not int or each < 1 for each in given):
-        raise SourceError(f"{key}: expected two integers of at least 1, got {given!r}")
+        raise SourceError(f"{key}: expected two integers of at least 1, got {reprlib.repr(given)}")
     return given[0], given[1]
 
 
-def weights_of(tensors: Mapping[str, StoredTensor], how: Quantisation | None) -> dict[str, StoredWeight]:
-    """The weights that a checkpoint's tensors make. Raises SourceError for one that cannot be read."""
+def weights_of(
+    tensors: Mapping[str, StoredTensor], how: Quantisation | None
+) -> tuple[dict[str, StoredWeight], dict[str, StoredTensor]]:
+    """The weights that a checkpoint's tensors make, and the tensors that are none (buffers of integers, for example).
+
+    Raises SourceError for scales that do not belong to their weights.
+    """
     found: dict[str, StoredWeight] = {}
     used: set[str] = set()
     for name, tensor in tensors.items():
@@ -105,16 +113,24 @@ def weights_of(tensors: Mapping[str, StoredTensor], how: Quantisation | None) ->
             scales = name.removesuffix(BLOCKS) + SCALES
             found[name] = mxfp4_weight(name, tensor, tensors.get(scales))
             used.add(scales)
+    others: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         if name in found or name in used or (how and how.fp8 and _OF_ACTIVATIONS.fullmatch(name)):
             continue
-        if 0 in tensor.shape:
-            raise SourceError(f"tensor {name}: expected values, got shape {list(tensor.shape)}")
-        if tensor.dtype not in _DENSE:
-            raise SourceError(
-                f"tensor {name}: expected dtype BF16, F16 or F32, got {tensor.dtype}; give the original checkpoint"
-            )
+        if 0 in tensor.shape or tensor.dtype not in _DENSE:
+            others[name] = tensor
+            continue
         shape = tensor.shape or (1,)  # a number without a dimension
         spec = TensorSpec(shape, _DENSE[tensor.dtype], tensor.dtype, tensor.stored_bytes)
         found[name] = PlainWeight(spec, tensor)
-    return found
+    return found, others
+
+
+def refuse_unreadable(needed: Iterable[str], others: Mapping[str, StoredTensor]) -> None:
+    """Raise SourceError if the model needs one of the tensors that are no weights."""
+    for name in needed:
+        if name in others and 0 in others[name].shape:
+            raise SourceError(f"tensor {name}: expected values, got shape {list(others[name].shape)}")
+        if name in others:
+            dtypes = f"expected dtype BF16, F16 or F32, got {others[name].dtype}"
+            raise SourceError(f"tensor {name}: {dtypes}; give the original checkpoint")

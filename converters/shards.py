@@ -40,12 +40,12 @@ class StoredTensor:
         return values.reshape(stop - start, *self.shape[1:]) if self.shape else values.reshape(())
 
 
-def shards(folder: Path) -> dict[Path, set[str] | None]:
-    """Every safetensors file of the checkpoint, with the tensors that the index (if there is one) places in it."""
+def shards(folder: Path) -> list[Path]:
+    """Every safetensors file of the checkpoint: a whole one, as in transformers, before those that an index names."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     if (folder / INDEX).is_file():
         return _indexed(folder)
-    if (folder / SINGLE).is_file():
-        return {folder / SINGLE: None}
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickles:
         raise SourceError(
@@ -55,18 +55,17 @@ def shards(folder: Path) -> dict[Path, set[str] | None]:
     raise SourceError(f"{folder}: neither {SINGLE} nor {INDEX}")
 
 
-def _indexed(folder: Path) -> dict[Path, set[str] | None]:
+def _indexed(folder: Path) -> list[Path]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{folder}: {INDEX} has no weight_map")
-    found: dict[Path, set[str] | None] = {}
-    for name in sorted(set(map(str, weight_map.values()))):
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise SourceError(f"{folder}: {INDEX}: {name!r} is not the plain name of a safetensors file")
         if not (folder / name).is_file():
             raise SourceError(f"{folder}: shard {name} is missing; {INDEX} names it")
-        found[folder / name] = {tensor for tensor, shard in weight_map.items() if shard == name}
-    return found
+    return [folder / name for name in names]
 
 
 def tensors_of(path: Path) -> Mapping[str, StoredTensor]:

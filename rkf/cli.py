@@ -17,6 +17,7 @@ from rkf._version import __version__
 from rkf.commands.convert import calibrate, convert, export, pull, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
+from rkf.commands.serve_command import serve_command
 from rkf.commands.study_command import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune_command import tune
@@ -59,6 +60,7 @@ def cli() -> None:
 for verb in (
     run,
     chat,
+    serve_command,
     pull,
     calibrate,
     convert,

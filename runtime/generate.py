@@ -132,6 +132,11 @@ class StopStrings:
         text, self._held = self._held, ""
         return "" if self.found else text
 
+    def cut(self) -> tuple[str, str]:
+        """The stop string that was found, and the text after it."""
+        found = next(stop for stop in self._stops if self._held.startswith(stop))
+        return found, self._held[len(found) :]
+
     def _unsettled(self) -> int:
         """The number of characters at the end of the held text that may begin a stop string."""
         longest = min(len(self._held), max((len(stop) - 1 for stop in self._stops), default=0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from typing import Any, TypeVar
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 from rkf.errors import SourceError, UnsupportedError
 
 MAX_SIZE = (1 << 31) - 1
+MAX_TEXT = 1024
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 LINEAR, CONV = "linear_attention", "conv"
+_MAX_NUMBER = sys.float_info.max
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR}  # words of layer_types in checkpoints of earlier versions
 # Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
 _ACTIVATIONS = {
@@ -93,6 +96,15 @@ def flag(default: bool, or_null: bool = False, aliases: tuple[str, ...] = (), na
     return _key(default, reader, aliases, name)
 
 
+def optional_flag() -> Any:
+    return _key(None, _or_null(_flag))
+
+
+def text(default: str) -> Any:
+    """A text of at most MAX_TEXT characters, each of them Unicode."""
+    return _key(default, _text)
+
+
 def limits(least: float, most: float) -> Any:
     """A list of two numbers of at least 0, in order; the second is above 0 and may be infinite."""
     return _key((least, most), _limits)
@@ -142,13 +154,18 @@ def layer_numbers(or_null: bool = False) -> Any:
 
 
 def token(default: int | None) -> Any:
-    """A token's id, or null."""
-    return _key(default, _or_null(_whole(0, MAX_SIZE)))
+    """A token's id, or null. Some checkpoints have -1 for none, and ids that no row has."""
+    return _key(default, _or_null(_integer))
 
 
 def tokens(*defaults: int, null_is_default: bool = False) -> Any:
     """Ids of tokens: a list, one number, or null (none, or the defaults)."""
     return _key(defaults, lambda value: defaults if value is None and null_is_default else _tokens(value))
+
+
+def optional_tokens() -> Any:
+    """Ids of tokens, as of `tokens`; None for null."""
+    return _key(None, _or_null(_tokens))
 
 
 def table() -> Any:
@@ -184,9 +201,14 @@ def _whole(least: int, most: int) -> _Read:
 
 
 def _positive(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise _WrongError("a number above 0")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number and finite as a float."""
+    return type(value) in (int, float) and -_MAX_NUMBER <= value <= _MAX_NUMBER
 
 
 def _limits(value: Any) -> tuple[float, float]:
@@ -195,7 +217,7 @@ def _limits(value: Any) -> tuple[float, float]:
     numbers = [math.inf if each == infinity else each for each in value] if isinstance(value, list) else []
     in_order = (
         len(numbers) == 2
-        and all(type(each) in (int, float) for each in numbers)
+        and all(each == math.inf or is_number(each) for each in numbers)
         and 0 <= numbers[0] <= numbers[1]
         and numbers[0] < math.inf
         and numbers[1] > 0
@@ -215,6 +237,17 @@ def _word(value: Any) -> str:
     if not isinstance(value, str):
         raise _WrongError("a word")
     return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not is_unicode(value):
+        raise _WrongError(f"a text of at most {MAX_TEXT} characters")
+    return value
+
+
+def is_unicode(value: str) -> bool:
+    """Whether a text of a JSON file has no half of a surrogate pair, which no encoding has."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _activation(value: Any) -> str:
@@ -244,9 +277,15 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 def _tokens(value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(each) is int and 0 <= each <= MAX_SIZE for each in ids):
+    if not all(type(each) is int for each in ids):
         raise _WrongError("a token id or a list of them")
     return tuple(ids)
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise _WrongError("an integer")
+    return value
 
 
 def _object(value: Any) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.layout_transforms import Added, Shape, Transform, Values
-from rkf.errors import SourceError, UnsupportedError
+from rkf.errors import SourceError
 from rkf.model.program import Program
 
 _LAYER = re.compile(r"model\.(layers\.\d+\.)(.+)")
@@ -134,7 +134,7 @@ def by_full_name(layout: Layout, prefix: str = "model.") -> Layout:
 def place(program: Program, layout: Layout, stored: Mapping[str, Shape], tied: bool, label: str) -> dict[str, Origin]:
     """The origin of each tensor of the program, in name order. stored: name -> shape of the checkpoint's tensors.
 
-    Raises SourceError for a tensor that is missing or has another shape, UnsupportedError for one that no op reads.
+    Raises SourceError for a tensor that is missing or has another shape.
     """
     found: dict[str, Origin] = {}
     for name, shape, _ in program.weights():  # lazily: with a forged number of layers, the first missing one ends it
@@ -154,24 +154,25 @@ def place(program: Program, layout: Layout, stored: Mapping[str, Shape], tied: b
                     f"got {list(got)}"
                 )
         found[name] = origin
-    _refuse_surplus(found, stored, label)
     return dict(sorted(found.items()))
 
 
-def _refuse_surplus(found: Mapping[str, Origin], stored: Mapping[str, Shape], label: str) -> None:
-    """Refuse tensors, and parts of fused ones, that the program does not read."""
+def surplus(found: Mapping[str, Origin], stored: Mapping[str, Shape], label: str) -> list[str]:
+    """The tensors that the program does not read. found: the result of `place`.
+
+    Raises SourceError for a fused one of which it reads a part.
+    """
     read: dict[str, int] = {}
     for origin in found.values():
         for part in origin.names:
             share = prod(origin.shape(stored[part])) // len(origin.names)
             read[part] = read.get(part, 0) + share
-    for name in sorted(stored):
-        if name not in read:
-            raise UnsupportedError(f"{label}: tensor {name} is not part of the model that the configuration describes")
-        if read[name] != prod(stored[name]):
+    for name, values in read.items():
+        if values != prod(stored[name]):
             raise SourceError(
-                f"{label}: tensor {name}: expected {read[name]} values by the configuration, got {prod(stored[name])}"
+                f"{label}: tensor {name}: expected {values} values by the configuration, got {prod(stored[name])}"
             )
+    return sorted(stored.keys() - read.keys())
 
 
 @dataclass(frozen=True, slots=True)

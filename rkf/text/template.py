@@ -1,20 +1,18 @@
 """A model's chat template: messages -> prompt text, rendered in a separate process. Knows no tokens.
 
 Templates come from files that strangers made. So `template_worker.py` renders each one in Jinja's immutable sandbox
-with limits on time, memory and output. A render costs about 80 ms, nearly all of it for starting the process.
+with limits on time, memory and output. The first render costs about 80 ms, nearly all of it for starting the process.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rkf.errors import UnsupportedError, UsageError
+from rkf.text.template_pool import TemplatePool
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str, …}
 
@@ -24,7 +22,7 @@ MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 5
 WALL_SECONDS = 60  # generous, because the machine may be busy; the CPU limit is the one that ends a loop
 
-_WORKER = Path(__file__).with_name("template_worker.py")
+_POOL = TemplatePool()
 _REFUSED = 2
 
 
@@ -71,16 +69,14 @@ def render(
 
 def _run_worker(request: bytes) -> str:
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(_WORKER)], input=request, capture_output=True, timeout=WALL_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
+        done = _POOL.run(request, WALL_SECONDS)
+    except TimeoutError:
         raise UnsupportedError(f"chat template: not rendered within {WALL_SECONDS} s") from None
-    if done.returncode == 0:
-        return done.stdout.decode("utf-8", "surrogatepass")
-    message = " ".join(done.stderr.decode(errors="replace").split())
-    if done.returncode == _REFUSED:
+    if done.code == 0:
+        return done.output.decode("utf-8", "surrogatepass")
+    message = " ".join(done.output.decode(errors="replace").split())
+    if done.code == _REFUSED:
         raise UsageError(f"chat template: {message}")
-    if done.returncode < 0:  # killed by the CPU limit or the system's memory limit
+    if done.code < 0:  # killed by the CPU limit or the system's memory limit
         message = f"rendering took more than {CPU_SECONDS} s of processor time or too much memory"
     raise UnsupportedError(f"chat template cannot be rendered: {message}; use --raw to prompt without it")

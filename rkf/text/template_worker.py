@@ -1,11 +1,16 @@
 """The process in which a chat template runs: sandboxed Jinja with limits on memory and CPU time.
 
-`rkf.text.template` runs it as a script and never imports it. One JSON request comes on stdin; the text goes to stdout.
-The sandbox keeps a template away from Python. The separate process stops `'a' * 10**10` and nested loops from using up
-the machine. Exit codes: 0 rendered, 2 the template refused the messages (`raise_exception`), 4 it cannot be rendered.
+`rkf.text.template_pool` runs it as a script and never imports it. The sandbox keeps a template away from Python. The
+separate process stops `'a' * 10**10` and nested loops from using up the machine.
+
+On stdin come requests: their length as u64, then JSON. Each is rendered in a forked child with limits of its own. To
+stdout go the child's exit code as i32, the length of its output as u64 (both little-endian), and the output. Exit
+codes: 0 rendered, 2 the template refused the messages (`raise_exception`), 4 it cannot be rendered.
 """
 
 import json
+import os
+import struct
 import sys
 from datetime import datetime
 
@@ -70,13 +75,14 @@ def _limit(memory_bytes, cpu_seconds):
         resource.setrlimit(which, (least, least))
 
 
-def main():
-    request = json.load(sys.stdin.buffer)
+def answer(data):
+    """(exit code, output) of a request."""
+    request = json.loads(data)
     _limit(request["memory_bytes"], request["cpu_seconds"])
     try:
-        text = render(request)
+        return 0, render(request).encode("utf-8", "surrogatepass")
     except Refusal as refusal:
-        return _fail(REFUSED, str(refusal))
+        return REFUSED, _message(str(refusal))
     # A template can raise Jinja's errors and any error that Python raises for its expressions.
     except (
         TemplateError,
@@ -89,15 +95,38 @@ def main():
         TypeError,
         ValueError,
     ) as e:
-        return _fail(FAILED, f"{type(e).__name__}: {e}")
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass"))
-    return 0
+        return FAILED, _message(f"{type(e).__name__}: {e}")
 
 
-def _fail(code, message):
-    sys.stderr.write(message[:500])
-    return code
+def _message(text):
+    return text[:500].encode(errors="replace")
+
+
+def in_child(data):
+    """(exit code or minus a signal, output) of a request, from a forked process."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if not child:
+        code = FAILED
+        try:
+            os.close(readable)
+            code, output = answer(data)
+            with open(writable, "wb") as pipe:  # noqa: PTH123 - a descriptor
+                pipe.write(output)
+        finally:
+            os._exit(code)
+    os.close(writable)
+    with open(readable, "rb") as pipe:  # noqa: PTH123 - a descriptor
+        output = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
+
+
+def main():
+    while head := sys.stdin.buffer.read(8):
+        code, output = in_child(sys.stdin.buffer.read(int.from_bytes(head, "little")))
+        sys.stdout.buffer.write(struct.pack("<iQ", code, len(output)) + output)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

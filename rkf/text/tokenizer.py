@@ -10,7 +10,7 @@ import secrets
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -237,9 +237,11 @@ class Tokenizer:
         ids = {"bos_token": self._model.bos_id, "eos_token": next(iter(self._model.eos_ids), None)}
         return {name: self._tokenizer.id_to_token(i) or "" for name, i in ids.items() if i is not None}
 
-    def stream(self, context: Sequence[int] = ()) -> TextStream:
-        """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated."""
-        return TextStream(self.decode, context)
+    def stream(self, context: Sequence[int] = (), *, special: bool = False) -> TextStream:
+        """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated. special: show
+        special tokens.
+        """
+        return TextStream(partial(self.decode, special=special), context)
 
 
 def open_tokenizer(container: Container) -> Tokenizer:

@@ -13,10 +13,11 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
+from tokenizers import Tokenizer
 
 from rkf.converters.families.gguf_rope import llama3_divisors, llama3_parameters
 from rkf.converters.families.layout_transforms import Unpermuted
-from rkf.converters.gguf_header import read_header
+from rkf.converters.gguf_header import GgufTexts, read_header
 from rkf.converters.source import open_source
 from rkf.errors import NotRkfError, RkfError, SourceError, UnsupportedError
 from rkf.format.matrix import to_f32
@@ -239,7 +240,8 @@ def test_header_is_what_gguf_py_reads(gguf_file: Callable[..., Path]) -> None:
     path = gguf_file("qwen3", kinds={DOWN: Type.Q8_0})
     reader, header = gguf.GGUFReader(path), read_header(path)
     theirs = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    assert {key: list(v) if isinstance(v, np.ndarray) else v for key, v in header.fields.items()} == theirs
+    arrays = (np.ndarray, GgufTexts)
+    assert {key: list(v) if isinstance(v, arrays) else v for key, v in header.fields.items()} == theirs
     assert [tensor.name for tensor in reader.tensors] == list(header.tensors)
     for tensor in reader.tensors:
         ours = header.tensors[tensor.name]
@@ -308,10 +310,34 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
         SourceError,
         "num_key_value_heads: expected a divisor",
     ),
-    "field type": ({"edit": lambda w: w.add_string("llama.rope.freq_base", "x")}, SourceError, "unexpected type str"),
+    "a word for a number": (
+        {"edit": lambda w: w.add_string("llama.rope.freq_base", "x")},
+        SourceError,
+        "field llama.rope.freq_base: expected a finite number",
+    ),
+    "no number": ({"edit": lambda w: w.add_rope_freq_base(float("nan"))}, SourceError, "true or false, got nan"),
+    "a list for a number": (
+        {"edit": lambda w: w.add_array("llama.expert_count", [0, 0])},
+        SourceError,
+        "field llama.expert_count: expected a finite number or true or false, got a list of 2",
+    ),
+    "type of the alignment": (
+        {"edit": lambda w: w.add_uint64("general.alignment", 32)},
+        SourceError,
+        "general.alignment: expected type UINT32, got UINT64",
+    ),
+    "name of a tensor": (
+        {"edit": lambda w: w.add_tensor("x" * 64, np.zeros(4, np.float32))},
+        SourceError,
+        "more than 63 bytes",
+    ),
+    "another number of a layer": (
+        {"edit": lambda w: w.add_tensor("blk.00.attn_norm.weight", np.zeros(64, np.float32))},
+        UnsupportedError,
+        "blk.00.attn_norm.weight is not part of the model",
+    ),
     "more tokens than rows": ({"vocab_size": 380}, SourceError, "384 tokens"),
     "pre-tokenizer": ({"pre": "martian"}, UnsupportedError, "pre-tokenizer 'martian'"),
-    "token id": ({"edit": _set("tokenizer.ggml.bos_token_id", 999)}, SourceError, "bos_token_id: 999"),
 }
 
 
@@ -322,6 +348,40 @@ def test_refusals(gguf_file: Callable[..., Path], case: str) -> None:
     with pytest.raises(error, match=message) as caught:
         open_source(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 1 << 40])
+def test_tensors_lie_one_after_the_other(gguf_file: Callable[..., Path], offset: int) -> None:
+    """As in ggml: no tensor over another one, off the alignment, out of order, or behind a gap."""
+    path = gguf_file()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.1.ffn_up.weight") + len("blk.1.ffn_up.weight") + 4 + 2 * 8 + 4
+    data[at : at + 8] = offset.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=f"blk.1.ffn_up.weight: expected offset .* got {offset}"):
+        open_source(path)
+
+
+def test_special_tokens_are_corrected_as_in_llama_cpp(gguf_file: Callable[..., Path]) -> None:
+    """By their texts, whatever their types; a text with a space is one token; ids past the tokens are ignored."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        fields = writer.kv_data[-1]
+        tokens = fields["tokenizer.ggml.tokens"].value
+        tokens[300:306] = ["<|end|>", "<|call|>", "<|return|>", "<PAD>", "< s >", "<|channel|>"]
+        fields["tokenizer.ggml.merges"].value[:] = ["a b"]
+        tokens[310] = "ab"
+        fields["tokenizer.ggml.token_type"].value[:] = [gguf.TokenType.NORMAL] * 384
+        writer.add_bool("tokenizer.ggml.add_bos_token", True)
+        _set("tokenizer.ggml.bos_token_id", 304)(writer)
+        _set("tokenizer.ggml.padding_token_id", 2**32 - 1)(writer)
+
+    source = open_source(gguf_file(edit=edit))
+    assert source.model.eos_ids == (2, 0, 301, 302, 303)
+    assert source.notes == ("tokenizer.ggml.padding_token_id: 4294967295 is past the 384 tokens, so it is ignored",)
+    tokenizer = Tokenizer.from_buffer(source.tokenizer_json)
+    assert tokenizer.encode("<|end|><|return|><PAD><|channel|>").ids == [304, 300, 302, 303, 305]
+    assert tokenizer.decode([300, 302, 303, 305]) == "<|end|><|channel|>"
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:

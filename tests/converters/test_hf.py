@@ -12,12 +12,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, processors
 
 from rkf.converters.export import export_hf
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
-from rkf.model.metadata import SpecialToken
 from rkf.model.ops import Attention
 from rkf.model.program import Program
 
@@ -56,7 +56,7 @@ def test_config_fields(hf_folder: Callable[..., Path]) -> None:
     (attention,) = (op for op in model.program.layer(1) if isinstance(op, Attention))
     assert (model.layers, attention.heads, attention.kv_heads, attention.head_dim) == (2, 4, 2, 32)
     assert (model.family, model.vocab_size, model.context_length) == ("qwen3", 384, 256)
-    assert (model.bos_id, model.eos_ids, model.add_bos) == (1, (2,), False)
+    assert (model.bos_id, model.eos_ids, model.add_bos) == (1, (2, 0), False)
     assert windows(open_source(hf_folder("mistral")).model.program) == [32, 32]
 
 
@@ -180,26 +180,79 @@ def test_mistral_has_a_window_unless_it_says_otherwise(hf_folder: Callable[..., 
 
 def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
-    edit_json(folder / "generation_config.json", eos_token_id=[0, 2], temperature=0.6, top_p=0.9, do_sample=True)
+    edit_json(folder / "generation_config.json", eos_token_id=[9, 2], temperature=0.6, top_p=0.9, do_sample=True)
     model = open_source(folder).model
-    assert model.eos_ids == (0, 2)
+    assert model.eos_ids == (9, 2, 0)  # the last is known by its text, as in llama.cpp
     assert model.generation == {"temperature": 0.6, "top_p": 0.9}
-    edit_json(folder / "tokenizer_config.json", add_bos_token=True)
-    assert open_source(folder).model.add_bos
+    edit_json(folder / "generation_config.json", do_sample=False, repetition_penalty=1.1, top_k="50")
+    assert open_source(folder).model.generation == {"repetition_penalty": 1.1}
+    edit_json(folder / "generation_config.json", do_sample=True)
+    assert open_source(folder).notes == ("generation_config.json: top_k: expected a number, got '50'; it is ignored",)
 
 
-def test_special_tokens_by_name(hf_folder: Callable[..., Path]) -> None:
+def test_ids_past_the_vocabulary_are_ignored_as_in_transformers(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
-    edit_json(folder / "special_tokens_map.json", bos_token="<never>", unk_token={"content": "<|endoftext|>"})
-    edit_json(
-        folder / "tokenizer_config.json", extra_special_tokens={"image_token": "<image>"}, bos_token="<|im_start|>"
-    )
-    assert open_source(folder).model.special_tokens == {
-        "bos_token": SpecialToken("<|im_start|>", 1),
-        "eos_token": SpecialToken("<|im_end|>", 2),
-        "image_token": SpecialToken("<image>", None),
-        "unk_token": SpecialToken("<|endoftext|>", 0),
-    }
+    edit_json(folder / "config.json", bos_token_id=-1, eos_token_id=2**32 - 1)
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    source = open_source(folder)
+    assert (source.model.bos_id, source.model.eos_ids) == (None, (0, 2))
+    assert source.notes == ("token ids past the 384 rows of the embedding are ignored: 4294967295",)
+
+
+TOKEN = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+OLD_NAMES = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>", **TOKEN}}
+# File -> what it holds. <new> is no token of tokenizer.json.
+NAMES: dict[str, dict[str, Any]] = {
+    "settings": {"tokenizer_config.json": {"eos_token": "<|im_end|>", "pad_token": "<new>", "unk_token": None}},
+    "older map alone": {"special_tokens_map.json": OLD_NAMES},
+    "older map first": {"tokenizer_config.json": {"bos_token": "<|endoftext|>"}, "special_tokens_map.json": OLD_NAMES},
+    "map ignored": {
+        "tokenizer_config.json": {"bos_token": "<|endoftext|>", "added_tokens_decoder": {}},
+        "special_tokens_map.json": OLD_NAMES,
+    },
+    "decoder": {"tokenizer_config.json": {"added_tokens_decoder": {"2": {"content": "the", "special": True, **TOKEN}}}},
+    "older added tokens": {"added_tokens.json": {"<new>": 384, "the": 300}},
+    "list": {"tokenizer_config.json": {"additional_special_tokens": ["<new>"]}},
+    "further names": {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<new>"}}},
+    "own names": {"tokenizer_config.json": {"image_token": "the", "add_bos_token": True, "boi_token": 3}},
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_special_tokens_are_those_of_transformers(hf_folder: Callable[..., Path], case: str) -> None:
+    folder = hf_folder("llama", vocab_size=400)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name, content in NAMES[case].items():
+        (folder / name).write_text(json.dumps(content))
+    source, theirs = open_source(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    assert {name: token.text for name, token in source.model.special_tokens.items()} == theirs.special_tokens_map
+    ours = Tokenizer.from_buffer(source.tokenizer_json)
+    text = "a<new> the<|im_end|>b"
+    assert ours.encode(text).ids == theirs.encode(text)
+    assert ours.get_added_tokens_decoder().keys() == theirs.added_tokens_decoder.keys()
+    assert source.model.add_bos is False
+
+
+def test_the_token_that_tokenizer_json_puts_first_is_bos(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = open_source(folder).model
+    assert (model.bos_id, model.add_bos) == (0, True)
+
+
+def test_tokens_past_the_rows_are_left_out(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([f"<{number}>" for number in range(384 - tokenizer.get_vocab_size() + 1)])
+    last = tokenizer.id_to_token(384)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    source = open_source(folder)
+    assert Tokenizer.from_buffer(source.tokenizer_json).get_vocab_size() == 384
+    assert source.notes == (f"tokenizer.json: tokens past the 384 rows of the embedding are left out: '{last}'",)
 
 
 def test_chat_template_from_each_place(hf_folder: Callable[..., Path]) -> None:
@@ -228,6 +281,42 @@ def test_rotary_frequencies_of_old_checkpoints_are_left_out(hf_folder: Callable[
     assert name not in open_source(folder).tensors
 
 
+def test_tensors_that_the_reference_leaves_out(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    path = folder / "model.safetensors"
+    whole = open_source(folder)
+    extra = {
+        "model.rotary_emb.inv_freq": torch.ones(8),
+        "model.layers.0.self_attn.bias": torch.ones(2, dtype=torch.int64),
+    }
+    save_file(load_file(path) | extra, path)
+    (folder / "model.safetensors.index.json").write_text("{}")  # of another build
+    source = open_source(folder)
+    assert source.tensors == whole.tensors
+    assert source.notes == (
+        "model.safetensors.index.json is ignored beside model.safetensors",
+        f"tensors that the configuration does not describe are left out: {', '.join(map(repr, extra))}",
+    )
+    edit_json(folder / "config.json", num_hidden_layers=1)
+    assert open_source(folder).model.layers == 1
+
+
+def test_names_without_their_prefix(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("qwen2")
+    path, whole = folder / "model.safetensors", open_source(folder)
+    save_file({name.removeprefix("model."): each for name, each in load_file(path).items()}, path)
+    assert open_source(folder).tensors == whole.tensors
+
+
+def test_an_adapter(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/model"}))
+    assert open_source(folder).notes == ("adapter_config.json: the adapter of org/model beside the model is left out",)
+    (folder / "config.json").unlink()
+    with pytest.raises(SourceError, match="an adapter of org/model without its model"):
+        open_source(folder)
+
+
 def _index(folder: Path, tensor: str, shard: str) -> None:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
@@ -252,11 +341,6 @@ def _truncate(folder: Path) -> None:
 
 REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "missing shard": (_missing_shard, SourceError, "shard model-00002"),
-    "tensor no shard has": (
-        lambda f: _index(f, "model.layers.9.x", next(f.glob("model-00001*")).name),
-        SourceError,
-        "tensor model.layers.9.x",
-    ),
     "path traversal": (lambda f: _index(f, "a", "../evil.safetensors"), SourceError, "plain name"),
     "absolute path": (lambda f: _index(f, "a", "/tmp/evil.safetensors"), SourceError, "plain name"),
     "windows path": (lambda f: _index(f, "a", "..\\evil.safetensors"), SourceError, "plain name"),
@@ -320,13 +404,36 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "dimension missing": (lambda f: edit_json(f / "config.json", hidden_size=None), SourceError, "hidden_size"),
     "shape": (lambda f: edit_json(f / "config.json", intermediate_size=97), SourceError, "expected shape"),
     "a layer too many": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), SourceError, "is missing"),
-    "a layer too few": (lambda f: edit_json(f / "config.json", num_hidden_layers=1), UnsupportedError, "not part of"),
     "no config": (lambda f: (f / "config.json").unlink(), SourceError, "config.json is missing"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), SourceError, "JSON object"),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "cannot be loaded"),
-    "token id": (lambda f: edit_json(f / "config.json", bos_token_id=384), SourceError, "token ids below"),
+    "token id": (
+        lambda f: edit_json(f / "config.json", bos_token_id="1"),
+        SourceError,
+        "bos_token_id: expected an int",
+    ),
+    "template is a number": (
+        lambda f: edit_json(f / "tokenizer_config.json", chat_template=3),
+        SourceError,
+        "chat_template: expected a text, got 3",
+    ),
+    "half a character": (
+        lambda f: edit_json(f / "tokenizer_config.json", chat_template="\ud800"),
+        SourceError,
+        "chat_template: expected a text",
+    ),
+    "name of a token": (
+        lambda f: edit_json(f / "tokenizer_config.json", eos_token=["</s>"]),
+        SourceError,
+        "tokenizer_config.json: eos_token: expected a token",
+    ),
+    "added tokens": (
+        lambda f: edit_json(f / "tokenizer_config.json", added_tokens_decoder={"x": {"content": "y"}}),
+        SourceError,
+        "added_tokens_decoder, x: expected an id",
+    ),
     "template": (lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"), SourceError, "not UTF-8"),
     "truncated shard": (_truncate, SourceError, "truncated"),
 }

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rkf.converters.gguf_header import read_header
-from rkf.converters.gguf_tokenizer import from_gguf, special_ids, special_tokens
+from rkf.converters.gguf_tokenizer import GgufTokenizer
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, name_of
 from rkf.converters.pull import pull
 from rkf.converters.source import open_source
@@ -58,6 +58,19 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+def from_gguf(fields: dict[str, Any]) -> bytes:
+    return GgufTokenizer(fields, "x").to_json()
+
+
+def special_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = GgufTokenizer(fields, "x")
+    return {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.eos_ids, "add_bos": tokenizer.add_bos}
+
+
+def special_tokens(fields: dict[str, Any]) -> Any:
+    return GgufTokenizer(fields, "x").special_tokens
+
+
 def trained(pre: str) -> Tokenizer:
     built = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
     built.pre_tokenizer = OWN[pre]()
@@ -84,9 +97,7 @@ def byte_level_fields(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
     }
 
 
-PAIRS = {
-    pre: (trained(pre), Tokenizer.from_buffer(from_gguf(byte_level_fields(trained(pre), pre), "x"))) for pre in OWN
-}
+PAIRS = {pre: (trained(pre), Tokenizer.from_buffer(from_gguf(byte_level_fields(trained(pre), pre)))) for pre in OWN}
 TEXT = st.lists(st.one_of(st.text(), st.sampled_from([*SPECIALS, "  ", "\n\n", "'s", "12", " x", "漢字"]))).map("".join)
 
 
@@ -110,7 +121,7 @@ def test_mixed_text(pre: str) -> None:
 
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_every_pre_tokenizer_has_a_name_that_cuts_the_same(pre: str) -> None:
-    tokenizer = json.loads(from_gguf(byte_level_fields(trained("gpt-2"), pre), "x"))
+    tokenizer = json.loads(from_gguf(byte_level_fields(trained("gpt-2"), pre)))
     found = name_of(tokenizer)
     assert found is not None
     assert PRE_TOKENIZERS[found].splits == PRE_TOKENIZERS[pre].splits
@@ -164,7 +175,7 @@ def sentencepiece_encode(text: str, fields: dict[str, Any]) -> list[int]:
 
 
 SPM = sentencepiece_fields()
-SPM_CONVERTED = Tokenizer.from_buffer(from_gguf(SPM, "x"))
+SPM_CONVERTED = Tokenizer.from_buffer(from_gguf(SPM))
 
 
 @settings(max_examples=300, deadline=None)
@@ -185,41 +196,41 @@ def test_sentencepiece_mixed_text_and_special_tokens() -> None:
     # llama.cpp and older transformers put a space before each piece of text between special tokens.
     assert ids == [*sentencepiece_encode("ab", SPM), user, *sentencepiece_encode("cd", SPM), 2]
     assert SPM_CONVERTED.encode("a").ids[0] == 1
-    bare = Tokenizer.from_buffer(from_gguf(SPM | {"tokenizer.ggml.add_space_prefix": False}, "x"))
+    bare = Tokenizer.from_buffer(from_gguf(SPM | {"tokenizer.ggml.add_space_prefix": False}))
     assert bare.decode(bare.encode(" a b", add_special_tokens=False).ids) == " a b"
 
 
 def test_sentencepiece_with_a_list_of_merges() -> None:
     """The kind of Gemma 4: the same as with scores and without a space before the text; always with BOS."""
-    bare = from_gguf(SPM | {"tokenizer.ggml.add_space_prefix": False}, "x")
+    bare = from_gguf(SPM | {"tokenizer.ggml.add_space_prefix": False})
     merges = [" ".join(merge) for merge in json.loads(bare)["model"]["merges"]]
     fields = {key: each for key, each in SPM.items() if key != "tokenizer.ggml.scores"}
     fields |= {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.merges": merges, "tokenizer.ggml.bos_token_id": 1}
-    assert json.loads(from_gguf(fields, "x")) == json.loads(bare)
-    assert special_ids(fields | {"tokenizer.ggml.add_bos_token": False}, "x")["add_bos"]
+    assert json.loads(from_gguf(fields)) == json.loads(bare)
+    assert special_ids(fields | {"tokenizer.ggml.add_bos_token": False})["add_bos"]
     texts = [*SPM["tokenizer.ggml.tokens"][:-1], "<|tool_response>"]  # beside it, </s> ends no answer
-    assert special_ids(fields | {"tokenizer.ggml.tokens": texts}, "x")["eos_ids"] == (len(texts) - 1,)
+    assert special_ids(fields | {"tokenizer.ggml.tokens": texts})["eos_ids"] == (len(texts) - 1,)
 
 
 def test_special_ids() -> None:
-    assert special_ids(SPM, "x") == {"bos_id": 1, "eos_ids": (2,), "add_bos": True}
+    assert special_ids(SPM) == {"bos_id": 1, "eos_ids": (2,), "add_bos": True}
     fields = byte_level_fields(trained("gpt-2"), "gpt-2")
-    assert special_ids(fields, "x") == {"bos_id": 1, "eos_ids": (2, 0), "add_bos": False}
-    assert special_ids(fields | {"tokenizer.ggml.pre": "llama-bpe"}, "x")["add_bos"]
-    assert not special_ids(fields | {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}, "x")[
+    assert special_ids(fields) == {"bos_id": 1, "eos_ids": (2, 0), "add_bos": False}
+    assert special_ids(fields | {"tokenizer.ggml.pre": "llama-bpe"})["add_bos"]
+    assert not special_ids(fields | {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False})[
         "add_bos"
     ]
-    assert special_ids(fields | {"tokenizer.ggml.eot_token_id": 7}, "x")["eos_ids"] == (2, 0, 7)
+    assert special_ids(fields | {"tokenizer.ggml.eot_token_id": 7})["eos_ids"] == (2, 7, 0)
 
 
 @pytest.mark.parametrize("kind", ["spm", *OWN])
 def test_export_gives_the_same_tokenizer(tmp_path: Path, kind: str) -> None:
     fields = SPM if kind == "spm" else byte_level_fields(trained(kind), kind)
-    first = from_gguf(fields, "x")
-    ids = special_ids(fields, "x")
+    first = from_gguf(fields)
+    ids = special_ids(fields)
     count = len(fields["tokenizer.ggml.tokens"])
     stem, top = Embed(dst="x", table="e", rows=count, cols=1), Logits(dst="l", src="x", weight="h", rows=count)
-    model = ModelMetadata(Program((stem,), (), (), (top,)), 1, special_tokens=special_tokens(fields, "x"), **ids)
+    model = ModelMetadata(Program((stem,), (), (), (top,)), 1, special_tokens=special_tokens(fields), **ids)
     writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
     gguf_fields(writer, first, model)
     writer.write_header_to_file()
@@ -228,9 +239,9 @@ def test_export_gives_the_same_tokenizer(tmp_path: Path, kind: str) -> None:
     again = read_header(tmp_path / "t.gguf").fields
     assert again["tokenizer.ggml.tokens"] == fields["tokenizer.ggml.tokens"]
     assert list(again["tokenizer.ggml.token_type"]) == list(fields["tokenizer.ggml.token_type"])
-    assert from_gguf(again, "x") == first
-    assert special_ids(again, "x") == ids
-    assert special_tokens(again, "x") == model.special_tokens
+    assert from_gguf(again) == first
+    assert special_ids(again) == ids
+    assert special_tokens(again) == model.special_tokens
 
 
 def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -258,7 +269,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[RkfErro
 def test_refusals(case: str) -> None:
     harm, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
-        from_gguf(harm(byte_level_fields(trained("gpt-2"), "gpt-2")), "x")
+        from_gguf(harm(byte_level_fields(trained("gpt-2"), "gpt-2")))
 
 
 # llama.cpp 0.3.36's (llama-cpp-python) tokens of MIXED with the default model's GGUF.

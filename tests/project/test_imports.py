@@ -25,13 +25,25 @@ MAY = {
     "torch": FILE,
     "runtime": FILE | {"text", "torch"},
     "eval": FILE | {"text", "runtime"},
+    "serve": FILE | {"text", "runtime"},
     "tune": FILE | {"text", "calibrate", "torch", "runtime"},
     "study": FILE | {"text", "calibrate", "runtime", "eval"},
     "bridges": FILE | {"torch", "converters", "runtime", "eval"},
 }
 BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache"}
 COMMANDS = {"rkf.cli", "rkf.__main__"}
-HEAVY = {"numba", "torch", "llvmlite", "transformers", "matplotlib", "safetensors", "gguf", "huggingface_hub", "tqdm"}
+HEAVY = {
+    "numba",
+    "torch",
+    "llvmlite",
+    "transformers",
+    "matplotlib",
+    "safetensors",
+    "gguf",
+    "huggingface_hub",
+    "tqdm",
+    "starlette",
+}
 
 
 @cache

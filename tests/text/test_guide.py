@@ -75,7 +75,7 @@ def test_recommended_options_apply_unless_others_are_given(model):
     told = SimpleNamespace(generation={"temperature": 0.7, "top_k": 20.0, "top_p": 0.8, "repetition_penalty": 1.05})
     odd = SimpleNamespace(generation={"temperature": -3.0, "top_k": 0.0, "top_p": 1e300, "min_p": 0.0, "sizes": 3.0})
     assert recommended(told) == {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
-    assert recommended(odd) == {} == recommended(model.metadata)
+    assert recommended(odd) == {} == recommended(model.config)
     found = sampling_for(told, {"top_k": None, "seed": 5})
     assert (found.temperature, found.top_k, found.seed) == (0.7, None, 5)
     assert sampling_for(told, {}).seed != sampling_for(told, {"seed": None}).seed

@@ -1,0 +1,47 @@
+"""generation_config.json: the tokens that end an answer, and the options that its authors recommend."""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rkf.converters.families.keys import flag, is_number, optional_tokens, read
+from rkf.converters.input_files import read_json
+from rkf.errors import naming
+
+GENERATION = "generation_config.json"
+# Without do_sample the reference is greedy, and only the last option has an effect.
+_SAMPLING, _PENALTY = ("temperature", "top_k", "top_p", "min_p"), "repetition_penalty"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    eos_token_id: tuple[int, ...] | None = optional_tokens()
+    do_sample: bool = flag(False, or_null=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """ends: ids of tokens, None if the file names none. options: name -> number. notes: lines about what is ignored."""
+
+    ends: tuple[int, ...] | None
+    options: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def generation_of(folder: Path) -> GenerationConfig:
+    """The generation_config.json of a folder, which may be absent. Raises SourceError that names the key."""
+    content = read_json(folder / GENERATION, optional=True)
+    with naming(folder / GENERATION):
+        keys = read(_Keys, content)
+    names = (*(_SAMPLING if keys.do_sample else ()), _PENALTY)
+    given: dict[str, Any] = {name: content[name] for name in names if content.get(name) is not None}
+    options = {name: float(value) for name, value in given.items() if is_number(value)}
+    notes = (
+        f"{GENERATION}: {name}: expected a number, got {reprlib.repr(given[name])}; it is ignored"
+        for name in given
+        if name not in options
+    )
+    return GenerationConfig(keys.eos_token_id, options, tuple(notes))

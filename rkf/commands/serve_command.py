@@ -1,0 +1,87 @@
+"""`rkf serve`: models over HTTP, in OpenAI's protocol, with a web chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rkf.commands.default_model import default_model
+from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
+from rkf.commands.output import byte_count
+from rkf.errors import RkfError, UsageError
+from rkf.text.reading import read_text
+
+
+@click.command("serve")
+@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0 for all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free one.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with one key per line; requests then need one of them.",
+)
+@click.option("--allow-origin", multiple=True, metavar="URL", help="Let web pages of this origin use the server.")
+@click.option("--parallel", type=click.IntRange(1, 1024), default=16, show_default=True, help="Requests at once.")
+@click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
+@click.option("--ctx", type=click.IntRange(2), help="Maximum tokens of a conversation. Default: the model's.")
+@click.option("--cache-memory", metavar="SIZE", help="Memory of keys and values. Default: half of what is available.")
+@click.option("--drain", type=click.IntRange(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
+@answer_options(max_tokens=None)
+@VALUES
+@THREADS
+@KV_CACHE
+@BITS
+def serve_command(
+    models: tuple[Path, ...],
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    allow_origin: tuple[str, ...],
+    parallel: int,
+    queue: int,
+    ctx: int | None,
+    cache_memory: str | None,
+    drain: int,
+    values: Path | None,
+    threads: int | None,
+    kv_cache: str | None,
+    bits: int | None,
+    **options: Any,
+) -> None:
+    """Serve models over HTTP in OpenAI's protocol, with a web chat at /. docs/serve.md explains it.
+
+    Each model has its file's name. Without MODELS: SmolLM2-135M-Instruct. Answer options are the defaults of requests.
+    """
+    try:
+        from rkf.serve.app import serve
+        from rkf.serve.catalogue import EngineOptions, named
+    except ImportError as error:
+        raise RkfError(f"rkf serve needs {error.name}: pip install 'rkf-llm[serve]'") from None
+    if values is not None and len(models) > 1:
+        raise UsageError("--values is for one model: serve that alone")
+    defaults = answer_keywords(options)
+    if "form" in defaults:
+        raise UsageError("--json-schema and --grammar are for run and chat: requests give their response_format")
+    serve(
+        named(models or [default_model()]),
+        host=host,
+        port=port,
+        load_options={"values": values, "threads": threads, "kv_cache": kv_cache, "bits": bits},
+        engine_options=EngineOptions(ctx, parallel, queue, None if cache_memory is None else byte_count(cache_memory)),
+        drain_seconds=drain,
+        defaults=defaults,
+        keys=_keys(api_key_file),
+        origins=allow_origin,
+    )
+
+
+def _keys(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not keys:
+        raise UsageError(f"{path}: expected at least one key, one per line")
+    return keys

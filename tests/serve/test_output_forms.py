@@ -1,0 +1,56 @@
+"""Reasoning, answer and tool calls in a model's text, for any way in which it arrives."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rkf.serve.output_forms import OutputForms
+
+FORMS = OutputForms(("<think>", "</think>"), ("<tool_call>", "</tool_call>"))
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": [1, "</"]}}\n</tool_call>'
+BROKEN = "<tool_call>add(1)</tool_call>"
+
+
+def split(text, sizes=None, prompt="assistant\n", forms=FORMS, tools=True):
+    """(content, reasoning, [(name, arguments)]) of a text that comes in pieces of some sizes."""
+    splitter, content, reasoning, calls = forms.splitter(prompt, tools=tools), "", "", []
+    at = 0
+    for size in [*(sizes or []), len(text)]:
+        parts = splitter.push(text[at : at + size])
+        content, reasoning, calls = content + parts.content, reasoning + parts.reasoning, [*calls, *parts.calls]
+        at += size
+    parts = splitter.finish()
+    calls += parts.calls
+    found = [(call.name, json.loads(call.arguments)) for call in calls]
+    assert len({call.id for call in calls}) == len(calls)
+    return content + parts.content, reasoning + parts.reasoning, found
+
+
+ADD = ("add", {"a": [1, "</"]})
+WANTED = {
+    "Hello <b>": ("Hello <b>", "", []),
+    "<think>\nHm <tool_call> \n</think>\n\nYes": ("Yes", "Hm <tool_call> \n", []),
+    f"<think>So</think>{CALL}": ("", "So", [ADD]),
+    f"I call.{CALL}\n{CALL}": ("I call.", "", [ADD, ADD]),
+    f"No: {BROKEN} it": (f"No: {BROKEN[:-12]}it", "", []),
+    "<think>never ends": ("", "never ends", []),
+    CALL[:-12]: ("", "", [ADD]),
+    "<tool_call>never ends": ("<tool_call>never ends", "", []),
+    "<tool_ca": ("<tool_ca", "", []),
+}
+
+
+@given(st.sampled_from(sorted(WANTED)), st.lists(st.integers(1, 9), max_size=40))
+def test_the_parts_do_not_depend_on_the_pieces(text, sizes):
+    assert split(text, sizes) == WANTED[text]
+
+
+def test_a_prompt_may_open_the_reasoning_or_a_call():
+    assert split("Hm</think>\nYes", prompt="assistant\n<think>\n") == ("Yes", "Hm", [])
+    assert split('{"name": "f", "arguments": {}}', prompt="<tool_call>\n") == ("", "", [("f", {})])
+
+
+def test_without_tools_a_call_is_text():
+    assert split(CALL, tools=False) == (CALL, "", [])
+    assert split(" <think>x", forms=OutputForms()) == (" <think>x", "", [])
