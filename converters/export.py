@@ -34,11 +34,11 @@ from rkf.file.atomic import refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
 from rkf.model.op import KERNEL, ROUTER, VECTOR
 from rkf.model.program import layer_prefix
 from rkf.model.rotation import rotations
+from rkf.numbers.hadamard_blocks import transformed
 
 _SAFETENSORS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 TORCH_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}

@@ -1,4 +1,4 @@
-"""The folder for files that rkf can recreate: fetched checkpoints, the converted default model, compiled kernels."""
+"""The folder for files that rkf can recreate: fetched checkpoints, the default model, calibrations, kernels."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from rkf._version import __version__
-from rkf.commands.convert import calibrate, convert, export, pull, restore
+from rkf.commands.convert import calibrate, convert, export, pull, push, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.serve_command import serve_command
@@ -62,6 +62,7 @@ for verb in (
     chat,
     serve_command,
     pull,
+    push,
     calibrate,
     convert,
     info,
