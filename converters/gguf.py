@@ -7,7 +7,6 @@ and the families the meaning of fields and tensors.
 from __future__ import annotations
 
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -78,8 +77,8 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "a list of texts": lambda value: isinstance(value, GgufTexts),
     "an integer": lambda value: type(value) is int,
     "true or false": lambda value: type(value) is bool,
-    "a finite number": lambda value: type(value) is int or (type(value) is float and math.isfinite(value)),
-    "a list of numbers": lambda value: isinstance(value, np.ndarray) and bool(np.isfinite(value).all()),
+    "a finite number": lambda value: type(value) is int or (type(value) is float and _is_finite(value)),
+    "a list of numbers": lambda value: isinstance(value, np.ndarray) and _is_finite(value),
 }
 # Patterns over the fields that are read -> their types; the first match decides. {} is the architecture, whose other
 # fields are numbers.
@@ -266,6 +265,12 @@ def _generation(fields: Mapping[str, Any]) -> dict[str, float]:
     """The sampling options that the file recommends, in the digits that its f32 stands for."""
     found = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
     return {key: float(str(np.float32(value))) for key, value in found.items() if value is not None}
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is finite as f32, the type in which llama.cpp reads numbers."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.asarray(value).astype(np.float32)).all())
 
 
 def _check_types(fields: Mapping[str, Any], label: str) -> None:
