@@ -34,9 +34,9 @@ def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = Fal
     """Write a calibration. tokens: u32[sequences, ctx]; losses: by the matrices' names."""
     names = sorted(losses)
     values = np.array([losses[name] for name in names], np.float64)
-    arrays = {"tokens": tokens, "names": np.array(names, np.str_), "losses": values}
+    arrays: dict[str, NDArray[Any]] = {"tokens": tokens, "names": np.array(names, np.str_), "losses": values}
     packed = io.BytesIO()
-    np.savez(packed, **arrays, hash=_hash(arrays))
+    np.savez(packed, tokens=tokens, names=arrays["names"], losses=values, hash=_hash(arrays))
     with replacing(path, force) as output:
         output.write(packed.getbuffer())
 
