@@ -31,7 +31,7 @@ from rkf.converters.families.gguf_rope import EXTRA
 from rkf.converters.families.layout import place, surplus
 from rkf.converters.gguf_header import GgufHeader, GgufTensor, GgufTexts, read_header
 from rkf.converters.gguf_tokenizer import GgufTokenizer
-from rkf.converters.input_files import files_fingerprint, hash_file
+from rkf.converters.input_files import files_fingerprint, hash_file, shown_name
 from rkf.converters.source import TensorSpec, read_origin, spec_of
 from rkf.errors import SourceError, UnsupportedError, naming
 from rkf.file.identity import identity, refuse_changed
@@ -109,7 +109,7 @@ class GgufSource:
     """See rkf.converters.source.Source."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.label = path, path.name
+        self.path, self.label = path, shown_name(path)
         self.left_out: tuple[str, ...] = ()
         self._before = {path: identity(path)}
         header = read_header(path)
@@ -191,7 +191,7 @@ class GgufSource:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        return {self.path.name: hash_file(self.path)}
+        return {self.label: hash_file(self.path)}
 
     @property
     def fingerprint(self) -> str:

@@ -64,6 +64,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def shown_name(path: Path) -> str:
+    """The last part of a path as text that a file can hold: bytes that are not UTF-8 are shown as escapes."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
+
+
 def hash_file(path: Path) -> str:
     """BLAKE3 (hex) of a file, read through a map on all cores."""
     digest = blake3(max_threads=blake3.AUTO)

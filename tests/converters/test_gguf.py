@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,13 @@ def test_special_tokens_are_corrected_as_in_llama_cpp(gguf_file: Callable[..., P
     tokenizer = Tokenizer.from_buffer(source.tokenizer_json)
     assert tokenizer.encode("<|end|><|return|><PAD><|channel|>").ids == [304, 300, 302, 303, 305]
     assert tokenizer.decode([300, 302, 303, 305]) == "<|end|><|channel|>"
+
+
+def test_a_name_that_is_not_utf8(gguf_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = gguf_file()
+    source = open_source(path.rename(tmp_path / os.fsdecode(b"s\xff.gguf")))
+    assert (source.label, list(source.files)) == ("s\\xff.gguf", ["s\\xff.gguf"])
+    assert len(source.fingerprint) == 64
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:
