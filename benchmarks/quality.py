@@ -23,7 +23,8 @@ from typing import Any
 
 from benchmarks import nf4
 from benchmarks.report import ratios, table
-from rkf.calibrate.calibration import CTX, Calibrate, save
+from rkf.calibrate.calibration import CTX, Calibrate
+from rkf.calibrate.kept import save
 from rkf.cluster.allocation import coarse
 from rkf.commands.output import byte_count
 from rkf.converters.export import export_gguf

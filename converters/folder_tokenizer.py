@@ -120,7 +120,8 @@ class FolderTokenizer:
 
 def some(items: Sequence[object]) -> str:
     """The first of several things, in a line."""
-    shown = [text if len(text := repr(item)) <= 80 else f"{text[:80]}…" for item in items[:4]]
+    texts = map(repr, items[:4])
+    shown = [each if len(each) <= 80 else f"{each[:80]}…" for each in texts]
     return ", ".join([*shown, *([f"… ({len(items)} in all)"] if len(items) > 4 else [])])
 
 

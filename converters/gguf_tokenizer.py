@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from gguf.constants import TokenType
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from rkf.converters.ends import END_OF_TURN, FILL_ENDS, ends, not_ends
@@ -197,7 +198,7 @@ class GgufTokenizer:
         built.add_tokens(added)
 
 
-def score_merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+def score_merges(vocab: Mapping[str, int], scores: Sequence[float] | NDArray[Any]) -> list[tuple[str, str]]:
     """The merges of a SentencePiece BPE, best first: every split of a piece into two pieces, by the piece's score.
 
     SentencePiece joins the neighbours whose joint piece scores highest, the leftmost of equals. A ranked list of pairs

@@ -24,6 +24,7 @@ from rkf.cluster.clustering import cluster_alike
 from rkf.cluster.compensate import Objectives, objectives
 from rkf.cluster.histogram import few_distinct
 from rkf.cluster.recipe import Recipe
+from rkf.converters.adapter import CONFIG, WEIGHTS, AdaptedSource, Adapter
 from rkf.converters.budget import archive as archived
 from rkf.converters.budget import fitting
 from rkf.converters.calibrating import Calibrator, GivenCalibration
@@ -57,6 +58,7 @@ def convert(
     size: int | None = None,
     bpw: float | None = None,
     archive: bool = False,
+    adapter: str | Path | None = None,
     calibrate: Calibrator | None = None,
     compensate: bool = True,
     workers: int | None = None,
@@ -67,7 +69,8 @@ def convert(
 ) -> Ledger:
     """Convert the checkpoint `src` to the file `out`. Returns the ledger of the stored tensors.
 
-    src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`).
+    src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`). adapter: the folder of a PEFT
+    LoRA adapter, whose products are added to the weights (`rkf.converters.adapter`).
     calibrate: makes the second moments on a calibration text (`rkf.calibrate.calibration`); None clusters without data.
     With it, budgets and recipes that have options for rotated tensors rotate the program (`rkf.model.rotation`).
     compensate: choose indices for the least error of outputs on the text. False: the text only scales the inputs of
@@ -95,7 +98,10 @@ def convert(
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
-    plain = source = open_source(src)
+    plain: Source = open_source(src)
+    if adapter is not None:
+        plain = AdaptedSource(plain, Adapter(Path(adapter)))
+    source = plain
     budgeted = size is not None or bpw is not None
     head = stored_head(plain)
     first = None if budgeted else Recipe.load(recipe or "default", plain.model.program, k, head)
@@ -122,6 +128,8 @@ def convert(
         return job(source, expected, announced).rehearse()
     refuse_existing(out, force)
     refuse_source(out, src, source)
+    if adapter is not None:
+        refuse_same_file(out, Path(adapter, CONFIG), Path(adapter, WEIGHTS))
     refuse_same_file(out, recipe if recipe and Path(recipe).is_file() else None, calibrate.text if calibrate else None)
     with ExitStack() as stack:
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
@@ -229,6 +237,7 @@ class _Job:
             blobs[CHAT_TEMPLATE] = self.source.chat_template.encode()
         for name in sorted(blobs):
             writer.blob(name, blobs[name])
+        self.source.refuse_changed()
         return rows
 
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
@@ -286,6 +295,7 @@ class _Job:
             kept = self.frequent[: max((rule.rows_kept(len(self.frequent)) for rule in rules), default=0)]
         with naming(Path(self.source.label)):
             tensors = [(self.source.read(name), rule, name) for name, rule in zip(missing, rules, strict=True)]
+            self.source.refuse_changed()  # before it is kept for a later run
             found |= zip(missing, cluster_alike(tensors, objective, kept, self.each), strict=True)
         for name in missing:
             tensor, stats = found[name]

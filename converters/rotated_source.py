@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from rkf.converters.input_scales import InputScales
 from rkf.converters.source import Source, TensorSpec
 from rkf.format.matrix import F32, DenseTensor, from_f32
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rotation import rotated, rotations
+from rkf.numbers.hadamard_blocks import transformed
 
 
 class RotatedSource:
@@ -65,6 +65,9 @@ class RotatedSource:
     @property
     def files(self) -> Mapping[str, str]:
         return self._source.files
+
+    def refuse_changed(self) -> None:
+        self._source.refuse_changed()
 
     @property
     def fingerprint(self) -> str:

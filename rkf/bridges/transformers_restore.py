@@ -25,9 +25,9 @@ from rkf.format.bitpack import unpack
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM, index_bits, position_bytes
 from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, from_f32
 from rkf.format.values_layout import Clusters
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rotation import rotations
+from rkf.numbers.hadamard_blocks import transformed
 from rkf.torch.weight import ClusteredWeight
 
 

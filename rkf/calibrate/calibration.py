@@ -1,4 +1,4 @@
-"""Calibration of a checkpoint: choosing its text and storing its tokens. Joins the tokenizer and the interpreter.
+"""Calibration of a checkpoint: choosing its text. Joins the tokenizer, the interpreter and kept calibrations.
 
 By default the source model generates the text itself: it needs no corpus, and it covers the model's own languages and
 domains.
@@ -6,8 +6,6 @@ domains.
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +16,13 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from rkf.calibrate import narrow, passes, sensitivity
+from rkf.calibrate import kept, passes, sensitivity
 from rkf.calibrate.moments import Moments
 from rkf.errors import UsageError
-from rkf.file.arrays import read_arrays
-from rkf.file.atomic import replacing
 from rkf.format.matrix import F32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.roles import clusterable
+from rkf.numbers import eight_bits
 from rkf.text.reading import decoded, read_bytes
 from rkf.text.tokenizer import Tokenizer
 
@@ -41,8 +38,6 @@ WRITTEN, WRITTEN_CTX = 128, 128
 # do. The first token causes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
 SHORT = Path(__file__).with_name("short.txt")  # 1,300 to 2,000 tokens of many kinds, for conversions in seconds
-_ARRAYS = {"tokens": ("u4", 2), "names": ("U", 1), "losses": ("f8", 1)}  # dtype and number of axes of each
-_MAGIC = b"PK"  # first bytes of an npz file
 # Half of the texts start with BOS alone, a quarter as an answer in a chat, a quarter with one of these questions.
 _QUESTIONS = (
     "Who was the most important scientist of the last century, and why?",
@@ -59,15 +54,18 @@ _BEGINNINGS = ("The", "In 19", "It was", "= ", "# ", "def ", "According to", "1.
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or a file's name; measured: stored losses."""
+    """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or a file's name; measured: losses, if known;
+    place: where to keep them.
+    """
 
     source: Source
     tokens: U32
     origin: str
     measured: Mapping[str, float] | None = None
+    place: Path | None = None
 
     def of(self, source: Source) -> Calibration:
-        """The same text for another form of the same model; stored losses are kept."""
+        """The same text, and losses, for another form of the same model."""
         return replace(self, source=source)
 
     @property
@@ -78,9 +76,14 @@ class Calibration:
         return passes.moments(self.source.model.program, _reader(self.source), self.tokens)
 
     def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
-        """Stored losses, otherwise those measured with `coarse` (`rkf.calibrate.sensitivity`)."""
-        program = self.source.model.program
-        return self.measured or sensitivity.losses(program, _reader(self.source), coarse, self.tokens)
+        """Known losses, otherwise those measured with `coarse` (`rkf.calibrate.sensitivity`), which are then kept."""
+        if self.measured:
+            return self.measured
+        found = sensitivity.losses(self.source.model.program, _reader(self.source), coarse, self.tokens)
+        if self.place is not None:
+            self.source.refuse_changed()
+            kept.keep(self.place, self.tokens, found)
+        return found
 
     @property
     def frequent(self) -> NDArray[np.int64]:
@@ -91,10 +94,15 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Calibrate:
-    """Makes a Calibration from text that the model generates, from a text file, or from a file written by `save`."""
+    """Makes a Calibration from text that the model generates, from a text file, or from a file of `rkf.calibrate.kept`.
+
+    progress: of the generation: (tokens done, tokens in all) of a sequence. store: a folder that keeps generated
+    tokens, and losses, for the next conversion of the same source; None keeps nothing.
+    """
 
     text: Path | None = None
-    progress: Callable[[int, int], None] | None = None  # of the generation: (tokens done, tokens in all) of a sequence
+    progress: Callable[[int, int], None] | None = None
+    store: Path | None = None
 
     @property
     def announced(self) -> dict[str, Any]:
@@ -104,25 +112,29 @@ class Calibrate:
         return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64)
 
     def __call__(self, source: Source, folder: Path | None = None) -> Calibration:
-        """folder: for a temporary file of the source's size in 16 bits; the system's own by default.
+        """folder: for a temporary file of the source's size in 8 bits; the system's own by default.
 
         Raises UsageError for a text that is not UTF-8 or shorter than one sequence, OutputError if the disk is full.
         """
         if self.text is None:
-            return Calibration(source, self_written(source, folder, self.progress), "self")
+            place = self._place(source, self.announced)
+            if (found := _kept(source, place, "self")) is not None:
+                return found
+            tokens = self_written(source, folder, self.progress)
+            if place is not None:
+                source.refuse_changed()
+                kept.keep(place, tokens, {})
+            return Calibration(source, tokens, "self", place=place)
         with self.text.open("rb") as file:
             data = read_bytes(file, str(self.text))
-        if data.startswith(_MAGIC):
+        if data.startswith(kept.MAGIC):
             return _loaded(data, self.text, source)
-        return Calibration(source, _cut(data, self.text, source), self.text.name)
+        made = Calibration(source, _cut(data, self.text, source), self.text.name)
+        place = self._place(source, made.provenance)
+        return _kept(source, place, made.origin) or replace(made, place=place)
 
-
-def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = False) -> None:
-    """Write a calibration: a zip of arrays (numpy's npz, no pickles): `tokens`, and matrices' `names` and `losses`."""
-    packed = io.BytesIO()
-    np.savez(packed, tokens=tokens, names=np.array(sorted(losses), np.str_), losses=[losses[n] for n in sorted(losses)])
-    with replacing(path, force) as output:
-        output.write(packed.getbuffer())
+    def _place(self, source: Source, text: Mapping[str, Any]) -> Path | None:
+        return None if self.store is None else kept.place(self.store, source.fingerprint, text)
 
 
 def self_written(source: Source, folder: Path | None = None, progress: Callable[[int, int], None] | None = None) -> U32:
@@ -130,7 +142,7 @@ def self_written(source: Source, folder: Path | None = None, progress: Callable[
     ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
     beginnings = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
     begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # once with a cut, once without
-    with narrow.mapped(folder or Path(gettempdir())) as keep:
+    with eight_bits.mapped(folder or Path(gettempdir())) as keep:
         reader = _reader(source)
         text = passes.write_text(source.model.program, reader, begun, ctx=ctx, keep=keep, progress=progress)
     text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
@@ -162,18 +174,25 @@ def _cut(data: bytes, path: Path, source: Source) -> U32:
 
 def _loaded(data: bytes, path: Path, source: Source) -> Calibration:
     try:
-        arrays = read_arrays(data, _ARRAYS)
+        tokens, losses = kept.parse(data)
     except ValueError as error:
         raise UsageError(f"{path}: not a calibration written by `rkf calibrate`: {error}") from error
-    tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
-    if not tokens.size or tokens.shape[1] > source.model.context_length:
-        raise UsageError(f"{path}: damaged: expected sequences within the context, got tokens of shape {tokens.shape}")
-    if not all(math.isfinite(loss) and loss >= 0 for loss in losses):
-        raise UsageError(f"{path}: damaged: expected finite losses that are not negative")
-    matrices = set(clusterable(source.model.program)) & source.tensors.keys()
-    if tokens.max() >= source.model.vocab_size or set(names) not in (set(), matrices) or len(names) != len(losses):
+    if not _fits(source, tokens, losses):
         raise UsageError(f"{path}: written for another model")
-    return Calibration(source, tokens, path.name, dict(zip(names, losses, strict=True)))
+    return Calibration(source, tokens, path.name, losses)
+
+
+def _kept(source: Source, place: Path | None, origin: str) -> Calibration | None:
+    """The calibration at a place, if there is one for this source."""
+    found = None if place is None else kept.found(place)
+    return Calibration(source, found[0], origin, found[1], place) if found and _fits(source, *found) else None
+
+
+def _fits(source: Source, tokens: U32, losses: Mapping[str, float]) -> bool:
+    """Whether tokens and losses may be this source's."""
+    matrices = set(clusterable(source.model.program)) & source.tensors.keys()
+    within = tokens.shape[1] <= source.model.context_length and tokens.max() < source.model.vocab_size
+    return bool(within) and set(losses) in (set(), matrices)
 
 
 def _reader(source: Source) -> passes.TensorReader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,25 @@ from numpy.typing import NDArray
 from rkf.calibrate import arithmetic
 from rkf.calibrate.arithmetic import F32, I64, Routed
 from rkf.calibrate.batch_cache import BatchCache, KeyValues
-from rkf.calibrate.narrow import Narrow, product
 from rkf.model import ops as model_ops
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.op import Op
 from rkf.model.program import Program, layer_prefix
 from rkf.model.roles import shared_inputs
+from rkf.numbers.hadamard_blocks import transformed
 
 Ids = NDArray[np.integer]
-Weights = Mapping[str, "F32 | Narrow"]
-"""Tensors by their full names."""
+
+
+class Factor(Protocol):
+    """A matrix in another form than f32."""
+
+    def product(self, x: F32) -> F32:
+        """x weights^T, f32[tokens, rows]. x: f32[tokens, cols]"""
+        ...
+
+
+Weights = Mapping[str, "F32 | Factor | Sequence[Factor]"]
+"""Tensors by their full names; a stack may be a sequence of matrices."""
 
 
 class Seen(NamedTuple):
@@ -64,40 +73,13 @@ class Flow:
     values: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[int, KeyValues] = field(default_factory=dict)
 
-    @classmethod
-    def joined(cls, flows: Sequence[Flow]) -> Flow:
-        """Flows of one stretch as one batch."""
-        first = flows[0]
-        return cls(
-            np.concatenate([flow.ids for flow in flows]),
-            {name: np.concatenate([flow.values[name] for flow in flows]) for name in first.values},
-            {layer: _stacked([flow.shared[layer] for flow in flows]) for layer in first.shared},
-        )
-
-    def split(self, parts: int) -> list[Flow]:
-        """The inverse of `joined`: this many flows of equal batch size."""
-        size = len(self.ids) // parts
-        return [self._part(slice(number * size, (number + 1) * size)) for number in range(parts)]
-
-    def _part(self, rows: slice) -> Flow:
-        return Flow(
-            self.ids[rows],
-            {name: each[rows] for name, each in self.values.items()},
-            {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.shared.items()},
-        )
-
-
-def _stacked(parts: Sequence[KeyValues]) -> KeyValues:
-    keys, values = zip(*parts, strict=True)
-    return np.concatenate(keys), np.concatenate(values)
-
 
 class Stretch:
     """The stem, one layer, or the top up to the input of the logits.
 
     names: full names of the tensors it needs, those of all ops except the logits. matrices: those that read the same
-    value, by the first name of each group. positions: the maximum length of a sequence, which decides whether long rope
-    tables are used.
+    value, by the first name of each group. multiplied: all of those. positions: the maximum length of a sequence, which
+    decides whether long rope tables are used.
     """
 
     def __init__(self, program: Program, ops: Sequence[Op], keeps: set[str], positions: int, layer: int = -1) -> None:
@@ -109,6 +91,7 @@ class Stretch:
             self.prefix + first: tuple(self.prefix + name for name in group)
             for first, group in shared_inputs(ops).items()
         }
+        self.multiplied = frozenset(name for group in self.matrices.values() for name in group)
         self.keeps = keeps
         self.is_shared = any(
             isinstance(op, model_ops.Attention) and op.shares == layer for kind in program.kinds for op in kind
@@ -143,9 +126,9 @@ class Stretch:
         return Flow(flow.ids, {name: run.values[name] for name in self.keeps}, run.shared)
 
 
-def logits(op: model_ops.Logits, x: F32, weight: F32 | Narrow, bias: F32 | None = None) -> F32:
+def logits(op: model_ops.Logits, x: F32, weight: F32 | Factor, bias: F32 | None = None) -> F32:
     """f32[tokens, vocab]. x: f32[tokens, cols]."""
-    out = product(x, weight)
+    out = _product(x, weight)
     if bias is not None:
         out += bias
     if op.scale != 1:
@@ -153,6 +136,10 @@ def logits(op: model_ops.Logits, x: F32, weight: F32 | Narrow, bias: F32 | None 
     if op.softcap is not None:
         out = np.tanh(out / np.float32(op.softcap)) * np.float32(op.softcap)
     return out
+
+
+def _product(x: F32, weights: F32 | Factor) -> F32:
+    return x @ weights.T if isinstance(weights, np.ndarray) else weights.product(x)
 
 
 def _lasting(program: Program) -> set[str]:
@@ -322,20 +309,19 @@ class _Run:
         if self.cache:
             self.cache.states[self.stretch.layer, op.name] = state
 
-    def _matrix(self, name: str) -> F32 | Narrow:
+    def _matrix(self, name: str) -> Any:
         return self.weights[self.stretch.prefix + name]
 
     def _vector(self, name: str | None) -> F32 | None:
         return None if name is None else cast(F32, self.weights[self.stretch.prefix + name])
 
     def _product(self, x: F32, weight: str, bias: str | None) -> F32:
-        out = product(x.reshape(-1, x.shape[-1]), self._matrix(weight)).reshape(*x.shape[:-1], -1)
+        out = _product(x.reshape(-1, x.shape[-1]), self._matrix(weight)).reshape(*x.shape[:-1], -1)
         added = self._vector(bias)
         return out if added is None else out + added
 
     def _expert_product(self, x: F32, weight: str, bias: str | None, expert: int) -> F32:
-        stack = self._matrix(weight)
-        out = product(x, stack.matrix(expert) if isinstance(stack, Narrow) else stack[expert])
+        out = _product(x, self._matrix(weight)[expert])
         added = self._vector(bias)
         return out if added is None else out + added[expert]
 

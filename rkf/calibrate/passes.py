@@ -19,19 +19,20 @@ from threadpoolctl import threadpool_limits
 from rkf.calibrate.batch_cache import BatchCache
 from rkf.calibrate.interpreter import Flow, Stretch, logits
 from rkf.calibrate.moments import Moments, tapped
-from rkf.calibrate.narrow import Narrow
-from rkf.format.codec import workers
+from rkf.format.codec import in_order, workers
 from rkf.model.op import EMBEDDING, MATRIX, STACK
 from rkf.model.program import Program
+from rkf.numbers.eight_bits import Panels
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+Kept = F32 | Panels | list[Panels]
 U32 = NDArray[np.uint32]
 
-# The work of one thread, of fixed size so that sums do not depend on the number of threads. When generating, a chunk
-# reads all weights for one token of each of its sequences: products reach 30 GFLOPS a core with 16 sequences, 80 with
-# 64, 100 with 128. When reading, a chunk holds the activations of this many tokens.
-_WRITTEN_SEQUENCES, _READ_TOKENS = 64, 1024
+# The work of one thread, of fixed size so that results do not depend on the number of threads. When generating, a chunk
+# reads all weights for one token of each of its sequences. When reading, it holds the activations of this many tokens;
+# those of 1,024 and a width of 8,960 would take 37 MB, for which the system gives fresh pages every time.
+_WRITTEN_SEQUENCES, _READ_TOKENS = 64, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,17 @@ class TensorReader:
         return self.read(self.stored(name))
 
     def of(self, stretch: Stretch) -> dict[str, F32]:
-        """All tensors of a stretch."""
+        """All tensors of a stretch, in f32."""
         return {name: self(name) for name in stretch.names}
+
+    def rounded(self, stretch: Stretch) -> dict[str, Kept]:
+        """The same with matrices in eight bits."""
+        return {name: rounded(self(name)) if name in stretch.multiplied else self(name) for name in stretch.names}
+
+
+def rounded(weights: F32) -> Panels | list[Panels]:
+    """A matrix, or a stack of them, in eight bits."""
+    return Panels.of(weights) if weights.ndim == 2 else [Panels.of(each) for each in weights]
 
 
 def stretches(program: Program, positions: int) -> Iterator[Stretch]:
@@ -68,7 +78,7 @@ def write_text(
     *,
     ctx: int,
     seed: int = 0,
-    keep: Callable[[F32], Narrow] = Narrow.of,
+    keep: Callable[[Panels], Panels] = lambda weights: weights,
     progress: Callable[[int, int], None] | None = None,
 ) -> U32:
     """The text that the model generates after each prompt at temperature 1, u32[prompts, ctx], prompts included.
@@ -79,7 +89,7 @@ def write_text(
     model = list(stretches(program, ctx))
     kept = _kept(program, model, reader, keep)
     op = program.logits
-    head, bias = kept[op.weight], None if op.bias is None else cast(F32, kept[op.bias])
+    head, bias = cast(Panels, kept[op.weight]), None if op.bias is None else cast(F32, kept[op.bias])
     chunks = [
         range(start, min(start + _WRITTEN_SEQUENCES, len(prompts)))
         for start in range(0, len(prompts), _WRITTEN_SEQUENCES)
@@ -120,7 +130,7 @@ def moments(program: Program, reader: TensorReader, tokens: U32) -> Iterator[Map
     flows = [Flow(tokens[start : start + together]) for start in range(0, len(tokens), together)]
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
         for stretch in stretches(program, tokens.shape[1]):
-            flows, found = tapped(pool, stretch, reader.of(stretch), flows)
+            flows, found = tapped(pool, stretch, reader.rounded(stretch), flows)
             if found:
                 yield found
 
@@ -135,14 +145,20 @@ def _drawn(scores: F32, points: F64) -> NDArray[np.int64]:
 
 
 def _kept(
-    program: Program, model: Sequence[Stretch], reader: TensorReader, keep: Callable[[F32], Narrow]
-) -> dict[str, F32 | Narrow]:
-    """All tensors by name: matrices and tables in the form that `keep` returns, others in f32."""
-    narrow = {weight.name for weight in program.weights() if weight.role in (EMBEDDING, MATRIX, STACK)}
+    program: Program, model: Sequence[Stretch], reader: TensorReader, keep: Callable[[Panels], Panels]
+) -> dict[str, Kept]:
+    """All tensors by name: matrices and tables in eight bits, after `keep`, others in f32."""
+    multiplied = {weight.name for weight in program.weights() if weight.role in (EMBEDDING, MATRIX, STACK)}
     names = [*(name for stretch in model for name in stretch.names), *program.logits.tensor_names()]
-    stored: dict[str, F32 | Narrow] = {}
-    for name in dict.fromkeys(names):
-        if reader.stored(name) not in stored:
-            weights = reader(name)
-            stored[reader.stored(name)] = keep(weights) if name in narrow else weights
+    needed = {reader.stored(name): name in multiplied for name in names}
+
+    def read(name: str) -> Kept:
+        return rounded(reader(name)) if needed[name] else reader(name)
+
+    stored: dict[str, Kept] = {}
+    for name, each in zip(needed, in_order(read, needed), strict=True):
+        if isinstance(each, list):
+            stored[name] = [keep(matrix) for matrix in each]
+        else:
+            stored[name] = keep(each) if isinstance(each, Panels) else each
     return {name: stored[reader.stored(name)] for name in names}

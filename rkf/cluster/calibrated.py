@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.cluster.assign import U8, middles
+from rkf.cluster.assign import U8, nearest
 from rkf.cluster.compensate import Mask, Objective, compensated, descended
 from rkf.format.matrix import F32
 
@@ -25,7 +25,8 @@ def suited(weights: F32, exact: Mask, centroids: F32, scale: F32, objective: Obj
     quantised = compensated(turned, objective, centroids, mask)
     if objective.passes:
         quantised = descended(turned, quantised, objective, centroids, mask, objective.passes)
-    return np.searchsorted(middles(centroids), quantised[np.argsort(objective.order)].T).astype(np.uint8)
+    found = np.ascontiguousarray(quantised[np.argsort(objective.order)].T)
+    return nearest(found, centroids, np.ones((len(found), 1), np.float32), found.shape[1])
 
 
 def _turned(values: NDArray, objective: Objective) -> NDArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ def cluster(
     name: str,
     objective: Objectives | None = None,
     exact_rows: NDArray[np.int64] | None = None,
-    each: Callable[..., Iterable[list[_Matrix]]] = map,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> Clustered:
     """Cluster one tensor by its rule; returns it with statistics of the loss.
 
@@ -98,8 +99,8 @@ def cluster(
     by group, weights keep their nearest centroids. The rows `exact_rows` stay exact under any rule.
 
     The matrices of a stack, [experts, rows, cols], are clustered one by one. Each has one table under any rule, its own
-    share of exact weights and its own objective; only those in work are held in f32. each: maps over them; the `map` of
-    a pool of threads works on several at a time.
+    share of exact weights and its own objective; only those in work are held in f32. each: maps over them, or over the
+    rows of a single matrix with an objective; the `map` of a pool of threads works on several at a time.
 
     A tensor of one dimension, a tensor of one value, and a tensor that the rule calls dense are returned unchanged,
     without statistics. A matrix whose every table has at most k distinct values is stored losslessly under any rule.
@@ -114,7 +115,7 @@ def cluster_alike(
     tensors: Sequence[tuple[DenseTensor, Rule, str]],
     objective: Objectives | None = None,
     exact_rows: NDArray[np.int64] | None = None,
-    each: Callable[..., Iterable[list[_Matrix]]] = map,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> list[Clustered]:
     """`cluster` for stacks that read the same inputs, such as the gates and ups of experts: expert by expert, so that
     each objective is made once.
@@ -122,12 +123,14 @@ def cluster_alike(
     tasks = [_Task.of(tensor, rule, name, exact_rows) for tensor, rule, name in tensors]
     working = [task for task in tasks if task is not None]
 
+    count = max((len(task.matrices) for task in working), default=0)
+    by_matrix, by_rows = (each, map) if count > 1 else (map, each)
+
     def clustered(number: int) -> list[_Matrix]:
         own = objective(number) if callable(objective) else objective
-        return [task.clustered(number, own) for task in working]
+        return [task.clustered(number, own, by_rows) for task in working]
 
-    count = max((len(task.matrices) for task in working), default=0)
-    made = list((each if count > 1 else map)(clustered, range(count)))
+    made = list(by_matrix(clustered, range(count)))
     found: list[Clustered] = [(tensor, {}) for tensor, _, _ in tensors]
     for place, task in enumerate(working):
         found[tasks.index(task)] = _assemble(task.tensor, [matrices[place] for matrices in made], task.rows, task.rule)
@@ -162,7 +165,7 @@ class _Task:
             rule = replace(rule, grid=False, affine="none", group=None)
         return cls(tensor, matrices, rule, k, rows, lossless, exact_rows)
 
-    def clustered(self, number: int, objective: Objective | None) -> _Matrix:
+    def clustered(self, number: int, objective: Objective | None, each: Callable[..., Iterable[Any]]) -> _Matrix:
         weights = self.matrices[number]
         if self.lossless:
             return _packed(weights, _lossless(_blocks(weights, self.rows), self.k), np.zeros(0, np.int64))
@@ -173,7 +176,7 @@ class _Task:
         tables = [_fit(block, kept_block, self.rule, self.k, self.tensor.dtype) for block, kept_block in blocks]
         del kept  # memory should not hold the largest matrix twice
         if objective is not None and self.rule.affine != "group":
-            tables = _suited(weights, positions, tables, objective)
+            tables = _suited(weights, positions, tables, objective, each)
         return _packed(weights, tables, positions)
 
 
@@ -214,18 +217,27 @@ def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
     return _nearest(weights, kept, centroids, scale, group)
 
 
-def _suited(weights: F32, positions: NDArray[np.int64], tables: list[_Table], objective: Objective) -> list[_Table]:
+def _suited(
+    weights: F32,
+    positions: NDArray[np.int64],
+    tables: list[_Table],
+    objective: Objective,
+    each: Callable[..., Iterable[Any]],
+) -> list[_Table]:
     """The tables with indices chosen for the objective. positions: those of the exact weights."""
     made, first = [], 0
     for table in tables:
-        indices, error = np.empty_like(table.indices), 0.0
-        for start in range(0, len(indices), _ROWS):
+        indices = np.empty_like(table.indices)
+
+        def suit(start: int, table: _Table = table, indices: U8 = indices, first: int = first) -> float:
             rows = slice(start, min(start + _ROWS, len(indices)))
             part = weights[first + rows.start : first + rows.stop]
             exact = exceptions.mask(positions, part.shape, first + rows.start)
             indices[rows] = calibrated.suited(part, exact, table.centroids, table.scale[rows], objective)
             kept = np.where(exact, np.float32(np.nan), part)
-            error += figures.squared_error(kept, indices[rows], table.centroids, table.scale[rows], part.shape[1])
+            return figures.squared_error(kept, indices[rows], table.centroids, table.scale[rows], part.shape[1])
+
+        error = sum(each(suit, range(0, len(indices), _ROWS)))
         made.append(_Table(table.centroids, indices, table.scale, error))
         first += len(indices)
     return made

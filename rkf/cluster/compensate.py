@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 from rkf.cluster.assign import middles
 from rkf.cluster.factor import factorise
 from rkf.format.matrix import F32
+from rkf.numbers.eight_bits import BLOCK, Rounded, rounded_product
 
 Mask = NDArray[np.bool_]
 DAMPING = 0.01  # share of the mean diagonal, as in GPTQ
 _MOST_COLUMNS = 16  # for each token; an expert that saw fewer tokens is clustered without data
 PASSES = 2  # of descent; a third lowers the output error by another 0.5 %
-_BLOCK = 64  # columns between two matrix products; 32 and 128 are slower
+_BLOCK = 64  # columns between two matrix products within a panel; 32 and 128 are slower
+# Columns whose products with all others are made at once: a product of 64 rows reaches 60 GFLOPS, of 512 rows 100. A
+# multiple of the eight-bit block.
+_PANEL = 512
 _ROWS = 256  # rows processed together: a block of them stays in the second-level cache
 
 
@@ -44,18 +48,19 @@ class Objective:
     def of(cls, moments: NDArray[np.floating], damping: float, passes: int = PASSES) -> Objective:
         """moments: [cols, cols]; damping: the share of their mean diagonal that is added to the diagonal.
 
-        With damping, a column that the calibration text never uses still takes its nearest centroid.
+        With damping, a column that the calibration text never uses still takes its nearest centroid, and f32 is enough
+        for the factor: no eigenvalue is below the damping, or above the sum of the diagonal.
         """
         diagonal = np.diagonal(moments).astype(np.float64)
         diagonal += damping * diagonal.mean() or 1.0
         order = np.argsort(-diagonal, kind="stable")
         rising = order[::-1]  # in this order the lower factor is the upper one of the falling order
-        work = moments[np.ix_(rising, rising)].astype(np.float64, copy=False)
+        work = moments.take(rising, 0).take(rising, 1).astype(np.float32, copy=False)  # np.ix_ takes twice the time
         np.einsum("ii->i", work)[:] = diagonal[rising]
-        damped = work[::-1, ::-1].astype(np.float32)
+        damped = work[::-1, ::-1].copy()
         factorise(work)
         work /= np.diagonal(work).copy()
-        return cls(order, damped, work[::-1, ::-1].astype(np.float32), passes)
+        return cls(order, damped, work[::-1, ::-1].copy(), passes)
 
 
 class ExpertMoments(Protocol):
@@ -66,13 +71,13 @@ class ExpertMoments(Protocol):
         """How many tokens each matrix saw."""
         ...
 
-    def of(self, expert: int) -> NDArray[np.float64]:
-        """E[x^T x] of the inputs of one that saw some, f64[cols, cols]."""
+    def of(self, expert: int) -> F32:
+        """E[x^T x] of the inputs of one that saw some, f32[cols, cols]."""
         ...
 
 
-Moments = NDArray[np.float64] | ExpertMoments
-"""E[x^T x] of a matrix, f64[cols, cols], or of each matrix of a stack."""
+Moments = F32 | ExpertMoments
+"""E[x^T x] of a matrix, f32[cols, cols], or of each matrix of a stack."""
 Objectives = Objective | Callable[[int], Objective | None]
 """Of a matrix, or of each matrix of a stack by its number: None for one without."""
 
@@ -101,34 +106,47 @@ def compensated(weights: F32, objective: Objective, centroids: F32, exact: Mask)
     columns = weights.shape[0]
     quantised, error = np.empty_like(weights), np.empty_like(weights)
     middle = middles(centroids)
-    for start in range(0, columns, _BLOCK):
-        block = slice(start, min(start + _BLOCK, columns))
-        target = weights[block].copy()
-        if start:
-            target += objective.feedback[:start, block].T @ error[:start]
-        feedback = np.ascontiguousarray(objective.feedback[block, block])
-        _compensate(weights[block], target, feedback, centroids, middle, exact[block], quantised[block], error[block])
+    for panel in _parts(0, columns, _PANEL):
+        target = weights[panel] + objective.feedback[: panel.start, panel].T @ error[: panel.start]
+        for block in _parts(panel.start, panel.stop, _BLOCK):
+            before, own = slice(panel.start, block.start), slice(block.start - panel.start, block.stop - panel.start)
+            wanted = target[own] + objective.feedback[before, block].T @ error[before]
+            feedback = np.ascontiguousarray(objective.feedback[block, block])
+            each = weights[block], wanted, feedback, centroids, middle, exact[block], quantised[block], error[block]
+            _compensate(*each)
     return quantised
+
+
+def _parts(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def descended(weights: F32, quantised: F32, objective: Objective, centroids: F32, exact: Mask, passes: int) -> F32:
     """Coordinate descent from `quantised`: each weight in turn moves to the best centroid given all others. Returns the
     quantised weights, f32[cols, rows].
 
-    The gradient H (w - q) is made where it is needed. Keeping all of it up to date takes half as much again.
+    The gradient H (w - q) is made where it is needed; keeping all of it up to date takes half as much again. It is made
+    in eight bits: the error of outputs ends 0.1 % higher than with f32, where a third pass lowers it by 0.5 %.
     """
     quantised = quantised.copy()
     error = weights - quantised
     middle = middles(centroids)
+    panels = _parts(0, len(weights), _PANEL)
+    moments = [Rounded.of(objective.moments[panel]) for panel in panels]
+    errors = Rounded.of(error.T).panels()
     for _ in range(passes):
         changed = 0
-        for start in range(0, weights.shape[0], _BLOCK):
-            block = slice(start, min(start + _BLOCK, weights.shape[0]))
-            gradient = objective.moments[block] @ error
-            moments = np.ascontiguousarray(objective.moments[block, block])
-            step = np.empty_like(gradient)
-            changed += _descend(gradient, moments, centroids, middle, exact[block], quantised[block], step)
-            error[block] -= step
+        for panel, rounded in zip(panels, moments, strict=True):
+            gradient = rounded_product(rounded, errors)
+            steps = np.zeros_like(error[panel])
+            for block in _parts(panel.start, panel.stop, _BLOCK):
+                own = slice(block.start - panel.start, block.stop - panel.start)
+                before = slice(panel.start, block.start)
+                left = gradient[own] - objective.moments[block, before] @ steps[: own.start]
+                within = np.ascontiguousarray(objective.moments[block, block])
+                changed += _descend(left, within, centroids, middle, exact[block], quantised[block], steps[own])
+            error[panel] -= steps
+            errors.replace(panel.start // BLOCK, Rounded.of(error[panel].T).panels())
         if not changed:
             break
     return quantised

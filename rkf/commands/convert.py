@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
 from rkf.commands.options import POSITIVE
 from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
@@ -26,12 +27,48 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 
 
 @click.command()
-@click.argument("name", default=NAME, metavar=f"[{NAME} | HUB ID]")
+@click.argument("name", default=NAME, metavar=f"[{NAME} | USER/REPO[:FILE]]")
 def pull(name: str) -> None:
-    """Fetch a checkpoint and print its path."""
+    """Fetch a checkpoint or an rkf file from the hub and print its path.
+
+    Of a repository with one .rkf file, that file is fetched; FILE chooses one of several. Its hashes are checked.
+    """
     from rkf.converters.pull import pull as fetch
 
     click.echo(fetch(name))
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("name", metavar="USER/REPO[:FILE]")
+@click.option("--licence", metavar="ID", help="The licence's identifier on the hub, such as apache-2.0.")
+@click.option(
+    "--quality",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the output of `rkf eval … --json`, for the card. May be repeated.",
+)
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--dry-run", is_flag=True, help="Print the card; upload nothing.")
+def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...], private: bool, dry_run: bool) -> None:
+    """Upload an rkf file to the hub, with a model card.
+
+    The card is made from the file: how to run it, its size by bits, its recipe. The file is verified first.
+    """
+    from rkf.converters.hub import HubName
+    from rkf.converters.hub import push as upload
+    from rkf.converters.model_card import model_card
+    from rkf.file.verify import verify
+
+    target = HubName.parse(name)
+    if target is None:
+        raise UsageError(f"{name}: expected USER/REPO or USER/REPO:FILE")
+    card = model_card(model, target, licence=licence, quality=quality)
+    if dry_run:
+        click.echo(card)
+        return
+    verify(model)
+    click.echo(upload(model, target, card, private=private))
 
 
 @click.command()
@@ -48,6 +85,11 @@ def pull(name: str) -> None:
     show_default=True,
     help="Calibration text: the model's own, a file (also one from `rkf calibrate`), or none. quick: only scales are "
     "chosen, in seconds, on a short text of rkf's.",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of a PEFT LoRA adapter: its products are added to the weights first.",
 )
 @click.option(
     "--recipe", metavar="FILE|dense", help="How to store each tensor: a TOML file, or the name of a built-in recipe."
@@ -103,6 +145,7 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source, refuse_source
     from rkf.file.fold import fold
+    from rkf.file.private import private_folder
     from rkf.tune import tune as learn
 
     resume, force = options["resume"], options.pop("force")
@@ -110,8 +153,7 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     source = locate(src)
     refuse_source(out, source, open_source(source))
     folder = out.with_name(f"{out.name}.tuned")
-    with reporting(folder):
-        folder.mkdir(exist_ok=True)
+    private_folder(folder)
     plain, dense, values = folder / "plain.rkf", folder / "dense.rkf", folder / "values.rkv"
     ledger = run(source, plain, **options, force=True)
     run(source, dense, recipe="dense", resume=resume, force=True)
@@ -119,7 +161,8 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
         report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
     fold(plain, values, out, provenance={"tuned": report}, force=force)
     for path in (plain, dense, values):  # delete single files: the user may own a folder of this name
-        path.unlink()
+        with reporting(path):
+            path.unlink()
     with suppress(OSError):
         folder.rmdir()
     click.echo(summary(out, report), err=True)
@@ -145,11 +188,12 @@ def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Cal
         return None
     from rkf.calibrate.calibration import Calibrate
 
+    store = cache_dir() / "calibrations"
     if choice == "self":
-        return Calibrate(progress=progress)
+        return Calibrate(progress=progress, store=store)
     if not Path(choice).is_file():
         raise UsageError(f"--calibrate {choice}: no such file; expected self, none, or a file of text")
-    return Calibrate(Path(choice))
+    return Calibrate(Path(choice), store=store)
 
 
 @click.command()
@@ -164,7 +208,8 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
-    from rkf.calibrate.calibration import Calibrate, save
+    from rkf.calibrate.calibration import Calibrate
+    from rkf.calibrate.kept import save
     from rkf.cluster.allocation import coarse
     from rkf.converters.pull import locate
     from rkf.converters.rotated_source import RotatedSource
@@ -176,8 +221,10 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
         path = locate(src)
         source = open_source(path)
         refuse_source(out, path, source)
-        made = Calibrate(text, reporter(bar))(source, out.parent)
-    save(out, made.tokens, made.of(RotatedSource(source)).losses(coarse), force)
+        made = Calibrate(text, reporter(bar), cache_dir() / "calibrations")(source, out.parent)
+    losses = made.of(RotatedSource(source)).losses(coarse)
+    source.refuse_changed()
+    save(out, made.tokens, losses, force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 
@@ -219,7 +266,8 @@ def export_gguf(model: Path, out: Path, type_name: str, force: bool) -> None:
     """
     from rkf.converters.export import export_gguf as run
 
-    run(model, out, type_name=type_name, force=force)
+    for note in run(model, out, type_name=type_name, force=force):
+        click.echo(f"note: {printable(note)}", err=True)
 
 
 @export.command("transformers")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rkf.commands.options import VALUES
 from rkf.commands.output import print_json, print_map, print_table, printable, progress_bar, reporter, size
 from rkf.model.program import Program
+
+if TYPE_CHECKING:
+    from rkf.file.structure import Structure
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -26,12 +30,14 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 )
 @JSON
 def info(model: Path, tensors: bool, program: bool, context: int | None, as_json: bool) -> None:
-    """Describe a file. Reads only its directory; `rkf verify` checks the rest."""
-    from rkf.file.container import open_file
+    """Describe a file. Reads only its directory; `rkf verify` checks the rest.
+
+    MODEL: a file, or USER/REPO:FILE on the hub, of which only the directory is fetched.
+    """
     from rkf.file.describe import describe
     from rkf.model.listing import listing
 
-    with open_file(model, check="structure") as container:
+    with _structure(model) as container:
         description = describe(container, tensors=tensors)
         if container.model is not None:
             description["context"] = _context(container.model.program, context or container.model.context_length)
@@ -55,6 +61,20 @@ def info(model: Path, tensors: bool, program: bool, context: int | None, as_json
         click.echo()
         for line in ops:
             click.echo(printable(line))
+
+
+@contextmanager
+def _structure(model: Path) -> Iterator[Structure]:
+    """The structure of a file, or of one on the hub; an existing path wins."""
+    from rkf.converters.hub import HubName, remote_structure, the_file
+    from rkf.file.container import open_file
+
+    name = HubName.parse(str(model))
+    if name is not None and name.file is not None and not model.exists():
+        yield remote_structure(the_file(name))
+        return
+    with open_file(model, check="structure") as container:
+        yield container
 
 
 def _by_format(taken: Mapping[str, int]) -> str:
@@ -114,13 +134,23 @@ def footprint(model: Path, source: Path | None, as_json: bool) -> None:
 @click.command()
 @MODEL
 @VALUES
-def verify(model: Path, values: Path | None) -> None:
+@click.option("--structure", is_flag=True, help="Check the directory alone, also of USER/REPO:FILE on the hub.")
+def verify(model: Path, values: Path | None, structure: bool) -> None:
     """Check a file completely.
 
     Checks structure, every hash, every index and weight. Exit code 3: corrupt, 4: unsupported, 5: not an rkf file.
     """
+    from rkf.errors import UsageError
     from rkf.file.verify import verify as check
 
+    if structure:
+        if values is not None:
+            raise UsageError("--structure: omit --values")
+        with _structure(model) as container:
+            click.echo(
+                f"{printable(model)}: valid structure: {len(container.tensors)} tensors, {size(container.file_bytes)}"
+            )
+        return
     with progress_bar("verify", "tensor") as bar:
         report = check(model, values=values, progress=lambda name: bar.update())
     click.echo(
@@ -136,11 +166,17 @@ def verify(model: Path, values: Path | None) -> None:
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Show the differences between two files.
 
-    Compares tensors, indices that moved, centroids that drifted, metadata.
+    Compares tensors, indices that moved, centroids that drifted, metadata. If one is USER/REPO:FILE on the hub, only
+    the directories are compared: they show which tensors differ, not how much.
     """
     from rkf.file.diff import diff as compare
+    from rkf.file.diff import structural_diff
 
-    difference = compare(a, b)
+    if a.exists() and b.exists():
+        difference = compare(a, b)
+    else:
+        with _structure(a) as first, _structure(b) as second:
+            difference = structural_diff(first, second)
     if as_json:
         print_json(difference)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rkf.commands.default_model import default_model
+from rkf.commands.default_model import model_path
 from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.output import byte_count
 from rkf.errors import RkfError, UsageError
@@ -66,7 +66,7 @@ def serve_command(
     if "form" in defaults:
         raise UsageError("--json-schema and --grammar are for run and chat: requests give their response_format")
     serve(
-        named(models or [default_model()]),
+        named([model_path(model) for model in models or (None,)]),
         host=host,
         port=port,
         load_options={"values": values, "threads": threads, "kv_cache": kv_cache, "bits": bits},

@@ -67,7 +67,8 @@ def _change(name: str, model: str, out: Path, ks: str | None, calibrate: str | N
 def _sweep(
     src: str, out: Path, ks: str | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
 ) -> list[Any]:
-    from rkf.calibrate.calibration import Calibrate, save
+    from rkf.calibrate.calibration import Calibrate
+    from rkf.calibrate.kept import save
     from rkf.converters.input_files import hash_file
     from rkf.converters.pipeline import convert
     from rkf.converters.pull import locate

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.default_model import default_model
+from rkf.commands.default_model import model_path
 from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.output import write_text
 from rkf.errors import ContextLengthError, UsageError
@@ -116,7 +116,7 @@ def chat(
 def _load(model: Path | None, **options: Any) -> Model:
     from rkf.runtime.model import load
 
-    return load(model or default_model(), **options)
+    return load(model_path(model), **options)
 
 
 def _prompt(text: str | None, file: Path | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
+from rkf.file.identity import identity, refuse_changed
+from rkf.file.mapped import mapped
+from rkf.file.structure import Structure
 from rkf.format import codec, integrity
 from rkf.format.constants import (
     CODEC_RAW,
@@ -33,15 +36,11 @@ from rkf.format.constants import (
     position_bytes,
     row_bytes,
 )
-from rkf.format.directory import Directory, parse_directory
-from rkf.format.extents import Section
 from rkf.format.fields import REMEDY
 from rkf.format.matrix import F32, Affine, ClusteredMatrix, DenseTensor, Exceptions, MatrixValues, storage_dtype
 from rkf.format.superblock import Superblock, parse_superblock
 from rkf.format.tensors import TensorEntry
 from rkf.format.values_layout import Clusters
-from rkf.model.expected import read_model
-from rkf.model.metadata import ModelMetadata
 
 Check = Literal["integrity", "structure"]
 
@@ -66,31 +65,17 @@ def open_file(
     return container
 
 
-class Container:
-    """An open file. Tensors are views of the map. They stay valid after `close`, and the map lives as long as they do.
-
-    metadata, provenance: the maps of the file; model: metadata["model"] as a ModelMetadata, or None if there is none;
-    tensors, sections: their entries in the directory; order: "ascending", or "none" for unordered values.
-    """
+class Container(Structure):
+    """An open file. Tensors are views of the map. They stay valid after `close`: the map lives as long as they do."""
 
     def __init__(self, path: Path, check: Check) -> None:
-        self.path = path
         self._check = check
+        self._identity = identity(path)
         with naming(path):
-            self._map, self.superblock = _map(path)
-            self.directory: Directory = parse_directory(self._map[self.superblock.directory_offset :], self.superblock)
+            self._map, superblock = _map(path)
+            super().__init__(path, superblock, self._map[superblock.directory_offset :])
             self._view: memoryview | None = memoryview(self._map)
             self._values = self  # the container that holds the centroids, affine factors and exception values
-            self.kind: int = self.superblock.kind
-            self.file_bytes: int = self.superblock.file_bytes
-            self.metadata: Mapping[str, Any] = self.directory.metadata
-            self.provenance: Mapping[str, Any] = self.directory.provenance
-            self.model: ModelMetadata | None = read_model(self.directory, self.superblock)
-            self.tensors: Mapping[str, TensorEntry] = MappingProxyType(dict(self.directory.tensors))
-            self.sections: tuple[Section, ...] = self.directory.sections
-            self.ranks_id: bytes = self.directory.ranks_id
-            self.dense_id: bytes = self.directory.dense_id
-            self.order: str = self.directory.order
             if check == "integrity":
                 self._check_integrity()
 
@@ -163,6 +148,17 @@ class Container:
         self.order = values.order
         entries = {name: replace(self.tensors[name], clusters=entry.clusters) for name, entry in values.tensors.items()}
         self.tensors = MappingProxyType({**self.tensors, **entries})
+
+    def refuse_changed(self) -> None:
+        """Raise ChangedError if the file is not as it was at open. Called before another file made of it is committed.
+
+        A file that was renamed over this one is no change: the map still shows the old one.
+        """
+        found, before = identity(self.path), self._identity
+        if found is not None and before is not None and found[:2] == before[:2]:
+            refuse_changed({self.path: before})
+        if self._values is not self:
+            self._values.refuse_changed()
 
     def close(self) -> None:
         """Release the map. Views that are still in use keep it alive; nothing new can be loaded."""
@@ -273,7 +269,7 @@ def _map(path: Path) -> tuple[mmap.mmap, Superblock]:
             if file_bytes != superblock.file_bytes:
                 problem = "truncated" if file_bytes < superblock.file_bytes else "bytes after the end"
                 raise StructureError(f"expected {superblock.file_bytes} bytes, got {file_bytes} ({problem}); {REMEDY}")
-            return mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), superblock
+            return mapped(file.fileno(), path, file_bytes), superblock
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

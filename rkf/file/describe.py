@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rkf.file.container import Container
+from rkf.file.structure import Structure
 from rkf.format.constants import KIND_VALUES, MAJOR, index_bits
 from rkf.format.tensors import TensorEntry
 from rkf.model.listing import summary
 
 
-def describe(container: Container, *, tensors: bool = False) -> dict[str, Any]:
-    """Identity, model, provenance and sizes of a container; with `tensors`, also one map for each tensor."""
+def describe(container: Structure, *, tensors: bool = False) -> dict[str, Any]:
+    """Identity, model, provenance and sizes of a file; with `tensors`, also one map for each tensor."""
     entries = container.tensors.values()
     stored = [entry for entry in entries if entry.kind != "alias"]
     description: dict[str, Any] = {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rkf.errors import UsageError
 from rkf.file.container import Container, open_file
+from rkf.file.structure import Structure
 from rkf.format.matrix import ClusteredMatrix, Exceptions, MatrixValues
 
 
@@ -29,15 +30,52 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> dict[str, Any]
             raise UsageError(f"{a}, {b}: expected two models or two values files, got one of each")
         common = [name for name in first.tensors if name in second.tensors]
         found: dict[str, Any] = {
-            "metadata": _changes(first.metadata, second.metadata),
-            "provenance": _changes(first.provenance, second.provenance),
-            "blobs": _blobs(first, second),
-            "only_a": [name for name in first.tensors if name not in second.tensors],
-            "only_b": [name for name in second.tensors if name not in first.tensors],
+            **_around(first, second),
             "tensors": {name: change for name in common if (change := _tensor(first, second, name))},
         }
         same = {"same_ranks": first.ranks_id == second.ranks_id, "same_dense": first.dense_id == second.dense_id}
         return {"identical": not any(found.values()), **same, **found}
+
+
+def structural_diff(a: Structure, b: Structure) -> dict[str, Any]:
+    """The changes that two directories show, by the hashes of sections: nothing is decoded.
+
+    Keys as of `diff`, but tensors: {name: what differs}, of kind, shape, source_dtype, target, k and "data" (its ranks,
+    or its values if it is dense); and same_values: whether all centroids, factors and exception values are equal.
+    """
+    if a.kind != b.kind:
+        raise UsageError(f"{a.path}, {b.path}: expected two models or two values files, got one of each")
+    common = [name for name in a.tensors if name in b.tensors]
+    found: dict[str, Any] = {
+        **_around(a, b),
+        "tensors": {name: changes for name in common if (changes := _entries(a, b, name))},
+    }
+    values = [[each.hash for each in file.sections if each.kind == "values"] for file in (a, b)]
+    same = {
+        "same_ranks": a.ranks_id == b.ranks_id,
+        "same_dense": a.dense_id == b.dense_id,
+        "same_values": values[0] == values[1],
+    }
+    return {"identical": not any(found.values()) and all(same.values()), **same, **found}
+
+
+def _around(a: Structure, b: Structure) -> dict[str, Any]:
+    """The changes outside tensors."""
+    return {
+        "metadata": _changes(a.metadata, b.metadata),
+        "provenance": _changes(a.provenance, b.provenance),
+        "blobs": _blobs(a, b),
+        "only_a": [name for name in a.tensors if name not in b.tensors],
+        "only_b": [name for name in b.tensors if name not in a.tensors],
+    }
+
+
+def _entries(a: Structure, b: Structure, name: str) -> list[str]:
+    left, right = a.tensors[name], b.tensors[name]
+    keys = ("kind", "shape", "source_dtype", "target", "k")
+    changed = [key for key in keys if getattr(left, key) != getattr(right, key)]
+    hashes = [[file.sections[n].hash for n in file.tensors[name].sections] for file in (a, b)]
+    return [*changed, *(["data"] if hashes[0] != hashes[1] else [])]
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -54,7 +92,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, item
 
 
-def _blobs(a: Container, b: Container) -> list[str]:
+def _blobs(a: Structure, b: Structure) -> list[str]:
     left, right = ({name: c.sections[n].hash for name, n in c.directory.blobs.items()} for c in (a, b))
     return [name for name in sorted(left.keys() | right.keys()) if left.get(name) != right.get(name)]
 

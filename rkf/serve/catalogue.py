@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,8 @@ class Served:
             memory_bytes=options.memory_bytes or default_memory_bytes(),
             kept=KEPT,
         )
+        with suppress(RkfError):  # starts the template's process, for which the first request need not wait then
+            model.chat_ids([{"role": "user", "content": "."}])
 
     @cached_property
     def output_forms(self) -> OutputForms:

@@ -19,7 +19,8 @@ from time import monotonic
 from typing import NamedTuple
 
 _WORKER = Path(__file__).with_name("template_worker.py")
-_IDLE = 4  # workers that are kept; more run while as many threads render at once
+_MOST = 4  # workers; a template that takes long then holds up a few others alone
+_PATIENCE_S = 0.1  # for a worker to be free: a render takes 3 ms
 _HEAD = struct.Struct("<iQ")  # exit code (negative: a signal), bytes of output
 
 
@@ -39,7 +40,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # so that its child can be killed with it, and Ctrl-C is ours alone
+            process_group=0,  # so that its child can be killed with it, and Ctrl-C is ours alone
         )
         self.pid = os.getpid()
 
@@ -76,11 +77,12 @@ class _Worker:
 
 
 class TemplatePool:
-    """Workers that threads share."""
+    """Workers that threads share. A thread waits a little for one before it starts another."""
 
     def __init__(self) -> None:
         self._idle: list[_Worker] = []
-        self._lock = threading.Lock()
+        self._started = 0
+        self._changed = threading.Condition()
         atexit.register(self.close)
 
     def run(self, request: bytes, seconds: float) -> Rendered:
@@ -89,26 +91,42 @@ class TemplatePool:
         try:
             done = worker.run(request, seconds)
         except BaseException as error:
-            worker.close()
+            self._end(worker)
             if isinstance(error, EOFError):
                 return Rendered(-signal.SIGKILL, b"")
             raise
-        with self._lock:
-            if len(self._idle) < _IDLE:
-                self._idle.append(worker)
-                return done
-        worker.close()
+        with self._changed:
+            self._idle.append(worker)
+            self._changed.notify()
         return done
 
     def close(self) -> None:
-        with self._lock:
+        """End the workers that no thread uses."""
+        with self._changed:
             idle, self._idle = self._idle, []
         for worker in idle:
-            worker.close()
+            self._end(worker)
 
     def _taken(self) -> _Worker:
-        with self._lock:
-            self._idle = [worker for worker in self._idle if worker.pid == os.getpid()]  # not those of a fork's parent
+        with self._changed:
+            mine = [worker for worker in self._idle if worker.pid == os.getpid()]  # not those of a fork's parent
+            self._started -= len(self._idle) - len(mine)
+            self._idle = mine
+            while not self._idle and self._started:
+                if not self._changed.wait(_PATIENCE_S) and self._started < _MOST:
+                    break
             if self._idle:
                 return self._idle.pop()
-        return _Worker()
+            self._started += 1
+        try:
+            return _Worker()
+        except BaseException:
+            with self._changed:
+                self._started -= 1
+            raise
+
+    def _end(self, worker: _Worker) -> None:
+        worker.close()
+        with self._changed:
+            self._started -= 1
+            self._changed.notify()

@@ -124,7 +124,8 @@ def _lesson(
 ) -> Lesson:
     """The text and the reference's outputs on it, from the checkpoint if present; keeps only the reference's head."""
     teacher = Decoder(source).to(device).requires_grad_(False)
-    found = checkpoint.lesson()
+    width = metadata.program.widths()[metadata.program.logits.src]
+    found = checkpoint.lesson(metadata.vocab_size, width) if isinstance(width, int) else None
     if found is None:
         tokens = min(TOKENS, metadata.context_length)
         if words is None:

@@ -1,14 +1,15 @@
 """Passes over batches, layer by layer, against the oracle that runs one sequence at a time."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from rkf.calibrate import narrow, passes
+from rkf.calibrate import passes
 from rkf.calibrate.batch_cache import BatchCache
 from rkf.calibrate.interpreter import Flow, Stretch, logits
+from rkf.calibrate.moments import _Mean
 from rkf.calibrate.passes import TensorReader, stretches
-from rkf.errors import OutputError
-from rkf.format.matrix import from_f32, to_f32
 from rkf.model.roles import shared_inputs
 from rkf.runtime.backend import Row
 from tests.calibrate.small_models import small_model
@@ -24,11 +25,11 @@ READER = TensorReader(WEIGHTS.__getitem__, ALIASES)
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(0, CONFIG.vocab_size, (11, 20)).astype(np.uint32)
 
 
-def states(program, reader, ids, cache=None):
-    """The flow after each stretch."""
+def states(program, weights, ids, cache=None):
+    """The flow after each stretch. weights: of a stretch."""
     flow = Flow(ids)
     for stretch in stretches(program, 64):
-        flow = stretch(reader.of(stretch), flow, cache)
+        flow = stretch(weights(stretch), flow, cache)
         yield flow
     if cache is not None:
         cache.advance(ids.shape[1])
@@ -36,7 +37,7 @@ def states(program, reader, ids, cache=None):
 
 def predicted(program, reader, ids, cache=None):
     """Logits f32[batch, tokens, vocab]."""
-    *_, last = states(program, reader, ids, cache)
+    *_, last = states(program, reader.of, ids, cache)
     x = last.values[program.logits.src]
     return logits(program.logits, x.reshape(-1, x.shape[-1]), reader(program.logits.weight)).reshape(*ids.shape, -1)
 
@@ -84,20 +85,44 @@ def shrunk(total, tokens):
     return (total + np.eye(len(total)) * np.trace(total) / 2 / tokens) / tokens
 
 
+def near(found, expected):
+    """Whether a product is right but for rounding to eight bits."""
+    return np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
 def test_moments_are_those_of_the_inputs():
     found = list(passes.moments(PROGRAM, READER, TOKENS))
     assert len(found) == CONFIG.layers + 1
-    before = list(states(PROGRAM, READER, TOKENS))
+    before = list(states(PROGRAM, READER.rounded, TOKENS))
     for number, (moments, flow) in enumerate(zip(found[:-1], before, strict=False)):
         layer, inputs = Stretch.of_layer(PROGRAM, number, 64), {}
-        layer(READER.of(layer), flow, tap=lambda seen, inputs=inputs: inputs.update(dict.fromkeys(seen.names, seen.x)))
+        layer(
+            READER.rounded(layer),
+            flow,
+            tap=lambda seen, inputs=inputs: inputs.update(dict.fromkeys(seen.names, seen.x)),
+        )
         groups = shared_inputs(PROGRAM.layer(number)).values()
         assert set(moments) == set(inputs) == {f"model.layers.{number}.{name}" for group in groups for name in group}
         for name, x in inputs.items():
             flat = x.astype(np.float64)
-            np.testing.assert_allclose(moments[name], shrunk(flat.T @ flat, TOKENS.size), rtol=1e-3, atol=1e-5)
+            assert near(moments[name], shrunk(flat.T @ flat, TOKENS.size))
     last = before[-1].values["h"].reshape(TOKENS.size, -1)
-    np.testing.assert_allclose(found[-1]["lm_head.weight"], shrunk(last.T @ last, TOKENS.size), rtol=1e-3, atol=1e-5)
+    assert near(found[-1]["lm_head.weight"], shrunk(last.T @ last, TOKENS.size))
+
+
+def test_moments_with_a_loud_token():
+    x = np.random.Generator(np.random.Philox(3)).standard_normal((4, 300, 700), np.float32)
+    x[:, 0] *= 1000
+    mean = _Mean(700)
+    with ThreadPoolExecutor(2) as pool:
+        mean.add(pool, x[:3])
+        mean.add(pool, x[3:])
+        found = mean.finished(pool)
+    flat = x.reshape(-1, 700).astype(np.float64)
+    expected = shrunk(flat.T @ flat, len(flat))
+    assert near(found, expected)
+    quiet = np.linalg.svd(flat[::300])[2][4:]  # directions in which no loud token points
+    assert near(quiet @ found @ quiet.T, quiet @ expected @ quiet.T)
 
 
 def test_moments_of_experts_are_those_of_the_tokens_that_came_to_them():
@@ -111,12 +136,12 @@ def test_moments_of_experts_are_those_of_the_tokens_that_came_to_them():
     assert stack.counts.sum() == tokens.size * 2
     layer = Stretch.of_layer(program, 0, 64)
     seen = []
-    layer(reader.of(layer), next(states(program, reader, tokens)), tap=seen.append)
+    layer(reader.rounded(layer), next(states(program, reader.rounded, tokens)), tap=seen.append)
     for each in seen:
         if each.expert is not None:
             x, moments = each.inputs().astype(np.float64), found[each.names[0]]
             assert moments.counts[each.expert] == each.tokens == len(x)
-            np.testing.assert_allclose(moments.of(each.expert), shrunk(x.T @ x, len(x)), rtol=1e-3, atol=1e-5)
+            assert near(moments.of(each.expert), shrunk(x.T @ x, len(x)))
 
 
 def test_text_is_drawn_from_the_models_distribution():
@@ -128,22 +153,6 @@ def test_text_is_drawn_from_the_models_distribution():
     likely = np.argsort(-expected)[:20]
     shares = np.bincount(text[:, 1], minlength=CONFIG.vocab_size) / 400
     assert abs(shares[likely].sum() - expected[likely].sum()) < 4 * np.sqrt(0.25 / 400)
-
-
-def test_kept_matrices_are_rounded_to_bf16(monkeypatch, tmp_path):
-    monkeypatch.setattr(narrow, "_TILE", 100)  # several tiles, the last one short
-    random = np.random.Generator(np.random.Philox(4))
-    weights, x = random.standard_normal((17, 30), np.float32), random.standard_normal((5, 30), np.float32)
-    rounded = to_f32(from_f32(weights, "bf16"), "bf16")
-    with narrow.mapped(tmp_path) as keep:
-        for kept in (narrow.Narrow.of(weights), *(keep(each) for each in (weights, weights))):
-            np.testing.assert_array_equal(kept[np.array([[3], [16]])], rounded[[[3], [16]]])
-            np.testing.assert_allclose(narrow.product(x, kept), x @ rounded.T, rtol=1e-5, atol=1e-5)
-        assert not list(tmp_path.iterdir())
-        mapped = passes.write_text(PROGRAM, READER, [[1], [2]], ctx=9, keep=keep)
-    np.testing.assert_array_equal(mapped, passes.write_text(PROGRAM, READER, [[1], [2]], ctx=9))
-    with pytest.raises(OutputError, match="missing"), narrow.mapped(tmp_path / "missing"):
-        pass
 
 
 def test_text_keeps_its_prompts_and_does_not_depend_on_threads(monkeypatch):

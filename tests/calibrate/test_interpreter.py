@@ -6,8 +6,8 @@ import torch
 
 from rkf.calibrate.batch_cache import BatchCache
 from rkf.calibrate.interpreter import Flow, Stretch, logits
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.rotation import rotated, rotations, unrotated
+from rkf.numbers.hadamard_blocks import transformed
 from tests.calibrate.small_models import OPTIONS, small_model
 
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(3, 64, (3, 24))

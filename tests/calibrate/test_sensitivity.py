@@ -60,4 +60,4 @@ def test_losses_that_are_not_followed_to_the_end_are_close(monkeypatch):
     equal = {layer for layer in range(11) if found[LAYER.format(layer)] == whole[LAYER.format(layer)]}
     assert equal == {0, 1, 6, 9, 10}
     for name, loss in found.items():
-        assert loss == pytest.approx(whole[name], rel=0.4), name
+        assert loss == pytest.approx(whole[name], rel=0.45), name

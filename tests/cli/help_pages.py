@@ -11,8 +11,8 @@ PATH = Path(__file__).parents[2] / "docs" / "cli.md"
 HEAD = """# Commands
 
 Exit codes: 0 done, 1 another error, 2 usage, 3 corrupt, 4 unsupported, 5 not an rkf file, 130 Ctrl-C. Requested output
-goes to stdout, everything else to stderr. `RKF_CACHE` names the folder for fetched and converted models and for
-compiled kernels; it may be deleted at any time. `RKF_CPU` (avx512, avxvnni, avx2, neon or portable) selects a
+goes to stdout, everything else to stderr. `RKF_CACHE` names the folder for fetched and converted models, calibrations
+and compiled kernels; it may be deleted at any time. `RKF_CPU` (avx512, avxvnni, avx2, neon or portable) selects a
 family of kernels; all give the same bits.
 """
 

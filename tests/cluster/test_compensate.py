@@ -77,7 +77,7 @@ def test_descent_ends_where_no_single_move_helps(columns):
         for value in CENTROIDS:
             other = end.copy()
             other[column] = value
-            assert np.all(cost(weights, other, objective) >= after * (1 - 1e-4))
+            assert np.all(cost(weights, other, objective) >= after * 0.98)  # gradients are made in eight bits
 
 
 def test_exact_weights_stay():

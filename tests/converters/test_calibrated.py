@@ -12,7 +12,8 @@ import torch
 from click.testing import CliRunner
 
 import rkf
-from rkf.calibrate.calibration import Calibrate, prompts, save
+from rkf.calibrate.calibration import Calibrate, prompts
+from rkf.calibrate.kept import save
 from rkf.cli import cli
 from rkf.cluster import allocation
 from rkf.converters.pipeline import convert
@@ -20,8 +21,8 @@ from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import open_source
 from rkf.errors import UsageError
 from rkf.format import codec
-from rkf.model.hadamard_blocks import transformed
 from rkf.model.rotation import rotations
+from rkf.numbers.hadamard_blocks import transformed
 from rkf.text.tokenizer import Tokenizer
 from tests.families import models
 
@@ -206,6 +207,40 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
         assert cut[: max(len(prompt) - 4, 0)].tolist() == prompt[4:28]
 
 
+@pytest.mark.usefixtures("short")
+def test_a_second_size_measures_nothing(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    folder, calibrations = hf_folder("llama"), tmp_path / "kept"
+    for text in (None, tmp_path / "text"):
+        calibrate = Calibrate(text, store=calibrations)
+        convert(folder, tmp_path / "first.rkf", bpw=4.5, calibrate=calibrate, force=True)
+        convert(folder, tmp_path / "second.rkf", bpw=5, calibrate=Calibrate(text), force=True)
+        with monkeypatch.context() as patched:
+            patched.setattr("rkf.calibrate.calibration.self_written", None)
+            patched.setattr("rkf.calibrate.sensitivity.losses", None)
+            convert(folder, tmp_path / "again.rkf", bpw=5, calibrate=calibrate, force=True)
+        assert (tmp_path / "again.rkf").read_bytes() == (tmp_path / "second.rkf").read_bytes()
+    assert len(list(calibrations.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("short")
+def test_what_is_kept_is_checked(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source, calibrate = open_source(hf_folder("llama")), Calibrate(store=tmp_path / "kept")
+    tokens = calibrate(source).tokens
+    (path,) = (tmp_path / "kept").iterdir()
+    data = path.read_bytes()
+    at = data.index(tokens.tobytes())
+    for damaged in (data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], data[:100], b""):
+        path.write_bytes(damaged)
+        np.testing.assert_array_equal(calibrate(source).tokens, tokens)
+        assert path.read_bytes() == data
+    (tmp_path / "file").write_bytes(b"")
+    unkept = Calibrate(store=tmp_path / "file")(source)
+    np.testing.assert_array_equal(unkept.tokens, tokens)
+
+
 def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = None) -> bytes:
     """The bytes that `save` writes."""
     with TemporaryDirectory() as folder:
@@ -225,6 +260,7 @@ def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = Non
         (kept(tokens=np.full((2, 3), 1 << 30, np.uint32)), "another model"),
         (kept(losses={"model.layers.99.mlp.up_proj.weight": 1.0}), "another model"),
         (kept()[:-40], "not a calibration"),
+        (kept().replace(b"\0" * 24, b"\0" * 23 + b"\1"), "not a calibration"),
     ],
 )
 def test_texts_that_are_none(hf_folder: Callable[..., Path], tmp_path: Path, content: bytes, message: str) -> None:
@@ -268,6 +304,7 @@ def test_a_system_without_affinity(
 
 def test_the_commands(hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _shorten(monkeypatch)
+    monkeypatch.setenv("RKF_CACHE", str(tmp_path / "cache"))
     folder, tokens = str(hf_folder("llama")), str(tmp_path / "tokens")
     for arguments in (
         ["calibrate", folder, tokens],

@@ -18,17 +18,18 @@ MAY = {
     "format": {"base"},
     "model": {"base", "format"},
     "file": {"base", "model", "format"},
+    "numbers": FILE,
     "text": FILE,
-    "cluster": FILE,
-    "converters": FILE | {"text", "cluster"},
-    "calibrate": FILE | {"text"},
+    "cluster": FILE | {"numbers"},
+    "converters": FILE | {"numbers", "text", "cluster"},
+    "calibrate": FILE | {"numbers", "text"},
     "torch": FILE,
     "runtime": FILE | {"text", "torch"},
     "eval": FILE | {"text", "runtime"},
     "serve": FILE | {"text", "runtime"},
     "tune": FILE | {"text", "calibrate", "torch", "runtime"},
     "study": FILE | {"text", "calibrate", "runtime", "eval"},
-    "bridges": FILE | {"torch", "converters", "runtime", "eval"},
+    "bridges": FILE | {"numbers", "torch", "converters", "runtime", "eval"},
 }
 BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache"}
 COMMANDS = {"rkf.cli", "rkf.__main__"}

@@ -1,0 +1,134 @@
+"""Single files on the Hugging Face hub: USER/REPO:FILE. Their structure by ranges, and models pushed there.
+
+All requests go through huggingface_hub, with its endpoint, token and cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rkf.errors import SourceError, StructureError, UsageError, naming
+from rkf.file.structure import Structure
+from rkf.format.constants import SUPERBLOCK_BYTES
+from rkf.format.superblock import parse_superblock
+
+_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[^:]+))?")
+# Time limit for the hub's first answer; a download that has started is not limited.
+ANSWER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """A repository on the hub, or with `file` one file in it. `str` gives the name as users write it."""
+
+    repo: str
+    file: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubName | None:
+        """USER/REPO or USER/REPO:FILE; None for anything else."""
+        found = _NAME.fullmatch(text)
+        return None if found is None else cls(found["repo"], found["file"])
+
+    def __str__(self) -> str:
+        return self.repo if self.file is None else f"{self.repo}:{self.file}"
+
+
+@contextmanager
+def reported(name: HubName) -> Iterator[None]:
+    """Turn the hub's errors into one SourceError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The first base class of the hub's error is the base class of its HTTP library, which depends on the hub's version.
+    http_error: Any = HfHubHTTPError.__base__
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, http_error) as error:  # RuntimeError: of a thread of an upload
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(f"{name}: the hub cannot be used ({reason[0]})") from error
+
+
+def rkf_files(name: HubName) -> list[str]:
+    """The .rkf files at the root of a repository, in name order."""
+    from huggingface_hub import HfApi
+
+    with reported(name):
+        files = HfApi().list_repo_files(name.repo)
+    return sorted(file for file in files if file.endswith(".rkf") and "/" not in file)
+
+
+def the_file(name: HubName) -> HubName:
+    """The file of this name, or the only .rkf file of the repository. Raises UsageError unless there is one."""
+    if name.file is not None:
+        return name
+    found = rkf_files(name)
+    if len(found) == 1:
+        return HubName(name.repo, found[0])
+    choice = f"choose one of {', '.join(found)} as {name.repo}:FILE" if found else "it has no .rkf file"
+    raise UsageError(f"{name}: {choice}")
+
+
+def fetch_file(name: HubName) -> Path:
+    """A file in the hub's cache, fetched if necessary."""
+    from huggingface_hub import hf_hub_download
+
+    with reported(name):
+        return Path(hf_hub_download(name.repo, str(name.file), etag_timeout=ANSWER_TIMEOUT_S))
+
+
+def remote_structure(name: HubName) -> Structure:
+    """The structure of a .rkf file, by two requests: one for the superblock and one for the directory.
+
+    Raises SourceError if the hub does not answer, and the errors of opening a file with check="structure".
+    """
+    with naming(Path(str(name))):
+        head, file_bytes = _range(name, 0, SUPERBLOCK_BYTES)
+        superblock = parse_superblock(head)
+        if superblock.file_bytes != file_bytes:
+            raise StructureError(f"expected {superblock.file_bytes} bytes, the hub has {file_bytes}: upload it again")
+        directory, _ = _range(name, superblock.directory_offset, file_bytes)
+        return Structure(Path(str(name)), superblock, directory)
+
+
+def _range(name: HubName, start: int, end: int) -> tuple[bytes, int]:
+    """Bytes start … end - 1 of a file, fewer at its end, and the file's size."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    with (
+        reported(name),
+        get_session().stream(
+            "GET", hf_hub_url(name.repo, str(name.file)), headers=headers, follow_redirects=True
+        ) as response,
+    ):
+        hf_raise_for_status(response)
+        stated = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("content-range", ""))
+        if response.status_code != 206 or stated is None or int(stated[1]) != start or int(stated[2]) >= end:
+            raise SourceError(f"{name}: the hub does not answer range requests for it: use `rkf pull` first")
+        data = bytearray()
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > end - start:
+                raise SourceError(f"{name}: the hub sent more bytes than asked for")
+        return bytes(data), int(stated[3])
+
+
+def push(path: Path, name: HubName, card: str, *, private: bool = False) -> str:
+    """Upload a .rkf file and its card (README.md) in one commit; the repository is made if needed. Returns its address.
+
+    Raises SourceError if the hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    with reported(name):
+        api.create_repo(name.repo, private=private, exist_ok=True)
+        files: dict[str, Path | bytes] = {name.file or path.name: path, "README.md": card.encode()}
+        operations = [CommitOperationAdd(file, content) for file, content in files.items()]
+        return str(api.create_commit(name.repo, operations, commit_message=f"Upload {path.name}").repo_url)

@@ -1,0 +1,80 @@
+"""The model card of a pushed file: README.md with the hub's front matter, from the file and measured figures alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rkf.converters.hub import HubName
+from rkf.errors import UsageError
+from rkf.file.container import open_file
+from rkf.file.footprint import footprint
+from rkf.text.reading import read_text
+
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(@[0-9a-f]+)?")
+# Keys of `rkf eval … --json` that a reader compares, in order.
+_FIGURES = (
+    "ppl",
+    "ppl_stderr",
+    "ppl_ratio",
+    "kld",
+    "kld_stderr",
+    "top1",
+    "accuracy",
+    "accuracy_stderr",
+    "tokens",
+    "items",
+)
+
+
+def figures(path: Path) -> dict[str, Any]:
+    """The figures of a file written by `rkf eval … --json`. Raises UsageError for any other file."""
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise UsageError(f"{path}: expected the output of `rkf eval … --json`: {error}") from error
+    if not isinstance(found, dict) or not any(key in found for key in _FIGURES):
+        raise UsageError(f"{path}: expected the output of `rkf eval … --json`")
+    return {key: found[key] for key in _FIGURES if isinstance(found.get(key), int | float)}
+
+
+def model_card(path: Path, name: HubName, *, licence: str | None = None, quality: Sequence[Path] = ()) -> str:
+    """README.md for a model file. licence: its identifier on the hub. quality: files with measured figures."""
+    ledger = footprint(path)
+    with open_file(path, check="structure") as file:
+        provenance, model = file.provenance, file.model
+    if model is None:
+        raise UsageError(f"{path}: is not a model, so it has no card")
+    file_name = name.file or path.name
+    source = str(provenance.get("source", {}).get("label", ""))
+    base = _HUB_ID.fullmatch(source)
+    front = {
+        "library_name": "rkf",
+        "pipeline_tag": "text-generation",
+        **({"license": licence} if licence else {}),
+        **({"base_model": base[1], "base_model_relation": "quantized"} if base else {}),
+    }
+    lines = ["---", *(f"{key}: {value}" for key, value in front.items()), "tags:", "- rkf", "---", ""]
+    lines += [f"# {name.repo.rpartition('/')[2]}", "", f"`{file_name}`: {source or 'a model'} as ranks and values.", ""]
+    lines += ["```sh", "pip install rkf-llm", f'rkf run {HubName(name.repo, file_name)} --prompt "Hello"', "```", ""]
+    lines += _table("Size", _sizes(ledger))
+    for each in quality:
+        lines += _table(f"Measured: {each.stem}", {key: f"{value:g}" for key, value in figures(each).items()})
+    lines += ["## Recipe", "", "```toml", str(provenance.get("recipe", {}).get("text", "")).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _sizes(ledger: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "file": f"{ledger['file_bytes'] / 1e6:.1f} MB",
+        "weights": f"{ledger['weights']:,}",
+        "bits per weight": f"{ledger['bits_per_weight']:.3f}",
+        "bits per clustered weight": f"{ledger['clustered_bits_per_weight']:.3f}",
+    }
+
+
+def _table(title: str, rows: Mapping[str, str]) -> list[str]:
+    return [f"## {title}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""]

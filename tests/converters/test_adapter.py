@@ -1,0 +1,99 @@
+"""LoRA adapters at conversion: the logits of the model that peft merges, and refusals of what is more than LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from click.testing import CliRunner
+
+from rkf.cli import cli
+from rkf.converters.adapter import AdaptedSource, Adapter
+from rkf.converters.pipeline import convert
+from rkf.converters.source import open_source
+from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
+from rkf.file.container import open_file
+from tests.families.models import edit_json, loaded, logits_of, model_of, save, tokens
+from tests.spec.reference import run
+
+# Of peft, about transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+MODULES = {"llama": ["q_proj", "down_proj"], "phi3": ["qkv_proj", "gate_up_proj"], "gpt_neox": ["query_key_value"]}
+
+
+def adapted(tmp_path: Path, variant: str, **options: Any) -> tuple[Path, Path, Any]:
+    """A model's folder, an adapter's, and the merged model."""
+    folder = save(model_of(variant), tmp_path / "model")
+    config = peft.LoraConfig(r=4, target_modules=MODULES[variant], **options)
+    model = peft.get_peft_model(loaded(folder), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    return folder, tmp_path / "adapter", model.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"use_rslora": True, "alpha_pattern": {"down_proj": 3}, "rank_pattern": {"q_proj": 2}}),
+        ("phi3", {}),
+        ("gpt_neox", {"lora_alpha": 2}),
+    ],
+)
+def test_the_logits_of_the_merged_model(tmp_path: Path, variant: str, options: dict[str, Any]) -> None:
+    folder, adapter, merged = adapted(tmp_path, variant, **options)
+    convert(folder, tmp_path / "m.rkf", recipe="dense", adapter=adapter)
+    expected = logits_of(merged)
+    np.testing.assert_allclose(run(tmp_path / "m.rkf", tokens()), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    with open_file(tmp_path / "m.rkf") as file:
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= file.provenance["source"]["files"].keys()
+        assert file.provenance["source"]["label"] == "model with adapter"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder, adapter, _ = adapted(tmp_path, "llama")
+    arguments = ["convert", str(folder), str(tmp_path / "m.rkf"), "--calibrate", "none", "--adapter", str(adapter)]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    over = CliRunner().invoke(cli, [*arguments[:2], str(adapter / "adapter_config.json"), *arguments[3:], "--force"])
+    assert over.exit_code != 0 and (adapter / "adapter_config.json").read_text().startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "problem"),
+    [
+        ({"use_dora": True}, UnsupportedError, "use_dora True cannot be applied"),
+        ({"modules_to_save": ["lm_head"]}, UnsupportedError, "modules_to_save"),
+        ({"bias": "all"}, UnsupportedError, "bias 'all'"),
+        ({"peft_type": "IA3"}, UnsupportedError, "peft_type 'IA3'"),
+        ({"lora_alpha": "8"}, SourceError, "lora_alpha: expected"),
+        ({"alpha_pattern": {"(": 1}}, SourceError, "alpha_pattern"),
+        ({"alpha_pattern": [1]}, SourceError, "alpha_pattern"),
+    ],
+)
+def test_refusals(tmp_path: Path, change: dict[str, Any], error: type[RkfError], problem: str) -> None:
+    _, adapter, _ = adapted(tmp_path, "llama")
+    edit_json(adapter / "adapter_config.json", **change)
+    with pytest.raises(error, match=problem):
+        Adapter(adapter)
+
+
+def test_an_adapter_of_another_model(tmp_path: Path) -> None:
+    _, adapter, _ = adapted(tmp_path, "llama")
+    other = open_source(save(model_of("phi3"), tmp_path / "other"))
+    with pytest.raises(SourceError, match=r"module model\.layers\.0\.self_attn\.q_proj is not in other"):
+        AdaptedSource(other, Adapter(adapter))
+    with pytest.raises(UsageError, match=r"expected the folder of a PEFT adapter"):
+        Adapter(tmp_path / "model")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"adapter_model\.safetensors is missing"):
+        Adapter(adapter)
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
