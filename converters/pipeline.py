@@ -224,7 +224,8 @@ class _Job:
             self.work.close(keep=resume)
             raise
         self.work.close()
-        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, self.source.notes)
+        notes = self.source.notes + (calibration.notes if calibration else ())
+        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, notes)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []
