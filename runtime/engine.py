@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 _OPENING = 16  # tokens at the end of a prompt; templates open an answer with up to ten
 _CROWDED = 64  # prompt tokens of a pass that others wait for; 256 would stop their answers four times as long
+_ALONE = 2  # answers that may guess
 _SCORED = 64  # tokens of a pass that all have logits: 40 MB of them with a vocabulary of 152,000
 
 
@@ -34,7 +35,8 @@ class Request:
     ids: the prompt, then the tokens that follow. choose: logits f32[vocab] after ids -> the next token; an RkfError of
     it ends this request alone. most: the length at which it ends, at the latest the context's. eos: tokens that end it.
     ahead: it waits while so many of its tokens are not taken. scores: gets (position, logits f32[vocab]) after each
-    prompt token from the position `scored` on, except the last. cached_tokens: of the prompt, not computed again.
+    prompt token from the position `scored` on, except the last. guess: ids -> tokens that may follow; a wrong guess
+    costs time and changes nothing. cached_tokens: of the prompt, not computed again.
     finish: "eos", "length" or "cancelled"; empty until it ends. error: the RkfError that ended it.
     """
 
@@ -45,6 +47,7 @@ class Request:
     ahead: int = 1
     scores: Callable[[int, F32], None] | None = None
     scored: int = 0
+    guess: Callable[[Sequence[int]], list[int]] | None = None
     finish: str = ""
     error: RkfError | None = None
     prompt_tokens: int = field(init=False)
@@ -85,11 +88,11 @@ class Request:
 
 
 class _Running(Held):
-    """A request with a sequence."""
+    """A request with a sequence. guessed: tokens after its ids that this pass computes too."""
 
     def __init__(self, request: Request, begun: Beginning) -> None:
         super().__init__(begun.sequence, request.ids, request.prompt_tokens)
-        self.request = request
+        self.request, self.guessed = request, list[int]()
         self.marks = _places_to_mark(begun, len(request.ids))
 
     @property
@@ -99,8 +102,7 @@ class _Running(Held):
 
     def wanted(self, start: int, end: int) -> list[int]:
         """The positions start … end - 1 after which logits are needed."""
-        last = len(self.ids) - 1
-        found = [last] if last < end else []
+        found = [*range(len(self.ids) - 1, end)]
         if self.request.scores is not None:
             found = [*range(max(start, self.request.scored), min(end, self.coming - 1)), *found]
         return found
@@ -136,6 +138,8 @@ class Engine:
         self._waiting: list[Request] = []
         self._running: list[_Running] = []  # the longest admitted first
         self._beginnings = Beginnings(backend, self.context, kept)
+        # Where the length of a text chooses its ropes, guessed tokens would change the logits before them.
+        self._guesses = all(rope.long is None for rope in backend.metadata.program.ropes)
 
     @property
     def waiting(self) -> int:
@@ -153,8 +157,8 @@ class Engine:
             raise UsageError("the prompt is empty: expected at least one token")
         if len(request.ids) + (request.most > len(request.ids)) > self.context:
             raise ContextLengthError(
-                f"the prompt has {len(request.ids)} tokens, the model's context {self.context}: shorten it to leave"
-                " room for an answer"
+                f"the prompt has {len(request.ids)} tokens or more, the model's context {self.context}: shorten it to"
+                " leave room for an answer"
             )
 
     def submit(self, request: Request) -> None:
@@ -173,6 +177,11 @@ class Engine:
         if not request.ended:
             request.finish = "cancelled"
         self._drop_ended()
+
+    def cut(self, request: Request, tokens: int) -> None:
+        """End a request without its last `tokens`, which come after a stop string."""
+        self.cancel(request)
+        del request.ids[len(request.ids) - tokens :]
 
     def step(self) -> bool:
         """Compute one pass. False: no request can go on. An error of the backend leaves all requests as they were."""
@@ -202,10 +211,12 @@ class Engine:
         then the shortest go first, so that they need not wait for long ones.
         """
         ready = [running for running in self._running if not running.request.full]
-        parts = {running: 1 for running in ready if running.missing == 1}
+        answers = [running for running in ready if running.missing == 1]
         prompts = [running for running in ready if running.missing > 1]
         if not prompts:
-            return parts
+            self._guess(answers)
+            return {running: 1 + len(running.guessed) for running in answers}
+        parts = dict.fromkeys(answers, 1)
         room = max(self._backend.pass_tokens - len(parts), 1)
         if parts:
             room = min(room, _CROWDED)
@@ -222,13 +233,26 @@ class Engine:
             room -= parts[running] - before
         return parts
 
+    def _guess(self, answers: Sequence[_Running]) -> None:
+        """Let few answers guess: many together read the weights once anyway."""
+        for running in answers:
+            request = running.request
+            if request.guess is None or len(answers) > _ALONE or not self._guesses or not running.sequence.rewinds:
+                continue
+            guessed = request.guess(request.ids)[: max(request.most - len(request.ids) - 1, 0)]
+            if not running.sequence.growth_bytes(1 + len(guessed)):  # a guess is worth no memory
+                running.guessed = guessed
+
     def _compute(self, parts: dict[_Running, int]) -> None:
         rows, places, wanted, at = [], [], [], 0
+        guessing = [running for running in parts if running.guessed]
         for running, count in parts.items():
             start = running.sequence.length
-            rows.append(Row(running.sequence, np.array(running.ids[start : start + count], np.int64)))
+            tokens = [*running.ids[start : start + count], *running.guessed]
+            running.guessed = []
+            rows.append(Row(running.sequence, np.array(tokens, np.int64)))
             for position in running.wanted(start, start + count):
-                wanted.append((running, position))
+                wanted.append((running, position, tokens[position - start]))
                 places.append(at + position - start)
             at += count
         last: Wanted = "last" if len(places) == len(rows) == at else np.array(places, np.int64)
@@ -237,8 +261,11 @@ class Engine:
             if running.marks and running.marks[0] == running.sequence.length:
                 running.sequence.mark()
                 del running.marks[0]
-        for (running, position), row in zip(wanted, logits, strict=True):
-            _advance(running.request, position, row)
+        for (running, position, token), row in zip(wanted, logits, strict=True):
+            if running.ids[position : position + 1] == [token]:  # otherwise a wrong guess, or what followed one
+                _advance(running.request, position, row)
+        for running in guessing:
+            running.sequence.truncate(min(running.sequence.length, len(running.ids) - 1))
 
     # --- which requests have a sequence
 

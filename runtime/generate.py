@@ -10,6 +10,7 @@ from time import perf_counter
 from rkf.errors import UsageError
 from rkf.runtime.chooser import Chooser
 from rkf.runtime.engine import Engine, Request
+from rkf.runtime.lookup import PromptLookup
 from rkf.text.tokenizer import TextStream
 
 
@@ -41,7 +42,7 @@ class Limits:
     def request(self, ids: Sequence[int], choose: Chooser) -> Request:
         """A request that continues `ids` within these limits."""
         most = maxsize if self.max_tokens is None else len(ids) + self.max_tokens
-        return Request(list(ids), choose, most=most, eos=frozenset(self.eos_ids))
+        return Request(list(ids), choose, most=most, eos=frozenset(self.eos_ids), guess=PromptLookup())
 
 
 class AnswerText:
@@ -55,9 +56,16 @@ class AnswerText:
         """Whether a stop string was found."""
         return self._stop.found
 
-    def push(self, token: int) -> str:
-        """The text that can be given out after `token`; none after a stop string."""
-        return "" if self.stopped else self._stop.push(self._text.push(token))
+    def push(self, tokens: Sequence[int]) -> tuple[str, int]:
+        """The text that can be given out after these tokens, and how many of them belong to the answer: all, or those
+        up to the end of a stop string.
+        """
+        text = ""
+        for used, token in enumerate(tokens, 1):
+            text += self._stop.push(self._text.push(token))
+            if self.stopped:
+                return text, used
+        return text, len(tokens)
 
     def finish(self) -> str:
         """The rest, once no token comes any more."""
@@ -90,7 +98,11 @@ class Generation:
         self.engine.submit(self.request)
         try:
             while not text.stopped and (tokens := self._next()):
-                if piece := "".join(map(text.push, tokens)):
+                piece, used = text.push(tokens)
+                if text.stopped:
+                    self.engine.cut(self.request, len(tokens) - used)
+                    self.stats.tokens = self.request.tokens
+                if piece:
                     yield piece
         finally:  # also if the reader of the pieces has gone
             self.engine.cancel(self.request)

@@ -172,7 +172,7 @@ class _Answer:
 
     def done(self) -> bool:
         """Read the new tokens. Raises the error that ended the request."""
-        self.text += "".join(map(self._stream.push, self.request.take()))
+        self.text += self._stream.push(self.request.take())[0]
         if not self._stream.stopped and not self.request.ended:
             return False
         self.text += self._stream.finish()

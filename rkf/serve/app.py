@@ -53,6 +53,7 @@ def application(
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/tokenize", other.tokenize, methods=["POST"]),
         Route("/detokenize", other.detokenize, methods=["POST"]),
+        Route("/tokenizer_info", other.tokenizer_info),
         Route("/health", other.health),
         Route("/metrics", other.metrics),
         Route("/", other.page),
@@ -97,6 +98,8 @@ def listening(host: str, port: int) -> socket.socket:
         found = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise RkfError(f"{host} port {port}: {error.strerror}: choose another --host or --port") from None
+    # Connections inherit both. asyncio sets the first only on sockets whose protocol was named at their creation.
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
     return found

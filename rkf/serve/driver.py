@@ -61,14 +61,15 @@ class Answer:
             return Piece(self, "", error=refused(error))
         if not tokens and not self.request.ended:
             return None
-        text, finish = "".join(map(self.text.push, tokens)), ""
+        (text, used), finish = self.text.push(tokens), ""
         if self.text.stopped:
+            self.engine.cut(self.request, len(tokens) - used)
             finish = "stop"
         elif self.request.finish:
             finish, text = self.request.finish, text + self.text.finish()
-        logprobs = self.chooser.logprobs[self.told : self.told + len(tokens)]
-        self.told += len(tokens)
-        return Piece(self, text, len(tokens), logprobs, finish)
+        logprobs = self.chooser.logprobs[self.told : self.told + used]
+        self.told += used
+        return Piece(self, text, used, logprobs, finish)
 
 
 class Reply:
@@ -192,7 +193,6 @@ class Driver:
                     found.append((reply, piece))
                     reply.posted += 1
                     if piece.finish or piece.error:
-                        answer.engine.cancel(answer.request)  # after a stop string it has not ended itself
                         answers.remove(answer)
             if not answers:
                 del self._replies[reply]

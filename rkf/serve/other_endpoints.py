@@ -54,15 +54,23 @@ async def tokenize(request: HttpRequest) -> Response:
 
 
 async def detokenize(request: HttpRequest) -> Response:
-    """POST /detokenize: ids to text, special tokens included."""
+    """POST /detokenize: ids to text, special tokens included, under both names that clients expect."""
     serving: Serving = request.app.state.serving
     asked = await serving.read(request, DetokenizeRequest)
     model = (await serving.catalogue.get(asked.model)).model
     if any(token >= model.config.vocab_size for token in asked.tokens):
         raise UsageError(f"tokens: expected ids below {model.config.vocab_size}")
-    return JSONResponse(
-        {"content": await to_thread.run_sync(lambda: model.tokenizer.decode(asked.tokens, special=True))}
-    )
+    text = await to_thread.run_sync(lambda: model.tokenizer.decode(asked.tokens, special=True))
+    return JSONResponse({"content": text, "prompt": text})
+
+
+async def tokenizer_info(request: HttpRequest) -> Response:
+    """GET /tokenizer_info?model=NAME: what lm-evaluation-harness needs to use this server's tokenizer."""
+    serving: Serving = request.app.state.serving
+    ready = (await serving.catalogue.get(request.query_params.get("model"))).model
+    ids = {"bos_token": ready.config.bos_id, "eos_token": next(iter(ready.config.eos_ids), None)}
+    texts = {name: None if i is None else ready.tokenizer.decode([i], special=True) for name, i in ids.items()}
+    return JSONResponse({**texts, "chat_template": ready.tokenizer.template})
 
 
 async def health(request: HttpRequest) -> Response:

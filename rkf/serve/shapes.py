@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from rkf.errors import UsageError
 from rkf.runtime.guide import Form
@@ -329,11 +329,11 @@ class CompletionRequest(Answering):
 
 
 class TokenizeRequest(Shape):
-    """POST /tokenize"""
+    """POST /tokenize. Other servers call the text `prompt`, and add_special `add_special_tokens`; both are read."""
 
     model: str | None = None
-    content: str
-    add_special: bool = False
+    content: str = Field(validation_alias=AliasChoices("content", "prompt"))
+    add_special: bool = Field(False, validation_alias=AliasChoices("add_special", "add_special_tokens"))
     with_pieces: bool = False
 
 

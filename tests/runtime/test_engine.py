@@ -15,6 +15,7 @@ from rkf.runtime import beginnings, engine
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.engine import Engine, Request
+from rkf.runtime.lookup import PromptLookup
 from tests.runtime import tiny
 from tests.runtime.asking import Recorded, run
 from tests.runtime.files import write_model
@@ -241,6 +242,43 @@ def test_what_never_fits_is_refused_or_cut(paged):
     run(together, cut)
     assert (len(cut.ids), cut.finish) == (513, "length")
     assert paged.held_bytes - before <= 2 * page
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_guesses_change_no_text_and_right_ones_save_passes(paged, data):
+    prompt = data.draw(st.lists(st.integers(0, 399), min_size=1, max_size=8))
+    plain = Recorded(prompt, len(prompt) + 24)
+    run(Engine(paged, kept=0), plain)
+    right = data.draw(st.lists(st.booleans(), min_size=30, max_size=30))
+
+    def guess(ids):
+        following = plain.ids[len(ids) : len(ids) + 5]
+        return [token if right[len(ids) % 30 - n] else (token + 1) % 400 for n, token in enumerate(following)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        passes = fed(paged, patch)
+        guessing, other = Recorded(prompt, len(prompt) + 24, guess=guess), Recorded([3], 20, guess=lambda ids: [7, 7])
+        together = Engine(paged, kept=0)
+        together.submit(other)
+        run(together, guessing)
+    assert (guessing.ids, guessing.finish) == (plain.ids, "length")
+    assert np.array_equal(guessing.logits, plain.logits)
+    assert not all(right) or len(passes) <= 8
+    assert_as_alone(paged, other)
+
+
+def test_a_text_that_repeats_itself_is_guessed():
+    text, lookup, saved = [1, 2, 3, 4, 5, 6, 7] * 8 + [9, 9, 1, 5], PromptLookup(), 0
+    ids = text[:7]
+    while len(ids) < len(text):
+        for token in lookup(ids):
+            if token != text[len(ids)] or len(ids) == len(text) - 1:
+                break
+            ids, saved = [*ids, token], saved + 1
+        ids = [*ids, text[len(ids)]]
+    assert saved > 30
+    assert lookup([*ids, 1, 2, 3]) == [] and PromptLookup()([1, 2]) == []
 
 
 def test_logits_of_a_prompt_are_given_from_the_asked_position(paged):

@@ -262,7 +262,8 @@ def test_a_crowd_gets_the_texts_of_single_requests(port, model):
 def test_tokens_and_texts(port, model):
     status, found = call(port, "/tokenize", {"model": "tiny", "content": "The capital"})
     assert (status, found["tokens"]) == (200, model.tokenizer.encode("The capital"))
-    assert call(port, "/detokenize", {"model": "tiny", "tokens": found["tokens"]})[1] == {"content": "The capital"}
+    whole = call(port, "/detokenize", {"model": "tiny", "tokens": found["tokens"]})[1]
+    assert whole == {"content": "The capital", "prompt": "The capital"}
     pieces = call(port, "/tokenize", {"model": "tiny", "content": "The capital", "with_pieces": True})[1]["tokens"]
     assert "".join(piece["piece"] for piece in pieces) == "The capital"
 
