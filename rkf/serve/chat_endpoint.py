@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 from rkf.errors import UsageError
 from rkf.runtime.generate import Limits
 from rkf.runtime.guide import Form
+from rkf.serve.call_forms import Call
 from rkf.serve.catalogue import Served
 from rkf.serve.driver import Reply
-from rkf.serve.output_forms import Call, Splitter
+from rkf.serve.output_forms import Splitter
 from rkf.serve.replies import FINISH, EventStream, Serving, Wish, chat_logprob, head, started, usage, whole
 from rkf.serve.shapes import ChatMessage, ChatRequest, NamedTool, Tool
 
