@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.runtime.matrices import Memory
-from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES, end_column
+from rkf.runtime.structs import ACTIVATION, BLOCK, PACKED_BLOCK_BYTES, ROUNDED_BLOCK_BYTES, end_column
 
 TILE = 256  # tokens of one pass
 LINE = 64
@@ -41,6 +41,7 @@ class _Private(NamedTuple):
     offset: int
     columns: int
     rows: int
+    rounded: bool
     values: Place
     packed: int
 
@@ -78,36 +79,37 @@ class Buffers:
             self._words[name] = self._memory.zeros(8 * count)
         return self._words[name]
 
-    def activation(self, values: Place, columns: int, *, private: bool, rows: int = 1) -> tuple[int, int]:
+    def activation(
+        self, values: Place, columns: int, *, private: bool, rows: int = 1, rounded: bool = False
+    ) -> tuple[int, int]:
         """The ACTIVATION of a value at a place: its address, or its offset in a thread's memory and 1."""
-        key = values, columns
+        key = values, columns, rounded
         if not private:
             if key not in self._shared_activations:
-                a = self._shared_activation(values, columns, TILE * rows)
+                a = self._shared_activation(values, columns, TILE * rows, rounded)
                 self._shared_activations[key] = self._memory.hold(a)
             return self._shared_activations[key], 0
         if key not in self._private_activations:
-            packed = self._take(rows * (_packed_bytes(columns) + 8))
+            packed = self._take(rows * (packed_bytes(columns, rounded) + 8))
             offset = self._take(ACTIVATION.itemsize)
-            self._private_activations[key] = _Private(offset, columns, rows, values, packed)
+            self._private_activations[key] = _Private(offset, columns, rows, rounded, values, packed)
         return self._private_activations[key].offset, 1
 
     def thread_memory(self) -> int:
         """The address of a new thread's private memory, with its activations filled in."""
         base = self._memory.zeros(self._private_bytes)
-        for offset, columns, rows, values, packed in self._private_activations.values():
-            a, size = np.zeros(1, ACTIVATION), _packed_bytes(columns)
-            a["columns"], a["end"], a["values"] = columns, end_column(columns), values.address + values.private * base
+        for offset, columns, rows, rounded, values, packed in self._private_activations.values():
+            a, size = _activation(columns, rounded), packed_bytes(columns, rounded)
+            a["values"] = values.address + values.private * base
             a["values_stride"], a["packed_stride"] = values.stride, size
             a["packed"] = base + packed
             a["scale"], a["total"] = base + packed + rows * size, base + packed + rows * (size + 4)
             self._memory.copy(a, base + offset)
         return base
 
-    def _shared_activation(self, values: Place, columns: int, rows: int) -> NDArray:
-        a, memory = np.zeros(1, ACTIVATION), self._memory
-        stride = apart(_packed_bytes(columns))
-        a["columns"], a["end"] = columns, end_column(columns)
+    def _shared_activation(self, values: Place, columns: int, rows: int, rounded: bool) -> NDArray:
+        a, memory = _activation(columns, rounded), self._memory
+        stride = apart(packed_bytes(columns, rounded))
         a["values"], a["values_stride"] = values.address, values.stride
         a["packed"], a["packed_stride"] = memory.zeros(stride * rows), stride
         a["scale"], a["total"] = memory.zeros(4 * rows), memory.zeros(4 * rows)
@@ -119,8 +121,16 @@ class Buffers:
         return offset
 
 
-def _packed_bytes(columns: int) -> int:
-    return padded(columns, BLOCK) // BLOCK * PACKED_BLOCK_BYTES
+def _activation(columns: int, rounded: bool) -> NDArray:
+    a = np.zeros(1, ACTIVATION)
+    a["columns"], a["end"] = columns, end_column(columns)
+    a["rounded"] = packed_bytes(columns) if rounded else 0
+    return a
+
+
+def packed_bytes(columns: int, rounded: bool = False) -> int:
+    """Bytes of a row of packed activations."""
+    return padded(columns, BLOCK) // BLOCK * (PACKED_BLOCK_BYTES + rounded * ROUNDED_BLOCK_BYTES)
 
 
 def apart(size: int) -> int:

@@ -8,7 +8,7 @@ from rkf.model.ops import Experts, Route
 from rkf.runtime.buffers import TILE, padded
 from rkf.runtime.items import GATHERED, INNER, OUTER, Inside, Micro, Work
 from rkf.runtime.section import PlanSection
-from rkf.runtime.structs import BLOCK, COUNTED, EXPERTS, MIX, PACK, PACKED_BLOCK_BYTES, PARTS, ROUTE, SLOTS
+from rkf.runtime.structs import BLOCK, COUNTED, EXPERTS, MIX, PACK, PARTS, ROUTE, SLOTS
 
 _EXPERTS_PART = PARTS.index("experts")
 
@@ -140,13 +140,11 @@ class _Slots:
     def gathered(self) -> int:
         """The SLOTS, including the activations of the tokens and of the slots."""
         section, columns = self._section, self._section.columns[self._op.src]
-        section.write(GATHERED, columns, rows=self._count)
+        packed_row = section.copies(GATHERED, self._op.src, self._count)
         source, _ = section.activation(self._op.src)
         target, _ = section.activation(GATHERED, rows=self._count)
-        blocks = padded(columns, BLOCK) // BLOCK
-        return self.struct(
-            source=source, gathered=target, packed_bytes=blocks * PACKED_BLOCK_BYTES, values_bytes=blocks * BLOCK * 4
-        )
+        values_bytes = padded(columns, BLOCK) * 4
+        return self.struct(source=source, gathered=target, packed_bytes=packed_row, values_bytes=values_bytes)
 
     def _words(self, name: str, count: int) -> int:
         return self._section.ground.buffers.words((name, self._experts, self._count), count)

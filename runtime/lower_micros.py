@@ -22,6 +22,8 @@ def micro_kernel(micro: Micro, cache_format: str) -> str:
             return f"remember:{cache_format}"
         case "temper", _:
             return "scale"
+        case "pack", Hadamard():
+            return "pack:rounded"
         case "pack_chosen", _:
             return "pack"
         case _, Norm(centred=centred, group=group):
@@ -52,7 +54,7 @@ def micro_arguments(section: PlanSection, micro: Micro, own: bool) -> int:
         return _embed(section, micro, own)
     source, columns = section.places[micro.reads[0]], section.columns[micro.reads[0]]
     if micro.what == "pack":
-        activation, private = section.pack(micro.reads[0], own=own)
+        activation, private = section.pack(micro.reads[0], own=own, rounded=micro.op is not None)
         return section.struct(PACK, activation=activation, private=private, rows=1)
     match micro.op:
         case Gate(act="xielu"):

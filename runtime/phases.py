@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rkf.model.op import Op
+from rkf.model.ops import Hadamard
 from rkf.runtime.items import Item, Micro, Packed, Product, Stream, Value, Work, items
+from rkf.runtime.structs import ROUNDED
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ def phases(ops: Sequence[Op], *, lasting: Collection[str], fast: frozenset[str],
     lasting: values that live on after them; fast: the matrices, by their names in the ops, that read packed
     activations.
     """
-    return _phases(items(ops, lasting, many), lasting, fast, many)
+    return _phases(items(ops, lasting, many), lasting, fast, many, rounding=True)
 
 
 def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
@@ -75,10 +77,15 @@ def top_phases(ops: Sequence[Op], *, streams: Collection[str], fast: frozenset[s
         read |= dict.fromkeys(value for value in op.reads() if value not in written)
         written.add(op.dst)
     taken = [Micro("take", (Stream(value),), (value,)) for value in read if value in streams]
-    return _phases([*taken, *items(ops, (), many)], (), fast, many)
+    return _phases([*taken, *items(ops, (), many)], (), fast, many, rounding=False)
 
 
-def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str], many: bool) -> list[Phase]:
+def _phases(
+    work: Sequence[Item], lasting: Collection[str], fast: frozenset[str], many: bool, *, rounding: bool
+) -> list[Phase]:
+    """rounding: activations that a Hadamard transform has just made alike are packed rounded (kernels/packing.py). The
+    head's are not: its errors reach the logits undiminished, and few tokens of a prompt need it.
+    """
     found: list[Phase] = []
     packed: set[Value] = set()
     at = 0
@@ -98,9 +105,10 @@ def _phases(work: Sequence[Item], lasting: Collection[str], fast: frozenset[str]
             _add_micro(found, item)
         packed -= {value for each in run for value in each.writes}
         if isinstance(item, Micro):
+            turned = item.op if isinstance(item.op, Hadamard) and item.op.block % ROUNDED == 0 else None
             for value in item.writes:
                 if _is_packed_later(value, work[at:], fast):
-                    _add_micro(found, Micro("pack", (value,), (Packed(value),)))
+                    _add_micro(found, Micro("pack", (value,), (Packed(value),), turned if rounding else None))
                     packed.add(value)
     if not many:
         _choose_own(found, lasting)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rkf.model.ops import Attention
 from rkf.model.program import Program
-from rkf.runtime.buffers import TILE, Buffers, Place
+from rkf.runtime.buffers import TILE, Buffers, Place, packed_bytes
 from rkf.runtime.items import Stream, Value
 from rkf.runtime.kv_cache import CacheLayout
 from rkf.runtime.matrices import Memory
@@ -76,6 +76,7 @@ class PlanSection:
         self.columns: dict[Value, int] = {}
         self.places: dict[Value, Place] = {}
         self._packed_apart: dict[Value, bool] = {}
+        self._rounded: set[Value] = set()
         for name, columns in held.items():
             value: Value = Stream(name) if top else name
             self.columns[value] = columns
@@ -87,18 +88,30 @@ class PlanSection:
         self.columns[value] = columns
         self.places[value] = self.ground.buffers.value(name, columns, private=own, rows=rows)
         self._packed_apart.pop(value, None)
+        self._rounded.discard(value)
         return self.places[value]
 
-    def pack(self, value: Value, *, own: bool, rows: int = 1) -> tuple[int, int]:
+    def pack(self, value: Value, *, own: bool, rows: int = 1, rounded: bool = False) -> tuple[int, int]:
         """The activation for packing a value: its address, and 1 if that is relative to a thread's private memory."""
         self._packed_apart[value] = own
+        if rounded:
+            self._rounded.add(value)
         return self.activation(value, rows=rows)
+
+    def copies(self, value: Value, source: Value, rows: int) -> int:
+        """Write a value whose rows are copies of a packed value's rows; returns the bytes of a packed row."""
+        columns, rounded = self.columns[source], source in self._rounded
+        self.write(value, columns, rows=rows)
+        if rounded:
+            self._rounded.add(value)
+        return packed_bytes(columns, rounded)
 
     def activation(self, value: Value, *, rows: int = 1) -> tuple[int, int]:
         """The activation of a value that products read, where it was packed last."""
         place = self.places[value]
         apart = self._packed_apart.get(value, bool(place.private))
-        return self.ground.buffers.activation(place, self.columns[value], private=apart, rows=rows)
+        rounded = value in self._rounded
+        return self.ground.buffers.activation(place, self.columns[value], private=apart, rows=rows, rounded=rounded)
 
     def struct(self, dtype: np.dtype[Any], **fields: Any) -> int:
         """The address of a struct with these fields; all others are 0."""

@@ -24,6 +24,13 @@ def end_column(columns: int) -> int:
 ACTIVATION_LIMIT = 16256
 # The sum of their absolute values stays below this, so that no sum of products with weights in -128..127 leaves int32.
 ACTIVATION_SUM_LIMIT = 0.99 * 2**24
+# Rounded activations: each ROUNDED neighbours are signed bytes times one whole number of at most 128, their multiple.
+# Rounding makes the sum of absolute values at most an eighth larger. After the integers of a row come, for each step of
+# a kernel, its bytes and its multiples (i32).
+ROUNDED = 32
+ROUNDED_LIMIT = 127.4  # a byte before it is rounded
+ROUNDED_SUM_LIMIT = 0.87 * 2**24
+ROUNDED_BLOCK_BYTES = 192  # in a block: 128 bytes and 4 multiples, in whole cache lines
 LANES = 16  # f32 sums run in this many lanes on every CPU, so that every CPU gives the same bits
 
 _WORD = "<i8"
@@ -53,8 +60,9 @@ MATRIX = _struct(
 )
 
 # Activations of some tokens: f32[tokens, columns] and, for fast matrices, packed integers with a scale and a sum per
-# token. Columns are padded with zeros to a whole block. end: end_column(columns)
-ACTIVATION = _struct("columns end values values_stride packed packed_stride scale total")
+# token. Columns are padded with zeros to a whole block. end: end_column(columns); rounded: where the bytes of rounded
+# activations begin in a packed row, 0 for none
+ACTIVATION = _struct("columns end values values_stride packed packed_stride scale total rounded")
 
 # A value of the program in memory: `stride` bytes from one token's row to the next. private: 1 if each thread has its
 # own copy, with `address` relative to its THREAD.memory; 0 if all threads share one.

@@ -212,6 +212,7 @@ def _rows_from(activation, first, target):
     store(target + 40, x.packed_stride)
     store(target + 48, x.scale + first * 4)
     store(target + 56, x.total + first * 4)
+    store(target + 64, x.rounded)
     return target
 
 

@@ -17,9 +17,10 @@ from rkf.runtime.kernels.memory import load
 from rkf.runtime.kernels.simd import bitcast, dot_bytes, permute_bytes, select, splat, transpose_words
 from rkf.runtime.kernels.vectors import I8x64, I16x32, I32x16
 from rkf.runtime.kernels.views import view
-from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, TILE_ROWS
+from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, ROUNDED, TILE_ROWS
 
 _FEW = 32  # tokens; up to this number few_avx512.py is faster
+_ROUNDED_STEP_BYTES = BLOCK + BLOCK // ROUNDED * 4  # bytes, then multiples
 
 # --- ranks to bytes
 
@@ -148,17 +149,62 @@ def _four_tokens(panels, panel_bytes, packed, stride, token, last):
             t3 = _panel_step(t3, w0, w1, x3 + offset)
             weights += 64
             offset += 4
+    return _whole(t0), _whole(t1), _whole(t2), _whole(t3)
+
+
+@inline
+def _whole(total):
+    return (total[0] << 7) + total[2], (total[1] << 7) + total[3]
+
+
+@inline
+def _rounded_step(total, w0, w1, x):
+    """Two products of four columns: two panels of 16 rows, with a token's bytes."""
+    four = bitcast(I8x64, splat(I32x16, load(types.int32, x)))
+    return dot_bytes(total[0], w0, four), dot_bytes(total[1], w1, four)
+
+
+@inline
+def _add_multiple(total, part, multiple):
+    factor = splat(I32x16, load(types.int32, multiple))
+    return total[0] + part[0] * factor, total[1] + part[1] * factor
+
+
+@inline
+def _four_tokens_rounded(panels, panel_bytes, x, token, last):
+    """`_four_tokens` of rounded activations: sums over 32 columns, times their multiple."""
+    base, stride = x.packed + x.rounded, x.packed_stride
+    x0, x1 = base + token * stride, base + smaller(token + 1, last) * stride
+    x2, x3 = base + smaller(token + 2, last) * stride, base + smaller(token + 3, last) * stride
+    zero = splat(I32x16, types.int32(0))
+    t0 = t1 = t2 = t3 = (zero, zero)
+    for block in range(panel_bytes // (BLOCK * LANES)):
+        for group in range(BLOCK // ROUNDED):
+            p0 = p1 = p2 = p3 = (zero, zero)
+            for half in range(2):  # even columns, then odd ones
+                weights = panels + block * BLOCK * LANES + half * BLOCK // 2 * LANES + group * ROUNDED // 2 * LANES
+                offset = block * _ROUNDED_STEP_BYTES + half * BLOCK // 2 + group * ROUNDED // 2
+                for _ in range(ROUNDED // 8):
+                    w0, w1 = load(I8x64, weights), load(I8x64, weights + panel_bytes)
+                    p0 = _rounded_step(p0, w0, w1, x0 + offset)
+                    p1 = _rounded_step(p1, w0, w1, x1 + offset)
+                    p2 = _rounded_step(p2, w0, w1, x2 + offset)
+                    p3 = _rounded_step(p3, w0, w1, x3 + offset)
+                    weights += 64
+                    offset += 4
+            multiple = block * _ROUNDED_STEP_BYTES + BLOCK + group * 4
+            t0, t1 = _add_multiple(t0, p0, x0 + multiple), _add_multiple(t1, p1, x1 + multiple)
+            t2, t3 = _add_multiple(t2, p2, x2 + multiple), _add_multiple(t3, p3, x3 + multiple)
     return t0, t1, t2, t3
 
 
 @inline
 def _store_token(total, m, x, token, y, row, last, digit):
     """Store a token's totals of two panels, rows row … last."""
-    products.store_rows((total[0] << 7) + total[2], m, x, token, y, row, smaller(last + 1 - row, LANES), digit)
+    products.store_rows(total[0], m, x, token, y, row, smaller(last + 1 - row, LANES), digit)
     if row + LANES <= last:
-        joined = (total[1] << 7) + total[3]
         products.store_rows(
-            joined, m, x, token, y + LANES * 4, row + LANES, smaller(last + 1 - row - LANES, LANES), digit
+            total[1], m, x, token, y + LANES * 4, row + LANES, smaller(last + 1 - row - LANES, LANES), digit
         )
 
 
@@ -202,7 +248,10 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
             for digit in range(m.digits):
                 decode_panels(m, row, last, digit, scratch, panels, panel_bytes)
                 for token in range(0, tokens, 4):
-                    t0, t1, t2, t3 = _four_tokens(panels, panel_bytes, x.packed, x.packed_stride, token, tokens - 1)
+                    if x.rounded != 0:
+                        t0, t1, t2, t3 = _four_tokens_rounded(panels, panel_bytes, x, token, tokens - 1)
+                    else:
+                        t0, t1, t2, t3 = _four_tokens(panels, panel_bytes, x.packed, x.packed_stride, token, tokens - 1)
                     out = y + token * y_stride + row * 4
                     _store_token(t0, m, x, token, out, row, last, digit)
                     if token + 1 < tokens:

@@ -1,4 +1,4 @@
-"""Packing a row of activations for the fast products: integers with one scale and their sum."""
+"""Packing a row of activations for the fast products: integers with one scale and their sum, exact or rounded."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ from rkf.runtime.structs import (
     ACTIVATION_SUM_LIMIT,
     LANES,
     PACK,
+    ROUNDED,
+    ROUNDED_LIMIT,
+    ROUNDED_SUM_LIMIT,
     THREAD,
 )
 
@@ -89,18 +92,40 @@ ORDERS = {
     "neon": _bytes(128),
     "portable": Order(128, _store_words),
 }
+READ_BYTES = ("avx512", "avxvnni")  # the levels whose products read the bytes of rounded activations
 
 
-def packer(level: str) -> Callable[..., Any]:
+def packer(level: str, rounded: bool) -> Callable[..., Any]:
     """pack(activation, token): f32 values to integers, with a scale and their sum (structs.py has the limits).
 
-    One scale per token: int16 activations need no scales by block, and sums stay integers to the end.
+    One scale per token: int16 activations need no scales by block, and sums stay integers to the end. rounded: each 32
+    neighbours become multiples, by signed bytes, of one number. They are integers like any others, so every product
+    has the same sums. But a product of many tokens can multiply the bytes, with half of the arithmetic.
     """
     columns, store_integers = ORDERS[level]
     zero = types.int32(0)
+    sum_limit = ROUNDED_SUM_LIMIT if rounded else ACTIVATION_SUM_LIMIT
+    bytes_too = rounded and level in READ_BYTES
 
     @inline
-    def rounded(address, inverse):
+    def scale_of(a, values):
+        largest = total = constant(0.0)
+        for i in range(0, a.columns * 4, _STEP):
+            magnitude = absolute(load(F32x16, values + i))
+            largest, total = maximum(largest, magnitude), total + magnitude
+        return max(
+            lane_maximum(largest) / types.float32(ACTIVATION_LIMIT),
+            lane_sum(total) / types.float32(sum_limit),
+        )
+
+    @inline
+    def multiple_of(address, inverse):
+        """The number whose multiples the 32 columns from an address on become."""
+        largest = maximum(absolute(load(F32x16, address)), absolute(load(F32x16, address + _STEP)))
+        return types.int32(lane_maximum(largest) * inverse * types.float32(1 / ROUNDED_LIMIT)) + types.int32(1)
+
+    @inline
+    def integers(address, inverse):
         shifted = fma(load(F32x16, address), inverse, constant(ROUND))
         return bitcast(I32x16, shifted) - splat(I32x16, types.int32(ROUND_BITS))
 
@@ -110,39 +135,42 @@ def packer(level: str) -> Callable[..., Any]:
 
     @piece
     def pack(a, token):
-        values = a.values + token * a.values_stride
-        largest = total = constant(0.0)
-        for i in range(0, a.columns * 4, _STEP):
-            magnitude = absolute(load(F32x16, values + i))
-            largest, total = maximum(largest, magnitude), total + magnitude
-        scale = max(
-            lane_maximum(largest) / types.float32(ACTIVATION_LIMIT),
-            lane_sum(total) / types.float32(ACTIVATION_SUM_LIMIT),
-        )
+        values, packed = a.values + token * a.values_stride, a.packed + token * a.packed_stride
+        scale = scale_of(a, values)
         inverse = types.float32(0)
         if scale > types.float32(1e-30):
             inverse = types.float32(1) / scale
         multiplier, whole = splat(F32x16, inverse), splat(I32x16, zero)
-        packed = a.packed + token * a.packed_stride
+        bytes_step = packed + a.rounded
         for first in range(0, a.end, columns):
             begin = smaller(first, a.end - columns)
             done = first - begin  # columns of the last step that the step before it has
             for group in range(columns // 32):
-                address = values + (begin + group * 32) * 4
-                low, high = rounded(address, multiplier), rounded(address + _STEP, multiplier)
+                address, multiple = values + (begin + group * 32) * 4, types.int32(1)
+                if rounded:
+                    multiple = multiple_of(address, inverse)
+                    multiplier = splat(F32x16, inverse / types.float32(multiple))
+                low, high = integers(address, multiplier), integers(address + _STEP, multiplier)
                 if done > group * 32:
                     low, high = without_first(low, done - group * 32), without_first(high, done - group * 32 - LANES)
+                if bytes_too:
+                    store(bytes_step + group * 16, truncate(I8x16, even_lanes(low, high)))
+                    store(bytes_step + group * 16 + columns // 2, truncate(I8x16, odd_lanes(low, high)))
+                    store(bytes_step + columns + group * 4, multiple)
+                if rounded:
+                    low, high = low * splat(I32x16, multiple), high * splat(I32x16, multiple)
                 whole = whole + low + high
                 store_integers(packed + 2 * first, group, even_lanes(low, high), odd_lanes(low, high))
+            bytes_step += columns + columns // ROUNDED * 4
         store(a.scale + token * 4, scale)
         store(a.total + token * 4, lane_sum(whole))
 
     return pack
 
 
-def pack(level: str) -> Callable[..., Any]:
+def pack(level: str, rounded: bool) -> Callable[..., Any]:
     """The micro-op of a level: a token's rows of an activation are packed."""
-    packed = packer(level)
+    packed = packer(level, rounded)
 
     def kernel(token, arguments, batch_address, thread_address):
         m, thread = view(PACK, arguments), view(THREAD, thread_address)

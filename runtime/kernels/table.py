@@ -12,7 +12,8 @@ linear, linear:added, linear:gated:ACT, logits
 attend:one:C[:capped], attend:many:C[:capped], remember:C, join
 route:SCORE, sort, gather, experts:one:gate:ACT, experts:many:gate:ACT, experts:one:down, experts:many:down, mix
 conv:ACT, delta, scan
-tokens, embed, take, add, concat, scale, clip, hadamard, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack
+tokens, embed, take, add, concat, scale, clip, hadamard, xielu, gated:ACT, activated:ACT, norm:KIND, rope:PAIRS, pack,
+pack:rounded
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ _FAMILIES: dict[str, tuple[Callable[[str, str], Callable[..., Any]], list[str]]]
         _attend,
         [f"{tokens}:{cache}{cap}" for tokens in ("one", "many") for cache in FORMATS for cap in ("", ":capped")],
     ),
-    "pack": (lambda variant, level: packing.pack(level), [""]),
+    "pack": (lambda variant, level: packing.pack(level, variant == "rounded"), ["", "rounded"]),
 }
 
 

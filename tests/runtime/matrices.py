@@ -13,6 +13,7 @@ from rkf.runtime.structs import ACTIVATION, BLOCK, end_column
 
 PRODUCT = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)
 ROW = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
+WORK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
 
 def random_matrix(k, rows, columns, *, grid=True, affine="row", exceptions=0, tables=1, seed=0):

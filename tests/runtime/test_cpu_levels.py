@@ -28,16 +28,18 @@ CLUSTERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    config = tiny.config()
+@pytest.fixture(scope="module", params=["plain", "rotated"])
+def model(tmp_path_factory, request):
+    rotate = request.param == "rotated"
+    config = tiny.config(hidden_size=160, intermediate_size=288) if rotate else tiny.config()
 
     def rule(name):
         found = [item for part, item in CLUSTERS.items() if part in name]
         k, grid = found[0] if found else (None, False)
         return Rule(k=k, grid=grid, affine="row" if grid else "none", exceptions=0.002)
 
-    return write_model(tmp_path_factory.mktemp("levels") / "m.rkf", config, tiny.weights(config), rule)
+    path = tmp_path_factory.mktemp("levels") / "m.rkf"
+    return write_model(path, config, tiny.weights(config), rule, rotate=rotate)
 
 
 def run(model, level):
