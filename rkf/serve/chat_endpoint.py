@@ -50,10 +50,9 @@ class Conversation:
         most = serving.defaults.get("max_tokens") if asked.limit is None else asked.limit
         limits = Limits(most, served.model.config.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
         wish = Wish(serving.sampling(served, asked), limits, form, asked.wanted_logprobs, forms.special)
-        reply = await started(serving, served, [ids], asked.n, wish)
         prompt_end = served.model.tokenizer.decode(ids[-16:], special=True)
         splitters = [forms.splitter(prompt_end, tools=bool(tools)) for _ in range(asked.n)]
-        return cls(serving, served, reply, splitters)
+        return cls(serving, served, await started(serving, served, [ids], asked.n, wish), splitters)
 
     async def deltas(self) -> AsyncIterator[tuple[int, dict[str, Any], list[dict[str, Any]], str | None] | None]:
         """(answer, what it adds, log-probabilities, why it ended) piece by piece; None: a sign of life."""
