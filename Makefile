@@ -4,13 +4,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench wheel web paper vectors clean
+.PHONY: demo test fuzz lint types bench wheel web paper vectors clean
 
 demo: .venv/core  ## install, convert SmolLM2-135M-Instruct to an .rkf file, and print its answer to one question
 	$(BIN)/rkf run --prompt "What is the capital of France?" --stats
 
 test: .venv/dev  ## run every test, including those on the real model (fetched once into the user's cache)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+fuzz: .venv/dev  ## fuzz every reader of foreign bytes, MINUTES each; with atheris where the extra `fuzz` is installed
+	$(BIN)/python -m tests.fuzz all --minutes $(or $(MINUTES),1)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """The quality results as tables, with rkf compared to each peer.
 
-`python -m benchmarks.report QUALITY.json PLOT.svg` plots them (with matplotlib, from the extra `study`).
+`python -m benchmarks.report MODEL.json… PLOT.svg` plots them side by side (with matplotlib, from the extra `study`).
 """
 
 from __future__ import annotations
@@ -77,5 +77,12 @@ def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return ours, [row for row in rows if row not in ours]
 
 
+def merged(files: Sequence[Path]) -> dict[str, Any]:
+    """The results of several models, one for each model and text. Each file is named after its model."""
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {f"{model}, {text}": result for model, texts in found.items() for text, result in texts.items()}
+
+
 if __name__ == "__main__":
-    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
+    *inputs, plot = map(Path, sys.argv[1:])
+    draw(merged(inputs), plot)

@@ -23,6 +23,7 @@ from rkf.converters.input_files import files_fingerprint, hash_file, read_json
 from rkf.converters.shards import StoredTensor, tensors_of
 from rkf.converters.source import Source, TensorSpec
 from rkf.errors import SourceError, UnsupportedError, UsageError, naming
+from rkf.file.identity import identity, refuse_changed
 from rkf.format.matrix import F32, DenseTensor, from_f32, to_f32
 from rkf.model.metadata import ModelMetadata
 
@@ -58,6 +59,7 @@ class Adapter:
         if not (folder / CONFIG).is_file():
             raise UsageError(f"{folder}: expected the folder of a PEFT adapter, with {CONFIG}")
         self.folder = folder
+        self._before = {path: identity(path) for path in (folder / CONFIG, folder / WEIGHTS)}
         config = read_json(folder / CONFIG)
         with naming(folder / CONFIG):
             self._keys = read(_AdapterKeys, config)
@@ -82,6 +84,9 @@ class Adapter:
     @cached_property
     def files(self) -> dict[str, str]:
         return {name: hash_file(self.folder / name) for name in (CONFIG, WEIGHTS)}
+
+    def refuse_changed(self) -> None:
+        refuse_changed(self._before)
 
     def shape(self, module: str) -> tuple[int, int]:
         """Rows and columns of a module's weights."""
@@ -188,6 +193,10 @@ class AdaptedSource:
     @property
     def files(self) -> Mapping[str, str]:
         return {**self._source.files, **self._adapter.files}
+
+    def refuse_changed(self) -> None:
+        self._source.refuse_changed()
+        self._adapter.refuse_changed()
 
     @property
     def fingerprint(self) -> str:

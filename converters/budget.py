@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 
 from rkf.cluster import allocation
@@ -76,9 +76,9 @@ def archive(
     return allocation.archive(program, shapes, losses, min(bits, allocation.MOST_BITS))
 
 
-def _expected(source: Source, names: Iterable[str]) -> dict[str, float]:
+def _expected(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
     """Losses expected from the matrices' roles."""
-    return allocation.expected_losses(source.model.program, names, stored_head(source))
+    return allocation.expected_losses(source.model.program, shapes, stored_head(source))
 
 
 def _matrices(source: Source) -> tuple[dict[str, tuple[int, ...]], int]:

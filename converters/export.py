@@ -8,13 +8,13 @@ determines names and layouts.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -27,11 +27,14 @@ from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.gguf_config import fields_of
 from rkf.converters.families.layout import Assembly, assemblies
 from rkf.converters.families.layout_transforms import Shape
+from rkf.converters.generation import PENALTY, SAMPLING
 from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
-from rkf.converters.tokenizer_export import gguf_fields, token_text
+from rkf.converters.tokenizer_export import gguf_fields, parsed, token_text
 from rkf.errors import StructureError, UnsupportedError, UsageError, naming
-from rkf.file.atomic import refuse_same_file, replacing, reporting
+from rkf.file.atomic import alone, refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
+from rkf.file.private import private_folder
+from rkf.file.scratch import scratch
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.metadata import ModelMetadata
@@ -73,10 +76,11 @@ def export_hf(path: str | Path, folder: str | Path, *, dtype: str | None = None)
         write_safetensors(staging / "model.safetensors", map(exported.stored, found))
         for name, content in exported.configuration().items():
             write_file(staging / name, content)
+        file.refuse_changed()
 
 
-def export_gguf(path: str | Path, out: str | Path, *, type_name: str = "f16", force: bool = False) -> None:
-    """Write the model at `path` as a GGUF that llama.cpp loads.
+def export_gguf(path: str | Path, out: str | Path, *, type_name: str = "f16", force: bool = False) -> tuple[str, ...]:
+    """Write the model at `path` as a GGUF that llama.cpp loads. Returns a line for each rule that a GGUF cannot keep.
 
     type_name: the type of matrices, of GGUF_TYPES; those whose rows do not fill its blocks are f16. Vectors and routers
     are f32. Raises UsageError if `out` exists and `force` is not given, UnsupportedError for a model or a tokenizer
@@ -90,6 +94,8 @@ def export_gguf(path: str | Path, out: str | Path, *, type_name: str = "f16", fo
         for part in chain([model.head()], model.tensors()):
             output.write(part)
             output.write(bytes(-output.position % gguf.GGUF_DEFAULT_ALIGNMENT))
+        file.refuse_changed()
+    return tuple(model.notes)
 
 
 class Exported:
@@ -160,7 +166,7 @@ class Exported:
         made = {
             "config.json": self._plain_config() if not self.description.wrapped else self._decoder_config(),
             "generation_config.json": _generation_config(self.model),
-            "tokenizer_config.json": _tokenizer_config(self.model, token_text(self.file.blob(TOKENIZER) or b"")),
+            "tokenizer_config.json": _tokenizer_config(self.model, self._token_text()),
         }
         found = {name: _json(content) for name, content in made.items()}
         kept = {name: blob for name in VERBATIM if (blob := self.file.blob(name)) is not None}
@@ -172,6 +178,10 @@ class Exported:
             kept["config.json"] = _json({**config, "dtype": TORCH_NAMES[self._dtype]})
         text = {name: blob for name in (TOKENIZER, CHAT_TEMPLATE) if (blob := self.file.blob(name)) is not None}
         return found | kept | text
+
+    def _token_text(self) -> dict[int, str]:
+        with naming(self.file.path):
+            return token_text(parsed(self.file.blob(TOKENIZER) or b"", self.model.vocab_size))
 
     def _plain_config(self) -> dict[str, Any]:
         return _unpacked(self.config)
@@ -190,11 +200,16 @@ def _unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """A new folder of this process that replaces `folder` at the end; an error leaves nothing of it."""
-    with ExitStack() as stack:
+    """A new folder that replaces `folder` at the end. An error leaves nothing of it, and what a killed process has left
+    is removed.
+    """
+    own = folder.with_name(f".{folder.name}.staging")
+    with alone(folder), ExitStack() as stack:
+        private_folder(own)
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        staging = own / folder.name  # the result has the user's usual mode
+        shutil.rmtree(staging, ignore_errors=True)
         with reporting(folder):
-            own = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
-            staging = Path(own, folder.name)  # only its owner could read the folder made by mkdtemp
             staging.mkdir()
         yield staging
         with reporting(folder):
@@ -240,10 +255,15 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _generation_config(model: ModelMetadata) -> dict[str, Any]:
-    sampling: dict[str, Any] = {**model.generation, "do_sample": True} if model.generation else {}
-    if "top_k" in sampling:
-        sampling["top_k"] = int(sampling["top_k"])  # transformers accepts only an integer
-    return {"bos_token_id": model.bos_id, "eos_token_id": list(model.eos_ids), **sampling}
+    given = {name: value for name, value in model.generation.items() if name in (*SAMPLING, PENALTY)}
+    if given.get("temperature", 1) == 0:  # greedy; transformers has no temperature of 0
+        given = {name: value for name, value in given.items() if name == PENALTY}
+    options: dict[str, Any] = dict(given)
+    if "top_k" in given:
+        options["top_k"] = min(int(given["top_k"]), model.vocab_size)  # transformers accepts only an integer
+    if given.keys() - {PENALTY}:
+        options["do_sample"] = True
+    return {"bos_token_id": model.bos_id, "eos_token_id": list(model.eos_ids), **options}
 
 
 def _tokenizer_config(model: ModelMetadata, text: Mapping[int, str]) -> dict[str, Any]:
@@ -264,6 +284,7 @@ class _GgufModel:
     """A GGUF being written: its head, and the data of its tensors in the head's order."""
 
     def __init__(self, exported: Exported, type_name: str) -> None:
+        self.notes: list[str] = []
         self._exported = exported
         self._type, self._file_type = GGUF_TYPES[type_name]
         description = exported.description
@@ -285,8 +306,8 @@ class _GgufModel:
     def head(self) -> bytes:
         """Everything before the tensors. The library writes it to its own file, which it cannot lock or report on."""
         file = self._exported.file
-        with TemporaryDirectory() as folder, naming(file.path):
-            path = Path(folder, "head.gguf")
+        with scratch() as folder, naming(file.path):
+            path = folder / "head.gguf"
             with closing(gguf.GGUFWriter(path, self._architecture)) as writer:
                 writer.add_file_type(self._file_type)
                 if self._type not in (_F32, _F16, gguf.GGMLQuantizationType.BF16):
@@ -295,7 +316,8 @@ class _GgufModel:
                     _add_field(writer, f"{self._architecture}.{key}", value)
                 for key, numbers in self._numbers.items():
                     writer.add_array(key, numbers)
-                gguf_fields(writer, file.blob(TOKENIZER) or b"", self._exported.model)
+                self.notes = gguf_fields(writer, file.blob(TOKENIZER) or b"", self._exported.model)
+                _add_sampling(writer, self._exported.model)
                 template = file.blob(CHAT_TEMPLATE)
                 if template is not None:
                     writer.add_chat_template(template.decode())
@@ -331,6 +353,20 @@ class _GgufModel:
             return _F32
         block, _ = gguf.GGML_QUANT_SIZES[self._type]
         return self._type if tensor.shape[-1] % block == 0 else _F16
+
+
+def _add_sampling(writer: gguf.GGUFWriter, model: ModelMetadata) -> None:
+    """Add the sampling options that the authors recommend."""
+    add: dict[str, Callable[[Any], None]] = {
+        "temperature": writer.add_sampling_temp,
+        "top_k": lambda number: writer.add_sampling_top_k(min(int(number), model.vocab_size)),
+        "top_p": writer.add_sampling_top_p,
+        "min_p": writer.add_sampling_min_p,
+        PENALTY: writer.add_sampling_penalty_repeat,
+    }
+    for name, value in model.generation.items():
+        if name in add:
+            add[name](value)
 
 
 def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

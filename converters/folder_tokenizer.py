@@ -18,9 +18,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from rkf.converters.families.keys import flag, optional_flag, read, text
 from rkf.converters.input_files import read_bytes, read_json
-from rkf.errors import SourceError, naming
+from rkf.errors import SourceError, StructureError, naming
 from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import SpecialToken
+from rkf.text.tokenizer_json import load
 
 SETTINGS, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # Names that every tokenizer may give. Others are names only where their value is a text.
@@ -126,11 +127,11 @@ def some(items: Sequence[object]) -> str:
 
 
 def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; SourceError if it is invalid."""
+    """The tokenizer of a tokenizer.json; SourceError if it is invalid, or out of the bounds of `rkf.text`."""
     try:
-        return Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises nothing more specific
-        raise SourceError(f"{label}: tokenizer.json cannot be loaded ({error})") from error
+        return load(tokenizer_json)
+    except StructureError as error:
+        raise SourceError(f"{label}: {error}") from None
 
 
 def _tokens_of(folder: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:

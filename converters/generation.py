@@ -13,7 +13,7 @@ from rkf.errors import naming
 
 GENERATION = "generation_config.json"
 # Without do_sample the reference is greedy, and only the last option has an effect.
-_SAMPLING, _PENALTY = ("temperature", "top_k", "top_p", "min_p"), "repetition_penalty"
+SAMPLING, PENALTY = ("temperature", "top_k", "top_p", "min_p"), "repetition_penalty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def generation_of(folder: Path) -> GenerationConfig:
     content = read_json(folder / GENERATION, optional=True)
     with naming(folder / GENERATION):
         keys = read(_Keys, content)
-    names = (*(_SAMPLING if keys.do_sample else ()), _PENALTY)
+    names = (*(SAMPLING if keys.do_sample else ()), PENALTY)
     given: dict[str, Any] = {name: content[name] for name in names if content.get(name) is not None}
     options = {name: float(value) for name, value in given.items() if is_number(value)}
     notes = (

@@ -7,7 +7,6 @@ and the families the meaning of fields and tensors.
 from __future__ import annotations
 
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ from rkf.converters.gguf_tokenizer import GgufTokenizer
 from rkf.converters.input_files import files_fingerprint, hash_file
 from rkf.converters.source import TensorSpec, read_origin, spec_of
 from rkf.errors import SourceError, UnsupportedError, naming
+from rkf.file.identity import identity, refuse_changed
 from rkf.format.matrix import DenseTensor, storage_dtype
 from rkf.model.metadata import ModelMetadata
 from rkf.model.program import layer_prefix
@@ -77,8 +77,8 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "a list of texts": lambda value: isinstance(value, GgufTexts),
     "an integer": lambda value: type(value) is int,
     "true or false": lambda value: type(value) is bool,
-    "a finite number": lambda value: type(value) is int or (type(value) is float and math.isfinite(value)),
-    "a list of numbers": lambda value: isinstance(value, np.ndarray) and bool(np.isfinite(value).all()),
+    "a finite number": lambda value: type(value) is int or (type(value) is float and _is_finite(value)),
+    "a list of numbers": lambda value: isinstance(value, np.ndarray) and _is_finite(value),
 }
 # Patterns over the fields that are read -> their types; the first match decides. {} is the architecture, whose other
 # fields are numbers.
@@ -111,6 +111,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self.path, self.label = path, path.name
         self.left_out: tuple[str, ...] = ()
+        self._before = {path: identity(path)}
         header = read_header(path)
         fields = dict(header.fields)
         _check_types(fields, self.label)
@@ -196,6 +197,9 @@ class GgufSource:
     def fingerprint(self) -> str:
         return files_fingerprint(self.files)
 
+    def refuse_changed(self) -> None:
+        refuse_changed(self._before)
+
     def read(self, name: str) -> DenseTensor:
         """One tensor. The peak is its values plus one slab of rows, or twice the values if rows are permuted."""
         return read_origin(self._origins[name], self._stored, self._read_rows)
@@ -261,6 +265,12 @@ def _generation(fields: Mapping[str, Any]) -> dict[str, float]:
     """The sampling options that the file recommends, in the digits that its f32 stands for."""
     found = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
     return {key: float(str(np.float32(value))) for key, value in found.items() if value is not None}
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is finite as f32, the type in which llama.cpp reads numbers."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.asarray(value).astype(np.float32)).all())
 
 
 def _check_types(fields: Mapping[str, Any], label: str) -> None:

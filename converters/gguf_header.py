@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rkf.converters.input_files import read_values
 from rkf.errors import NotRkfError, SourceError
+from rkf.file.mapped import mapped
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -104,8 +105,8 @@ def read_header(path: Path) -> GgufHeader:
     """
     with path.open("rb") as file:
         _check_start(file.read(8), path)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return _parse(_Cursor(mapped, path), path)
+        with mapped(file.fileno(), path) as data:
+            return _parse(_Cursor(data, path), path)
 
 
 def _parse(cursor: _Cursor, path: Path) -> GgufHeader:

@@ -23,6 +23,7 @@ from rkf.converters.quantised import StoredWeight, quantisation, refuse_unreadab
 from rkf.converters.shards import INDEX, SINGLE, StoredTensor, shards, tensors_of
 from rkf.converters.source import read_origin, spec_of
 from rkf.errors import SourceError, naming
+from rkf.file.identity import identity, refuse_changed
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import DenseTensor
 from rkf.model.metadata import ModelMetadata
@@ -38,6 +39,8 @@ class HfSource:
     def __init__(self, folder: Path) -> None:
         self.folder, self.label = folder, _label(folder.resolve())
         self._notes: list[str] = []
+        # Before any of them is read: every file that may be.
+        self._before = {path: identity(path) for path in [*self._named(), *folder.glob("*.safetensors")]}
         self._look_for_adapter()
         config = read_json(folder / CONFIG)
         with naming(Path(self.label)):
@@ -71,13 +74,20 @@ class HfSource:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        wanted = [*VERBATIM, TOKENIZER, ADDED, CHAT_TEMPLATE, FURTHER_TEMPLATE, PROCESSOR_TEMPLATE, INDEX]
-        paths = [self.folder / name for name in wanted] + list(self._shards)
+        paths = [*self._named(), *self._shards]
         return {path.relative_to(self.folder).as_posix(): hash_file(path) for path in paths if path.is_file()}
 
     @property
     def fingerprint(self) -> str:
         return files_fingerprint(self.files)
+
+    def refuse_changed(self) -> None:
+        refuse_changed({path: self._before.get(path) for path in [*self._named(), *self._shards]})
+
+    def _named(self) -> list[Path]:
+        """The files that are read besides the weights, whether they are there or not."""
+        wanted = [*VERBATIM, TOKENIZER, ADDED, CHAT_TEMPLATE, FURTHER_TEMPLATE, PROCESSOR_TEMPLATE, INDEX]
+        return [self.folder / name for name in wanted]
 
     def read(self, name: str) -> DenseTensor:
         """One tensor, unchanged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from rkf.errors import SourceError
+from rkf.file.mapped import mapped
 from rkf.format.constants import MAX_BLOB_BYTES
 
 
@@ -54,7 +56,12 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
 
 def hash_file(path: Path) -> str:
     """BLAKE3 (hex) of a file, read through a map on all cores."""
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    digest = blake3(max_threads=blake3.AUTO)
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
+            with mapped(file.fileno(), path) as data:
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def files_fingerprint(files: Mapping[str, str]) -> str:

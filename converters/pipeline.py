@@ -224,7 +224,8 @@ class _Job:
             self.work.close(keep=resume)
             raise
         self.work.close()
-        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, self.source.notes)
+        notes = self.source.notes + (calibration.notes if calibration else ())
+        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, notes)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []
@@ -237,6 +238,7 @@ class _Job:
             blobs[CHAT_TEMPLATE] = self.source.chat_template.encode()
         for name in sorted(blobs):
             writer.blob(name, blobs[name])
+        self.source.refuse_changed()
         return rows
 
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
@@ -294,6 +296,7 @@ class _Job:
             kept = self.frequent[: max((rule.rows_kept(len(self.frequent)) for rule in rules), default=0)]
         with naming(Path(self.source.label)):
             tensors = [(self.source.read(name), rule, name) for name, rule in zip(missing, rules, strict=True)]
+            self.source.refuse_changed()  # before it is kept for a later run
             found |= zip(missing, cluster_alike(tensors, objective, kept, self.each), strict=True)
         for name in missing:
             tensor, stats = found[name]

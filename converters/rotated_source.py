@@ -66,6 +66,9 @@ class RotatedSource:
     def files(self) -> Mapping[str, str]:
         return self._source.files
 
+    def refuse_changed(self) -> None:
+        self._source.refuse_changed()
+
     @property
     def fingerprint(self) -> str:
         return self._source.fingerprint

@@ -78,6 +78,12 @@ class Source(Protocol):
         """BLAKE3 (hex) over `files`: two sources with the same one convert to the same bytes."""
         ...
 
+    def refuse_changed(self) -> None:
+        """Raise ChangedError if a file of the checkpoint is not as it was before the first of them was read: what was
+        read may then be a mixture, and `files` the hashes of something else.
+        """
+        ...
+
     def read(self, name: str) -> DenseTensor:
         """One tensor, output-major, q/k rows in Hugging Face rope order. May be called from several threads."""
         ...

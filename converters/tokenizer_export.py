@@ -3,36 +3,66 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gguf
 from gguf.constants import TokenType
 
-from rkf.converters.pretokenizers import name_of
-from rkf.errors import UnsupportedError
+from rkf.converters.ends import ends
+from rkf.converters.folder_tokenizer import load_tokenizer, some
+from rkf.converters.pretokenizers import PRE_TOKENIZERS, name_of
+from rkf.errors import SourceError, StructureError, UnsupportedError
 from rkf.model.metadata import ModelMetadata
 
+# ModelMetadata.special_tokens -> the part of the name of its field, and of the writer's method.
+_NAMES = {"unk_token": "unk", "pad_token": "pad", "sep_token": "sep", "mask_token": "mask"}
+# Normalizers that SentencePiece's kind has in llama.cpp.
+_SPACES = ("Prepend", "Replace")
 
-def token_text(tokenizer_json: bytes) -> dict[int, str]:
-    """The text of every token in tokenizer.json, by id."""
-    tokenizer = json.loads(tokenizer_json)
+
+def parsed(tokenizer_json: bytes, rows: int) -> dict[str, Any]:
+    """The tokenizer.json of a file as the library writes it, so its older forms need no care.
+
+    StructureError if it is invalid, has a token past the rows of the embedding, or one whose id the library changes.
+    """
+    try:
+        tokenizer = load_tokenizer(tokenizer_json, "the file")
+    except SourceError as error:
+        raise StructureError(str(error)) from None
+    for token in json.loads(tokenizer_json).get("added_tokens", ()):
+        if tokenizer.token_to_id(token["content"]) != token["id"]:
+            expected = tokenizer.token_to_id(token["content"])
+            raise StructureError(
+                f"tokenizer.json: token {some([token['content']])} has id {token['id']}, not {expected}"
+            )
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= rows:
+        raise StructureError(f"tokenizer.json has id {largest}, expected ids below {rows}")
+    found: dict[str, Any] = json.loads(tokenizer.to_str(pretty=False))
+    return found
+
+
+def token_text(tokenizer: Mapping[str, Any]) -> dict[int, str]:
+    """The text of every token of a parsed tokenizer.json, by id."""
     vocab = tokenizer["model"]["vocab"]
     if isinstance(vocab, list):  # Unigram's: pairs of a text and its score, by id
         texts = {index: text for index, (text, _) in enumerate(vocab)}
     else:
         texts = {index: text for text, index in vocab.items()}
-    return texts | {token["id"]: token["content"] for token in tokenizer.get("added_tokens", ())}
+    return texts | {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
 
 
-def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, model: ModelMetadata) -> None:
-    """Add the tokenizer to a GGUF; UnsupportedError if llama.cpp has no equivalent."""
-    tokenizer = json.loads(tokenizer_json)
-    if tokenizer["model"].get("type") != "BPE":
-        raise UnsupportedError(f"tokenizer.json: kind {tokenizer['model'].get('type')!r} has no GGUF form here")
-    texts = token_text(tokenizer_json)
+def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, model: ModelMetadata) -> list[str]:
+    """Add the tokenizer to a GGUF. Returns a line for each of its rules that llama.cpp does not have.
+
+    UnsupportedError if llama.cpp has no equivalent of the whole.
+    """
     count = model.vocab_size
-    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in tokenizer["model"]["merges"]]
+    tokenizer = parsed(tokenizer_json, count)
+    if tokenizer["model"]["type"] != "BPE":
+        raise UnsupportedError(f"tokenizer.json: kind {tokenizer['model']['type']!r} has no GGUF form here")
+    texts, merges = token_text(tokenizer), tokenizer["model"]["merges"]
     writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(count)])
     writer.add_token_types(_types(tokenizer, texts, count))
     if _is_sentencepiece(tokenizer):
@@ -46,15 +76,57 @@ def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, model: ModelMeta
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre)
         writer.add_token_merges([" ".join(merge) for merge in merges])
-    if model.bos_id is not None:
-        writer.add_bos_token_id(model.bos_id)
-    if model.eos_ids:
-        writer.add_eos_token_id(model.eos_ids[0])
-    writer.add_add_bos_token(model.add_bos)
-    for name, add in (("unk_token", writer.add_unk_token_id), ("pad_token", writer.add_pad_token_id)):
+    for name, field in _NAMES.items():
         token = model.special_tokens.get(name)
         if token is not None and token.id is not None:
-            add(token.id)
+            getattr(writer, f"add_{field}_token_id")(token.id)
+    if model.bos_id is not None:
+        writer.add_bos_token_id(model.bos_id)
+    writer.add_add_bos_token(model.add_bos)
+    return [*_lost(tokenizer), *_add_ends(writer, texts, model)]
+
+
+def _add_ends(writer: gguf.GGUFWriter, texts: Mapping[int, str], model: ModelMetadata) -> list[str]:
+    """Add the tokens that end an answer. Beside the three that a GGUF names, llama.cpp knows some by their texts."""
+    eos = model.special_tokens.get("eos_token")
+    first = eos.id if eos is not None and eos.id in model.eos_ids else next(iter(model.eos_ids), None)
+    known = ends([], {text: index for index, text in texts.items()}.get)
+    named = [] if first is None else [first]
+    named += [index for index in model.eos_ids if index != first and index not in known]
+    for index, add in zip(
+        named, (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), strict=False
+    ):
+        add(index)
+    unnamed = [texts.get(index, str(index)) for index in named[3:]]
+    return [f"a GGUF cannot name these tokens as ends of an answer: {some(unnamed)}"] if unnamed else []
+
+
+def _lost(tokenizer: Mapping[str, Any]) -> Iterator[str]:
+    """The rules of a tokenizer.json that llama.cpp does not have."""
+    same = "so llama.cpp cuts some texts into other tokens"
+    for step in _steps(tokenizer["normalizer"]):
+        if step["type"] not in (_SPACES if _is_sentencepiece(tokenizer) else ()):
+            yield f"tokenizer.json changes texts by {step['type']}, which a GGUF has not, {same}"
+    for step in _steps(tokenizer["pre_tokenizer"]):
+        if step["type"] == "Metaspace" and step["prepend_scheme"] != "never":
+            yield f"tokenizer.json puts spaces by Metaspace ({step['prepend_scheme']}), which a GGUF has not, {same}"
+    pre = None if _is_sentencepiece(tokenizer) else name_of(tokenizer)
+    if pre is not None and PRE_TOKENIZERS[pre].ignore_merges != bool(tokenizer["model"]["ignore_merges"]):
+        yield f"tokenizer.json has another ignore_merges than pre-tokenizer {pre}, {same}"
+    options = ("lstrip", "rstrip", "single_word")
+    changed = [token["content"] for token in tokenizer["added_tokens"] if any(token[option] for option in options)]
+    if changed:
+        yield f"a GGUF has no {', '.join(options)} of tokens ({some(changed)}), {same}"
+
+
+def _steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, those of sequences one by one."""
+    if step is None:
+        return
+    if step["type"] != "Sequence":
+        yield step
+    for inner in (*step.get("normalizers", ()), *step.get("pretokenizers", ())):
+        yield from _steps(inner)
 
 
 def _types(tokenizer: Mapping[str, Any], texts: Mapping[int, str], count: int) -> list[TokenType]:
@@ -87,9 +159,7 @@ def _scores(texts: Mapping[int, str], merges: Sequence[Sequence[str]], count: in
 
 def _has_prefix(tokenizer: Mapping[str, Any]) -> bool:
     """Whether a space is put before the text, in either of Hugging Face's two forms."""
-    steps = [step for step in (tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")) if step]
-    steps += [inner for step in steps for inner in step.get("normalizers", ()) or step.get("pretokenizers", ())]
     return any(
-        step.get("type") == "Prepend" or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")
-        for step in steps
+        step["type"] == "Prepend" or (step["type"] == "Metaspace" and step["prepend_scheme"] != "never")
+        for step in (*_steps(tokenizer["normalizer"]), *_steps(tokenizer["pre_tokenizer"]))
     )

@@ -5,19 +5,21 @@ Each finished tensor is a separate rkf file, so it is complete or absent and all
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rkf.errors import CorruptError, NotRkfError, UsageError
-from rkf.file.atomic import OutputFile, reporting
+from rkf.file import kept_json
+from rkf.file.atomic import OutputFile, partial, replacing, reporting
 from rkf.file.container import open_file
+from rkf.file.private import private_folder, read_private
 from rkf.file.writer import Writer
 from rkf.format.matrix import ClusteredMatrix
 
 JOB, PARTS = "job.json", "[0-9]" * 6 + ".rkf"
+_KIND, _MOST = "job 1", 1 << 24  # of job.json; a recipe is part of it
 
 
 class _PartWriter(Writer):
@@ -26,9 +28,9 @@ class _PartWriter(Writer):
 
     @contextmanager
     def _output(self) -> Iterator[OutputFile]:
-        self._path.unlink(missing_ok=True)  # never overwritten: a damaged one may still be mapped
         with reporting(self._path):
-            file = self._path.open("wb", buffering=0)
+            self._path.unlink(missing_ok=True)  # never overwritten: a damaged one may still be mapped
+            file = self._path.open("xb", buffering=0)
         with file:
             yield OutputFile(file.fileno(), self._path)
 
@@ -44,11 +46,10 @@ class WorkFolder:
 
     def open(self, job: Mapping[str, Any], resume: bool) -> None:
         """Start this job, or continue it with `resume`. Raises UsageError if the folder belongs to another job."""
+        private_folder(self.path)
         self._opened = True
         if not resume:
-            self.close()
-        with reporting(self.path):
-            self.path.mkdir(exist_ok=True)
+            self._empty()
         found = self._found_job()
         if found is not None and found != job:
             differing = ", ".join(sorted(key for key in {*found, *job} if found.get(key) != job.get(key)))
@@ -57,8 +58,8 @@ class WorkFolder:
                 "convert without --resume to start again, or choose another output"
             )
         if found is None:
-            with reporting(self.path):
-                (self.path / JOB).write_text(json.dumps(job))
+            with replacing(self.path / JOB, force=True, private=True) as file:
+                file.write(kept_json.sealed(_KIND, job))
 
     def save(self, number: int, name: str, matrix: ClusteredMatrix, stats: Mapping[str, float]) -> None:
         with _PartWriter(self._part(number), metadata={}, provenance={"tensor": name}) as writer:
@@ -67,7 +68,7 @@ class WorkFolder:
     def load(self, number: int, name: str) -> tuple[ClusteredMatrix, Mapping[str, float]] | None:
         """A finished tensor with all hashes checked; None if it is missing or damaged (it is then made again)."""
         path = self._part(number)
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             return None
         try:
             with open_file(path) as part:
@@ -80,18 +81,23 @@ class WorkFolder:
         """Remove the folder unless `keep` is set, or it was never opened and may be another process's."""
         if not self._opened or keep:
             return
-        for path in [*self.path.glob(PARTS), self.path / JOB]:  # single files: the user may own a folder of this name
-            path.unlink(missing_ok=True)
+        self._empty()
         with suppress(OSError):
             self.path.rmdir()
+
+    def _empty(self) -> None:
+        """Remove single files: the user may own a folder of this name."""
+        for path in [*self.path.glob(PARTS), self.path / JOB, partial(self.path / JOB)]:
+            with reporting(path):
+                path.unlink(missing_ok=True)
 
     def _found_job(self) -> dict[str, Any] | None:
         """The job whose finished tensors are here; None if there are none, {} if the job is unknown."""
         if not any(self.path.glob(PARTS)):
             return None
         try:
-            return dict(json.loads((self.path / JOB).read_text()))
-        except (OSError, ValueError):
+            return kept_json.opened(_KIND, read_private(self.path / JOB, _MOST) or b"")
+        except ValueError:
             return {}
 
     def _part(self, number: int) -> Path:

@@ -7,8 +7,20 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from rkf.errors import OutputError
+
 
 def cache_dir() -> Path:
-    """The cache folder, which may not exist yet: `RKF_CACHE` if set, otherwise the platform's cache folder."""
-    chosen = os.environ.get("RKF_CACHE")
-    return Path(chosen) if chosen else user_cache_path("rkf")
+    """The cache folder, which may not exist yet: `RKF_CACHE` if set, otherwise the platform's cache folder.
+
+    Raises OutputError for a user without a home folder.
+    """
+    if chosen := os.environ.get("RKF_CACHE"):
+        return Path(chosen)
+    try:
+        found = user_cache_path("rkf")
+    except RuntimeError:  # pathlib found no home folder
+        found = Path("~")
+    if not found.is_absolute():
+        raise OutputError("there is no home folder for a cache: set RKF_CACHE to a folder")
+    return found

@@ -7,23 +7,24 @@ Requested output goes to stdout, everything else to stderr. A verb imports heavy
 from __future__ import annotations
 
 import errno
-import signal
-import sys
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from rkf._version import __version__
+from rkf.commands import signals
 from rkf.commands.convert import calibrate, convert, export, pull, push, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
-from rkf.commands.output import printable
+from rkf.commands.output import drop_unwritten, open_streams
 from rkf.commands.serve_command import serve_command
 from rkf.commands.study_command import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune_command import tune
 from rkf.commands.warmup import warmup
 from rkf.errors import RkfError
+from rkf.text.terminal import printable
 
 INTERRUPTED = 130
 
@@ -33,7 +34,10 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                signals.refuse_lost()
         except RkfError as error:
             message, code = str(error), error.exit_code
         except KeyboardInterrupt:
@@ -43,8 +47,12 @@ class Verbs(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone: click ends quietly
                 raise
-            message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
-        click.echo(f"rkf: {printable(message)}" if message else "", err=True)
+            # Files that are written name themselves, so a full disk without a name is that of stdout.
+            place = error.filename or ("stdout" if error.errno in (errno.ENOSPC, errno.EBADF, errno.EIO) else "")
+            message, code = f"{place}: {error.strerror}" if place else str(error), 1
+        drop_unwritten()
+        with suppress(OSError):  # stderr may be gone too
+            click.echo(f"rkf: {printable(message)}" if message else "", err=True)
         ctx.exit(code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -84,8 +92,6 @@ for verb in (
 
 def main() -> None:
     """The entry point of the command `rkf`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left half-written
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the rest
+    signals.install()
+    open_streams()
     cli(prog_name="rkf")

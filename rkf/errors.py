@@ -63,7 +63,15 @@ class SourceError(RkfError):
 
 
 class OutputError(RkfError):
-    """The output cannot be written: it is the input, another process is writing it, or the disk is full."""
+    """The output cannot be written: it is the input, or the disk is full."""
+
+
+class BusyError(OutputError):
+    """Another process is writing the output."""
+
+
+class ChangedError(RkfError):
+    """A file changed while it was read, became shorter, or could not be read to its end."""
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -16,8 +17,10 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
+from blake3 import blake3
 
 from rkf.cache import cache_dir
+from rkf.errors import OutputError
 from rkf.runtime import cpu_features, objects
 
 SYMBOL = "rkf_kernel"  # the name under which every object exports its kernel
@@ -27,22 +30,40 @@ def addresses(names: Iterable[str], level: str) -> dict[str, int]:
     """The addresses of kernels (kernels/table.py lists them) for a CPU level; newly compiled ones are kept for the
     next start.
     """
-    found = {name: _stored(name, level) for name in dict.fromkeys(names)}
-    missing = [name for name, code in found.items() if code is None]
+    wanted = list(dict.fromkeys(names))
+    found = {name: address for name in wanted if (address := _stored(name, level)) is not None}
+    missing = [name for name in wanted if name not in found]
     if missing:
-        found |= _compile(missing, level)
-    return {name: _link(name, level, code) for name, code in found.items() if code is not None}
+        found |= {name: _link(name, level, code) for name, code in _compile(missing, level).items()}
+    return {name: found[name] for name in wanted}
 
 
-def _stored(name: str, level: str) -> bytes | None:
-    code = objects.read(objects.shipped(level), name)
-    return code if code is not None else objects.read(objects.kept(level), name)
+def _stored(name: str, level: str) -> int | None:
+    """The address of a kernel that the wheel or the cache has; None if neither has one that can be linked."""
+    for folder in (objects.shipped(level), _kept(level)):
+        code = None if folder is None else objects.read(folder, name)
+        if code is not None:
+            with suppress(RuntimeError):  # it is no object: compiled again, it takes the place of this one
+                return _link(name, level, code)
+    return None
+
+
+def _kept(level: str) -> Path | None:
+    """The folder of the objects in the cache; None for a user who has no place for one."""
+    try:
+        return objects.kept(level)
+    except OutputError:
+        return None
 
 
 @cache
-def _say_not_kept(folder: Path) -> None:
+def _say_not_kept() -> None:
     """Warn once per process: a cache that cannot be written is not an error."""
-    print(f"rkf: {folder} cannot be written, so every start compiles again; set RKF_CACHE", file=sys.stderr)
+    try:
+        problem = f"{cache_dir()} cannot be written"
+    except OutputError:
+        problem = "there is no home folder"
+    print(f"rkf: {problem}, so every start compiles again; set RKF_CACHE", file=sys.stderr)
 
 
 def _compile(names: list[str], level: str) -> Mapping[str, bytes]:
@@ -54,8 +75,8 @@ def _compile(names: list[str], level: str) -> Mapping[str, bytes]:
         compiled[name] = build(name, level, SYMBOL)
         try:
             objects.write(objects.kept(level), name, compiled[name])
-        except OSError:
-            _say_not_kept(cache_dir())
+        except OutputError:
+            _say_not_kept()
     return compiled
 
 
@@ -72,7 +93,7 @@ class Warmth(NamedTuple):
 def warm_up(progress: Callable[[int, int], None] = lambda done, total: None) -> Warmth:
     """Compile every kernel of this CPU's level that neither the wheel nor the cache has, so that later starts need not.
 
-    progress: called with (done, total) kernels. Raises OSError if the cache cannot be written.
+    progress: called with (done, total) kernels. Raises OutputError if the cache cannot be written.
     """
     from rkf.runtime.kernels.build import build
     from rkf.runtime.kernels.table import names
@@ -106,5 +127,5 @@ def _link(name: str, level: str, code: bytes) -> int:
     with _linking:
         if key not in _linked:
             builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(SYMBOL).add_current_process()
-            _linked[key] = builder.link(_linker(), f"{level}_{name}")
+            _linked[key] = builder.link(_linker(), f"{level}_{name}_{blake3(code).hexdigest()}")
     return _linked[key][SYMBOL]

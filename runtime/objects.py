@@ -6,20 +6,23 @@ or for another platform is never found. A file is a digest and the object.
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import get_ident
 
 import llvmlite.binding as llvm
 from blake3 import blake3
 
 from rkf.cache import cache_dir
+from rkf.errors import BusyError, OutputError
+from rkf.file.atomic import replacing
+from rkf.file.private import private_folder, read_private
 
 _HERE = Path(__file__).parent
 PREBUILT = _HERE / "prebuilt"
 _DIGEST_BYTES = 32
+_MOST = 1 << 24  # bytes of an object; the largest take 200 kB
 
 
 def shipped(level: str, triple: str | None = None) -> Path:
@@ -37,25 +40,43 @@ def kept(level: str) -> Path:
 
 
 def read(folder: Path, name: str) -> bytes | None:
-    """A stored object, or None if it is missing or damaged."""
-    try:
-        stored = _file(folder, name).read_bytes()
-    except OSError:
+    """A stored object, or None if it is missing, damaged, or not surely this user's. Objects of the package itself are
+    as trustworthy as its code.
+    """
+    path, stored = _file(folder, name), None
+    if _is_shipped(folder):
+        stored = path.read_bytes() if path.is_file() else None
+    elif _is_trusted(folder):
+        stored = read_private(path, _MOST)
+    if stored is None:
         return None
     digest, code = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
     return code if blake3(code).digest() == digest else None
 
 
 def write(folder: Path, name: str, code: bytes) -> None:
-    """Store an object. It appears by rename, so several processes may start at once. Raises OSError."""
-    path = _file(folder, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}")
+    """Store an object; several processes may start at once. Raises OutputError."""
+    private = not _is_shipped(folder)
+    if private:
+        private_folder(folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+    with suppress(BusyError), replacing(_file(folder, name), force=True, private=private) as file:
+        file.write(blake3(code).digest() + code)
+
+
+def _is_shipped(folder: Path) -> bool:
+    return folder.parent == PREBUILT
+
+
+@cache
+def _is_trusted(folder: Path) -> bool:
+    """Whether nobody else can have written to the folder of kept objects."""
     try:
-        waiting.write_bytes(blake3(code).digest() + code)
-        waiting.replace(path)
-    finally:
-        waiting.unlink(missing_ok=True)
+        private_folder(folder)
+    except OutputError:
+        return False
+    return True
 
 
 def _file(folder: Path, name: str) -> Path:

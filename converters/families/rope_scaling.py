@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.converters.families.decoder_keys import DecoderKeys
-from rkf.converters.families.keys import FULL
+from rkf.converters.families.keys import FULL, is_number
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.frequencies import Frequencies
 from rkf.model.op_maps import MAX_FREQUENCIES
@@ -112,7 +112,14 @@ def frequencies(rope: Mapping[str, Any], head_size: int, context: int) -> Freque
     if not 2 <= turned <= min(head_size, 2 * MAX_FREQUENCIES) or turned % 2:
         most = min(head_size, 2 * MAX_FREQUENCIES)
         raise SourceError(f"rope: expected an even number of rotated values per head, at most {most}, got {turned}")
-    return _KINDS[kind](rope, turned, head_size, context)
+    try:
+        with np.errstate(all="ignore"):
+            found = _KINDS[kind](rope, turned, head_size, context)
+    except (ArithmeticError, ValueError):  # of Python's own functions, at the edges of floats
+        found = None
+    if found is None or not np.isfinite((*found.frequencies, found.factor, *(found.long or ()))).all():
+        raise SourceError(f"rope: these parameters give frequencies that are no numbers: {reprlib.repr(dict(rope))}")
+    return found
 
 
 def _powers(rope: Mapping[str, Any], numbers: int, over: int) -> F32:
@@ -168,7 +175,10 @@ def _yarn(rope: Mapping[str, Any], turned: int, head_size: int, context: int) ->
         return turned * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = edge(positive(rope, "beta_fast", 32)), edge(positive(rope, "beta_slow", 1))
-    if rope.get("truncate", True):
+    truncate = rope.get("truncate", True)
+    if type(truncate) is not bool:
+        raise SourceError(f"rope scaling: truncate: expected true or false, got {reprlib.repr(truncate)}")
+    if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, turned - 1)
     high += 0.001 if low == high else 0
@@ -222,7 +232,7 @@ def positive(rope: Mapping[str, Any], key: str, default: float | None = None) ->
     """A number of the parameters; SourceError for one that is missing or not above 0."""
     value: Any = rope.get(key)
     value = default if value is None else value
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise SourceError(f"rope scaling: {key}: expected a positive number, got {reprlib.repr(value)}")
     return float(value)
 

@@ -72,6 +72,7 @@ def export_transformers(path: str | Path, folder: str | Path) -> list[str]:
         write_safetensors(staging / "model.safetensors", found.tensors())
         for name, content in {**files, "config.json": (json.dumps(config, indent=2) + "\n").encode()}.items():
             write_file(staging / name, content)
+        file.refuse_changed()
         return found.decoded
 
 

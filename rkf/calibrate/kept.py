@@ -1,12 +1,11 @@
-"""A calibration as a file: the tokens of a text and the loss of every matrix on them, with a hash. Knows no source.
+"""A calibration as a file: the tokens of a text and the loss of every matrix on them. Knows no source.
 
-The arrays of a zip (numpy's npz, no pickles): `tokens`, `names` and `losses` of matrices (none if they are not measured
-yet), and `hash`, BLAKE3 of the others.
+It is a file of kept arrays (`rkf.file.arrays`): `tokens`, and `names` and `losses` of matrices, none if they are not
+measured yet.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,34 +18,31 @@ from numpy.typing import NDArray
 
 from rkf._version import __version__
 from rkf.errors import OutputError
-from rkf.file.arrays import read_arrays
+from rkf.file.arrays import MOST, packed_arrays, read_arrays
 from rkf.file.atomic import replacing
+from rkf.file.private import private_folder, read_private
 from rkf.format.canonical import encode
 
 U32 = NDArray[np.uint32]
 
 _EDITION = 1  # of texts and losses; to be raised when those of a source change
-MAGIC = b"PK"  # first bytes of the file
-_ARRAYS = {"tokens": ("u4", 2), "names": ("U", 1), "losses": ("f8", 1), "hash": ("u1", 1)}  # dtype, number of axes
+MAGIC = b"PK\x03\x04"  # first bytes of the file
+_KIND = "calibration 1"
+_ARRAYS = {"tokens": ("u4", 2), "names": ("U", 1), "losses": ("f8", 1)}  # dtype, number of axes
 
 
-def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = False) -> None:
+def save(path: Path, tokens: U32, losses: Mapping[str, float], force: bool = False, private: bool = False) -> None:
     """Write a calibration. tokens: u32[sequences, ctx]; losses: by the matrices' names."""
     names = sorted(losses)
     values = np.array([losses[name] for name in names], np.float64)
-    arrays = {"tokens": tokens, "names": np.array(names, np.str_), "losses": values}
-    packed = io.BytesIO()
-    np.savez(packed, **arrays, hash=_hash(arrays))
-    with replacing(path, force) as output:
-        output.write(packed.getbuffer())
+    arrays = {"tokens": tokens.astype(np.uint32), "names": np.array(names, np.str_), "losses": values}
+    with replacing(path, force, private) as output:
+        output.write(packed_arrays(_KIND, arrays))
 
 
 def parse(data: bytes) -> tuple[U32, dict[str, float]]:
     """(Tokens, losses) of a file's bytes. Raises ValueError, in one line, for what `save` did not write."""
-    arrays = read_arrays(data, _ARRAYS)
-    given = arrays.pop("hash")
-    if not np.array_equal(given, _hash(arrays)):
-        raise ValueError("damaged: its hash differs")
+    arrays = read_arrays(data, _KIND, _ARRAYS)
     tokens, names, losses = arrays["tokens"], arrays["names"].tolist(), arrays["losses"].tolist()
     if not tokens.size or len(names) != len(losses) or len(set(names)) != len(names):
         raise ValueError(f"damaged: tokens of shape {tokens.shape}, {len(losses)} losses of {len(set(names))} matrices")
@@ -62,22 +58,15 @@ def place(folder: Path, source: str, text: Mapping[str, Any]) -> Path:
 
 def found(path: Path) -> tuple[U32, dict[str, float]] | None:
     """(Tokens, losses) kept at a place; None if nothing, or something damaged, is there."""
-    with suppress(OSError, ValueError):
-        return parse(path.read_bytes())
+    with suppress(OutputError, ValueError):
+        if path.parent.exists():
+            private_folder(path.parent)
+            return parse(read_private(path, MOST) or b"")
     return None
 
 
 def keep(path: Path, tokens: U32, losses: Mapping[str, float]) -> None:
     """Keep a calibration at a place; if that cannot be written, it is made again next time."""
-    with suppress(OSError, OutputError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, tokens, losses, force=True)
-
-
-def _hash(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
-    """u8[32] over the names, dtypes, shapes and bytes of arrays."""
-    digest = blake3()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        digest.update(arrays[name].tobytes())
-    return np.frombuffer(digest.digest(), np.uint8)
+    with suppress(OutputError):
+        private_folder(path.parent)
+        save(path, tokens, losses, force=True, private=True)

@@ -36,6 +36,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ _GRID_MAX_K = 255
 _RAISED_K = 128  # beyond it an integer grid gains little: 255 even steps have 0.7 times the error, for one more bit
 _LEAST_ROWS = 16  # for each exact row: MAX_EXCEPTION_SHARE allows one in 8, other exceptions included
 _AFFINE = ("none", "tensor", "row", "group")
+
+
+_MOST_BYTES = 1 << 20  # of a recipe, which is copied into the file's provenance
+_MOST_PATTERNS = 1000  # with wildcards: each is tried on every tensor
+# The keys of a rule, besides those that choose tensors.
+_TYPES: dict[str, type] = {
+    **{"k": int, "k_factor": int, "k_min": int, "dense": bool, "grid": bool, "bits": float, "exceptions": float},
+    **{"affine": str, "affine_dtype": str, "group": int, "exact_rows": int, "rows_per_table": int},
+}
 
 
 def _check(holds: object, expected: str, got: object) -> None:
@@ -108,15 +118,18 @@ DENSE = Rule()
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """The tensors of a rule: those that fit all conditions that are not None. layers: numbers."""
+    """The tensors of a rule: those that fit all conditions that are not None. A tensor is one of `names` or fits one of
+    `patterns`. layers: numbers.
+    """
 
-    tensors: tuple[str, ...] | None
+    names: frozenset[str]
+    patterns: tuple[str, ...] | None
     roles: frozenset[str] | None
     layers: frozenset[int] | None
 
     def fits(self, name: str, role: str) -> bool:
         return (
-            (self.tensors is None or any(fnmatchcase(name, pattern) for pattern in self.tensors))
+            (self.patterns is None or name in self.names or any(fnmatchcase(name, each) for each in self.patterns))
             and (self.roles is None or role in self.roles)
             and (self.layers is None or layer_of(name) in self.layers)
         )
@@ -153,9 +166,13 @@ class Recipe:
         if not path.is_file():
             raise UsageError(f"{name}: no such recipe; give a TOML file or one of {', '.join(shipped_names())}")
         try:
-            text = path.read_text("utf-8")
+            with path.open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+            text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"recipe {name}: {error}") from error
+        if len(data) > _MOST_BYTES:
+            raise UsageError(f"recipe {name}: expected at most {_MOST_BYTES} bytes")
         return cls.parse(text, name, program, k, head)
 
     @classmethod
@@ -165,6 +182,8 @@ class Recipe:
             data = tomllib.loads(text)
             unknown = data.keys() - {"description", "k", "defaults", "rotated", "rule"}
             _check(not unknown, "a recipe has description, k, defaults, rotated and rules", ", ".join(sorted(unknown)))
+            if "k" in data:
+                _check_type("k", data["k"], int)
             base = k if k is not None else data.get("k")
             plain = data.get("defaults", {})
             turned = {**plain, **data.get("rotated", {})}
@@ -173,7 +192,10 @@ class Recipe:
                 (_choice(entry, last), _rule(plain, entry, base), _rule(turned, entry, base))
                 for entry in data.get("rule", [])
             )
-        except (AttributeError, TypeError, ValueError) as error:  # ValueError: from TOML itself, or from a check here
+            count = sum(len(choice.patterns or ()) for choice, *_ in rules)
+            _check(count <= _MOST_PATTERNS, f"a recipe has at most {_MOST_PATTERNS} patterns besides names", count)
+        # ValueError: from TOML itself, or from a check here
+        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UsageError(f"recipe {name}: {error}") from error
         found = {**roles(program), head or program.logits.weight: "head"}
         return cls(name, base, text, rules, found, rotations(program).keys(), "rotated" in data)
@@ -198,20 +220,35 @@ def _choice(entry: Mapping[str, Any], last: int) -> _Choice:
     given = [key for key in ("tensors", "roles", "layers") if key in entry]
     _check(given, "a rule has tensors, roles or layers", dict(entry))
     for key in ("tensors", "roles"):
-        _check(key not in entry or (entry[key] and isinstance(entry[key], list)), f"{key} are a list", dict(entry))
+        texts = isinstance(entry.get(key), list) and entry[key] and all(isinstance(each, str) for each in entry[key])
+        _check(key not in entry or texts, f"{key} are a list of texts", dict(entry))
     unknown = set(entry.get("roles", ())) - set(ROLES)
     _check(not unknown, f"roles are among {', '.join(ROLES)}", ", ".join(map(str, sorted(unknown))))
     ends = {"first": {0}, "last": {last}, "ends": {0, last}}
     _check("layers" not in entry or entry["layers"] in ends, f"layers is one of {', '.join(ends)}", entry.get("layers"))
+    tensors = [pattern.replace("{last}", str(last)) for pattern in entry.get("tensors", ())]
+    patterns = tuple(each for each in tensors if set(each) & set("*?["))
     return _Choice(
-        tuple(pattern.replace("{last}", str(last)) for pattern in entry["tensors"]) if "tensors" in entry else None,
+        frozenset(tensors),
+        patterns if "tensors" in entry else None,
         frozenset(entry["roles"]) if "roles" in entry else None,
         frozenset(ends[entry["layers"]]) if "layers" in entry else None,
     )
 
 
+def _check_type(key: str, value: object, kind: type | None) -> None:
+    """A number may be written whole where it need not be; true and false are no numbers."""
+    _check(kind is not None, f"a rule has tensors, roles, layers, {', '.join(_TYPES)}", key)
+    fits = isinstance(value, int | float) and isfinite(value) if kind is float else isinstance(value, kind or object)
+    _check(
+        fits and isinstance(value, bool) == (kind is bool), f"{key} is of type {kind and kind.__name__}", repr(value)
+    )
+
+
 def _rule(defaults: Mapping[str, Any], entry: Mapping[str, Any], base: int | None) -> Rule:
     own = {key: value for key, value in entry.items() if key not in ("tensors", "roles", "layers")}
+    for key, value in (*defaults.items(), *own.items()):
+        _check_type(key, value, _TYPES.get(key))
     if own.pop("dense", False):
         _check(not own, "a dense rule has no other options", ", ".join(own))
         return DENSE

@@ -14,10 +14,11 @@ import click
 from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
 from rkf.commands.options import POSITIVE
-from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
+from rkf.commands.output import byte_count, progress_bar, reporter, size
 from rkf.commands.tune_command import showing, summary
 from rkf.errors import UsageError
 from rkf.file.atomic import refuse_existing, refuse_same_file, reporting
+from rkf.text.terminal import printable
 
 if TYPE_CHECKING:
     from rkf.calibrate.calibration import Calibrate
@@ -145,6 +146,7 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source, refuse_source
     from rkf.file.fold import fold
+    from rkf.file.private import private_folder
     from rkf.tune import tune as learn
 
     resume, force = options["resume"], options.pop("force")
@@ -152,8 +154,7 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     source = locate(src)
     refuse_source(out, source, open_source(source))
     folder = out.with_name(f"{out.name}.tuned")
-    with reporting(folder):
-        folder.mkdir(exist_ok=True)
+    private_folder(folder)
     plain, dense, values = folder / "plain.rkf", folder / "dense.rkf", folder / "values.rkv"
     ledger = run(source, plain, **options, force=True)
     run(source, dense, recipe="dense", resume=resume, force=True)
@@ -161,7 +162,8 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
         report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
     fold(plain, values, out, provenance={"tuned": report}, force=force)
     for path in (plain, dense, values):  # delete single files: the user may own a folder of this name
-        path.unlink()
+        with reporting(path):
+            path.unlink()
     with suppress(OSError):
         folder.rmdir()
     click.echo(summary(out, report), err=True)
@@ -221,7 +223,11 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
         source = open_source(path)
         refuse_source(out, path, source)
         made = Calibrate(text, reporter(bar), cache_dir() / "calibrations")(source, out.parent)
-    save(out, made.tokens, made.of(RotatedSource(source)).losses(coarse), force)
+    for note in made.notes:
+        click.echo(f"note: {printable(note)}", err=True)
+    losses = made.of(RotatedSource(source)).losses(coarse)
+    source.refuse_changed()
+    save(out, made.tokens, losses, force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 
@@ -263,7 +269,8 @@ def export_gguf(model: Path, out: Path, type_name: str, force: bool) -> None:
     """
     from rkf.converters.export import export_gguf as run
 
-    run(model, out, type_name=type_name, force=force)
+    for note in run(model, out, type_name=type_name, force=force):
+        click.echo(f"note: {printable(note)}", err=True)
 
 
 @export.command("transformers")

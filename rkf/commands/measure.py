@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -209,12 +208,13 @@ def _refuse_checkpoint(save: Path, reference: Path) -> None:
 def _as_rkf(path: Path) -> Iterator[Path]:
     """The path of an rkf file; for another checkpoint, that of its dense conversion, which is deleted afterwards."""
     from rkf.converters.pipeline import convert
+    from rkf.file.scratch import scratch
 
     if path.is_file() and path.suffix != ".gguf":
         yield path
         return
-    with TemporaryDirectory(prefix="rkf-") as folder:
-        dense = Path(folder) / "dense.rkf"
+    with scratch() as folder:
+        dense = folder / "dense.rkf"
         convert(path, dense, recipe="dense")
         yield dense
 

@@ -1,8 +1,10 @@
-"""How verbs print: JSON, sizes, tables, untrusted text with escapes, progress on stderr."""
+"""How verbs print: JSON, sizes, tables, a model's text, progress on stderr."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,13 +14,38 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.errors import UsageError
+from rkf.text.terminal import harmless, printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-# C0 and C1 without tab and line feed, separators of lines, and the controls of bidirectional text.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+def open_streams() -> None:
+    """Make the standard streams usable however the process was started. A character that a terminal lacks is shown
+    escaped. A closed stream is opened again, or the next file that is opened would take its place: reading from stdin
+    then gives nothing, and what is written to stderr is lost; writing to stdout fails.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest free number, which is this one
+    sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_unwritten() -> None:
+    """Forget output that stdout cannot take: Python would complain of it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
 
 
 def print_json(value: Any) -> None:
@@ -26,18 +53,9 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=True, default=_plain))
 
 
-def printable(text: object) -> str:
-    """`text` with every character that could control a terminal (control, direction and format characters) escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def write_text(text: str) -> None:
-    """Write model text to stdout at once. On a terminal, line breaks and tabs are the only characters left that control
-    it or the direction of text; the joiners that scripts and emoji need stay.
-    """
-    if sys.stdout.isatty():
-        text = _CONTROLS.sub(lambda found: printable(found[0]), text)
-    click.echo(text, nl=False)
+    """Write model text to stdout at once: harmless on a terminal, unchanged elsewhere."""
+    click.echo(harmless(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def size(count: float) -> str:

@@ -1,12 +1,11 @@
 """A reference stored as a `.kld` file: the tokens of every window and its predictions, 196 bytes a scored token.
 
-It is a zip of arrays (numpy's npz, no pickles): `tokens: u32[windows, ctx]`, `ids` and `log_p` of
+It is a file of kept arrays (`rkf.file.arrays`): `tokens: u32[windows, ctx]`, `ids` and `log_p` of
 `distributions.Sampled` over all windows, `target: f32[scored]` (log p of the actual token), `noise: f64[windows]`.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 
 from rkf.errors import CorruptError
 from rkf.eval.distributions import DRAWS, F32, TOP, Distribution, Sampled
-from rkf.file.arrays import read_arrays
+from rkf.file.arrays import packed_arrays, read_arrays
 from rkf.file.atomic import replacing
 from rkf.text.reading import read_bytes
 
+_KIND = "reference 1"
 _ARRAYS = {"tokens": ("u4", 2), "ids": ("u4", 2), "log_p": ("f4", 2), "target": ("f4", 1), "noise": ("f8", 1)}
 
 
@@ -40,24 +40,22 @@ class Window:
 def write(path: Path, windows: list[Window], force: bool = False) -> None:
     """Write windows whose distributions are samples."""
     samples = [window.distribution for window in windows]
-    packed = io.BytesIO()
-    np.savez(
-        packed,
-        tokens=np.stack([window.ids for window in windows]).astype(np.uint32),
-        ids=np.concatenate([sample.ids for sample in samples if isinstance(sample, Sampled)]),
-        log_p=np.concatenate([sample.log_p for sample in samples if isinstance(sample, Sampled)]),
-        target=np.concatenate([window.target for window in windows]),
-        noise=np.array([window.noise for window in windows]),
-    )
+    arrays = {
+        "tokens": np.stack([window.ids for window in windows]).astype(np.uint32),
+        "ids": np.concatenate([sample.ids for sample in samples if isinstance(sample, Sampled)]),
+        "log_p": np.concatenate([sample.log_p for sample in samples if isinstance(sample, Sampled)]),
+        "target": np.concatenate([window.target for window in windows]),
+        "noise": np.array([window.noise for window in windows]),
+    }
     with replacing(path, force) as output:
-        output.write(packed.getbuffer())
+        output.write(packed_arrays(_KIND, arrays))
 
 
 def read(path: Path) -> list[Window]:
     """The windows of a file. Raises CorruptError if it is not a `.kld` file."""
     try:
         with path.open("rb") as file:
-            return list(_windows(read_arrays(read_bytes(file, str(path)), _ARRAYS)))
+            return list(_windows(read_arrays(read_bytes(file, str(path)), _KIND, _ARRAYS)))
     except ValueError as error:
         raise CorruptError(f"{path}: not a reference written by `rkf eval kld --save`: {error}") from error
 

@@ -105,6 +105,7 @@ def _report(progress: Progress | None, container: Container, number: int) -> Non
 
 def _seal(container: Container, writer: SectionWriter) -> None:
     """Write the directory of `container` with the new sections; everything else in its maps stays."""
+    container.refuse_changed()
     raw, superblock = container.directory.raw, container.superblock
     for section, old in zip(writer.sections, raw["sections"], strict=True):
         section.update({key: value for key, value in old.items() if key.startswith("x-")})

@@ -7,16 +7,19 @@ reuses the file that a killed writer left behind. Every byte goes through `os.wr
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rkf.errors import OutputError, UsageError
+from rkf.errors import BusyError, OutputError, UsageError
+from rkf.file.mapped import refuse_lost
 
 _COPY_BYTES = 1 << 20  # bytes copied at a time where the kernel cannot copy
+_WINDOWS = os.name == "nt"
+# Flags that only some systems have. A link in place of the temporary file is never followed.
+_OPEN = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"))
 
 
 class OutputFile:
@@ -66,33 +69,56 @@ def reporting(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[OutputFile]:
+def replacing(path: str | os.PathLike[str], force: bool = False, private: bool = False) -> Iterator[OutputFile]:
     """A file that replaces `path` when the `with` ends, and leaves nothing behind when it raises.
 
+    private: only its owner may read it.
     Raises UsageError if `path` exists and `force` is not given, OutputError if it cannot be written or another process
     is writing it.
     """
     named = Path(path)
-    with reporting(named):
-        target = Path(os.path.realpath(path))
-        temporary = partial(target)
-        descriptor = _lock(temporary, named)
-    try:
-        refuse_existing(named, force)  # under the lock: another writer may have just finished
+    with ExitStack() as opened:
         with reporting(named):
-            os.truncate(descriptor, 0)
-        yield OutputFile(descriptor, named)
-        with reporting(named):
-            os.fsync(descriptor)
-            os.replace(temporary, target)  # noqa: PTH105  (the faults of the tests are injected into os.replace)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    finally:
-        os.close(descriptor)
+            target = Path(os.path.realpath(path))
+            temporary = partial(target)
+            descriptor = _lock(temporary, named, 0o600 if private else 0o666)
+        opened.callback(os.close, descriptor)
+        try:
+            refuse_existing(named, force)  # under the lock: another writer may have just finished
+            with reporting(named):
+                os.truncate(descriptor, 0)
+            yield OutputFile(descriptor, named)
+            refuse_lost()
+            with reporting(named):
+                os.fsync(descriptor)
+                if _WINDOWS:
+                    opened.close()  # an open file cannot be renamed there
+                os.replace(temporary, target)  # noqa: PTH105  (the faults of the tests are injected into os.replace)
+        except BaseException:
+            if _WINDOWS:
+                opened.close()
+            with suppress(OSError):
+                temporary.unlink()
+            raise
     with reporting(named):
         _sync_folder(target.parent)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from writing `path`, for an output that is a folder. Raises OutputError if one does."""
+    with reporting(path):
+        temporary = partial(Path(os.path.realpath(path)))
+        descriptor = _lock(temporary, path, 0o600)
+    try:
+        yield
+    finally:
+        if _WINDOWS:
+            os.close(descriptor)
+        with suppress(OSError):
+            temporary.unlink()
+        if not _WINDOWS:
+            os.close(descriptor)
 
 
 def partial(target: Path) -> Path:
@@ -138,23 +164,35 @@ def _copy_range(source: int, target: int, offset: int, length: int) -> int:
         copied = os.copy_file_range(source, target, length, offset)
         if copied:
             return copied
-    data = os.pread(source, min(length, _COPY_BYTES), offset)
+    data = _read_at(source, min(length, _COPY_BYTES), offset)
     if not data:
         raise OSError(errno.EIO, "the source became shorter while it was copied")
     return os.write(target, data)
 
 
-def _lock(temporary: Path, target: Path) -> int:
+def _read_at(descriptor: int, length: int, offset: int) -> bytes:
+    if _WINDOWS:  # it has no pread
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, length)
+    return os.pread(descriptor, length, offset)
+
+
+def _lock(temporary: Path, target: Path, mode: int) -> int:
     """The descriptor of the temporary file, opened and locked."""
+    import portalocker  # 20 ms, for writers only
+
     while True:
         with ExitStack() as undo:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(temporary, _OPEN, mode)
             undo.callback(os.close, descriptor)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                portalocker.lock(descriptor, portalocker.LOCK_EX | portalocker.LOCK_NB)
+            except portalocker.AlreadyLocked:
                 problem = "another process is writing it: wait for it, or choose another name"
-                raise OutputError(f"{target}: {problem}") from None
+                raise BusyError(f"{target}: {problem}") from None
+            except portalocker.LockException as error:
+                problem = "this file system cannot lock files: write it to another one and copy it"
+                raise OutputError(f"{target}: cannot be written: {problem} ({error})") from None
             if _has_name(descriptor, temporary):
                 undo.pop_all()
                 return descriptor
@@ -169,6 +207,8 @@ def _has_name(descriptor: int, path: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
+    if _WINDOWS:  # it cannot open a folder; NTFS journals a rename
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
+from rkf.file.identity import identity, refuse_changed
+from rkf.file.mapped import mapped
 from rkf.file.structure import Structure
 from rkf.format import codec, integrity
 from rkf.format.constants import (
@@ -68,6 +70,7 @@ class Container(Structure):
 
     def __init__(self, path: Path, check: Check) -> None:
         self._check = check
+        self._identity = identity(path)
         with naming(path):
             self._map, superblock = _map(path)
             super().__init__(path, superblock, self._map[superblock.directory_offset :])
@@ -145,6 +148,17 @@ class Container(Structure):
         self.order = values.order
         entries = {name: replace(self.tensors[name], clusters=entry.clusters) for name, entry in values.tensors.items()}
         self.tensors = MappingProxyType({**self.tensors, **entries})
+
+    def refuse_changed(self) -> None:
+        """Raise ChangedError if the file is not as it was at open. Called before another file made of it is committed.
+
+        A file that was renamed over this one is no change: the map still shows the old one.
+        """
+        found, before = identity(self.path), self._identity
+        if found is not None and before is not None and found[:2] == before[:2]:
+            refuse_changed({self.path: before})
+        if self._values is not self:
+            self._values.refuse_changed()
 
     def close(self) -> None:
         """Release the map. Views that are still in use keep it alive; nothing new can be loaded."""
@@ -255,7 +269,7 @@ def _map(path: Path) -> tuple[mmap.mmap, Superblock]:
             if file_bytes != superblock.file_bytes:
                 problem = "truncated" if file_bytes < superblock.file_bytes else "bytes after the end"
                 raise StructureError(f"expected {superblock.file_bytes} bytes, got {file_bytes} ({problem}); {REMEDY}")
-            return mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), superblock
+            return mapped(file.fileno(), path, file_bytes), superblock
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

@@ -49,5 +49,6 @@ def edit(
             raw["metadata"] = dict(metadata)
         if provenance is not None:
             raw["provenance"] = dict(provenance)
+        container.refuse_changed()
         with naming(Path(output or path)):
             writer.finish(raw, superblock.kind, superblock.minor, superblock.optional)

@@ -37,3 +37,4 @@ def fold(
                 writer.add(name, container.load(name), stats)
             for name in container.directory.blobs:
                 writer.blob(name, container.blob(name) or b"")
+            container.refuse_changed()

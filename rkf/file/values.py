@@ -58,6 +58,7 @@ def write_values(
             spool.add(where, clusters, values, ascending=ordered)
             tensors.append({"kind": "values", "name": name, **clusters.to_map()})
         spool.write_to(sections)
+        container.refuse_changed()
         directory = {
             "metadata": dict(metadata or {}),
             "provenance": dict(provenance or {}),

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rkf.errors import CorruptError, UsageError
-from rkf.file.atomic import replacing
+from rkf.file import kept_json
+from rkf.file.atomic import replacing, reporting
 from rkf.study.charts import Row
 from rkf.study.subject import Trial
+from rkf.text.reading import read_bytes
 
 RESULTS, TABLE = "results.json", "results.csv"
+KIND = "study 1"
 
 
 class Records:
@@ -24,7 +27,8 @@ class Records:
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with reporting(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self.about, self.rows = dict(about), list[Row]()
         if (folder / RESULTS).exists():
             earlier, self.rows = read(folder)
@@ -48,7 +52,8 @@ class Records:
         self.save()
 
     def save(self) -> None:
-        about = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.about.items())
+        whole = kept_json.label(KIND, {**self.about, "trials": self.rows}) | self.about
+        about = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in whole.items())
         trials = ",\n".join(map(json.dumps, self.rows))  # one per line, readable and easy to diff
         write_text(self._folder / RESULTS, f'{{{about}"trials": [\n{trials}\n]}}\n')
         write_text(self._folder / TABLE, _csv(self.rows))
@@ -58,10 +63,14 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """(about, rows) of a folder. Raises CorruptError."""
     path = folder / RESULTS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: value for key, value in found.items() if key != "trials"}, found["trials"]
-    except (ValueError, KeyError, AttributeError) as error:
+        with path.open("rb") as file:
+            found = kept_json.opened(KIND, read_bytes(file, str(path)))
+        rows = found.pop("trials")
+        if not isinstance(found["fingerprint"], str) or not all(isinstance(row["trial"], str) for row in rows):
+            raise TypeError("trials without names")
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{path}: not the results of a study ({error}): remove it to start again") from error
+    return found, rows
 
 
 def write_text(path: Path, text: str) -> None:

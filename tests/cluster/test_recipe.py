@@ -108,7 +108,21 @@ def test_a_file_is_a_recipe(tmp_path):
         ("rule = 3", "recipe test: "),
         ('rule = ["x"]', "recipe test: "),
         ('[[rule]]\ntensors = "x"\nk = 4', "tensors are a list"),
-        ('[[rule]]\ntensors = ["*"]\nk = 4.5', "whole numbers"),
+        ('[[rule]]\ntensors = ["*"]\nk = 4.5', "k is of type int"),
+        ('[[rule]]\ntensors = ["*"]\nk = true', "k is of type int; got True"),
+        ('[[rule]]\ntensors = ["*"]\ndense = "no"', "dense is of type bool; got 'no'"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\ngrid = "no"\naffine = "row"', "grid is of type bool"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\naffine = "group"\ngroup = 64.0', "group is of type int; got 64.0"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\nexact_rows = true', "exact_rows is of type int"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\ngrid = true\naffine = "row"\nbits = true', "bits is of type float"),
+        ('[[rule]]\ntensors = ["*"]\nk = 16\nexceptions = nan', "exceptions is of type float; got nan"),
+        ('k = 16\n[[rule]]\ntensors = ["*"]\nk_factor = nan', "k_factor is of type int"),
+        ("k = 16.0", "k is of type int; got 16.0"),
+        ("[[rule]]\ntensors = [1]\nk = 4", "tensors are a list of texts"),
+        (
+            f"k = 4\n[[rule]]\ntensors = {[f'{n}*' for n in range(1001)]}",
+            "at most 1000 patterns besides names; got 1001",
+        ),
         ('[[rule]]\ntensors = ["*"]\nk = 300', "k is 2 to 256; got 300"),
         ('[[rule]]\ntensors = ["*"]\nk = 16\ncolour = 1', "colour"),
         ('[[rule]]\ntensors = ["*"]\ndense = true\nk = 16', "a dense rule"),
@@ -130,6 +144,18 @@ def test_refusals_say_what_was_expected(text, message):
 def test_an_unknown_name_is_refused_with_those_known():
     with pytest.raises(UsageError, match=r"nope: no such recipe; .*default, dense"):
         Recipe.load("nope", PROGRAM)
+
+
+def test_a_file_of_a_megabyte_is_enough(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"# {'x' * (1 << 20)}")
+    with pytest.raises(UsageError, match=r"mine\.toml: expected at most 1048576 bytes"):
+        Recipe.load(path, PROGRAM)
+
+
+def test_names_cost_nothing():
+    names = [f"model.layers.{n}.x.weight" for n in range(100_000)]
+    assert parse(f"[[rule]]\ntensors = {[*names, QUERY]}\nk = 4").rule(QUERY, (4, 4)) == Rule(k=4)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import Unigram
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE, Unigram
 
 from rkf.converters import export
 from rkf.converters.export import export_gguf, export_hf
@@ -22,10 +23,15 @@ from rkf.converters.families.gguf_rope import llama3_divisors
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
-from rkf.errors import OutputError, UnsupportedError, UsageError
+from rkf.converters.tokenizer_export import gguf_fields
+from rkf.errors import OutputError, StructureError, UnsupportedError, UsageError
 from rkf.file.atomic import replacing
 from rkf.file.container import open_file
+from rkf.file.edit import edit
 from rkf.format.matrix import from_f32, to_f32
+from rkf.model.metadata import ModelMetadata
+from rkf.model.ops import Embed, Logits
+from rkf.model.program import Program
 from tests.format.test_atomic import Faults
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -105,6 +111,89 @@ def test_a_unigram_tokenizer(hf_folder: Callable[..., Path], tmp_path: Path) -> 
     assert tokenizer("cab", add_special_tokens=False)["input_ids"] == [5, 3, 4]
     with pytest.raises(UnsupportedError, match=r"m\.rkf: tokenizer\.json: kind 'Unigram'"):
         export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+
+
+BEYOND = {
+    "id": 10**9,
+    "content": "x",
+    **dict.fromkeys(("special", "lstrip", "rstrip", "single_word", "normalized"), True),
+}
+
+
+def forged(path: Path, blobs: dict[str, bytes], generation: dict[str, float]) -> Path:
+    """A sound file with other blobs and recommended options."""
+    with open_file(path) as file:
+        metadata = json.loads(json.dumps(file.metadata))
+    metadata["model"]["generation"] = generation
+    edit(path, metadata=metadata, blobs=blobs)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "problem"),
+    [(b"{", "cannot be loaded"), ({"added_tokens": [BEYOND]}, "token 'x' has id 1000000000, not 90")],
+)
+def test_a_tokenizer_that_cannot_be_exported(
+    hf_folder: Callable[..., Path], tmp_path: Path, tokenizer: Any, problem: str
+) -> None:
+    folder = hf_folder("llama")
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    if isinstance(tokenizer, dict):
+        tokenizer = json.dumps(json.loads((folder / "tokenizer.json").read_text()) | tokenizer).encode()
+    path = forged(tmp_path / "m.rkf", {"tokenizer.json": tokenizer}, {})
+    for run in (export_hf, export_gguf):
+        with pytest.raises(StructureError, match=problem):
+            run(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_recommended_options_replace_no_ends(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = hf_folder("llama")
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    path = forged(tmp_path / "m.rkf", {}, {"bos_token_id": 7.0, "eos_token_id": 383.0, "top_k": 1e308})
+    export_hf(path, tmp_path / "hf")
+    said = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert said == {"bos_token_id": 1, "eos_token_id": [2, 0], "top_k": 384, "do_sample": True}
+    export_gguf(forged(path, {}, {"repetition_penalty": 1.5, "temperature": 0.0}), tmp_path / "m.gguf")
+    again = open_source(tmp_path / "m.gguf")
+    assert again.model.generation == {"repetition_penalty": 1.5, "temperature": 0.0}
+    convert(tmp_path / "m.gguf", tmp_path / "again.rkf", recipe="dense")
+    export_hf(tmp_path / "again.rkf", tmp_path / "greedy")
+    said = json.loads((tmp_path / "greedy" / "generation_config.json").read_text())
+    assert said == {"bos_token_id": 1, "eos_token_id": [2, 0], "repetition_penalty": 1.5}
+
+
+def test_a_gguf_ends_as_its_source_and_says_what_it_cannot_keep(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = hf_folder("llama")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 8, 2, 7]}))
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["normalizer"] = {"type": "NFC"}
+    tokenizer["added_tokens"][0]["rstrip"] = True
+    path.write_text(json.dumps(tokenizer))
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    notes = export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+    assert [note.split(",")[0] for note in notes] == [
+        "tokenizer.json changes texts by NFC",
+        "a GGUF has no lstrip",
+        f"a GGUF cannot name these tokens as ends of an answer: {Tokenizer.from_file(str(path)).id_to_token(7)!r}",
+    ]
+    model = open_source(tmp_path / "m.gguf").model
+    assert set(model.eos_ids) == {0, 2, 8, 9}
+    assert model.special_tokens["eos_token"].id == 2
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_spaces_that_a_gguf_puts_elsewhere_are_said(scheme: str, tmp_path: Path) -> None:
+    vocab = {text: index for index, text in enumerate(["<unk>", "a", "\u2581", *(f"<0x{n:02X}>" for n in range(256))])}
+    tokenizer = Tokenizer(BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    stem, top = Embed(dst="x", table="e", rows=300, cols=1), Logits(dst="l", src="x", weight="h", rows=300)
+    model = ModelMetadata(Program((stem,), (), (), (top,)), 1)
+    notes = gguf_fields(gguf.GGUFWriter(tmp_path / "t.gguf", "llama"), tokenizer.to_str().encode(), model)
+    assert [f"Metaspace ({scheme})" in note for note in notes] == [True] * (scheme != "never")
 
 
 @pytest.mark.parametrize("type_name", export.GGUF_TYPES)

@@ -408,7 +408,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), SourceError, "JSON object"),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "cannot be loaded"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "Model missing"),
     "token id": (
         lambda f: edit_json(f / "config.json", bos_token_id="1"),
         SourceError,

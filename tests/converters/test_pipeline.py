@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from rkf.converters.pipeline import convert
 from rkf.converters.progress import Step
 from rkf.converters.source import open_source, stored_head
 from rkf.converters.work import WorkFolder
-from rkf.errors import OutputError, RkfError, SourceError, UnsupportedError, UsageError
+from rkf.errors import ChangedError, OutputError, RkfError, SourceError, UnsupportedError, UsageError
 from rkf.file.atomic import replacing
 from rkf.file.container import open_file
 from rkf.format.matrix import ClusteredMatrix
@@ -192,6 +193,25 @@ def test_ctrl_c_leaves_nothing_unless_resuming(hf_folder: Callable[..., Path], t
     with pytest.raises(KeyboardInterrupt):
         convert(folder, out, progress=interrupt, resume=True)
     assert set(tmp_path.iterdir()) == before | {WorkFolder(out).path}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_source_that_changes_is_refused(gguf_file: Callable[..., Path], tmp_path: Path, resume: bool) -> None:
+    """Its size and the time of its last change may be set back."""
+    source, out = gguf_file("llama"), tmp_path / "out.rkf"
+    data, times = source.read_bytes(), source.stat()
+
+    def change(step: Step) -> None:
+        source.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    with pytest.raises(ChangedError, match=f"{source.name}: changed while it was read"):
+        convert(source, out, progress=change, resume=resume)
+    assert not out.exists()
+    source.write_bytes(data)
+    convert(source, out, resume=resume)
+    convert(source, tmp_path / "again.rkf")
+    assert out.read_bytes() == (tmp_path / "again.rkf").read_bytes()
 
 
 KILLED = """

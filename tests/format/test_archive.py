@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rkf
-from rkf.errors import IntegrityError, UsageError
+from rkf.errors import ChangedError, IntegrityError, UsageError
 from rkf.file.archive import pack, unpack
 from rkf.file.atomic import replacing
 from rkf.file.sections import SectionWriter
@@ -49,6 +49,19 @@ def test_pack_and_unpack(tmp_path: Path) -> None:
     verify(packed)
     unpack(packed, back, progress=lambda done, total: None)
     assert back.read_bytes() == raw.read_bytes()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    raw = skewed(tmp_path / "m.rkf", 256, 512)
+
+    def change(done: int, total: int) -> None:
+        with raw.open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"x")
+
+    with pytest.raises(ChangedError, match=r"m\.rkf: changed while it was read"):
+        pack(raw, tmp_path / "p.rkf", progress=change)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.rkf"]
 
 
 def test_a_blob_that_is_raw_stays_raw(tmp_path: Path) -> None:

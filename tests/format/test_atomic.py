@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import stat
@@ -15,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import portalocker
 import pytest
 
 import rkf
@@ -169,15 +169,15 @@ def test_what_a_killed_writer_left_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_name_that_goes_before_it_is_locked_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flock, finished = fcntl.flock, []
+    lock, finished = portalocker.lock, []
 
-    def late(descriptor: int, operation: int) -> None:
+    def late(descriptor: int, flags: portalocker.LockFlags) -> None:
         if not finished:
             finished.append((tmp_path / ".out.partial").rename(tmp_path / "out"))  # its first owner is done
-        flock(descriptor, operation)
+        lock(descriptor, flags)
 
     (tmp_path / ".out.partial").write_bytes(b"first")
-    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(portalocker, "lock", late)
     with replacing(tmp_path / "out", force=True) as file:
         file.write(b"second")
         assert (tmp_path / "out").read_bytes() == b"first"
@@ -246,6 +246,7 @@ def test_a_mapped_file_can_be_replaced(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import portalocker  # looks for the temporary folder when it is imported, which is a write
 from tests.format import build
 left = int(sys.argv[2])
 def wrapped(call):

@@ -1,4 +1,4 @@
-"""Random damage with recomputed hashes, for both hypothesis and atheris. Knows only the shape of a directory."""
+"""Random damage with recomputed hashes, for hypothesis and `tests/fuzz`. Knows only the shape of a directory."""
 
 from __future__ import annotations
 

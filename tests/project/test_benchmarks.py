@@ -36,7 +36,11 @@ def test_ratios_lie_on_the_line_between_our_files():
 
 
 def test_a_plot_is_drawn(tmp_path):
-    report.draw({"text": {"models": ROWS}}, tmp_path / "plot.svg")
+    for model in ("small", "large"):
+        (tmp_path / f"{model}.json").write_text(json.dumps({"text": {"models": ROWS}}))
+    results = report.merged([tmp_path / "small.json", tmp_path / "large.json"])
+    assert list(results) == ["small, text", "large, text"]
+    report.draw(results, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
 
 

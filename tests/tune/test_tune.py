@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import rkf
 from rkf.cluster.clustering import cluster
@@ -12,7 +14,7 @@ from rkf.file.fold import fold
 from rkf.file.values import write_values
 from rkf.format.matrix import DenseTensor, MatrixValues
 from rkf.torch import ClusteredWeight
-from rkf.tune import tune, tuning
+from rkf.tune import checkpoint, tune, tuning
 from rkf.tune.live import LiveValues
 from tests.runtime import tiny
 from tests.runtime.files import write_model
@@ -166,6 +168,36 @@ def clustered_names(container):
     return [name for name, entry in container.tensors.items() if entry.kind == "clustered"]
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("state", lambda tensors, told: tensors.popitem(), "hash"),
+        ("state", lambda tensors, told: tensors.update({"0.value": torch.zeros(3)}), "hash"),
+        ("state", lambda tensors, told: told.pop("step"), "hash"),
+        ("lesson", lambda tensors, told: tensors["ids"].add_(1), "hash"),
+        ("state", lambda tensors, told: told.update(spent="-inf"), "out of range"),
+        ("state", lambda tensors, told: told.update(step="x"), "a number is missing"),
+        ("state", lambda tensors, told: tensors["0.best"].fill_(torch.nan), "finite numbers"),
+        ("lesson", lambda tensors, told: tensors["ids"].fill_(1 << 40), "token ids"),
+        ("lesson", lambda tensors, told: tensors.update(hidden=tensors["hidden"][:, :, :3].contiguous()), "hidden"),
+    ],
+)
+def test_a_checkpoint_is_what_was_written(tmp_path, files, name, change, problem):
+    """Also if its hash is made to fit."""
+    dense, text = files
+    model, out = clustered(tmp_path), tmp_path / "tuned.rkv"
+    interrupted(model, dense, out, text)
+    path = tmp_path / f"tuned.rkv.tuning/{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        told, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    change(tensors, told)
+    if problem != "hash":
+        told["blake3"] = checkpoint._digest(tensors, {key: each for key, each in told.items() if key != "blake3"})
+    save_file(tensors, path, told)
+    with pytest.raises(CorruptError, match=f"{name}.safetensors: damaged .*{problem}.*omit --resume"):
+        tune(model, dense, out, data=text, resume=True)
+
+
 @pytest.mark.parametrize("name", ["lesson.safetensors", "state.safetensors"])
 def test_a_damaged_checkpoint_is_refused_and_started_again(tmp_path, files, name):
     dense, text = files
@@ -185,5 +217,5 @@ def test_a_damaged_checkpoint_is_refused_and_started_again(tmp_path, files, name
 def test_a_checkpoint_that_cannot_be_written(tmp_path, files):
     dense, text = files
     (tmp_path / "tuned.rkv.tuning").touch()  # a file where the folder would be
-    with pytest.raises(OutputError, match=r"tuned\.rkv\.tuning.*cannot be written"):
+    with pytest.raises(OutputError, match=r"tuned\.rkv\.tuning: expected a folder of rkf's own"):
         tune(clustered(tmp_path), dense, tmp_path / "tuned.rkv", data=text)

@@ -1,0 +1,105 @@
+"""Every command that writes, with faults: see tests/faults/harness.py. `--most N`: at most N steps of each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import rkf
+from rkf.errors import RkfError
+from rkf.file.archive import pack
+from rkf.file.edit import edit
+from rkf.file.fold import fold
+from rkf.file.values import write_values
+from tests.faults.harness import Scenario, broken_promises
+from tests.fuzz import seeds
+
+TEXT = " ".join(str(number) for number in range(2000))
+
+
+def inputs(folder: Path) -> None:
+    """A checkpoint, a text, and the model: clustered, dense and packed."""
+    seeds.write_checkpoint(folder / "hf")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    for path in MADE.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+def old(name: str) -> object:
+    """The inputs, and an older output."""
+
+    def prepare(folder: Path) -> None:
+        inputs(folder)
+        (folder / name).write_bytes(b"old")
+
+    return prepare
+
+
+def is_values(folder: Path) -> bool:
+    with suppress(RkfError):
+        rkf.open(folder / "m.rkf", values=folder / "out.rkv").close()
+        return True
+    return False
+
+
+def write_some_values() -> None:
+    with rkf.open("m.rkf") as container:
+        write_values("out.rkv", container, {}, force=True)
+
+
+_folder = tempfile.TemporaryDirectory(prefix="rkf-faults-")
+MADE = Path(_folder.name)
+CONVERT = ("convert", "hf", "out.rkf", "--k", "4", "--calibrate", "none", "--workers", "1", "--force")
+KLD = ("eval", "kld", "m.rkf", "--reference", "dense.rkf", "--text", "text.txt", "--ctx", "16", "--windows", "1")
+TUNE = ("tune", "m.rkf", "out.rkv", "--reference", "dense.rkf", "--data", "text.txt", "--minutes", "0.001", "--force")
+STUDY = ("study", "interpolate", "m.rkf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--seeds", "1")
+SCENARIOS = [
+    Scenario("convert", CONVERT, "out.rkf", old("out.rkf")),
+    Scenario("resume", (*CONVERT, "--resume"), "out.rkf", old("out.rkf"), kept=("out.rkf.work",)),
+    Scenario("calibrate", ("calibrate", "hf", "out.tok", "--text", "text.txt", "--force"), "out.tok", old("out.tok")),
+    Scenario("pack", ("pack", "m.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
+    Scenario("unpack", ("unpack", "packed.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
+    Scenario("gguf", ("export", "gguf", "m.rkf", "out.gguf", "--force"), "out.gguf", old("out.gguf")),
+    Scenario("hf", ("export", "hf", "m.rkf", "out"), "out", inputs, once=True),
+    Scenario("values", write_some_values, "out.rkv", old("out.rkv")),
+    Scenario("fold", lambda: fold("m.rkf", "v.rkv", "out.rkf", force=True), "out.rkf", old("out.rkf")),
+    Scenario("edit", lambda: edit("m.rkf", provenance={"note": "new"}), "m.rkf", inputs),
+    Scenario("kld", (*KLD, "--save", "out.kld", "--force"), "out.kld", old("out.kld")),
+    Scenario("tune", TUNE, "out.rkv", old("out.rkv"), is_values, kept=("out.rkv.tuning",)),
+    Scenario("study", STUDY, "out/results.json", inputs, lambda folder: True, kept=("out",)),
+]
+
+
+def make() -> None:
+    """The files that every scenario begins with."""
+    from rkf.converters.pipeline import convert
+
+    (MADE / "dense.rkf").write_bytes(seeds.rkf_file().read_bytes())
+    convert(seeds.FOLDER / "hf", MADE / "m.rkf", k=8)
+    pack(MADE / "m.rkf", MADE / "packed.rkf")
+    with rkf.open(MADE / "m.rkf") as container:
+        write_values(MADE / "v.rkv", container, {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="SCENARIO", help=", ".join(each.name for each in SCENARIOS))
+    parser.add_argument("--most", type=int)
+    given = parser.parse_args()
+    make()
+    count = 0
+    with tempfile.TemporaryDirectory(prefix="rkf-faults-") as folder:
+        for scenario in SCENARIOS:
+            if not given.names or scenario.name in given.names:
+                for broken in broken_promises(scenario, Path(folder, "work"), given.most):
+                    count += 1
+                    print(broken, flush=True)
+                print(f"{scenario.name}: done", file=sys.stderr, flush=True)
+    sys.exit(1 if count else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Fuzzes one target: `python -m tests.fuzz TARGET --minutes N`, or all of them in turn: `make fuzz MINUTES=N`.
+
+With atheris (the extra `fuzz`) the bytes are chosen for the branches that they reach, otherwise by chance. Bytes that
+break a target are kept in `tests/fuzz/corpus/TARGET/`, where `make test` repeats them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
+else:
+    with atheris.instrument_imports(include=["rkf"]):
+        pass
+from tests.fuzz.targets import TARGETS, Target
+
+CORPUS = Path(__file__).with_name("corpus")
+LENGTH = 64  # bytes that decide one input
+LIMIT_S = 20  # for one input
+
+
+def run_once(target: Target, data: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="rkf-fuzz-") as folder:
+        target(Path(folder), data)
+
+
+def steered(name: str, seconds: int) -> None:
+    """Atheris ends the process itself: with the bytes in a file at the first failure, else after the time."""
+    (CORPUS / name).mkdir(exist_ok=True)
+    options = [f"-max_total_time={seconds}", f"-max_len={LENGTH}", f"-timeout={LIMIT_S}", "-rss_limit_mb=4096"]
+    atheris.Setup([name, *options, f"-artifact_prefix={CORPUS / name}/"], lambda data: run_once(TARGETS[name], data))
+    atheris.Fuzz()
+
+
+def by_chance(name: str, seconds: int) -> None:
+    rng, end, count = random.Random(), time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        data = rng.randbytes(LENGTH)
+        try:
+            run_once(TARGETS[name], data)
+        except BaseException:  # noqa: BLE001  (a panic of a native library is no Exception)
+            (CORPUS / name).mkdir(exist_ok=True)
+            kept = CORPUS / name / f"crash-{data[:8].hex()}"
+            kept.write_bytes(data)
+            traceback.print_exc()
+            sys.exit(f"{kept} breaks {name}")
+        count += 1
+    print(f"{name}: {count} inputs, nothing found")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", choices=["all", *TARGETS])
+    parser.add_argument("--minutes", type=float, default=1)
+    given = parser.parse_args()
+    if given.target != "all":
+        (steered if atheris else by_chance)(given.target, round(given.minutes * 60))
+        return
+    command, time_each = [sys.executable, "-m", "tests.fuzz"], ["--minutes", str(given.minutes)]
+    failed = [name for name in TARGETS if subprocess.run([*command, name, *time_each], check=False).returncode]
+    sys.exit(f"found something: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Sound inputs that the fuzz targets damage: the golden files, and one tiny model in every form."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from rkf.calibrate import kept
+from rkf.converters.export import export_gguf
+from rkf.converters.pipeline import convert
+from rkf.eval import reference
+from rkf.eval.distributions import DRAWS, TOP, Sampled
+from rkf.eval.reference import Window
+from tests.runtime import tiny
+from tests.spec.document import VECTORS
+
+VOCAB, WIDTH = 400, 32
+CONFIG = {
+    **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": "float16"},
+    **{"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 8},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-05},
+    **{"bos_token_id": 1, "eos_token_id": 2, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+    "tie_word_embeddings": False,
+}
+SETTINGS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": tiny.CHAT_TEMPLATE}
+GENERATION = {"bos_token_id": 1, "eos_token_id": [2], "temperature": 0.7, "top_k": 40, "top_p": 0.9}
+RECIPE = """k = 16
+[defaults]
+exceptions = 0.01
+affine = "row"
+[rotated]
+grid = true
+[[rule]]
+roles = ["head"]
+layers = "ends"
+k_factor = 2
+[[rule]]
+tensors = ["model.layers.{last}.*"]
+k = 32
+group = 32
+affine = "group"
+[[rule]]
+tensors = ["*"]
+dense = true
+"""
+
+_folder = TemporaryDirectory(prefix="rkf-seeds-")
+FOLDER = Path(_folder.name)
+
+
+@cache
+def vectors() -> tuple[bytes, ...]:
+    """The golden files of the specification."""
+    return tuple(path.read_bytes() for path in sorted(VECTORS.glob("*.rk[fv]")))
+
+
+@cache
+def tokenizer() -> dict[str, Any]:
+    return json.loads(tiny.byte_level_tokenizer(VOCAB).to_str())
+
+
+def _weights() -> dict[str, Any]:
+    layer = {
+        **{"self_attn.q_proj": (32, WIDTH), "self_attn.k_proj": (16, WIDTH), "self_attn.v_proj": (16, WIDTH)},
+        **{"self_attn.o_proj": (WIDTH, 32), "mlp.gate_proj": (64, WIDTH), "mlp.up_proj": (64, WIDTH)},
+        **{"mlp.down_proj": (WIDTH, 64), "input_layernorm": (WIDTH,), "post_attention_layernorm": (WIDTH,)},
+    }
+    shapes = {
+        "model.embed_tokens.weight": (VOCAB, WIDTH),
+        "lm_head.weight": (VOCAB, WIDTH),
+        "model.norm.weight": (WIDTH,),
+    }
+    shapes |= {f"model.layers.0.{name}.weight": shape for name, shape in layer.items()}
+    random = np.random.default_rng(0)
+    return {name: random.standard_normal(shape).astype(np.float16) for name, shape in sorted(shapes.items())}
+
+
+@cache
+def checkpoint() -> dict[str, bytes]:
+    """The files of a folder in Hugging Face's layout, by name."""
+    path = FOLDER / "model.safetensors"
+    save_file(_weights(), path, metadata={"format": "pt"})
+    told = {
+        "config.json": CONFIG,
+        "tokenizer.json": tokenizer(),
+        "tokenizer_config.json": SETTINGS,
+        "generation_config.json": GENERATION,
+        "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>", "special": True}},
+    }
+    return {path.name: path.read_bytes()} | {name: json.dumps(value).encode() for name, value in told.items()}
+
+
+def write_checkpoint(folder: Path, **changed: bytes) -> Path:
+    """The folder with other contents for some files; their names have _ for the dot."""
+    folder.mkdir(exist_ok=True)
+    for name, content in checkpoint().items():
+        (folder / name).write_bytes(changed.get(name.replace(".", "_"), content))
+    return folder
+
+
+@cache
+def rkf_file() -> Path:
+    """The model, dense."""
+    path = FOLDER / "dense.rkf"
+    convert(write_checkpoint(FOLDER / "hf"), path, recipe="dense")
+    return path
+
+
+@cache
+def gguf() -> bytes:
+    path = FOLDER / "model.gguf"
+    export_gguf(rkf_file(), path)
+    return path.read_bytes()
+
+
+@cache
+def kept_calibration() -> bytes:
+    path = FOLDER / "kept.tok"
+    names = ["model.layers.0.mlp.up_proj.weight"]
+    kept.save(path, np.arange(32, dtype=np.uint32).reshape(2, 16), dict.fromkeys(names, 0.5))
+    return path.read_bytes()
+
+
+@cache
+def kept_reference() -> bytes:
+    path, random = FOLDER / "kept.kld", np.random.default_rng(0)
+    ids = random.integers(0, VOCAB, (3, TOP + DRAWS)).astype(np.uint32)
+    sample = Sampled(ids, random.random(ids.shape).astype(np.float32))
+    reference.write(path, [Window(np.arange(8), sample, np.zeros(3, np.float32), 0.0)])
+    return path.read_bytes()

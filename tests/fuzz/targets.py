@@ -1,0 +1,142 @@
+"""A fuzz target for each reader of foreign bytes: whatever they are, it raises an RkfError or nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from rkf.calibrate.calibration import Calibrate
+from rkf.cluster.recipe import Recipe
+from rkf.converters.shards import tensors_of
+from rkf.converters.source import open_source
+from rkf.errors import RkfError
+from rkf.eval import reference
+from rkf.file import kept_json
+from rkf.file.arrays import packed_arrays
+from rkf.file.verify import verify
+from rkf.study import records
+from tests.fuzz import seeds
+from tests.fuzz.mutate import Choices, damaged_bytes, damaged_json
+from tests.hostile.mutations import damaged
+
+Target = Callable[[Path, bytes], None]  # an empty folder of its own, and the bytes that decide the damage
+
+
+def container(folder: Path, data: bytes) -> None:
+    """rkf and values files: damage behind right hashes, or any bytes."""
+    draw, path = Choices(data), folder / "m.rkf"
+    sources = seeds.vectors()
+    path.write_bytes(damaged(sources[draw(len(sources))], draw) if draw(4) else draw.rest())
+    with suppress(RkfError):
+        verify(path)
+
+
+def gguf(folder: Path, data: bytes) -> None:
+    """The header of a GGUF file, its fields and its tokenizer."""
+    draw, path, sound = Choices(data), folder / "m.gguf", seeds.gguf()
+    head = sound.index(b"token_embd.weight")  # damage lies in the header, the tensors' directory follows this name
+    path.write_bytes(damaged_bytes(sound[: head + 1200], draw) + sound[head + 1200 :])
+    with suppress(RkfError):
+        open_source(path)
+
+
+def safetensors(folder: Path, data: bytes) -> None:
+    """The header of a safetensors file: its JSON changed, or its bytes."""
+    draw, path, sound = Choices(data), folder / "model.safetensors", seeds.checkpoint()["model.safetensors"]
+    length = int.from_bytes(sound[:8], "little")
+    if draw(2):
+        text = json.dumps(damaged_json(json.loads(sound[8 : 8 + length]), draw)).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + sound[8 + length :])
+    else:
+        path.write_bytes(damaged_bytes(sound[: 8 + length], draw) + sound[8 + length :])
+    with suppress(RkfError):
+        tensors_of(path)
+
+
+def _checkpoint(name: str) -> Target:
+    def target(folder: Path, data: bytes) -> None:
+        draw, sound = Choices(data), seeds.checkpoint()[name]
+        changed = json.dumps(damaged_json(json.loads(sound), draw)).encode() if draw(8) else damaged_bytes(sound, draw)
+        with suppress(RkfError):
+            open_source(seeds.write_checkpoint(folder / "hf", **{name.replace(".", "_"): changed}))
+
+    return target
+
+
+def recipe(folder: Path, data: bytes) -> None:
+    """Recipes, and the rules that they give."""
+    draw, path = Choices(data), folder / "recipe.toml"
+    path.write_bytes(damaged_bytes(seeds.RECIPE.encode(), draw))
+    source = open_source(seeds.FOLDER / "hf") if seeds.rkf_file() else None
+    with suppress(RkfError):
+        found = Recipe.load(path, source.model.program, None)
+        for name, spec in source.tensors.items():
+            found.rule(name, spec.shape)
+
+
+def kept_arrays(folder: Path, data: bytes) -> None:
+    """Calibrations and references: arrays changed behind a right hash, or bytes of the zip."""
+    draw, path = Choices(data), folder / "kept"
+    kind, sound = (("calibration 1", seeds.kept_calibration), ("reference 1", seeds.kept_reference))[draw(2)]
+    path.write_bytes(_damaged_arrays(kind, sound(), draw) if draw(3) else damaged_bytes(sound(), draw))
+    with suppress(RkfError):
+        if kind == "reference 1":
+            reference.read(path)
+        else:
+            seeds.rkf_file()
+            Calibrate(path)(open_source(seeds.FOLDER / "hf"))
+
+
+def _damaged_arrays(kind: str, sound: bytes, draw: Choices) -> bytes:
+    """One array in another dtype, of another shape, with odd numbers, or gone; the hash is made again."""
+    with zipfile.ZipFile(io.BytesIO(sound)) as archive:
+        arrays = {name[:-4]: np.load(io.BytesIO(archive.read(name))) for name in archive.namelist()}
+    del arrays["kept"]
+    name = sorted(arrays)[draw(len(arrays))]
+    match draw(4):
+        case 0:
+            arrays[name] = arrays[name].astype(("U4", "u4", "f4", "f8", "i8", "?", "c8", "S4")[draw(8)])
+        case 1:
+            arrays[name] = np.resize(arrays[name], [draw(4) for _ in range(draw(4))])
+        case 2 if arrays[name].dtype.kind == "f" and arrays[name].size:
+            arrays[name].flat[draw(arrays[name].size)] = (np.nan, np.inf, -1.0, 1e30)[draw(4)]
+        case 2 if arrays[name].dtype.kind == "u" and arrays[name].size:
+            arrays[name].flat[draw(arrays[name].size)] = (0, seeds.VOCAB, (1 << 32) - 1)[draw(3)]
+        case _:
+            del arrays[name]
+    return bytes(packed_arrays(kind, arrays))
+
+
+def results(folder: Path, data: bytes) -> None:
+    """The results of a study: values changed behind a right hash, or bytes."""
+    draw = Choices(data)
+    sound = {"fingerprint": "0", "study": "drift", "trials": [{"trial": "a", "kld": 0.5}, {"trial": "b", "kld": 1}]}
+    if draw(2):
+        changed = damaged_json(sound, draw)
+        content = kept_json.sealed(records.KIND, changed) if isinstance(changed, dict) else json.dumps(changed).encode()
+    else:
+        content = damaged_bytes(kept_json.sealed(records.KIND, sound), draw)
+    (folder / records.RESULTS).write_bytes(content)
+    with suppress(RkfError):
+        records.Records(folder, {"fingerprint": "0"})
+
+
+TARGETS: dict[str, Target] = {
+    "container": container,
+    "gguf": gguf,
+    "safetensors": safetensors,
+    "config": _checkpoint("config.json"),
+    "tokenizer": _checkpoint("tokenizer.json"),
+    "tokenizer_config": _checkpoint("tokenizer_config.json"),
+    "generation_config": _checkpoint("generation_config.json"),
+    "special_tokens_map": _checkpoint("special_tokens_map.json"),
+    "recipe": recipe,
+    "kept_arrays": kept_arrays,
+    "results": results,
+}
