@@ -160,7 +160,7 @@ class Engine:
             raise UsageError("the prompt is empty: expected at least one token")
         if len(request.ids) + (request.most > len(request.ids)) > self.context:
             raise ContextLengthError(
-                f"the prompt has {len(request.ids)} tokens or more, the model's context {self.context}: shorten it to"
+                f"the prompt has at least {len(request.ids)} tokens, the model's context {self.context}: shorten it to"
                 " leave room for an answer"
             )
 

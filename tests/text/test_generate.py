@@ -128,7 +128,7 @@ def test_it_ends_at_the_context(backend):
     "".join(run)
     assert (len(run.ids), run.stats.finish) == (CONFIG.context_length, "length")
     assert "".join(generation(Engine(backend), run.ids, max_tokens=0)) == ""
-    with pytest.raises(ContextLengthError, match="256 tokens or more, the model's context 256"):
+    with pytest.raises(ContextLengthError, match="256 tokens, the model's context 256"):
         generation(Engine(backend), run.ids)
     with pytest.raises(UsageError, match="max_tokens"):
         generation(Engine(backend), max_tokens=-1)
