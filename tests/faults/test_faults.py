@@ -13,5 +13,5 @@ QUICK = ["convert", "resume", "calibrate", "pack", "unpack", "gguf", "hf", "valu
 @pytest.mark.parametrize("names", [QUICK, ["tune"], ["study"]], ids=["core", "tune", "study"])
 def test_outputs_are_old_or_new(names):
     command = [sys.executable, "-m", "tests.faults", *names, "--most", "4"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=900)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
