@@ -1,6 +1,4 @@
-"""A few steps of commands that write go wrong: of those that are quick to start. `python -m tests.faults` tries all steps
-of all commands.
-"""
+"""A few steps of the commands that start quickly go wrong. `python -m tests.faults` tries all steps of all commands."""
 
 import os
 import subprocess
