@@ -97,6 +97,7 @@ _FIELD_TYPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokenizer.ggml.*_token_id", ("an integer",)),
     (f"*.{_EXTRA_LAYERS}", ("an integer",)),
     ("*.rope.scaling.type", ("a text",)),
+    ("*.tensor_data_layout", ("a text",)),  # of old files; it says nothing that is read
     ("*.rope.dimension_sections", ("a list of numbers",)),
     ("*.attention.sliding_window_pattern", ("an integer", "a list of numbers")),
     ("*.attention.recurrent_layers", ("a list of numbers",)),

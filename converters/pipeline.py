@@ -156,7 +156,7 @@ def _is_exact(source: Source, recipe: Recipe | None) -> bool:
     return True
 
 
-def _mean_squares(calibration: GivenCalibration) -> dict[str, NDArray[np.float64]]:
+def _mean_squares(calibration: GivenCalibration) -> dict[str, NDArray[np.float32]]:
     """Those of the inputs of matrices, [cols] by name; an expert's are not among them."""
     return {
         name: np.diagonal(each).copy()

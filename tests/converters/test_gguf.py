@@ -164,6 +164,11 @@ def test_a_field_with_the_same_number_for_each_layer(gguf_file: Callable[..., Pa
     assert open_source(gguf_file(edit=edit)).model == open_source(gguf_file()).model
 
 
+def test_a_field_of_old_files_that_says_nothing(gguf_file: Callable[..., Path]) -> None:
+    edit = _set("llama.tensor_data_layout", "Meta AI original pth")
+    assert open_source(gguf_file(edit=edit)).model == open_source(gguf_file()).model
+
+
 def test_a_window_that_llama_cpp_ignores_is_told(gguf_file: Callable[..., Path]) -> None:
     source = open_source(gguf_file(edit=_set("llama.attention.sliding_window", 48)))
     assert source.notes == (
