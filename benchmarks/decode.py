@@ -26,6 +26,7 @@ import rkf
 from benchmarks.ceiling import Loader, planes
 from benchmarks.peers import peer
 from rkf.file.container import open_file
+from rkf.runtime import cpu_features
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.kv_cache import FORMATS
@@ -107,13 +108,14 @@ def main() -> None:
     loader = Loader()
     loop, plain = loader.check()
     print(f"load-only loop {loop / 1e9:.1f} GB/s over a large array on one thread, numpy's sum {plain / 1e9:.1f}")
-    machine = {"rkf": rkf.__version__, "cpu": cpu_name(), "rounds": options.rounds, "load_only_gb_s": loop / 1e9}
+    machine = {"rkf": rkf.__version__, "cpu": of_cpu("model name"), "cpu_class": cpu_class()}
+    machine |= {"rounds": options.rounds, "load_only_gb_s": loop / 1e9}
     results = []
     for pair in options.pairs:
         path, gguf = pair.split("=")
         rows = [row for threads in options.threads for row in compared(path, gguf, threads, options, loader)]
         if options.out:
-            name = f"{Path(path).stem}-{Path(gguf).stem}.json"
+            name = f"{Path(path).stem}-{Path(gguf).stem}-{cpu_class()}.json".replace(", ", "-").replace(" ", "-")
             (options.out / name).write_text(json.dumps({**machine, "results": rows}, indent=1) + "\n")
         results += rows
     print(json.dumps({**machine, "results": results}))
@@ -145,10 +147,18 @@ def compared(
     opponent.close()
 
 
-def cpu_name() -> str:
-    """The processor's name, as reported by Linux."""
+def cpu_class() -> str:
+    """The maker of the processor and the level of its kernels. Figures hold for the class that was measured."""
+    makers = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
+    levels = {"avx512": "AVX-512", "avxvnni": "AVX-VNNI", "avx2": "AVX2", "neon": "NEON"}
+    maker, level = of_cpu("vendor_id"), cpu_features.level()
+    return f"{makers.get(maker, maker)}, {levels.get(level, level)}"
+
+
+def of_cpu(key: str) -> str:
+    """What Linux reports of the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return next((line.partition(": ")[2] for line in lines if line.startswith(key)), platform.processor())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The README's table of speed, from benchmarks/results/: `python -m benchmarks.table` prints it as Markdown."""
+"""The README's table of speed, from benchmarks/results/: `python -m benchmarks.table` prints it as Markdown, with the
+classes of CPUs side by side.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
 HEAD = (
-    "| model | against | threads | task | tokens/s | ratio | of the ceiling |",
-    "|---|---|---:|---|---:|---:|---:|",
+    "| model | against | CPU | threads | task | tokens/s | ratio | of the ceiling |",
+    "|---|---|---|---:|---|---:|---:|---:|",
 )
 
 
@@ -19,15 +21,17 @@ def table(folder: Path) -> Iterator[str]:
     """The lines of the table; files in the order of their names."""
     yield from HEAD
     for path in sorted(folder.glob("*.json")):
-        for row in json.loads(path.read_text()).get("results", ()):  # quality.json belongs to another table
-            yield _line(row)
+        measured = json.loads(path.read_text())
+        for row in measured.get("results", ()):  # quality.json belongs to another table
+            yield _line(row, measured["cpu_class"])
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, Any], cpu_class: str) -> str:
     tokens = int(row["case"].split()[1])
     cells = (
         f"{row['rkf']} ({row['rkf_bytes'] / 1e6:.1f} MB)",
         f"{row['peer']} ({row['peer_bytes'] / 1e6:.1f} MB)",
+        cpu_class,
         str(row["threads"]),
         _case(row["case"]),
         f"{tokens / row['rkf_s']:.0f} / {tokens / row['peer_s']:.0f}",

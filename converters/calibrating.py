@@ -20,6 +20,11 @@ Coarse = Callable[[F32, "Moments | None"], F32]
 class GivenCalibration(Protocol):
     """A calibration on one text for one source."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user about how the text came about."""
+        ...
+
     def of(self, source: Source) -> GivenCalibration:
         """The same text for another form of the same model."""
         ...

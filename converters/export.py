@@ -328,9 +328,10 @@ class _GgufModel:
                     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
                 for name, factors in self._extra.items():
                     writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
-                writer.write_header_to_file()
-                writer.write_kv_data_to_file()
-                writer.write_ti_data_to_file()
+                with reporting(path):
+                    writer.write_header_to_file()
+                    writer.write_kv_data_to_file()
+                    writer.write_ti_data_to_file()
             return path.read_bytes()
 
     def tensors(self) -> Iterator[np.ndarray]:

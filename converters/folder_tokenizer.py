@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from rkf.converters.families.keys import flag, optional_flag, read, text
 from rkf.converters.input_files import read_bytes, read_json
-from rkf.errors import SourceError, naming
+from rkf.errors import SourceError, StructureError, naming
 from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import SpecialToken
+from rkf.text.tokenizer_json import load, one_line
 
 SETTINGS, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # Names that every tokenizer may give. Others are names only where their value is a text.
@@ -54,7 +56,8 @@ class _AddedKeys:
 
 
 class FolderTokenizer:
-    """The tokenizer of a folder. to_json: its tokenizer.json. notes: a line for each thing that was left out.
+    """The tokenizer of a folder. json: its tokenizer.json. notes: a line for each thing that was left out.
+    first_id: the token that it puts before each text.
 
     rows: those of the embedding. A token past them is left out: the model has no values for it.
 
@@ -72,14 +75,16 @@ class FolderTokenizer:
         self.json = read_bytes(path)
         self._tokenizer = load_tokenizer(self.json, label)
         named, added = _tokens_of(folder)
-        if self._add(added, named):
-            self.json = self._tokenizer.to_str(pretty=False).encode()
+        with _as_source(label), one_line(TOKENIZER):
+            if self._add(added, named):
+                self.json = self._tokenizer.to_str(pretty=False).encode()
         if self._largest() >= rows:
             self._cut(rows, label)
+        with _as_source(label), one_line(TOKENIZER):
+            self.first_id = self._first()
         self.special_tokens = {
             name: SpecialToken(token.content, self.id_of(token.content)) for name, token in sorted(named.items())
         }
-        self.first_id = self._first()
 
     def id_of(self, text: str) -> int | None:
         """The id of a token's text; None if the vocabulary does not have it."""
@@ -106,8 +111,9 @@ class FolderTokenizer:
     def _cut(self, rows: int, label: str) -> None:
         """Leave out the tokens past the rows."""
         tokenizer = json.loads(self.json)
-        past = [token["content"] for token in tokenizer["added_tokens"] if token["id"] >= rows]
-        tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < rows]
+        added = tokenizer.get("added_tokens", [])
+        past = [token["content"] for token in added if token["id"] >= rows]
+        tokenizer["added_tokens"] = [token for token in added if token["id"] < rows]
         if isinstance(vocab := tokenizer["model"].get("vocab"), dict):
             for token in past:
                 vocab.pop(token, None)
@@ -126,11 +132,18 @@ def some(items: Sequence[object]) -> str:
 
 
 def load_tokenizer(tokenizer_json: bytes, label: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; SourceError if it is invalid."""
+    """The tokenizer of a tokenizer.json; SourceError if it is invalid, or out of the bounds of `rkf.text`."""
+    with _as_source(label):
+        return load(tokenizer_json)
+
+
+@contextmanager
+def _as_source(label: str) -> Iterator[None]:
+    """What is damage in an .rkf file is an unusable source here."""
     try:
-        return Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises nothing more specific
-        raise SourceError(f"{label}: tokenizer.json cannot be loaded ({error})") from error
+        yield
+    except StructureError as error:
+        raise SourceError(f"{label}: {error}") from None
 
 
 def _tokens_of(folder: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:

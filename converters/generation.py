@@ -14,6 +14,7 @@ from rkf.errors import naming
 GENERATION = "generation_config.json"
 # Without do_sample the reference is greedy, and only the last option has an effect.
 SAMPLING, PENALTY = ("temperature", "top_k", "top_p", "min_p"), "repetition_penalty"
+_DEFAULTS = {"temperature": 1.0, "top_k": 50.0}  # of the reference, where do_sample is true
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,4 +45,4 @@ def generation_of(folder: Path) -> GenerationConfig:
         for name in given
         if name not in options
     )
-    return GenerationConfig(keys.eos_token_id, options, tuple(notes))
+    return GenerationConfig(keys.eos_token_id, (_DEFAULTS if keys.do_sample else {}) | options, tuple(notes))

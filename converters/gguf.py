@@ -7,7 +7,6 @@ and the families the meaning of fields and tensors.
 from __future__ import annotations
 
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -32,7 +31,7 @@ from rkf.converters.families.gguf_rope import EXTRA
 from rkf.converters.families.layout import place, surplus
 from rkf.converters.gguf_header import GgufHeader, GgufTensor, GgufTexts, read_header
 from rkf.converters.gguf_tokenizer import GgufTokenizer
-from rkf.converters.input_files import files_fingerprint, hash_file
+from rkf.converters.input_files import files_fingerprint, hash_file, shown_name
 from rkf.converters.source import TensorSpec, read_origin, spec_of
 from rkf.errors import SourceError, UnsupportedError, naming
 from rkf.file.identity import identity, refuse_changed
@@ -78,8 +77,8 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "a list of texts": lambda value: isinstance(value, GgufTexts),
     "an integer": lambda value: type(value) is int,
     "true or false": lambda value: type(value) is bool,
-    "a finite number": lambda value: type(value) is int or (type(value) is float and math.isfinite(value)),
-    "a list of numbers": lambda value: isinstance(value, np.ndarray) and bool(np.isfinite(value).all()),
+    "a finite number": lambda value: type(value) is int or (type(value) is float and _is_finite(value)),
+    "a list of numbers": lambda value: isinstance(value, np.ndarray) and _is_finite(value),
 }
 # Patterns over the fields that are read -> their types; the first match decides. {} is the architecture, whose other
 # fields are numbers.
@@ -98,6 +97,7 @@ _FIELD_TYPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokenizer.ggml.*_token_id", ("an integer",)),
     (f"*.{_EXTRA_LAYERS}", ("an integer",)),
     ("*.rope.scaling.type", ("a text",)),
+    ("*.tensor_data_layout", ("a text",)),  # of old files; it says nothing that is read
     ("*.rope.dimension_sections", ("a list of numbers",)),
     ("*.attention.sliding_window_pattern", ("an integer", "a list of numbers")),
     ("*.attention.recurrent_layers", ("a list of numbers",)),
@@ -110,7 +110,7 @@ class GgufSource:
     """See rkf.converters.source.Source."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.label = path, path.name
+        self.path, self.label = path, shown_name(path)
         self.left_out: tuple[str, ...] = ()
         self._before = {path: identity(path)}
         header = read_header(path)
@@ -192,7 +192,7 @@ class GgufSource:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        return {self.path.name: hash_file(self.path)}
+        return {self.label: hash_file(self.path)}
 
     @property
     def fingerprint(self) -> str:
@@ -266,6 +266,12 @@ def _generation(fields: Mapping[str, Any]) -> dict[str, float]:
     """The sampling options that the file recommends, in the digits that its f32 stands for."""
     found = {ours: fields.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
     return {key: float(str(np.float32(value))) for key, value in found.items() if value is not None}
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is finite as f32, the type in which llama.cpp reads numbers."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.asarray(value).astype(np.float32)).all())
 
 
 def _check_types(fields: Mapping[str, Any], label: str) -> None:

@@ -18,7 +18,7 @@ from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.layout import Origin, place, surplus
 from rkf.converters.folder_tokenizer import ADDED, FolderTokenizer, some
 from rkf.converters.generation import generation_of
-from rkf.converters.input_files import files_fingerprint, hash_file, read_bytes, read_json
+from rkf.converters.input_files import files_fingerprint, hash_file, read_bytes, read_json, shown_name
 from rkf.converters.quantised import StoredWeight, quantisation, refuse_unreadable, weights_of
 from rkf.converters.shards import INDEX, SINGLE, StoredTensor, shards, tensors_of
 from rkf.converters.source import read_origin, spec_of
@@ -219,5 +219,5 @@ def _same_values(one: StoredWeight, other: StoredWeight) -> bool:
 def _label(folder: Path) -> str:
     """The folder's name; for a commit in the hub's cache, the model's id and the commit."""
     if folder.parent.name == "snapshots":
-        return f"{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}@{folder.name[:12]}"
-    return folder.name
+        return f"{shown_name(folder.parent.parent).removeprefix('models--').replace('--', '/')}@{folder.name[:12]}"
+    return shown_name(folder)

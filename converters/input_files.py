@@ -46,12 +46,27 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
             return {}
         raise SourceError(f"{path.parent}: {path.name} is missing; expected a Hugging Face folder")
     try:
-        found = json.loads(read_bytes(path))
+        found = json.loads(read_bytes(path), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):
         raise SourceError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file. Readers differ in which of two values they take, so there must not be two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if value != found[key]:
+                raise ValueError(f"key {key!r} occurs twice, with different values")
+    return found
+
+
+def shown_name(path: Path) -> str:
+    """The last part of a path as text that a file can hold: bytes that are not UTF-8 are shown as escapes."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
 
 
 def hash_file(path: Path) -> str:

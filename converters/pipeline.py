@@ -156,7 +156,7 @@ def _is_exact(source: Source, recipe: Recipe | None) -> bool:
     return True
 
 
-def _mean_squares(calibration: GivenCalibration) -> dict[str, NDArray[np.float64]]:
+def _mean_squares(calibration: GivenCalibration) -> dict[str, NDArray[np.float32]]:
     """Those of the inputs of matrices, [cols] by name; an expert's are not among them."""
     return {
         name: np.diagonal(each).copy()
@@ -224,7 +224,8 @@ class _Job:
             self.work.close(keep=resume)
             raise
         self.work.close()
-        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, self.source.notes)
+        notes = self.source.notes + (calibration.notes if calibration else ())
+        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, notes)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []

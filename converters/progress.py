@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from rkf.text.terminal import printable
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -25,12 +27,12 @@ Progress = Callable[[Step], None]
 @contextmanager
 def bar(label: str) -> Iterator[Progress]:
     """A bar on stderr with tensor, error, speed and ETA; nothing if stderr is not a terminal."""
-    with tqdm(desc=label, unit="w", unit_scale=True, disable=None) as shown:
+    with tqdm(desc=printable(label), unit="w", unit_scale=True, disable=None) as shown:
 
         def show(step: Step) -> None:
             shown.total = step.total
             error = "" if step.error is None else f" error {step.error:.2e}"
-            shown.set_postfix_str(f"{step.name}{error}", refresh=False)
+            shown.set_postfix_str(f"{printable(step.name)}{error}", refresh=False)
             shown.update(step.done - shown.n)
 
         yield show

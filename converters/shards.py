@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from rkf.converters.families.keys import is_unicode
 from rkf.converters.input_files import read_json, read_values
 from rkf.errors import SourceError
 
@@ -61,7 +62,8 @@ def _indexed(folder: Path) -> list[Path]:
         raise SourceError(f"{folder}: {INDEX} has no weight_map")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
-        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        plain = Path(name).name == name and "\\" not in name and is_unicode(name)
+        if not plain or not name.endswith(".safetensors"):
             raise SourceError(f"{folder}: {INDEX}: {name!r} is not the plain name of a safetensors file")
         if not (folder / name).is_file():
             raise SourceError(f"{folder}: shard {name} is missing; {INDEX} names it")

@@ -10,10 +10,11 @@ import gguf
 from gguf.constants import TokenType
 
 from rkf.converters.ends import ends
-from rkf.converters.folder_tokenizer import load_tokenizer, some
+from rkf.converters.folder_tokenizer import some
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, name_of
-from rkf.errors import SourceError, StructureError, UnsupportedError
+from rkf.errors import StructureError, UnsupportedError
 from rkf.model.metadata import ModelMetadata
+from rkf.text.tokenizer_json import load
 
 # ModelMetadata.special_tokens -> the part of the name of its field, and of the writer's method.
 _NAMES = {"unk_token": "unk", "pad_token": "pad", "sep_token": "sep", "mask_token": "mask"}
@@ -26,10 +27,7 @@ def parsed(tokenizer_json: bytes, rows: int) -> dict[str, Any]:
 
     StructureError if it is invalid, has a token past the rows of the embedding, or one whose id the library changes.
     """
-    try:
-        tokenizer = load_tokenizer(tokenizer_json, "the file")
-    except SourceError as error:
-        raise StructureError(str(error)) from None
+    tokenizer = load(tokenizer_json)
     for token in json.loads(tokenizer_json).get("added_tokens", ()):
         if tokenizer.token_to_id(token["content"]) != token["id"]:
             expected = tokenizer.token_to_id(token["content"])

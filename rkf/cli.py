@@ -17,13 +17,14 @@ from rkf.commands import signals
 from rkf.commands.convert import calibrate, convert, export, pull, push, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
-from rkf.commands.output import drop_unwritten, open_streams, printable
+from rkf.commands.output import drop_unwritten, open_streams
 from rkf.commands.serve_command import serve_command
 from rkf.commands.study_command import study
 from rkf.commands.talk import chat, run
 from rkf.commands.tune_command import tune
 from rkf.commands.warmup import warmup
 from rkf.errors import RkfError
+from rkf.text.terminal import printable
 
 INTERRUPTED = 130
 

@@ -13,6 +13,7 @@ from rkf.runtime.model import Model, load
 from rkf.runtime.resident import resident
 
 ROUNDS = 3
+MOST_TOGETHER = 1024
 
 
 def bench(
@@ -34,6 +35,8 @@ def bench(
     Rates are the best of 3 rounds after a warm-up. rss_bytes: resident memory at the end; on Linux also mapped_bytes,
     the part that is pages of the file (resident.py).
     """
+    if not 1 <= batch <= MOST_TOGETHER:
+        raise UsageError(f"batch: expected 1 to {MOST_TOGETHER} sequences, got {batch}")
     began = perf_counter()
     with load(path, threads=threads, kv_cache=kv_cache, bits=bits) as model:
         loaded = perf_counter()

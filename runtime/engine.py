@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rkf.errors import ContextLengthError, RkfError, UsageError
 from rkf.runtime.backend import Row, Wanted
 from rkf.runtime.beginnings import WORTHWHILE, Beginning, Beginnings, Held
+from rkf.runtime.memory_limit import default_memory_bytes
 
 if TYPE_CHECKING:
     from rkf.runtime.backend import Backend, TokenSequence
@@ -120,7 +121,8 @@ class Engine:
 
     context: maximum tokens of a sequence. parallel: maximum requests that run at once. memory_bytes: maximum memory of
     all sequences; if it runs out, beginnings kept for later go first, then the youngest requests wait and are computed
-    again. kept: maximum sequences kept for requests with the same beginning.
+    again. None: running requests take what they need. kept: maximum sequences kept for requests with the same
+    beginning, while all take at most `memory_bytes`, or half of the memory that is available now.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Engine:
         longest = backend.metadata.context_length
         self.context = min(context or longest, longest)
         self._backend, self._parallel, self._memory_bytes = backend, parallel, memory_bytes
+        self._kept_bytes = memory_bytes or default_memory_bytes()
         self._waiting: list[Request] = []
         self._running: list[_Running] = []  # the longest admitted first
         self._beginnings = Beginnings(backend, self.context, kept)
@@ -157,8 +160,8 @@ class Engine:
             raise UsageError("the prompt is empty: expected at least one token")
         if len(request.ids) + (request.most > len(request.ids)) > self.context:
             raise ContextLengthError(
-                f"the prompt has {len(request.ids)} tokens, the model's context {self.context}: shorten it to leave"
-                " room for an answer"
+                f"the prompt has at least {len(request.ids)} tokens, the model's context {self.context}: shorten it to"
+                " leave room for an answer"
             )
 
     def submit(self, request: Request) -> None:
@@ -329,14 +332,19 @@ class Engine:
         return full is not None
 
     def _preempt(self, running: _Running) -> None:
+        self._stop(running)
+        self._waiting.insert(0, running.request)
+
+    def _stop(self, running: _Running) -> None:
+        """Take a request out of the running ones, and keep its sequence while memory lasts."""
         self._running.remove(running)
         self._beginnings.keep(running.sequence, running.ids)
-        self._waiting.insert(0, running.request)
+        while self._backend.held_bytes > self._kept_bytes and self._beginnings.drop_oldest():
+            continue
 
     def _drop_ended(self) -> None:
         for running in [running for running in self._running if running.request.ended]:
-            self._running.remove(running)
-            self._beginnings.keep(running.sequence, running.ids)
+            self._stop(running)
         if self._waiting:
             self._waiting = [request for request in self._waiting if not request.ended]
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import UsageError, naming
+from rkf.errors import UsageError
 from rkf.file.container import Container, open_file
-from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.model.metadata import ModelMetadata
 from rkf.runtime.backend import Row
 from rkf.runtime.chooser import Chooser
@@ -21,7 +20,7 @@ from rkf.runtime.generate import Generation, Limits
 from rkf.runtime.guide import Form, Guides
 from rkf.runtime.recommended import sampling_for
 from rkf.text.template import Message
-from rkf.text.tokenizer import Tokenizer
+from rkf.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from rkf.runtime.backend import Backend
@@ -161,7 +160,7 @@ class Model:
                 raise UsageError("template arguments need the model's chat template: omit them")
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode(prompt, enough=self.config.context_length + 1)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return self.chat_ids(messages, template_args=template_args)
@@ -174,8 +173,7 @@ class Model:
         template_args: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The prompt for a conversation. tools: descriptions of functions that the model may call, for the template."""
-        text = self.tokenizer.render(messages, tools=tools, variables=template_args)
-        return self.tokenizer.encode(text, bos=False)  # the template writes BOS itself if the model wants one
+        return self.tokenizer.encode_chat(messages, tools=tools, variables=template_args)
 
 
 def load(
@@ -199,7 +197,7 @@ def load(
     """
     container = open_file(path, values=values)
     try:
-        tokenizer = _tokenizer(container)
+        tokenizer = open_tokenizer(container)
         return Model(container, _backend(container, device, threads, exact, kv_cache, bits), tokenizer)
     except BaseException:
         container.close()
@@ -222,13 +220,3 @@ def _backend(
     from rkf.runtime.torch_backend import TorchBackend
 
     return TorchBackend(container, TORCH_DEVICES[device], threads=threads)
-
-
-def _tokenizer(container: Container) -> Tokenizer:
-    tokenizer_json, template = container.blob(TOKENIZER), container.blob(CHAT_TEMPLATE)
-    if container.model is None or tokenizer_json is None:
-        raise UsageError(f"{container.path}: expected a whole model with its tokenizer, got a file without one")
-    with naming(container.path):
-        return Tokenizer(
-            tokenizer_json, container.model, None if template is None else template.decode(errors="replace")
-        )

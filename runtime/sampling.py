@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +22,10 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_FIRST_CUT = 64  # candidates sorted first for top-p; nearly always enough, and sorting a whole vocabulary takes 3 ms
-
-
 BOOL = NDArray[np.bool_]
+
+_FIRST_CUT = 64  # candidates sorted first for top-p; nearly always enough, and sorting a whole vocabulary takes 3 ms
+_MOST = 1e30  # of a penalty or a bias: sums with logits stay finite in f32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,20 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature < np.inf, ">= 0")
-        _require("top_k", self.top_k, self.top_k is None or self.top_k >= 1, ">= 1")
-        _require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]")
-        _require("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]")
-        _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < np.inf, "> 0")
-        _require("presence_penalty", self.presence_penalty, np.isfinite(self.presence_penalty), "a finite number")
-        _require("frequency_penalty", self.frequency_penalty, np.isfinite(self.frequency_penalty), "a finite number")
-        finite = all(np.isfinite(bias) for bias in self.logit_bias.values())
+        _require("temperature", self.temperature, _number(self.temperature) and self.temperature >= 0, ">= 0")
+        _require("top_k", self.top_k, self.top_k is None or (_whole(self.top_k) and self.top_k >= 1), ">= 1")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            above = name == "top_p"  # 0 would leave no token
+            holds = value is None or (_number(value) and (value > 0 or not above) and 0 <= value <= 1)
+            _require(name, value, holds, "in (0, 1]" if above else "in [0, 1]")
+        holds = _number(self.repetition_penalty) and 1 / _MOST <= self.repetition_penalty <= _MOST
+        _require("repetition_penalty", self.repetition_penalty, holds, "> 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(name, getattr(self, name), _moderate(getattr(self, name)), "a finite number")
+        finite = all(_whole(token) and _moderate(bias) for token, bias in self.logit_bias.items())
         _require("logit_bias", self.logit_bias, finite, "finite numbers by token id")
-        _require("seed", self.seed, 0 <= self.seed < 1 << 64, "in 0 .. 2^64 - 1")
+        _require("seed", self.seed, _whole(self.seed) and 0 <= self.seed < 1 << 64, "in 0 .. 2^64 - 1")
 
 
 def sample(
@@ -177,6 +184,18 @@ def _nucleus(probabilities: F64, top_p: float) -> I64:
         if enough <= len(order) or n >= len(probabilities):
             return order[:enough]
         n *= 8
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _moderate(value: Any) -> bool:
+    return _number(value) and abs(value) <= _MOST
 
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:

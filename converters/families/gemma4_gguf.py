@@ -14,9 +14,9 @@ import numpy as np
 from rkf.converters.families.expert_layout import fused_stacks, renamed
 from rkf.converters.families.family import GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gemma4_keys import Gemma4Keys
-from rkf.converters.families.gguf_config import head_size
+from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fields
-from rkf.converters.families.gguf_rope import FACTORS, shortest
+from rkf.converters.families.gguf_rope import FACTORS, rope_config, shortest
 from rkf.converters.families.keys import FULL, SLIDING
 from rkf.converters.families.layout import Layout
 from rkf.converters.families.windows import layer_windows, window_fields
@@ -90,11 +90,11 @@ def _full_rope(model: GgufModel, size: int) -> dict[str, Any]:
     turned = int(np.count_nonzero(factors == 1))
     if factors.shape != (size // 2,) or np.any(factors[:turned] != 1) or np.any(factors[turned:] < _STILL):
         raise UnsupportedError(f"{FACTORS}: expected {size // 2} divisors: ones, then {_STILL:g}")
-    kind, width = model.own.get("rope.scaling.type", "none"), model.own.get("rope.dimension_count", size)
-    if kind != "none" or width != size:
-        raise UnsupportedError(f"rope scaling {kind!r} of {width} numbers is not supported; expected 'none' of {size}")
-    theta = shortest(model.own.get("rope.freq_base", 10000.0))
-    return {"rope_type": "proportional", "partial_rotary_factor": 2 * turned / size, "rope_theta": theta}
+    only_whole_heads(model.own, size)
+    plain = rope_config(GgufModel(model.own, model.tensors, {}), size)
+    if plain["rope_type"] != "default":
+        raise UnsupportedError(f"rope scaling {plain['rope_type']!r} is not supported beside tensor {FACTORS}")
+    return plain | {"rope_type": "proportional", "partial_rotary_factor": 2 * turned / size}
 
 
 def _local_rope(model: GgufModel, size: int) -> dict[str, Any]:

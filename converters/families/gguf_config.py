@@ -11,6 +11,7 @@ import numpy as np
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufModel
+from rkf.converters.families.gguf_experts import INNER, USED
 from rkf.converters.families.gguf_rope import rope_config, shortest
 from rkf.errors import SourceError, UnsupportedError
 
@@ -87,6 +88,9 @@ def _check(own: Mapping[str, Any]) -> None:
             raise UnsupportedError(f"field {KEYS[key]}: expected an integer, got {reprlib.repr(own[KEYS[key]])}")
     if RMS_EPSILON not in own and LAYER_NORM_EPSILON not in own:
         raise SourceError(f"field {RMS_EPSILON} is missing")
+    for key in (USED, INNER):
+        if isinstance(own.get(key), np.ndarray):
+            raise UnsupportedError(f"field {key}: layers with different experts are not supported")
     if not own.get("attention.causal", True):
         raise UnsupportedError("attention.causal is false: attention to later tokens is not supported")
 

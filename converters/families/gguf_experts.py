@@ -22,6 +22,13 @@ def expert_config(
     return {count: own.get(COUNT), used: own.get(USED)}
 
 
+def inner_width(own: Mapping[str, Any]) -> int:
+    """The width of an expert, in an architecture where llama.cpp has a default: the dense width divided by the experts
+    of a token.
+    """
+    return own.get(INNER) or own.get("feed_forward_length", 0) // (own.get(USED) or 1)
+
+
 def expert_fields(count: int, used: int, inner: int | None = None) -> dict[str, Any]:
     """The fields. inner: the width of the experts, if it is not that of dense layers."""
     return {COUNT: count, USED: used, INNER: inner}

@@ -78,7 +78,7 @@ def _longrope(model: GgufModel, theta: float) -> dict[str, Any]:
     return {
         "rope_type": "longrope",
         "rope_theta": theta,
-        "original_max_position_embeddings": own.get(LENGTH, own["context_length"]),
+        "original_max_position_embeddings": own.get(LENGTH) or own["context_length"],
         "attention_factor": shortest(own.get(MAGNITUDE, 1.0)),
         **{key: [shortest(float(each)) for each in values.reshape(-1)] for key, values in factors.items()},
     }

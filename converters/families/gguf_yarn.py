@@ -27,7 +27,7 @@ def yarn_parameters(own: Mapping[str, Any], theta: float, factor: float, tuned: 
         "rope_type": "yarn",
         "rope_theta": theta,
         "factor": factor,
-        "original_max_position_embeddings": own.get(LENGTH, own["context_length"]),
+        "original_max_position_embeddings": own.get(LENGTH) or own["context_length"],
     }
     if tuned:
         found |= {key: shortest(own.get(field, default)) for key, (field, default) in _BETAS.items()}

@@ -13,7 +13,7 @@ from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import only_usual_heads, partial_rope
 from rkf.converters.families.gguf_rope import LONG, SHORT, rope_fields
-from rkf.converters.families.gguf_yarn import MAGNITUDE
+from rkf.converters.families.gguf_yarn import LENGTH, MAGNITUDE
 from rkf.converters.families.keys import number, optional_size, size, token, tokens
 from rkf.converters.families.layout import Layout, fused_rows
 from rkf.converters.families.windows import WINDOW
@@ -64,7 +64,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
     return {
         "sliding_window": own.get(WINDOW) or None,  # 0 means none
-        "original_max_position_embeddings": own.get("rope.scaling.original_context_length", own["context_length"]),
+        "original_max_position_embeddings": own.get(LENGTH) or own["context_length"],
         **partial_rope(model),
     }
 
@@ -76,7 +76,7 @@ def _to_fields(config: Phi3Keys) -> GgufFields:
     own = {
         **fields.own,
         WINDOW: config.sliding_window or 0,
-        "rope.scaling.original_context_length": config.original_max_position_embeddings,
+        LENGTH: config.original_max_position_embeddings,
     }
     if found["rope_type"] == "default":
         return GgufFields(own)

@@ -20,7 +20,7 @@ from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import whole_rope
-from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields
+from rkf.converters.families.gguf_experts import SHARED_INNER, expert_config, expert_fields, inner_width
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import (
     FULL,
@@ -130,7 +130,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
     return {
         **expert_config(own),
-        "moe_intermediate_size": own.get(INNER) or own["feed_forward_length"] // own.get("expert_used_count", 1),
+        "moe_intermediate_size": inner_width(own),
         "shared_expert_intermediate_size": own.get(SHARED_INNER) or own["feed_forward_length"],
         "qkv_bias": "blk.0.attn_q.bias" in model.tensors,
         **whole_rope(model),

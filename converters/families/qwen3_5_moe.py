@@ -8,7 +8,7 @@ from typing import Any
 from rkf.converters.families.blocks import experts, softmax_route, with_shared_expert
 from rkf.converters.families.expert_layout import expert_stacks
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields
+from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields, inner_width
 from rkf.converters.families.keys import optional_size, size
 from rkf.converters.families.layout import Layout
 from rkf.converters.families.qwen3_5 import Qwen35Keys, gguf_layout, layout, program, to_config, to_fields, wrapper
@@ -45,7 +45,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         **to_config(model),
         **expert_config(own),
         "intermediate_size": own.get("feed_forward_length") or own.get(INNER),
-        "moe_intermediate_size": own.get(INNER),
+        "moe_intermediate_size": inner_width(own),
         "shared_expert_intermediate_size": own.get(SHARED_INNER),
     }
 

@@ -17,7 +17,7 @@ from rkf.converters.families.blocks import (
 )
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import whole_rope
-from rkf.converters.families.gguf_experts import INNER, expert_config
+from rkf.converters.families.gguf_experts import expert_config, inner_width
 from rkf.converters.families.gguf_rope import rope_fields
 from rkf.converters.families.keys import flag, optional_size, size
 from rkf.converters.families.qwen2_moe import QwenMoeKeys, layout, mixture_fields
@@ -64,7 +64,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     window = own.get(WINDOW) or None
     return {
         **expert_config(own),
-        "moe_intermediate_size": own.get(INNER),
+        "moe_intermediate_size": inner_width(own),
         "norm_topk_prob": True,
         "use_sliding_window": window is not None,
         "sliding_window": window,

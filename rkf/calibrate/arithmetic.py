@@ -6,7 +6,7 @@ Values are f32[batch, tokens, width]. Calibrated files must not change, so the o
 from __future__ import annotations
 
 from math import erf
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numba import njit
@@ -126,12 +126,9 @@ def _hidden(op: Attention, positions: I64, keys: int) -> NDArray[np.bool_]:
 
 def activated(name: str, x: F32, alpha: float = 1.0) -> F32:
     """One of op.ACTIVATIONS; alpha belongs to silu."""
-    if name == "silu":  # in place: temporaries of the layer's width take twice the time
-        out = -x if alpha == 1 else x * np.float32(-alpha)
-        np.minimum(out, 80, out=out)
-        np.exp(out, out=out)
-        out += 1
-        np.divide(x, out, out=out)
+    out: Any
+    if name == "silu":
+        out = _silu(x, alpha)
     elif name == "sigmoid":
         out = 1 / (1 + np.exp(np.minimum(-x, 80)))
     elif name == "gelu_tanh":
@@ -143,6 +140,16 @@ def activated(name: str, x: F32, alpha: float = 1.0) -> F32:
         out = out * out if name == "relu2" else out
     else:
         out = x
+    return cast(F32, out)
+
+
+def _silu(x: F32, alpha: float) -> F32:
+    """In place: temporaries of a layer's inner width take twice the time."""
+    out: F32 = np.multiply(x, np.float32(-alpha))
+    np.minimum(out, 80, out=out)
+    np.exp(out, out=out)
+    out += 1
+    np.divide(x, out, out=out)
     return out
 
 

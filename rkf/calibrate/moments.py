@@ -44,9 +44,10 @@ class StackMoments:
 
     def of(self, expert: int) -> F32:
         """E[x^T x] as the tokens of one expert that saw some tell it, f32[cols, cols]."""
-        total = sum(inputs.T @ inputs for inputs in (seen.inputs() for seen in self._inputs[expert]))
+        products = (inputs.T @ inputs for inputs in (seen.inputs() for seen in self._inputs[expert]))
+        total: F32 = np.asarray(sum(products), np.float32)
         tokens = sum(seen.tokens for seen in self._inputs[expert])
-        return _shrunk(np.asarray(total) / np.float32(tokens), tokens)
+        return _shrunk(total / np.float32(tokens), tokens)
 
 
 Moments = F32 | StackMoments

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from rkf.numbers.eight_bits import Panels
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Kept = F32 | Panels | list[Panels]
+Kept: TypeAlias = F32 | Panels | list[Panels]
 U32 = NDArray[np.uint32]
 
 # The work of one thread, of fixed size so that results do not depend on the number of threads. When generating, a chunk

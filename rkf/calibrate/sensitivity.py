@@ -63,12 +63,14 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
         for stretch, weights in _read_ahead(pool, reader, stretches(program, _PIECE)):
             multiplied = sorted(stretch.multiplied & weights.keys())
             packed = dict(zip(multiplied, pool.map(rounded, (weights[name] for name in multiplied)), strict=True))
-            known = {**weights, **_known(stretch, weights, packed)}
+            known: dict[str, F32 | _Known] = {**weights, **_known(stretch, weights, packed)}
             passing = pool.submit(stretch, known, true)
             seen, moments = tapped(pool, stretch, {**weights, **packed}, seen, followed | {head})
             of_head = moments.pop(head, None)
             after = passing.result()
-            near = {name: each.near if isinstance(each, _Known) else each for name, each in known.items()}
+            near: dict[str, F32 | Near] = {
+                name: each.near if isinstance(each, _Known) else each for name, each in known.items()
+            }
             disturb = partial(_disturbed, stretch, near, weights, coarse, true)
             every = sorted({*multiplied, *_tables(stretch)})
             chosen = [name for name in every if name in followed]

@@ -14,10 +14,11 @@ import click
 from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
 from rkf.commands.options import POSITIVE
-from rkf.commands.output import byte_count, printable, progress_bar, reporter, size
+from rkf.commands.output import byte_count, progress_bar, reporter, size
 from rkf.commands.tune_command import showing, summary
 from rkf.errors import UsageError
 from rkf.file.atomic import refuse_existing, refuse_same_file, reporting
+from rkf.text.terminal import printable
 
 if TYPE_CHECKING:
     from rkf.calibrate.calibration import Calibrate
@@ -222,6 +223,8 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
         source = open_source(path)
         refuse_source(out, path, source)
         made = Calibrate(text, reporter(bar), cache_dir() / "calibrations")(source, out.parent)
+    for note in made.notes:
+        click.echo(f"note: {printable(note)}", err=True)
     losses = made.of(RotatedSource(source)).losses(coarse)
     source.refuse_changed()
     save(out, made.tokens, losses, force)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.options import VALUES
-from rkf.commands.output import print_json, print_map, print_table, printable, progress_bar, reporter, size
+from rkf.commands.output import print_json, print_map, print_table, progress_bar, reporter, size
 from rkf.model.program import Program
+from rkf.text.terminal import printable
 
 if TYPE_CHECKING:
     from rkf.file.structure import Structure
@@ -142,6 +143,7 @@ def verify(model: Path, values: Path | None, structure: bool) -> None:
     """
     from rkf.errors import UsageError
     from rkf.file.verify import verify as check
+    from rkf.text.tokenizer import open_tokenizer
 
     if structure:
         if values is not None:
@@ -152,7 +154,7 @@ def verify(model: Path, values: Path | None, structure: bool) -> None:
             )
         return
     with progress_bar("verify", "tensor") as bar:
-        report = check(model, values=values, progress=lambda name: bar.update())
+        report = check(model, values=values, progress=lambda name: bar.update(), also=open_tokenizer)
     click.echo(
         f"{printable(model)}: valid: {report.tensors} tensors, {report.clustered} of them clustered, "
         f"{report.weights} weights in {size(report.file_bytes)}"

@@ -1,4 +1,4 @@
-"""How verbs print: JSON, sizes, tables, untrusted text with escapes, progress on stderr."""
+"""How verbs print: JSON, sizes, tables, a model's text, progress on stderr."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.errors import UsageError
+from rkf.text.terminal import harmless, printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-
-# C0 and C1 without tab and line feed, separators of lines, and the controls of bidirectional text.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def open_streams() -> None:
@@ -56,18 +53,9 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=True, default=_plain))
 
 
-def printable(text: object) -> str:
-    """`text` with every character that could control a terminal (control, direction and format characters) escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def write_text(text: str) -> None:
-    """Write model text to stdout at once. On a terminal, line breaks and tabs are the only characters left that control
-    it or the direction of text; the joiners that scripts and emoji need stay.
-    """
-    if sys.stdout.isatty():
-        text = _CONTROLS.sub(lambda found: printable(found[0]), text)
-    click.echo(text, nl=False)
+    """Write model text to stdout at once: harmless on a terminal, unchanged elsewhere."""
+    click.echo(harmless(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def size(count: float) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from rkf.commands.convert import calibration
-from rkf.commands.output import print_json, printable, progress_bar
+from rkf.commands.output import print_json, progress_bar
 from rkf.errors import UsageError
 from rkf.text.reading import read_text
+from rkf.text.terminal import printable
 
 NAMES = ("sweep", "scramble", "preserve", "drift", "interpolate")
 

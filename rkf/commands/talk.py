@@ -167,7 +167,11 @@ def _stats(generation: Generation, load_s: float) -> str:
 
 
 def _edit_lines() -> None:
-    """Line editing and history in `input`, where the platform supports them."""
+    """Line editing and history in `input`, where the platform supports them. Bytes that are not UTF-8 spoil their line
+    alone.
+    """
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         import readline  # noqa: F401 - importing it is what turns it on
     except ImportError:
@@ -175,14 +179,18 @@ def _edit_lines() -> None:
 
 
 def _read_line() -> str | None:
-    """The user's next line; None at the end of input. Ctrl-C discards the current line."""
+    """The user's next line; None at the end of input. Ctrl-C discards the current line, and so do wrong bytes."""
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "")
+            line = input("> " if sys.stdin.isatty() else "")
+            line.encode()
+            return line
         except EOFError:
             return None
         except KeyboardInterrupt:
             click.echo("\n(Ctrl-D leaves)", err=True)
+        except UnicodeEncodeError:
+            click.echo("(the line is not UTF-8; it was ignored)", err=True)
 
 
 def _turn(model: Model, messages: list[dict[str, str]], first: int, options: dict[str, Any]) -> list[dict[str, str]]:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from rkf.commands.options import POSITIVE
-from rkf.commands.output import print_json, printable, progress_bar
+from rkf.commands.output import print_json, progress_bar
+from rkf.text.terminal import printable
 
 
 @click.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rkf.errors import UsageError
-from rkf.eval.perplexity import negative_log_likelihood
+from rkf.eval.perplexity import finite, negative_log_likelihood
 from rkf.runtime.backend import Row
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def choices(model: Model, items: Sequence[Item], *, progress: Progress | None = 
 
 def _scores(model: Model, item: Item) -> list[float]:
     """Log-likelihood per byte of each ending. The tokens that all endings share are computed once."""
-    rows = [model.tokenizer.encode(item.context + ending) for ending in item.endings]
-    alone = model.tokenizer.encode(item.context)
+    enough = model.config.context_length + 1
+    rows = [model.tokenizer.encode(item.context + ending, enough=enough) for ending in item.endings]
+    alone = model.tokenizer.encode(item.context, enough=enough)
     first = min(_shared(alone, row) for row in rows)  # an ending may change how the context's end is tokenised
     first = min(first, *(len(row) - 1 for row in rows))
     if first < 1:
@@ -100,7 +101,7 @@ def _scores(model: Model, item: Item) -> list[float]:
         if len(targets) > 1:
             after = model.backend.forward([Row(sequence, np.array(row[first:-1], np.int64))], "all")
             logits = np.concatenate([before, after])
-        scores.append(-float(negative_log_likelihood(logits, targets).sum()) / len(ending.encode()))
+        scores.append(-float(negative_log_likelihood(finite(logits), targets).sum()) / len(ending.encode()))
     return scores
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from math import exp, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rkf.errors import UsageError
 from rkf.eval.distributions import F32, F64, Sampled, Whole, log_softmax
-from rkf.eval.perplexity import Progress, cut, scored_logits
+from rkf.eval.perplexity import Progress, cut, exp_of_mean, scored_logits
 from rkf.eval.reference import Window
 from rkf.format.matrix import from_f32, to_f32
 
@@ -26,7 +26,7 @@ def windows_of(model: Model, text: str, *, ctx: int = 512, windows: int | None =
     """
     if not 4 <= ctx <= model.config.context_length:
         raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
-    for part in cut(model.tokenizer.encode(text), ctx, windows):
+    for part in cut(model.tokenizer.encode(text, enough=windows and windows * ctx), ctx, windows):
         ids = np.array(part, np.int64)
         yield described(ids, scored_logits(model, part))
 
@@ -83,7 +83,7 @@ def score(window: Window, log_q: F32) -> F64:
 def summary(scores: F64, noise_floor: float) -> dict[str, float]:
     """The keys of `divergence` from scores: f64[4, tokens]."""
     kld, same, loss, reference = scores
-    ratio = exp((loss - reference).mean())
+    ratio = exp_of_mean(loss - reference)
     return {
         "kld": kld.mean(),
         "kld_stderr": _stderr(kld),
@@ -92,8 +92,8 @@ def summary(scores: F64, noise_floor: float) -> dict[str, float]:
         "kld_max": kld.max(),
         "top1": same.mean(),
         "top1_stderr": _stderr(same),
-        "ppl": exp(loss.mean()),
-        "ppl_reference": exp(reference.mean()),
+        "ppl": exp_of_mean(loss),
+        "ppl_reference": exp_of_mean(reference),
         "ppl_ratio": ratio,
         "ppl_ratio_stderr": ratio * _stderr(loss - reference),
         "noise_floor": noise_floor,

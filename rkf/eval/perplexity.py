@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import UsageError
+from rkf.errors import SemanticsError, UsageError
 from rkf.runtime.backend import Row
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def perplexity(
     """
     if not 4 <= ctx <= model.config.context_length:
         raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
-    parts = cut(model.tokenizer.encode(text), ctx, windows)
+    parts = cut(model.tokenizer.encode(text, enough=windows and windows * ctx), ctx, windows)
     losses = []
     for done, part in enumerate(parts, 1):
         losses.append(window_losses(model, part))
@@ -59,7 +59,23 @@ def scored_logits(model: Model, ids: Sequence[int] | NDArray[np.int64]) -> NDArr
         tokens[0] = model.config.bos_id
     half = len(tokens) // 2
     row = Row(model.backend.new_sequence(len(tokens)), tokens[:-1])
-    return model.backend.forward([row], np.arange(half, len(tokens) - 1))  # the first half is context alone
+    return finite(model.backend.forward([row], np.arange(half, len(tokens) - 1)))  # the first half is context alone
+
+
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits; SemanticsError if one is NaN or infinite, so that no figure hides it."""
+    if not np.isfinite(logits).all():
+        raise SemanticsError("the model's logits are not finite; `rkf verify` checks the file")
+    return logits
+
+
+def exp_of_mean(losses: NDArray[np.float64]) -> float:
+    """The perplexity of losses in nats; SemanticsError if it is beyond what a number holds."""
+    try:
+        return exp(losses.mean())
+    except OverflowError:
+        reason = f"the mean loss is {losses.mean():.4g} nats, too much for a perplexity"
+        raise SemanticsError(f"{reason}; `rkf verify` checks the file") from None
 
 
 def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -73,6 +89,6 @@ def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int
 
 def summary(losses: NDArray[np.float64]) -> dict[str, float]:
     """ppl, its standard error, and the number of scored tokens."""
-    ppl = exp(losses.mean())
+    ppl = exp_of_mean(losses)
     stderr = sqrt(losses.var() / (len(losses) - 1)) if len(losses) > 1 else 0.0
     return {"ppl": ppl, "ppl_stderr": stderr * ppl, "tokens": len(losses)}

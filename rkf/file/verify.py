@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.errors import SemanticsError, UsageError, naming
-from rkf.file.container import open_file
+from rkf.file.container import Container, open_file
 from rkf.format.bitpack import unused_bits
 from rkf.format.constants import KIND_MODEL, TOKENIZER, plane_bits
 from rkf.format.fields import REMEDY, shown
@@ -42,8 +42,10 @@ def verify(
     *,
     values: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
+    also: Callable[[Container], object] | None = None,
 ) -> Report:
-    """Check a model file on all three levels; progress is called with the name of each tensor that passed.
+    """Check a model file on all three levels; progress is called with the name of each tensor that passed. also: called
+    with a model's file at the end, for what this module knows nothing about (`rkf.text.tokenizer.open_tokenizer`).
 
     Raises everything that `open_file` raises, and SemanticsError for an index >= k, unused bits that are set, counts
     that are wrong, a weight that is not finite, or a tokenizer that is not JSON or has ids beyond the vocabulary.
@@ -59,6 +61,8 @@ def verify(
                     progress(name)
             if container.model is not None:
                 _check_tokenizer(container.blob(TOKENIZER) or b"", container.model.vocab_size)
+                if also is not None:
+                    also(container)
         clustered = sum(entry.kind == "clustered" for entry in stored.values())
         weights = sum(entry.weights for entry in stored.values())
         return Report(container.path, container.file_bytes, len(stored), clustered, weights)

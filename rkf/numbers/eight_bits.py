@@ -21,6 +21,7 @@ from rkf.format.matrix import F32
 from rkf.numbers import eight_bit_kernel
 from rkf.numbers.eight_bit_kernel import BLOCK, OFFSET, PANEL, QUAD, TILE
 
+_WIDENED = 8  # panels that a CPU without the kernel widens to f32 at once: few enough to stay in a cache
 _LEAST = np.float32(1e-30)  # what is smaller counts as zero: the inverse of a scale must be finite
 
 
@@ -133,11 +134,17 @@ def mapped(folder: Path) -> Iterator[Callable[[Panels], Panels]]:
 
 def rounded_product(x: Rounded, weights: Panels) -> F32:
     """x weights^T, f32[rows of x, rows of weights]. CPUs without vpdpbusd multiply the same numbers in f32."""
+    rows, cols = weights.shape
     if not eight_bit_kernel.available():
-        return x.decoded() @ weights[np.arange(weights.shape[0])].T
+        wide, product = x.decoded(), np.empty((x.shape[0], rows), np.float32)
+        for first in range(0, len(weights.numbers), _WIDENED):
+            some = slice(first, first + _WIDENED)
+            tile = product[:, first * PANEL : (first + _WIDENED) * PANEL]
+            tile[:] = wide @ _unpacked(weights.numbers[some], weights.scales[some])[: tile.shape[1], :cols].T
+        return product
     out = np.zeros((x.numbers.shape[1], len(weights.numbers) * PANEL), np.float32)
     eight_bit_kernel.multiply(x.numbers, x.scales, x.sums, weights.numbers, weights.scales, out)
-    return out[: x.shape[0], : weights.shape[0]]
+    return out[: x.shape[0], :rows]
 
 
 @njit(cache=True, nogil=True)
@@ -170,3 +177,19 @@ def _pack(rows, numbers, scales, packed, packed_scales):
             for q in range(BLOCK // QUAD):
                 for i in range(QUAD):
                     packed[panel, b, q, lane, i] = np.uint8(np.int16(numbers[b, r, q * QUAD + i]) + OFFSET)
+
+
+@njit(cache=True, nogil=True)
+def _unpacked(numbers, scales):
+    """f32[panels * 64, blocks * 128]"""
+    panels, blocks, quads = numbers.shape[:3]
+    out = np.empty((panels * PANEL, blocks * BLOCK), np.float32)
+    for panel in range(panels):
+        for lane in range(PANEL):
+            row = out[panel * PANEL + lane]
+            for b in range(blocks):
+                for q in range(quads):
+                    for i in range(QUAD):
+                        number = np.int32(numbers[panel, b, q, lane, i]) - np.int32(OFFSET)
+                        row[b * BLOCK + q * QUAD + i] = np.float32(number) * scales[panel, b, lane]
+    return out

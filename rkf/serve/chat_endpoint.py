@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 from rkf.errors import UsageError
 from rkf.runtime.generate import Limits
 from rkf.runtime.guide import Form
+from rkf.serve.call_forms import Call
 from rkf.serve.catalogue import Served
 from rkf.serve.driver import Reply
-from rkf.serve.output_forms import Call, Splitter
+from rkf.serve.output_forms import Splitter
 from rkf.serve.replies import FINISH, EventStream, Serving, Wish, chat_logprob, head, started, usage, whole
 from rkf.serve.shapes import ChatMessage, ChatRequest, NamedTool, Tool
 
@@ -49,10 +50,9 @@ class Conversation:
         most = serving.defaults.get("max_tokens") if asked.limit is None else asked.limit
         limits = Limits(most, served.model.config.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
         wish = Wish(serving.sampling(served, asked), limits, form, asked.wanted_logprobs, forms.special)
-        reply = await started(serving, served, [ids], asked.n, wish)
         prompt_end = served.model.tokenizer.decode(ids[-16:], special=True)
         splitters = [forms.splitter(prompt_end, tools=bool(tools)) for _ in range(asked.n)]
-        return cls(serving, served, reply, splitters)
+        return cls(serving, served, await started(serving, served, [ids], asked.n, wish), splitters)
 
     async def deltas(self) -> AsyncIterator[tuple[int, dict[str, Any], list[dict[str, Any]], str | None] | None]:
         """(answer, what it adds, log-probabilities, why it ended) piece by piece; None: a sign of life."""

@@ -40,7 +40,7 @@ async def completions(request: HttpRequest) -> Response:
 
 def _ids(served: Served, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, str):
-        return served.model.tokenizer.encode(prompt)
+        return served.model.tokenizer.encode(prompt, enough=served.model.config.context_length + 1)
     if any(token >= served.model.config.vocab_size for token in prompt):
         raise UsageError(f"prompt: expected token ids below {served.model.config.vocab_size}")
     return list(prompt)

@@ -5,12 +5,11 @@ A form is known by its markers, never by a model's name. Text whose markers neve
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import NamedTuple
 
 from rkf.runtime.generate import StopStrings
+from rkf.serve.call_forms import Call, read_calls
 from rkf.text.tokenizer import Tokenizer
 
 # Opening and closing marker; the first pair that a template names is its model's.
@@ -21,15 +20,8 @@ _REASONING = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<reasoning>", "</reasoning>"),
 )
-_TOOLS = (("<tool_call>", "</tool_call>"),)  # a JSON object between them: {"name": …, "arguments": {…}}
-
-
-class Call(NamedTuple):
-    """A call of a function. arguments: JSON."""
-
-    id: str
-    name: str
-    arguments: str
+# Without a closing marker a call ends with the text, or at the next one.
+_TOOLS = (("<tool_call>", "</tool_call>"), ("[TOOL_CALLS]", ""), ("<|tool_call|>", ""), ("<|python_tag|>", ""))
 
 
 class Parts(NamedTuple):
@@ -115,7 +107,7 @@ class Splitter:
     def _enter(self, marker: str) -> None:
         if self._part == "call":
             self._end_call()
-            self._part = "content"
+            self._part = "call" if self._tools is not None and marker == self._tools[0] else "content"
         elif self._part == "reasoning":
             self._part, self._reasoning = "content", None  # there is one part of reasoning, before the answer
         else:
@@ -124,12 +116,11 @@ class Splitter:
         self._ends = self._markers()
 
     def _end_call(self) -> None:
-        """Read the call; what is none is content."""
-        try:
-            read = json.loads(self._call)
-            self._calls.append(Call("call_" + token_hex(12), read["name"], json.dumps(read.get("arguments") or {})))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        """Read what was called; text that is no call is content."""
+        calls = read_calls(self._call)
+        if not calls:
             self._content += (self._tools or ("", ""))[0] + self._call
+        self._calls += calls
         self._call = ""
 
     def _taken(self) -> Parts:
@@ -143,4 +134,4 @@ class Splitter:
             opening = [pair[0] for pair in (self._reasoning, self._tools) if pair is not None]
             return StopStrings(opening)
         pair = self._reasoning if self._part == "reasoning" else self._tools
-        return StopStrings([] if pair is None else [pair[1]])
+        return StopStrings([] if pair is None else [pair[1] or pair[0]])

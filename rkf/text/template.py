@@ -41,7 +41,7 @@ def render(
     special_tokens: the template's variables such as `bos_token`. tools: functions that the model may call, in OpenAI's
     form. variables: others that the template reads, such as `enable_thinking`. now: the time that `strftime_now` reads
     (default: the clock); give it to repeat a prompt that contains a date. UsageError: the template refuses these
-    messages. UnsupportedError: it cannot be rendered within the limits.
+    messages, or they are not JSON. UnsupportedError: it cannot be rendered within the limits.
     """
     if len(template) > MAX_TEMPLATE_CHARS:
         raise UnsupportedError(f"chat template: {len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}")
@@ -60,7 +60,11 @@ def render(
         "memory_bytes": MEMORY_BYTES,
         "cpu_seconds": CPU_SECONDS,
     }
-    return _run_worker(json.dumps(request).encode())
+    try:
+        encoded = json.dumps(request).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"messages: expected values that JSON has: {error}") from error
+    return _run_worker(encoded)
 
 
 def _run_worker(request: bytes) -> str:

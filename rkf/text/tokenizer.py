@@ -5,54 +5,109 @@ The `tokenizers` library runs tokenizer.json unchanged. Nothing of a tokenizer i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import secrets
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import tokenizers
 
-from rkf.errors import StructureError, UsageError
+from rkf.errors import StructureError, UsageError, naming
+from rkf.file.container import Container
+from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
 from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
+from rkf.text.spelling import Spelling
 from rkf.text.template import Message
+from rkf.text.tokenizer_json import load, one_line
 
 _INCOMPLETE = "\ufffd"  # a decoder's output for bytes that are not a whole character (yet)
 _CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
+
+_PIECE = 1 << 15  # characters encoded at a time; each takes 100 to 700 bytes
+_BETWEEN_WORDS = re.compile(r"\S(?=\s\S)")
+_SEARCHED, _TRIED = 4096, 8  # characters, places
+_CONTEXT = 64  # characters
+_MARK_DIGITS = 30  # digits survive what templates do to a text (trim, upper, tojson, …); 100 bits cannot be guessed
+_ROLE = re.compile(r"[\w-]+")
 
 
 class Tokenizer:
     """The tokenizer.json, chat template and special token ids of one model."""
 
-    def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | None = None) -> None:
-        """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary."""
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json.decode())
-        except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
-            raise StructureError(f"tokenizer.json: {' '.join(str(error).split())}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | bytes | None = None) -> None:
+        """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary, or the template is not
+        UTF-8.
+        """
+        self._tokenizer = load(tokenizer_json)
+        self._tokenizer.post_processor = None  # it could repeat a text; BOS is put before one here
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         if self.vocab_size > model.vocab_size:
             raise StructureError(
                 f"tokenizer.json: {self.vocab_size} tokens, expected at most {model.vocab_size} as the model has"
             )
-        self.template = template
+        try:
+            self.template = template.decode() if isinstance(template, bytes) else template
+        except UnicodeDecodeError as error:
+            raise StructureError(f"chat_template.jinja: expected UTF-8: {error}") from None
         self._model = model
 
-    def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it."""
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError("the text is not valid Unicode: it holds a lone surrogate (an undecodable byte?)")
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, bos: bool = True, enough: int | None = None) -> list[int]:
+        """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it.
+
+        enough: how many tokens suffice; the rest of a long text is then not encoded. Raises UsageError for a lone
+        surrogate, StructureError if the tokenizer fails.
+        """
+        ids: list[int] = []
+        for piece in self._pieces(text):
+            ids += self._encoding(piece).ids
+            if enough is not None and len(ids) >= enough:
+                break
         if bos and self._model.add_bos and self._model.bos_id is not None and ids[:1] != [self._model.bos_id]:
             ids.insert(0, self._model.bos_id)
         return ids
 
+    def _pieces(self, text: str) -> Iterator[str]:
+        """The text in parts that can be encoded one by one, so that a long one takes little memory and linear time."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            reason = "it holds a lone surrogate (an undecodable byte?)"
+            raise UsageError(f"the text is not valid Unicode: {reason}") from None
+        start = 0
+        while len(text) - start > 2 * _PIECE:
+            end, following = self._seam(text, start + _PIECE)
+            yield text[start:end]
+            start = following
+        yield text[start:]
+
+    def _seam(self, text: str, at: int) -> tuple[int, int]:
+        """The end of a part and the start of the next, at `at` or soon after: between words, where both sides have the
+        tokens that they have together. Some tokenizers put the space there themselves. In a text without such a place
+        it is `at`.
+        """
+        for found in islice(_BETWEEN_WORDS.finditer(text, at, at + _SEARCHED), _TRIED):
+            end = found.end()
+            before, after = text[max(0, end - _CONTEXT) : end], text[end : end + _CONTEXT]
+            left, both = self._encoding(before).ids, self._encoding(before + after).ids
+            for following in (end, end + 1):
+                if both == left + self._encoding(text[following : end + _CONTEXT]).ids:
+                    return end, following
+        return at, at
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        with one_line("tokenizer.json: a text cannot be encoded"):
+            return self._tokenizer.encode(text, add_special_tokens=False)
+
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids. special: show special tokens instead of leaving them out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
-        return text
+        with one_line("tokenizer.json: tokens cannot be decoded", quiet=False):
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+            return text
 
     @property
     def json(self) -> str:
@@ -85,6 +140,96 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
         )
 
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> list[int]:
+        """Token ids of `render`. Special tokens are only those that the template writes: where a message, a tool or an
+        argument spells one, it is encoded as ordinary text. Roles are the caller's words: check those of strangers. The
+        template writes BOS itself if the model wants one. A prompt beyond the context may be cut, but never to fit.
+
+        Raises what `render` raises, and UsageError for a role that is not a word.
+        """
+        for message in messages:
+            role = message.get("role") if isinstance(message, Mapping) else None
+            if not isinstance(role, str) or not _ROLE.fullmatch(role):
+                raise UsageError(f"messages: expected a role, which is a word, in each, got {role!r}")
+        enough = self._model.context_length + 1
+        mark = "".join(secrets.choice(string.digits) for _ in range(_MARK_DIGITS))
+        text = self.render(
+            self._spelling.broken(messages, mark),
+            tools=self._spelling.broken(tools, mark),
+            variables=self._spelling.broken(variables, mark),
+            now=now,
+        )
+        if mark not in text and not self._normalised:
+            return self.encode(text, bos=False, enough=enough)
+        if len(text) > _PIECE and len(ids := self.encode(text.replace(mark, ""), bos=False, enough=enough)) >= enough:
+            return ids
+        return self._encode_marked(text, mark)
+
+    def _encode_marked(self, text: str, mark: str) -> list[int]:
+        """Token ids of a text; what a mark stands in is not a special token."""
+        encoding = self._encoding(text)
+        found, ids = encoding.ids, list[int]()
+        start = first = 0  # of the part since the last special token: its first character, its first token
+        for at, (token, (begin, end)) in enumerate(zip(found, encoding.offsets, strict=True)):
+            # A token that only normalising made equal to a special one was not written by a template.
+            if token in self._special and self._special[token] in text[begin:end]:
+                ids += self._ordinary(text[start:begin], found[first:at], mark, start == 0)
+                ids.append(token)
+                start, first = end, at + 1
+        return ids + self._ordinary(text[start:], found[first:], mark, start == 0)
+
+    def _ordinary(self, text: str, ids: list[int], mark: str, begins: bool) -> list[int]:
+        """Token ids of a part between special tokens. ids: those of the text with its marks. begins: no token comes
+        before it, so that it gets the space which some tokenizers put before a text.
+        """
+        if mark not in text and self._special.keys().isdisjoint(ids):
+            return ids
+        ids = self._as_text(text.replace(mark, ""), begins)
+        if self._special.keys().isdisjoint(ids):
+            return ids
+        # The vocabulary has a special token's text among its ordinary pieces: encode its parts alone.
+        parts = text.split(mark)
+        return [each for at, part in enumerate(parts) for each in self._as_text(part, begins and at == 0)]
+
+    def _as_text(self, text: str, begins: bool) -> list[int]:
+        """Token ids of a text without special tokens, which begins the prompt or follows a token."""
+        tokenizer, anchor = self._without_special
+        if begins:
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(tokenizer.encode(anchor + text, add_special_tokens=False).ids[1:])
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        """Id -> text of the special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token: each.content for token, each in added.items() if each.special}
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self._special.values())
+
+    @cached_property
+    def _normalised(self) -> bool:
+        """Whether texts other than its own may become a special token."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return self._tokenizer.normalizer is not None and any(each.special and each.normalized for each in added)
+
+    @cached_property
+    def _without_special(self) -> tuple[tokenizers.Tokenizer, str]:
+        """The tokenizer as one that knows no special tokens, and the text of a token to put before other text."""
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.encode_special_tokens = True
+        anchor = secrets.token_hex()
+        tokenizer.add_tokens([tokenizers.AddedToken(anchor, special=False, normalized=False)])
+        return tokenizer, anchor
+
     def _special_tokens(self) -> dict[str, str]:
         """Name -> text, as the file has them; a file that names none has the ids of two."""
         if self._model.special_tokens:
@@ -97,6 +242,15 @@ class Tokenizer:
         special tokens.
         """
         return TextStream(partial(self.decode, special=special), context)
+
+
+def open_tokenizer(container: Container) -> Tokenizer:
+    """The tokenizer of a model's file. Raises UsageError: a file without a model, and StructureError."""
+    tokenizer_json = container.blob(TOKENIZER)
+    if container.model is None or tokenizer_json is None:
+        raise UsageError(f"{container.path}: expected a whole model with its tokenizer, got a file without one")
+    with naming(container.path):
+        return Tokenizer(tokenizer_json, container.model, container.blob(CHAT_TEMPLATE))
 
 
 class TextStream:

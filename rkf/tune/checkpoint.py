@@ -145,5 +145,5 @@ def _digest(tensors: dict[str, Tensor], numbers: dict[str, str]) -> str:
     digest = blake3(repr((_VERSION, sorted(numbers.items()))).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

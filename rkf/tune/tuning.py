@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from rkf.calibrate.calibration import prompts
-from rkf.errors import UsageError, naming
+from rkf.errors import UsageError
 from rkf.file.atomic import refuse_existing, refuse_same_file
 from rkf.file.container import Container, open_file
 from rkf.file.fingerprint import fingerprint
 from rkf.file.values import write_values
-from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER
+from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import ModelMetadata
 from rkf.runtime.torch_model import Decoder
 from rkf.text.reading import read_text
-from rkf.text.tokenizer import Tokenizer
+from rkf.text.tokenizer import open_tokenizer
 from rkf.tune import learning_text
 from rkf.tune.checkpoint import Checkpoint
 from rkf.tune.live import LiveValues
@@ -62,7 +62,7 @@ def tune(
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with open_file(model) as container, open_file(reference) as source:
         metadata = _fitting(container, source)
-        words = None if data == "self" else _tokenizer(source, metadata).encode(read_text(Path(data)))
+        words = None if data == "self" else open_tokenizer(source).encode(read_text(Path(data)))
         lesson_hash = fingerprint([source], [seed, words or "self"])
         checkpoint = Checkpoint(out, lesson_hash, fingerprint([container], [lesson_hash, rows]), resume)
         lesson = _lesson(source, metadata, checkpoint, words, on, seed, progress)
@@ -105,14 +105,6 @@ def _fitting(container: Container, source: Container) -> ModelMetadata:
     return container.model
 
 
-def _tokenizer(source: Container, metadata: ModelMetadata) -> Tokenizer:
-    tokenizer_json, template = source.blob(TOKENIZER), source.blob(CHAT_TEMPLATE)
-    if tokenizer_json is None:
-        raise UsageError(f"{source.path}: has no tokenizer, so it cannot make a training text")
-    with naming(source.path):
-        return Tokenizer(tokenizer_json, metadata, None if template is None else template.decode(errors="replace"))
-
-
 def _lesson(
     source: Container,
     metadata: ModelMetadata,
@@ -129,7 +121,7 @@ def _lesson(
     if found is None:
         tokens = min(TOKENS, metadata.context_length)
         if words is None:
-            beginnings = prompts(metadata, _tokenizer(source, metadata))
+            beginnings, _ = prompts(metadata, open_tokenizer(source))
             found = learning_text.written(teacher, beginnings, SEQUENCES, tokens, seed, partial(progress, "text"))
         else:
             ids = learning_text.cut(words, SEQUENCES, tokens).to(device)

@@ -170,13 +170,15 @@ def test_chat_forgets_the_oldest_turn_when_the_context_is_full(tmp_path):
     assert "oldest turn no longer fits" in done.stderr
 
 
-def test_chat_goes_on_after_a_line_that_is_too_long(tmp_path):
+def test_chat_goes_on_after_a_line_that_is_too_long_or_no_text(tmp_path):
     config = tiny.config(context_length=160, eos_ids=())
     path = tiny.write(tmp_path / "short.rkf", config, tiny.weights(config))
     short = run("chat", path, "--max-tokens", "4", input="The\nAnd?\n")
-    done = run("chat", path, "--max-tokens", "4", input="The\n" + "capital " * 300 + "\nAnd?\n")
-    assert (done.returncode, done.stdout) == (0, short.stdout)
-    assert "the model's context 160" in done.stderr and "the line was ignored" in done.stderr
+    lines = b"The\n" + b"capital " * 300 + b"\n\xff\nAnd?\n"
+    done = subprocess.run(command("chat", path, "--max-tokens", "4"), input=lines, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode()) == (0, short.stdout)
+    for said in ("the model's context 160", "the line was ignored", "the line is not UTF-8"):
+        assert said in done.stderr.decode()
 
 
 class Terminal:

@@ -200,7 +200,7 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     assert kept.losses(allocation.coarse) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
-    begun = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
+    begun, _ = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
     assert len(made.tokens) == 4 * len(begun)
     for begins, cut, prompt in zip(made.tokens[::2], made.tokens[1::2], 2 * begun, strict=True):
         assert begins[: len(prompt)].tolist() == prompt[:24]

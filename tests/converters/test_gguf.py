@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,11 @@ def test_a_field_with_the_same_number_for_each_layer(gguf_file: Callable[..., Pa
             each = writer.kv_data[-1].pop(f"llama.{key}").value
             writer.add_array(f"llama.{key}", [each] * 2)
 
+    assert open_source(gguf_file(edit=edit)).model == open_source(gguf_file()).model
+
+
+def test_a_field_of_old_files_that_says_nothing(gguf_file: Callable[..., Path]) -> None:
+    edit = _set("llama.tensor_data_layout", "Meta AI original pth")
     assert open_source(gguf_file(edit=edit)).model == open_source(gguf_file()).model
 
 
@@ -382,6 +388,13 @@ def test_special_tokens_are_corrected_as_in_llama_cpp(gguf_file: Callable[..., P
     tokenizer = Tokenizer.from_buffer(source.tokenizer_json)
     assert tokenizer.encode("<|end|><|return|><PAD><|channel|>").ids == [304, 300, 302, 303, 305]
     assert tokenizer.decode([300, 302, 303, 305]) == "<|end|><|channel|>"
+
+
+def test_a_name_that_is_not_utf8(gguf_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = gguf_file()
+    source = open_source(path.rename(tmp_path / os.fsdecode(b"s\xff.gguf")))
+    assert (source.label, list(source.files)) == ("s\\xff.gguf", ["s\\xff.gguf"])
+    assert len(source.fingerprint) == 64
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None
     edit_json(folder / "generation_config.json", eos_token_id=[9, 2], temperature=0.6, top_p=0.9, do_sample=True)
     model = open_source(folder).model
     assert model.eos_ids == (9, 2, 0)  # the last is known by its text, as in llama.cpp
-    assert model.generation == {"temperature": 0.6, "top_p": 0.9}
+    assert model.generation == {"temperature": 0.6, "top_k": 50, "top_p": 0.9}
     edit_json(folder / "generation_config.json", do_sample=False, repetition_penalty=1.1, top_k="50")
     assert open_source(folder).model.generation == {"repetition_penalty": 1.1}
     edit_json(folder / "generation_config.json", do_sample=True)
@@ -406,9 +406,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[RkfError], str]] = {
     "a layer too many": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), SourceError, "is missing"),
     "no config": (lambda f: (f / "config.json").unlink(), SourceError, "config.json is missing"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), SourceError, "JSON object"),
+    "a key twice": (
+        lambda f: (f / "config.json").write_text('{"a": 1, "b": {"c": 1, "c": 2}}'),
+        SourceError,
+        "key 'c' occurs twice, with different values",
+    ),
     "config is not JSON": (lambda f: (f / "config.json").write_text("{"), SourceError, "not JSON"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), SourceError, "tokenizer.json is missing"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "cannot be loaded"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), SourceError, "Model missing"),
     "token id": (
         lambda f: edit_json(f / "config.json", bos_token_id="1"),
         SourceError,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import rkf
-from rkf.errors import UsageError
-from rkf.eval.perplexity import negative_log_likelihood, perplexity
+from rkf.errors import SemanticsError, UsageError
+from rkf.eval.perplexity import finite, negative_log_likelihood, perplexity, summary
 from rkf.runtime.model import Model
 from rkf.text.tokenizer import Tokenizer
 from tests.runtime import tiny
@@ -57,6 +57,14 @@ def test_likelihood_of_huge_logits_stays_finite():
     logits = np.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]], np.float32)
     losses = negative_log_likelihood(logits, np.array([2, 1]))
     np.testing.assert_allclose(losses, [2e4, np.log(3)])
+
+
+def test_no_figure_hides_logits_that_are_not_finite():
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(SemanticsError, match="not finite"):
+            finite(np.array([[0, bad]], np.float32))
+    with pytest.raises(SemanticsError, match="too much for a perplexity"):
+        summary(np.array([800.0, 900.0]))
 
 
 @pytest.mark.parametrize(("ctx", "windows"), [(3, None), (257, None), (16, 0)])

@@ -14,6 +14,7 @@ from rkf.converters.export import export_gguf, export_hf
 from rkf.converters.families import FAMILIES
 from rkf.converters.families.family import GgufFields, GgufModel
 from rkf.converters.families.gguf_config import RMS_EPSILON, config_of
+from rkf.converters.families.gguf_rope import FACTORS
 from rkf.converters.families.layout import Layout
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
@@ -158,6 +159,27 @@ def test_windows_that_llama_cpp_assumes() -> None:
     own = {"block_count": 64, "attention.head_count": 2, "embedding_length": 32, "context_length": 9, RMS_EPSILON: 1e-5}
     config = config_of(FAMILIES["exaone4"], GgufModel(own | {"feed_forward_length": 8}, (), {}))
     assert (config["sliding_window"], config["layer_types"][2:4]) == (4096, ["sliding_attention", "full_attention"])
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "qwen3_5_moe_text"])
+def test_the_width_of_experts_that_llama_cpp_assumes(family: str) -> None:
+    own = {"block_count": 4, "attention.head_count": 2, "embedding_length": 32, "context_length": 9, RMS_EPSILON: 1e-5}
+    own |= {"feed_forward_length": 64, "expert_count": 8, "expert_used_count": 2}
+    assert config_of(FAMILIES[family], GgufModel(own, (), {}))["moe_intermediate_size"] == 32
+    with pytest.raises(UnsupportedError, match="expert_used_count: layers with different experts"):
+        config_of(FAMILIES[family], GgufModel(own | {"expert_used_count": np.array([2, 1, 2, 2])}, (), {}))
+
+
+def test_a_scale_beside_the_factors_of_gemma4() -> None:
+    own = {"block_count": 2, "attention.head_count": 2, "embedding_length": 16, "context_length": 9, RMS_EPSILON: 1e-5}
+    own |= {"feed_forward_length": 8, "attention.head_count_kv": 1, "attention.sliding_window": 4}
+    own |= {"attention.key_length_swa": 8, "attention.value_length_swa": 8}
+    own |= {"attention.sliding_window_pattern": np.array([True, False])}
+    factors = {FACTORS: np.ones(4, np.float32)}
+    rope = config_of(FAMILIES["gemma4_text"], GgufModel(own, (), factors))["rope_parameters"]["full_attention"]
+    assert rope == {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    with pytest.raises(UnsupportedError, match=f"rope scaling 'linear' is not supported beside tensor {FACTORS}"):
+        config_of(FAMILIES["gemma4_text"], GgufModel(own | {"rope.scaling.factor": 4.0}, (), factors))
 
 
 def test_a_field_that_is_missing(tmp_path: Path) -> None:

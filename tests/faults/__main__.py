@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 import sys
 import tempfile
 from contextlib import suppress
@@ -15,17 +17,13 @@ from rkf.file.edit import edit
 from rkf.file.fold import fold
 from rkf.file.values import write_values
 from tests.faults.harness import Scenario, broken_promises
-from tests.fuzz import seeds
 
 TEXT = " ".join(str(number) for number in range(2000))
 
 
 def inputs(folder: Path) -> None:
     """A checkpoint, a text, and the model: clustered, dense and packed."""
-    seeds.write_checkpoint(folder / "hf")
-    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    for path in MADE.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(MADE, folder, dirs_exist_ok=True)
 
 
 def old(name: str) -> object:
@@ -73,23 +71,31 @@ SCENARIOS = [
 ]
 
 
-def make() -> None:
+def make(folder: Path) -> None:
     """The files that every scenario begins with."""
     from rkf.converters.pipeline import convert
+    from tests.fuzz import seeds
 
-    (MADE / "dense.rkf").write_bytes(seeds.rkf_file().read_bytes())
-    convert(seeds.FOLDER / "hf", MADE / "m.rkf", k=8)
-    pack(MADE / "m.rkf", MADE / "packed.rkf")
-    with rkf.open(MADE / "m.rkf") as container:
-        write_values(MADE / "v.rkv", container, {})
+    seeds.write_checkpoint(folder / "hf")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    convert(folder / "hf", folder / "dense.rkf", recipe="dense")
+    convert(folder / "hf", folder / "m.rkf", k=8)
+    pack(folder / "m.rkf", folder / "packed.rkf")
+    with rkf.open(folder / "m.rkf") as container:
+        write_values(folder / "v.rkv", container, {})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="SCENARIO", help=", ".join(each.name for each in SCENARIOS))
     parser.add_argument("--most", type=int)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    make()
+    if given.make:
+        make(given.make)
+        return
+    # By another process: a fork of one that has started threads waits for them for ever.
+    subprocess.run([sys.executable, "-m", "tests.faults", "--make", str(MADE)], check=True)
     count = 0
     with tempfile.TemporaryDirectory(prefix="rkf-faults-") as folder:
         for scenario in SCENARIOS:

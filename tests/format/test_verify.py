@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tokenizers import Tokenizer, models
 
 import rkf
 from rkf.cli import cli
@@ -149,7 +150,8 @@ def test_a_tokenizer_is_json_with_ids_of_the_vocabulary(tmp_path: Path, tokenize
 
 
 def test_values_are_verified_with_their_model(tmp_path: Path) -> None:
-    path = build.write_model(tmp_path / "m.rkf")
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, "a")).to_str().encode()
+    path = build.write_model(tmp_path / "m.rkf", blobs={"tokenizer.json": tokenizer})
     with rkf.open(path) as model:
         name = "model.embed_tokens.weight"
         values = model.values(name)
@@ -165,3 +167,11 @@ def test_values_are_verified_with_their_model(tmp_path: Path) -> None:
     for name, code in (("fine.rkv", 0), ("huge.rkv", SemanticsError.exit_code)):
         done = CliRunner().invoke(cli, ["verify", str(path), "--values", str(tmp_path / name)])
         assert done.exit_code == code, done.output
+
+
+def test_the_command_loads_the_tokenizer_too(tmp_path: Path) -> None:
+    path = build.write_model(tmp_path / "m.rkf", blobs={"tokenizer.json": b'{"model": {"vocab": {}}}'})
+    verify(path)  # it is JSON
+    done = CliRunner().invoke(cli, ["verify", str(path)])
+    assert done.exit_code == SemanticsError.exit_code
+    assert done.output.startswith(f"rkf: {path}: tokenizer.json: ")

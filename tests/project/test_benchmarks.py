@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import choices, nf4, peers, report
+from benchmarks import choices, nf4, peers, report, table
 
 ROWS = [
     {"name": name, "bytes": size, "kld": kld, "kld_stderr": 0.0, "ppl_ratio": 1.0, "top1": 0.9}
@@ -69,6 +69,11 @@ def test_items_hold_the_true_ending_at_their_label():
 @pytest.mark.parametrize("words", [0, 10])
 def test_a_short_text_has_no_items(words):
     assert list(choices.items("word " * words, 5)) == []
+
+
+def test_the_readme_has_the_stored_speeds():
+    readme = (Path(report.__file__).parents[1] / "README.md").read_text()
+    assert "\n".join(table.table(table.RESULTS)) in readme
 
 
 def test_a_llama_bench_binary_is_a_peer(tmp_path):

@@ -216,6 +216,18 @@ def test_a_cancelled_request_leaves_its_beginning(paged):
     assert_as_alone(paged, second)
 
 
+def test_ended_texts_are_kept_while_memory_lasts(paged, monkeypatch):
+    page, before = paged._plan.layout.groups[0].page_bytes, paged.held_bytes
+    monkeypatch.setattr(engine, "default_memory_bytes", lambda: before + 5 * page)
+    together = Engine(paged, kept=9)
+    for n in range(5):
+        run(together, Recorded([n] * 300, 302))  # two pages each
+    assert paged.held_bytes - before == 4 * page
+    again = Recorded([4] * 300, 900)  # alone it takes what it needs
+    run(together, again)
+    assert (again.cached_tokens, len(again.ids)) == (299, 900)
+
+
 def test_an_error_of_one_request_is_its_own(paged):
     def refuse(logits, ids):
         raise SemanticsError("not a number")

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,3 +55,34 @@ def test_a_prompt_may_open_the_reasoning_or_a_call():
 def test_without_tools_a_call_is_text():
     assert split(CALL, tools=False) == (CALL, "", [])
     assert split(" <think>x", forms=OutputForms()) == (" <think>x", "", [])
+
+
+OPEN = OutputForms(None, ("[TOOL_CALLS]", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "parameters": {}}]', [("f", {"a": 1}), ("g", {})]),
+        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', [("f", {"a": 1})]),
+        ('f[ARGS]{"a": [1]}[TOOL_CALLS]g{}', [("f", {"a": [1]}), ("g", {})]),
+        (
+            "<function=f>\n<parameter=a>\n3\n</parameter>\n<parameter=b>\nx y\n</parameter>\n</function>",
+            [("f", {"a": 3, "b": "x y"})],
+        ),
+        (
+            "f\n<arg_key>a</arg_key>\n<arg_value>true</arg_value>\n<arg_key>b</arg_key><arg_value>x</arg_value>",
+            [("f", {"a": True, "b": "x"})],
+        ),
+    ],
+    ids=range(5),
+)
+def test_calls_of_every_form(text, calls):
+    assert split("Now" + "[TOOL_CALLS]" + text, [3] * 20, forms=OPEN) == ("Now", "", calls)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"name": 3}', '[{"name": "f", "arguments": "{"}]', "f(1)", "[" * 20000, "f{nothing}", ""]
+)
+def test_what_is_no_call_is_text(text):
+    assert split("[TOOL_CALLS]" + text, forms=OPEN) == ("[TOOL_CALLS]" + text, "", [])
