@@ -12,19 +12,22 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from rkf.errors import SourceError
+from rkf.errors import ChangedError, SourceError
 from rkf.file.mapped import mapped
 from rkf.format.constants import MAX_BLOB_BYTES
 
 
 def read_values(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
-    """`dtype[count]` at a byte offset, read, not mapped (a map counts as memory). SourceError if it cannot be read."""
+    """`dtype[count]` at a byte offset, read, not mapped (a map counts as memory).
+
+    Raises SourceError if it cannot be read, ChangedError if the file has become shorter.
+    """
     try:
         values = np.fromfile(path, dtype, count, offset=offset)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(values) != count:
-        raise SourceError(f"{path}: expected {count} values at byte {offset}, got {len(values)}: the file has changed")
+        raise ChangedError(f"{path}: changed while it was read: {len(values)} of {count} values at byte {offset}")
     return values
 
 

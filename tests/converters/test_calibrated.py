@@ -20,6 +20,7 @@ from rkf.converters.pipeline import convert
 from rkf.converters.rotated_source import RotatedSource
 from rkf.converters.source import open_source
 from rkf.errors import UsageError
+from rkf.file.arrays import packed_arrays
 from rkf.format import codec
 from rkf.model.rotation import rotations
 from rkf.numbers.hadamard_blocks import transformed
@@ -249,13 +250,18 @@ def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = Non
         return path.read_bytes()
 
 
+def _of_another_dtype() -> bytes:
+    arrays = {"tokens": np.zeros((2, 3), np.int64), "names": np.array([], np.str_), "losses": np.zeros(0)}
+    return bytes(packed_arrays("calibration 1", arrays))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"\xff\xfe", "expected UTF-8"),
         (b"short", "expected at least 512"),
         (b"PK\3\4 and so on", "not a calibration"),
-        (kept(tokens=np.zeros((2, 3), np.int64)), "expected u4 with 2 axes"),
+        (_of_another_dtype(), "expected u4 with 2 axes"),
         (kept(tokens=np.zeros((2, 0), np.uint32)), "damaged"),
         (kept(tokens=np.full((2, 3), 1 << 30, np.uint32)), "another model"),
         (kept(losses={"model.layers.99.mlp.up_proj.weight": 1.0}), "another model"),

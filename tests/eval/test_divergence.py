@@ -129,7 +129,7 @@ def test_another_vocabulary_is_refused(file, tmp_path, stored):
         for window, own, other in zip(ours, (larger, smaller), (smaller, larger), strict=True):
             assert abs(divergence(own, [window])["kld"]) < 1e-3
             if own is larger or not stored:  # a sample does not show how many tokens it leaves out
-                with pytest.raises(UsageError, match=f"than the model's {other.metadata.vocab_size} tokens"):
+                with pytest.raises(UsageError, match=f"than the model's {other.config.vocab_size} tokens"):
                     divergence(other, [window])
         unknown = replace(ours[1], ids=np.full(16, more.vocab_size - 1))
         with pytest.raises(UsageError, match="another vocabulary"):

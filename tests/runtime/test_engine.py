@@ -290,7 +290,11 @@ def test_a_text_that_repeats_itself_is_guessed():
             ids, saved = [*ids, token], saved + 1
         ids = [*ids, text[len(ids)]]
     assert saved > 30
-    assert lookup([*ids, 1, 2, 3]) == [] and PromptLookup()([1, 2]) == []
+    ids = [*ids, 1, 2, 3]
+    assert lookup(ids)[:2] == [4, 5]
+    assert lookup([*ids, 9]) == []  # it came otherwise
+    assert lookup([*ids, 9, 1, 2, 3]) == []  # so guesses pause
+    assert PromptLookup()([1, 2]) == []
 
 
 def test_logits_of_a_prompt_are_given_from_the_asked_position(paged):
