@@ -75,7 +75,8 @@ def coded_bits(counts: NDArray[np.uint64]) -> float:
     """Bits of an ideal coder for ranks that occur as in `counts: u64[tables, k]`, with a separate code per table."""
     occurring = counts.astype(np.float64)
     shares = occurring / np.maximum(occurring.sum(axis=1, keepdims=True), 1)
-    return float(-(occurring * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))).sum())
+    logs = np.log2(shares, where=shares > 0, out=np.zeros_like(shares))
+    return float(0.0 - (occurring * logs).sum())  # a minus sign would make -0.0 of one rank alone, which no file holds
 
 
 def _ledger(container: Container) -> dict[str, int]:

@@ -67,6 +67,7 @@ def test_entropy() -> None:
     assert coded_bits(np.array([[1, 1, 1, 1]], np.uint64)) == 8
     assert coded_bits(np.array([[9, 0]], np.uint64)) == 0
     assert coded_bits(np.array([[0, 0]], np.uint64)) == 0
+    assert not np.signbit(coded_bits(np.array([[9, 0]], np.uint64))), "-0.0 cannot be written"
     assert coded_bits(np.array([[4, 4], [8, 0]], np.uint64)) == 8
     shares = np.array([0.5, 0.25, 0.25])
     expected = 100 * -(shares * np.log2(shares)).sum()
