@@ -115,10 +115,18 @@ def alone(path: Path) -> Iterator[None]:
     finally:
         if _WINDOWS:
             os.close(descriptor)
-        with suppress(OSError):
-            temporary.unlink()
+        try:
+            _remove(temporary)
+        except KeyboardInterrupt:  # in its midst: the next writer would remove it, but nothing need be left
+            _remove(temporary)
+            raise
         if not _WINDOWS:
             os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def partial(target: Path) -> Path:

@@ -11,7 +11,8 @@ import pytest
 
 import rkf
 from rkf.errors import CorruptError, UsageError
-from rkf.study import STUDIES
+from rkf.file import kept_json
+from rkf.study import STUDIES, records
 from tests.runtime import tiny
 from tests.runtime.files import write_model
 from tests.study.conftest import CONFIG, TEXT
@@ -108,7 +109,8 @@ def test_what_does_not_fit_is_refused(tmp_path, model, study):
     with pytest.raises(UsageError, match="at least one window"):
         study("scramble", tmp_path, text="short")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "results.json").write_text('{"fingerprint": "x", "trials": []}')
+    another = kept_json.sealed(records.KIND, {"fingerprint": "x", "trials": []})
+    (tmp_path / "other" / "results.json").write_bytes(another)
     with pytest.raises(UsageError, match="another model, text, calibration or layers"):
         study("scramble", tmp_path / "other")
     (tmp_path / "other" / "results.json").write_text("{")

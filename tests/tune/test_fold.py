@@ -72,7 +72,7 @@ def test_convert_and_tune_in_one_go(tmp_path, source, monkeypatch):
     def convert(path, *more):
         return CliRunner().invoke(cli, arguments(source, path, *more))
 
-    done = convert(out, "--tune", "0.02")
+    done = convert(out, "--tune", "0.06")
     assert done.exit_code == 0, done.stderr
     assert "recovered" in done.stderr
     assert convert(tmp_path / "plain.rkf").exit_code == 0

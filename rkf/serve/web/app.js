@@ -29,7 +29,8 @@ function App() {
   const [models, setModels] = useState([]);
   const [model, setModel] = useState("");
   const [key, setKey] = useState(() => sessionStorage.getItem("rkf.key") ?? "");
-  const [running, setRunning] = useState(null); // the AbortController of the answer that grows
+  const [busy, setBusy] = useState(false); // whether an answer grows
+  const growing = useRef(null); // its AbortController
   const [problem, setProblem] = useState("");
   const [announcement, setAnnouncement] = useState("");
   const [drawerOpen, setDrawerOpen] = useState(false);
@@ -55,7 +56,7 @@ function App() {
 
   useEffect(() => {
     const onKey = (event) => {
-      if (event.key === "Escape" && running) running.abort();
+      if (event.key === "Escape") growing.current?.abort();
       if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) {
         event.preventDefault();
         startNew();
@@ -108,7 +109,8 @@ function App() {
       frame = 0;
       show(withReply());
     };
-    setRunning(controller);
+    growing.current = controller;
+    setBusy(true);
     setProblem("");
     setAnnouncement("Answering");
     keep(withReply());
@@ -130,7 +132,8 @@ function App() {
     cancelAnimationFrame(frame);
     // The first token waits for the prompt: the rate is that of the tokens after it.
     if (reply.tokens > 1 && firstAt) reply.rate = ((reply.tokens - 1) * 1000) / (performance.now() - firstAt);
-    setRunning(null);
+    growing.current = null;
+    setBusy(false);
     keep(withReply());
     setAnnouncement(reply.content || reply.problem || "Stopped");
   }
@@ -158,9 +161,9 @@ function App() {
       onNew=${startNew} onRemove=${remove} onClose=${() => setSidebarOpen(false)}
       onChoose=${(id) => { setCurrentId(id); setSidebarOpen(false); }} />
     <main>
-      <${Messages} key=${current.id} messages=${current.messages} busy=${running !== null} onEdit=${edit} onRetry=${retry} />
+      <${Messages} key=${current.id} messages=${current.messages} busy=${busy} onEdit=${edit} onRetry=${retry} />
       ${problem && html`<p class="problem" role="alert">${problem}</p>`}
-      <${Composer} inputRef=${composer} busy=${running !== null} ready=${model !== ""} onSend=${send} onStop=${() => running?.abort()} />
+      <${Composer} inputRef=${composer} busy=${busy} ready=${model !== ""} onSend=${send} onStop=${() => growing.current?.abort()} />
     </main>
     <${SettingsDrawer}
       ...${{ settings, theme, setTheme, apiKey: key, open: drawerOpen }}
