@@ -40,7 +40,7 @@ def multiply(x, x_scales, x_sums, weights, scales, out):
         for block in range(weights.shape[1]):
             some, factors = weights[panel, block].ctypes.data, scales[panel, block].ctypes.data
             for row in range(0, out.shape[0], TILE):
-                _add_tile(
+                _add_tile(  # type: ignore[call-arg]  # the typing context is Numba's to pass
                     x[block, row:].ctypes.data,
                     x_scales[block, row:].ctypes.data,
                     x_sums[block, row:].ctypes.data,
