@@ -21,7 +21,7 @@ from rkf.converters.description import describe
 from rkf.converters.families.keys import flag, number, read, text
 from rkf.converters.input_files import files_fingerprint, hash_file, read_json
 from rkf.converters.shards import StoredTensor, tensors_of
-from rkf.converters.source import Source, TensorSpec
+from rkf.converters.source import ChangedSource, Source
 from rkf.errors import SourceError, UnsupportedError, UsageError, naming
 from rkf.file.identity import identity, refuse_changed
 from rkf.format.matrix import F32, DenseTensor, from_f32, to_f32
@@ -134,14 +134,15 @@ def _halves(path: Path) -> dict[str, tuple[StoredTensor, StoredTensor]]:
     return pairs
 
 
-class AdaptedSource:
+class AdaptedSource(ChangedSource):
     """`source` with an adapter's products added; sums are rounded to the source's dtype, as peft's merge does.
 
     Raises SourceError for an adapter of another model.
     """
 
     def __init__(self, source: Source, adapter: Adapter) -> None:
-        self._source, self._adapter = source, adapter
+        super().__init__(source)
+        self._adapter = adapter
         self.label = f"{source.label} with {adapter.folder.resolve().name}"
         layout = describe(json.loads(source.verbatim["config.json"]), source.label).layout
         self._origins = {}
@@ -161,34 +162,6 @@ class AdaptedSource:
     @property
     def model(self) -> ModelMetadata:
         return self._source.model
-
-    @property
-    def tensors(self) -> Mapping[str, TensorSpec]:
-        return self._source.tensors
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._source.aliases
-
-    @property
-    def tokenizer_json(self) -> bytes:
-        return self._source.tokenizer_json
-
-    @property
-    def chat_template(self) -> str | None:
-        return self._source.chat_template
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        return self._source.left_out
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self._source.notes
-
-    @property
-    def verbatim(self) -> Mapping[str, bytes]:
-        return self._source.verbatim
 
     @property
     def files(self) -> Mapping[str, str]:

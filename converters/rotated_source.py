@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rkf.converters.input_scales import InputScales
-from rkf.converters.source import Source, TensorSpec
+from rkf.converters.source import ChangedSource, Source
 from rkf.format.matrix import F32, DenseTensor, from_f32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rotation import rotated, rotations
 from rkf.numbers.hadamard_blocks import transformed
 
 
-class RotatedSource:
+class RotatedSource(ChangedSource):
     """The same model as `source`, in the form that is clustered with less error (`rkf.model.rotation`).
 
     squares: the mean squares of the inputs of matrices, [cols] by name. With them, inputs are scaled too
@@ -24,7 +24,7 @@ class RotatedSource:
     """
 
     def __init__(self, source: Source, squares: Mapping[str, NDArray[np.floating]] | None = None) -> None:
-        self._source = source
+        super().__init__(source)
         self.model: ModelMetadata = replace(source.model, program=rotated(source.model.program, source.aliases))
         blocks = rotations(self.model.program)
         self._blocks = {source.aliases.get(name, name): block for name, block in blocks.items()}
@@ -33,34 +33,6 @@ class RotatedSource:
     @property
     def label(self) -> str:
         return self._source.label
-
-    @property
-    def tensors(self) -> Mapping[str, TensorSpec]:
-        return self._source.tensors
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._source.aliases
-
-    @property
-    def tokenizer_json(self) -> bytes:
-        return self._source.tokenizer_json
-
-    @property
-    def chat_template(self) -> str | None:
-        return self._source.chat_template
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        return self._source.left_out
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self._source.notes
-
-    @property
-    def verbatim(self) -> Mapping[str, bytes]:
-        return self._source.verbatim
 
     @property
     def files(self) -> Mapping[str, str]:

@@ -89,6 +89,41 @@ class Source(Protocol):
         ...
 
 
+class ChangedSource:
+    """A source made from another one: what a subclass does not replace is the other's. See `Source`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        return self._source.tensors
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return self._source.aliases
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        return self._source.tokenizer_json
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._source.chat_template
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        return self._source.left_out
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._source.notes
+
+    @property
+    def verbatim(self) -> Mapping[str, bytes]:
+        return self._source.verbatim
+
+
 def spec_of(origin: Origin, stored: Mapping[str, TensorSpec]) -> TensorSpec:
     """The description of a tensor of the program, from those of the tensors that it is made of."""
     parts = [stored[name] for name in origin.names]
