@@ -27,8 +27,8 @@ MAX_BITS = index_bits(MAX_K)
 class CpuBackend:
     """A model ready to run. exact: f32 arithmetic on the decoded weights, the reference for the fast path.
 
-    cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, otherwise f16. bits: read only the rank planes that
-    fit into this many bits per weight (rkf/file/prefix.py).
+    cache_format: "f32", "int16" or "int8"; None: f32 in exact mode, otherwise int16. bits: read only the rank planes
+    that fit into this many bits per weight (rkf/file/prefix.py).
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class CpuBackend:
         self.metadata = _metadata(container)
         self.exact = exact
         self.threads = chosen(threads)
-        cache_format = cache_format or ("f32" if exact else "f16")
+        cache_format = cache_format or ("f32" if exact else "int16")
         if cache_format not in FORMATS:
             raise UsageError(f"cache format {cache_format}: expected one of {', '.join(FORMATS)}")
         if bits is not None and not 1 <= bits <= MAX_BITS:

@@ -22,7 +22,7 @@ from rkf.runtime.buffers import LINE, padded
 from rkf.runtime.snapshots import MOST
 from rkf.runtime.structs import LANES, PAGE, WIDE
 
-FORMATS = {"f32": 4, "f16": 2, "int8": 1}  # bytes per number
+FORMATS = {"f32": 4, "int16": 2, "int8": 1}  # bytes per number
 
 
 def padded_value_dim(op: Attention) -> int:
@@ -142,9 +142,9 @@ def _state_bytes(program: Program, op: Recurrent) -> int:
 
 
 def _head_bytes(op: Attention, number_format: str) -> int:
-    """Bytes of one head's keys and values in a page; int8 adds two f32 scales per position."""
-    numbers = PAGE * (op.head_dim + padded_value_dim(op)) * FORMATS[number_format]
-    return numbers + (8 * PAGE if number_format == "int8" else 0)
+    """Bytes of one head's keys and values in a page; integers add two f32 scales per position."""
+    numbers = PAGE * (padded(op.head_dim, 2) + padded_value_dim(op)) * FORMATS[number_format]
+    return numbers + (0 if number_format == "f32" else 8 * PAGE)
 
 
 class Page:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from rkf.model.ops import Attention
-from rkf.runtime.buffers import Place
+from rkf.runtime.buffers import LINE, Place, padded
 from rkf.runtime.items import CACHE, Micro, Work
 from rkf.runtime.kv_cache import padded_value_dim
 from rkf.runtime.section import PlanSection
-from rkf.runtime.structs import ATTENTION, COUNTED, PARTIAL_HEADER, PARTS, SCALE
+from rkf.runtime.structs import ATTENTION, COUNTED, PAGE, PARTIAL_HEADER, PARTS, SCALE
 
 
 def partial_bytes(op: Attention) -> int:
     """Memory of one head's partial attention."""
     return PARTIAL_HEADER + padded_value_dim(op) * 4
+
+
+def score_bytes(op: Attention) -> int:
+    """A thread's memory of one query: its scores of a page, and its numbers as factors."""
+    return PAGE * 4 + padded(op.head_dim * 4, LINE)
 
 
 def attention_micro(section: PlanSection, micro: Micro, op: Attention, own: bool) -> int:
@@ -66,5 +71,6 @@ def _struct(section: PlanSection, op: Attention, **places: Place) -> int:
         sinks=section.vector(op.sinks),
         partials=ground.partials,
         partial_bytes=partial_bytes(op),
+        score_bytes=score_bytes(op),
         softcap=op.softcap or 0.0,
     )

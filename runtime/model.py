@@ -190,7 +190,7 @@ def load(
 
     threads: default one per core, within affinity and quota. exact: f32 throughout, with the weights of the normative
     decode; otherwise integer products where they are faster. values: a `.rkv` file to use in place of the file's own
-    values. kv_cache: number format of the key/value cache, "f16" (the default), "int8" or "f32" (the default with
+    values. kv_cache: number format of the key/value cache, "int16" (the default), "int8" or "f32" (the default with
     exact). bits: run a coarser model from the rank planes that fit into this many bits per weight. device: "cpu", or,
     with the torch extra, "cpu-torch" (f32) and "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
     Raises RkfError: not an rkf file, corrupt, unsupported; a values file for other ranks; no torch or no such device.

@@ -20,7 +20,7 @@ from rkf.model.program import layer_prefix
 from rkf.runtime import jit
 from rkf.runtime.buffers import Buffers, padded
 from rkf.runtime.kv_cache import CacheLayout
-from rkf.runtime.lower_attention import partial_bytes
+from rkf.runtime.lower_attention import partial_bytes, score_bytes
 from rkf.runtime.lowering import kernels_of, lowered
 from rkf.runtime.matrices import Memory
 from rkf.runtime.phases import Phase, phases, top_phases
@@ -170,9 +170,9 @@ class Plan:
         widest = max(ground.weights.most_columns, ground.buffers.widest)
         scratch = 2 * TILE_ROWS * padded(widest, BLOCK)  # rows of bytes and the same in panels, or 8 rows of f32
         attentions = self._attentions()
-        queries = max((BLOCK_TOKENS * op.heads // op.kv_heads for op in attentions), default=0)
+        scores = max((BLOCK_TOKENS * op.heads // op.kv_heads * score_bytes(op) for op in attentions), default=0)
         totals = max((BLOCK_TOKENS * op.heads // op.kv_heads * partial_bytes(op) for op in attentions), default=0)
         for thread in self.thread_arrays:
             thread["memory"] = ground.buffers.thread_memory()
-            thread["scratch"], thread["scores"] = self._memory.zeros(scratch), self._memory.zeros(queries * PAGE * 4)
+            thread["scratch"], thread["scores"] = self._memory.zeros(scratch), self._memory.zeros(scores)
             thread["totals"], thread["parts"] = self._memory.zeros(totals), self._memory.zeros(totals)

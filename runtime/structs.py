@@ -141,7 +141,8 @@ ROPE = np.dtype(
 # One Attention with its slot of the cache: head `n` of a page is at page + offset + n * head_bytes.
 #   sequences, positions: i64[tokens] (BATCH); group: a sequence's page table; padded: value_dim in whole strips
 #   seen: the last so many positions, if negative those of the own chunk of -seen, 0: all
-#   sinks: f32[heads]; partials: of one token, [pages, heads], partial_bytes each
+#   sinks: f32[heads]; partials: of one token, [pages, heads], partial_bytes each; score_bytes: of a thread's scores, a
+#   query
 #   blocks: i64[blocks + 1], the first token of each block of neighbours
 ATTENTION = np.dtype(
     [(name, VALUE) for name in ("q", "k", "v", "out")]
@@ -149,7 +150,8 @@ ATTENTION = np.dtype(
         (name, _WORD)
         for name in (
             *("sequences", "positions", "blocks", "group", "offset", "head_bytes"),
-            *("heads", "kv_heads", "head_dim", "value_dim", "padded", "seen", "sinks", "partials", "partial_bytes"),
+            *("heads", "kv_heads", "head_dim", "value_dim", "padded", "seen", "sinks", "partials"),
+            *("partial_bytes", "score_bytes"),
         )
     ]
     + [("softcap", "<f4")],
@@ -262,6 +264,7 @@ PARTS = (
 TILE_ROWS = 32  # rows decoded at a time by a product of many tokens
 PAGE = 256  # positions of one page of the cache
 BLOCK_TOKENS = 4  # neighbouring tokens that attend together
+SPAN = 64  # positions whose weights are rounded together, in attention over integers
 WIDE = 32  # columns of values that attention sums at a time; a position's values are padded to whole strips
 PARTIAL_HEADER = 64  # bytes before the weighted values of a partial attention: maximum, sum
 

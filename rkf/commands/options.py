@@ -39,8 +39,8 @@ VALUES = click.option(
 THREADS = click.option("--threads", type=click.IntRange(1), help="Default: one per core.")
 KV_CACHE = click.option(
     "--kv-cache",
-    type=click.Choice(["f16", "int8", "f32"]),
-    help="Number format of the key/value cache; default f16. int8 takes half the memory.",
+    type=click.Choice(["int16", "int8", "f32"]),
+    help="Number format of the key/value cache; default int16. int8 takes half the memory.",
 )
 BITS = click.option(
     "--bits",

@@ -13,21 +13,17 @@ from typing import Any, NamedTuple
 from numba import types
 
 from rkf.runtime.kernels.activations import constant, exponential, hyperbolic_tangent
-from rkf.runtime.kernels.cache_format import CacheFormat, key_block, value_row
+from rkf.runtime.kernels.cache_format import CacheFormat, key_block, keys_apart, value_row
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
 from rkf.runtime.kernels.memory import load, store
 from rkf.runtime.kernels.operands import first_seen
-from rkf.runtime.kernels.simd import first_lane, fma, lane_maximum, lane_sum, lanes_below, maximum, select, splat
+from rkf.runtime.kernels.simd import first_lane, lane_maximum, lane_sum, lanes_below, maximum, select, splat
 from rkf.runtime.kernels.vectors import MASK16, F32x16
-from rkf.runtime.structs import LANES, PAGE, PARTIAL_HEADER, WIDE
+from rkf.runtime.structs import LANES, PAGE, PARTIAL_HEADER, SPAN, WIDE
 
 _LOWEST = -1e30
-
-
-@inline
-def _spread(address):
-    """One f32 in all lanes."""
-    return splat(F32x16, load(types.float32, address))
+_FAINTEST = -60.0  # of a score below the maximum: e^-60 times a scale is no subnormal number, which would be slow
+_SCALE = 8  # bytes of a partial result before the scale of the query's scores
 
 
 @inline
@@ -48,89 +44,115 @@ def _first_in(page, position, seen):
 
 
 class QueryGroup(NamedTuple):
-    """rows(table, i, last): the addresses of `count` rows from the i-th on; past the last, it repeats. table: (address
-    of the first, bytes to the next head's, heads, bytes to the next token's).
+    """rows(address, bytes, i, last): the addresses of `count` rows from the i-th on, `bytes` apart; past the last, it
+    repeats.
 
-    zeros() -> sums; add(sums, rows, offset, x): sums + the number at each row + offset, times x; store(rows, offset,
-    low, high): the sums of 32 columns.
+    zeros() -> sums; add(sums, rows, offset, x): sums + the factors at each row + offset, times x; store_scores(rows,
+    offset, low, high): the sums of 32 positions; add_span(rows, column, span, low, high): to the totals of 32 columns,
+    those of a span.
     """
 
     count: int
     rows: Callable[..., Any]
     zeros: Callable[..., Any]
     add: Callable[..., Any]
-    store: Callable[..., Any]
+    store_scores: Callable[..., Any]
+    add_span: Callable[..., Any]
 
 
-@inline
-def _row(table, i):
-    return table[0] + i % table[2] * table[1] + i // table[2] * table[3]
+def _four(cache: CacheFormat) -> QueryGroup:
+    zero, one_more, finish, finish_span = cache.zero, cache.add, cache.finish, cache.finish_span
+
+    @inline
+    def rows(address, size, i, last):
+        return (
+            address + i * size,
+            address + smaller(i + 1, last) * size,
+            address + smaller(i + 2, last) * size,
+            address + smaller(i + 3, last) * size,
+        )
+
+    @inline
+    def zeros():
+        return zero(), zero(), zero(), zero()
+
+    @inline
+    def add(sums, rows, offset, x):
+        return (
+            one_more(sums[0], rows[0] + offset, x),
+            one_more(sums[1], rows[1] + offset, x),
+            one_more(sums[2], rows[2] + offset, x),
+            one_more(sums[3], rows[3] + offset, x),
+        )
+
+    @inline
+    def store_scores(rows, offset, low, high):
+        """A row that repeats is stored more than once, with the same values."""
+        _store_pair(rows[0] + offset, WIDE, finish(low[0]), finish(high[0]))
+        _store_pair(rows[1] + offset, WIDE, finish(low[1]), finish(high[1]))
+        _store_pair(rows[2] + offset, WIDE, finish(low[2]), finish(high[2]))
+        _store_pair(rows[3] + offset, WIDE, finish(low[3]), finish(high[3]))
+
+    @inline
+    def _added(row, column, span, low, high):
+        totals = row + PARTIAL_HEADER + column * 4
+        return (
+            finish_span(low, load(F32x16, totals), row, span),
+            finish_span(high, load(F32x16, totals + LANES * 4), row, span),
+        )
+
+    @inline
+    def add_span(rows, column, span, low, high):
+        """All are read before any is stored, because a row may repeat."""
+        a = _added(rows[0], column, span, low[0], high[0])
+        b = _added(rows[1], column, span, low[1], high[1])
+        c = _added(rows[2], column, span, low[2], high[2])
+        d = _added(rows[3], column, span, low[3], high[3])
+        _store_pair(rows[0] + PARTIAL_HEADER + column * 4, LANES, a[0], a[1])
+        _store_pair(rows[1] + PARTIAL_HEADER + column * 4, LANES, b[0], b[1])
+        _store_pair(rows[2] + PARTIAL_HEADER + column * 4, LANES, c[0], c[1])
+        _store_pair(rows[3] + PARTIAL_HEADER + column * 4, LANES, d[0], d[1])
+
+    return QueryGroup(4, rows, zeros, add, store_scores, add_span)
 
 
-@inline
-def _four_rows(table, i, last):
-    j, k, n = smaller(i + 1, last), smaller(i + 2, last), smaller(i + 3, last)
-    return _row(table, i), _row(table, j), _row(table, k), _row(table, n)
+def _eight(cache: CacheFormat) -> QueryGroup:
+    """For CPUs with 32 registers. Only the last four may repeat, so each half can be added by itself."""
+    _, rows_of, zeros_of, add_to, store_of, add_span_of = _four(cache)
+
+    @inline
+    def rows(address, size, i, last):
+        return rows_of(address, size, i, last), rows_of(address, size, smaller(i + 4, last), last)
+
+    @inline
+    def zeros():
+        return zeros_of(), zeros_of()
+
+    @inline
+    def add(sums, rows, offset, x):
+        return add_to(sums[0], rows[0], offset, x), add_to(sums[1], rows[1], offset, x)
+
+    @inline
+    def store_scores(rows, offset, low, high):
+        store_of(rows[0], offset, low[0], high[0])
+        store_of(rows[1], offset, low[1], high[1])
+
+    @inline
+    def add_span(rows, column, span, low, high):
+        add_span_of(rows[0], column, span, low[0], high[0])
+        add_span_of(rows[1], column, span, low[1], high[1])
+
+    return QueryGroup(8, rows, zeros, add, store_scores, add_span)
 
 
-@inline
-def _four_zeros():
-    zero = constant(0.0)
-    return zero, zero, zero, zero
-
-
-@inline
-def _add_four(sums, rows, offset, x):
-    return (
-        fma(_spread(rows[0] + offset), x, sums[0]),
-        fma(_spread(rows[1] + offset), x, sums[1]),
-        fma(_spread(rows[2] + offset), x, sums[2]),
-        fma(_spread(rows[3] + offset), x, sums[3]),
-    )
-
-
-@inline
-def _store_four(rows, offset, low, high):
-    """A row that repeats is stored more than once, with the same values."""
-    _store_pair(rows[0] + offset, low[0], high[0])
-    _store_pair(rows[1] + offset, low[1], high[1])
-    _store_pair(rows[2] + offset, low[2], high[2])
-    _store_pair(rows[3] + offset, low[3], high[3])
-
-
-@inline
-def _eight_rows(table, i, last):
-    return _four_rows(table, i, last), _four_rows(table, smaller(i + 4, last), last)
-
-
-@inline
-def _eight_zeros():
-    return _four_zeros(), _four_zeros()
-
-
-@inline
-def _add_eight(sums, rows, offset, x):
-    return _add_four(sums[0], rows[0], offset, x), _add_four(sums[1], rows[1], offset, x)
-
-
-@inline
-def _store_eight(rows, offset, low, high):
-    _store_four(rows[0], offset, low[0], high[0])
-    _store_four(rows[1], offset, low[1], high[1])
-
-
-FOUR = QueryGroup(4, _four_rows, _four_zeros, _add_four, _store_four)
-EIGHT = QueryGroup(8, _eight_rows, _eight_zeros, _add_eight, _store_eight)  # for 32 registers
-
-
-def page_attention(cache: CacheFormat, capped: bool, group: QueryGroup) -> Callable[..., Any]:
+def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[..., Any]:
     """attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, op, scores, out).
 
     queries: f32[head_dim] each, already scaled, of neighbouring tokens and of heads that share a key head; position:
     the first token's (it may be past the page); page: the page's first position; region: the head's in the page; op:
-    the ATTENTION; scores: f32[tokens * heads, 256] is scratch; out: a partial result per query, op.partial_bytes apart:
-    maximum, sum (f32), then f32[padded] at PARTIAL_HEADER. capped: scores are softcap * tanh(score / softcap). group:
-    the queries at a time; up to four are taken as FOUR.
+    the ATTENTION; scores: op.score_bytes of scratch a query, f32[256] and the query as factors; out: a partial result
+    per query, op.partial_bytes apart: maximum, sum (f32), then f32[padded] at PARTIAL_HEADER. capped: scores are
+    softcap * tanh(score / softcap). most: the queries at a time, 8 or 4; up to four are taken as four.
     """
 
     @inline
@@ -143,91 +165,113 @@ def page_attention(cache: CacheFormat, capped: bool, group: QueryGroup) -> Calla
         return cap * hyperbolic_tangent(x / cap)
 
     finished = capped_score if capped else plain_score
+    step, factor, span = cache.step, cache.factor_bytes, cache.span
 
     @inline
-    def soften(scores, begin, stop, first, end, region, head_dim, padded, softcap, out):
+    def weight(scores, position, first, end, top):
+        below = maximum(load(F32x16, scores + position * 4) - splat(F32x16, top), constant(_FAINTEST))
+        return _within(position, first, end, exponential(below), 0.0)
+
+    @inline
+    def value_weight(x, position, first, end, region, head_dim, padded):
+        """Masked once more: nothing is known of the scales of positions that are not written yet."""
+        return _within(position, first, end, cache.scale_values(x, region, position, head_dim, padded), 0.0)
+
+    @inline
+    def soften(scores, scale, begin, stop, first, end, region, head_dim, padded, softcap, out):
         """Turn scores of positions begin … stop - 1 into weights: e^(score - maximum) from first to end - 1, else 0.
         Starts the query's partial result.
         """
         highest = constant(_LOWEST)
         for position in range(begin, stop, LANES):
-            x = cache.scale_keys(load(F32x16, scores + position * 4), region, position, head_dim, padded)
-            x = finished(x, softcap)
+            x = load(F32x16, scores + position * 4) * splat(F32x16, scale)
+            x = finished(cache.scale_keys(x, region, position, head_dim, padded), softcap)
             store(scores + position * 4, x)
             highest = maximum(highest, _within(position, first, end, x, _LOWEST))
         top = lane_maximum(highest)
         total = constant(0.0)
-        for position in range(begin, stop, LANES):
-            weight = exponential(load(F32x16, scores + position * 4) - splat(F32x16, top))
-            weight = _within(position, first, end, weight, 0.0)
-            total = total + weight
-            store(scores + position * 4, cache.scale_values(weight, region, position, head_dim, padded))
+        for position in range(begin, stop, SPAN):
+            a = weight(scores, position, first, end, top)
+            b = weight(scores, position + LANES, first, end, top)
+            c = weight(scores, position + 2 * LANES, first, end, top)
+            d = weight(scores, position + 3 * LANES, first, end, top)
+            total = total + ((a + b) + (c + d))
+            a = value_weight(a, position, first, end, region, head_dim, padded)
+            b = value_weight(b, position + LANES, first, end, region, head_dim, padded)
+            c = value_weight(c, position + 2 * LANES, first, end, region, head_dim, padded)
+            d = value_weight(d, position + 3 * LANES, first, end, region, head_dim, padded)
+            cache.weights(scores, position, a, b, c, d, out)
         store(out, top)
         store(out + 4, lane_sum(total))
+        for column in range(0, padded, LANES):
+            store(out + PARTIAL_HEADER + column * 4, constant(0.0))
 
     def passes(some: QueryGroup) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The two passes over a page for some queries."""
-        _, rows_of, zeros, add, store_all = some
+        _, rows_of, zeros, add, store_scores, add_span = some
 
         @inline
-        def score(query, scores, i, last, region, begin, stop, head_dim):
-            """Queries against 32 keys at a time."""
-            queries, out = rows_of(query, i, last), rows_of(scores, i, last)
-            for position in range(begin, stop, WIDE):
+        def score(queries, scores, size, i, last, region, begin, stop, head_dim):
+            """Queries against 32 keys at a time, positions p … p + 15 and p + 32 … p + 47."""
+            query, out = rows_of(queries, size, i, last), rows_of(scores, size, i, last)
+            for block in range(begin // LANES, stop // LANES, 2):
+                position = block // 4 * SPAN + block // 2 % 2 * LANES
                 low, high = zeros(), zeros()
-                for at in range(head_dim):
-                    k0, k1 = cache.read(region, key_block(position, at, head_dim))
-                    low, high = add(low, queries, at * 4, k0), add(high, queries, at * 4, k1)
-                store_all(out, position * 4, low, high)
+                for at in range(0, head_dim, step):
+                    k0, k1 = cache.read(region, key_block(position, at, head_dim), keys_apart(head_dim))
+                    low, high = add(low, query, at * factor, k0), add(high, query, at * factor, k1)
+                store_scores(out, position * 4, low, high)
 
         @inline
-        def weigh(scores, parts, i, last, region, begin, stop, head_dim, padded):
+        def weigh(scores, size, parts, part_size, i, last, region, begin, stop, head_dim, padded):
             """Sums of weight * values over positions begin … stop - 1, 32 columns at a time."""
-            weights, out = rows_of(scores, i, last), rows_of(parts, i, last)
+            weights, out = rows_of(scores, size, i, last), rows_of(parts, part_size, i, last)
             for column in range(0, padded, WIDE):
-                low, high = zeros(), zeros()
-                for position in range(begin, stop):
-                    v0, v1 = cache.read(region, value_row(position, column, head_dim))
-                    low, high = add(low, weights, position * 4, v0), add(high, weights, position * 4, v1)
-                store_all(out, PARTIAL_HEADER + column * 4, low, high)
+                for first in range(begin, stop, span):
+                    low, high = zeros(), zeros()
+                    for position in range(first, smaller(stop, first + span), step):
+                        v0, v1 = cache.read(region, value_row(position, column, head_dim), PAGE * LANES)
+                        low, high = add(low, weights, position * factor, v0), add(high, weights, position * factor, v1)
+                    add_span(out, column, first // span, low, high)
 
         return score, weigh
 
-    score_few, weigh_few = passes(FOUR)
-    score_group, weigh_group = passes(group)
-    step = group.count
+    score_few, weigh_few = passes(_four(cache))
+    score_group, weigh_group = passes(_eight(cache)) if most == 8 else (score_few, weigh_few)
 
     @piece
     def attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, op, scores, out):
-        head_dim, padded, out_bytes = op.head_dim, op.padded, op.partial_bytes
-        count, score_bytes = tokens * heads, PAGE * 4
-        begin = _first_in(page, position, op.seen) // WIDE * WIDE
-        stop = (smaller(position - page + tokens, PAGE) + WIDE - 1) // WIDE * WIDE
-        last, query = count - 1, (queries, query_bytes, heads, token_bytes)
-        score, part = (scores, score_bytes, count, score_bytes), (out, out_bytes, count, out_bytes)
-        for i in range(0, count, step):
-            if step > 4 and count - i > 4:
-                score_group(query, score, i, last, region, begin, stop, head_dim)
+        head_dim, padded, size, part_size = op.head_dim, op.padded, op.score_bytes, op.partial_bytes
+        count, factors = tokens * heads, scores + PAGE * 4
+        last = count - 1
+        begin = _first_in(page, position, op.seen) // SPAN * SPAN
+        stop = (smaller(position - page + tokens, PAGE) + SPAN - 1) // SPAN * SPAN
+        for i in range(count):
+            query = queries + i % heads * query_bytes + i // heads * token_bytes
+            store(out + i * part_size + _SCALE, cache.query(query, factors + i * size, head_dim))
+        for i in range(0, count, most):
+            if most > 4 and count - i > 4:
+                score_group(factors, scores, size, i, last, region, begin, stop, head_dim)
             else:
-                score_few(query, score, i, last, region, begin, stop, head_dim)
+                score_few(factors, scores, size, i, last, region, begin, stop, head_dim)
         for i in range(count):
             own = position + i // heads
             first, end = _first_in(page, own, op.seen), smaller(own - page + 1, PAGE)
-            weights = scores + i * score_bytes
-            soften(weights, begin, stop, first, end, region, head_dim, padded, op.softcap, out + i * out_bytes)
-        for i in range(0, count, step):
-            if step > 4 and count - i > 4:
-                weigh_group(score, part, i, last, region, begin, stop, head_dim, padded)
+            part, scale = out + i * part_size, load(types.float32, out + i * part_size + _SCALE)
+            soften(scores + i * size, scale, begin, stop, first, end, region, head_dim, padded, op.softcap, part)
+        for i in range(0, count, most):
+            if most > 4 and count - i > 4:
+                weigh_group(scores, size, out, part_size, i, last, region, begin, stop, head_dim, padded)
             else:
-                weigh_few(score, part, i, last, region, begin, stop, head_dim, padded)
+                weigh_few(scores, size, out, part_size, i, last, region, begin, stop, head_dim, padded)
 
     return attend
 
 
 @inline
-def _store_pair(address, a, b):
+def _store_pair(address, apart, a, b):
     store(address, a)
-    store(address + LANES * 4, b)
+    store(address + apart * 4, b)
 
 
 @piece

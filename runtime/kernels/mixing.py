@@ -51,8 +51,7 @@ def remember(cache_name: str, level: str) -> Callable[..., Any]:
 def _page_attention(cache_name: str, level: str, capped: bool) -> Callable[..., Any]:
     """Attention over one page for a cache format; both kinds of phase use it, so it is compiled once."""
     form: CacheFormat = cache_format(cache_name, level)
-    group = attention.EIGHT if level == "avx512" else attention.FOUR
-    attend = attention.page_attention(form, capped, group)
+    attend = attention.page_attention(form, capped, 8 if level == "avx512" else 4)
 
     @inline
     def attend_page(op, token, tokens, kv_head, page, thread, out):

@@ -18,6 +18,7 @@ from rkf.runtime.kernels.vectors import (
     I8x32,
     I8x64,
     I16x16,
+    I16x32,
     I32x8,
     I32x16,
     Vector,
@@ -415,3 +416,23 @@ def dot_pairs(typingctx, a, b):
         return call_llvm(builder, "llvm.x86.avx2.pmadd.wd", I32x8.llvm, list(args))
 
     return I32x8(I16x16, I16x16), codegen
+
+
+@intrinsic
+def dot_pairs_512(typingctx, total, a, b):
+    """llvm.x86.avx512.vpdpwssd.512 (AVX512-VNNI): total[i] += sum of two neighbouring i16 * i16 products, wrapping."""
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, "llvm.x86.avx512.vpdpwssd.512", I32x16.llvm, list(args))
+
+    return I32x16(I32x16, I16x32, I16x32), codegen
+
+
+@intrinsic
+def dot_pairs_256(typingctx, total, a, b):
+    """llvm.x86.avx512.vpdpwssd.256 (AVX-VNNI): dot_pairs_512 of half the width."""
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, "llvm.x86.avx512.vpdpwssd.256", I32x8.llvm, list(args))
+
+    return I32x8(I32x8, I16x16, I16x16), codegen

@@ -11,7 +11,7 @@ from rkf.runtime import cpu_features, jit
 
 LARGE = 5 << 29
 RESERVED = 0x4000  # MAP_NORESERVE: nothing is stored, so it costs no memory
-KERNEL = "attend:many:f16"  # code of two pages, constants of less than one
+KERNEL = "attend:many:int16"  # code of two pages, constants of less than one
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p

@@ -41,7 +41,7 @@ def held(sequence):
 @pytest.mark.parametrize("tokens", [1, 256, 257, 600, 1500])
 @pytest.mark.parametrize("windows", [(None, None), (300, None), (1, 300, 300)])
 def test_what_is_told_is_what_is_held(tokens, windows):
-    layout = CacheLayout(program(*windows), "f16")
+    layout = CacheLayout(program(*windows), "int16")
     sequence, marked = PagedSequence(layout, 2000, ()), PagedSequence(layout, 2000, ())
     for fed in (min(tokens - 1, 700), max(tokens - 701, 0), 1):
         for each in (sequence, marked):
@@ -54,6 +54,6 @@ def test_what_is_told_is_what_is_held(tokens, windows):
 
 
 def test_a_window_holds_its_window():
-    every, windowed = (CacheLayout(program(window), "f16") for window in (None, 512))
+    every, windowed = (CacheLayout(program(window), "int16") for window in (None, 512))
     assert every.bytes_of(32768) == 128 * every.groups[0].page_bytes
     assert windowed.bytes_of(32768) == (512 // PAGE) * windowed.groups[0].page_bytes

@@ -31,7 +31,8 @@ CLUSTERS = {
 @pytest.fixture(scope="module", params=["plain", "rotated"])
 def model(tmp_path_factory, request):
     rotate = request.param == "rotated"
-    config = tiny.config(hidden_size=160, intermediate_size=288) if rotate else tiny.config()
+    sizes = {"hidden_size": 160, "intermediate_size": 288} if rotate else {}
+    config = tiny.config(context_length=512, **sizes)
 
     def rule(name):
         found = [item for part, item in CLUSTERS.items() if part in name]
