@@ -41,7 +41,7 @@ def dense_row(wide: Callable[..., Any], single: Callable[..., Any], bytes_a_valu
     return kernel
 
 
-# Reading 16 values, reading one and writing one, in f32 (16-bit formats: half.py).
+# Reading 16 values, and reading one, in f32 (16-bit formats: half.py).
 
 
 @inline
@@ -52,11 +52,6 @@ def f32_wide(address):
 @inline
 def f32_single(address):
     return load(types.float32, address)
-
-
-@inline
-def f32_write(address, value):
-    store(address, value)
 
 
 @inline

@@ -1,26 +1,13 @@
-"""16-bit numbers to and from f32: bf16, and half precision with or without hardware support, bit for bit the same."""
+"""16-bit numbers to f32: bf16, and half precision with or without hardware support, bit for bit the same."""
 
 from __future__ import annotations
 
 from numba import types
 
 from rkf.runtime.kernels.inline import inline
-from rkf.runtime.kernels.memory import load, store
-from rkf.runtime.kernels.simd import (
-    bitcast,
-    first_lane,
-    maximum,
-    minimum,
-    narrow,
-    select,
-    splat,
-    truncate,
-    widen,
-    zero_extend,
-)
+from rkf.runtime.kernels.memory import load
+from rkf.runtime.kernels.simd import bitcast, first_lane, select, splat, widen, zero_extend
 from rkf.runtime.kernels.vectors import F16x16, F32x16, I16x16, I32x16
-
-LARGEST = 65504.0
 
 
 @inline
@@ -41,18 +28,6 @@ def hardware_widen(halves):
 
 
 @inline
-def hardware_narrow(values):
-    """i16x16 of half-precision bits; values beyond the range become the largest finite one."""
-    return bitcast(I16x16, narrow(F16x16, _cut(values)))
-
-
-@inline
-def _cut(values):
-    limit = splat(F32x16, types.float32(LARGEST))
-    return maximum(minimum(values, limit), splat(F32x16, types.float32(0)) - limit)
-
-
-@inline
 def portable_widen(halves):
     """A multiplication moves the exponent, which is also correct for subnormals; infinity and NaN keep an exponent of
     all ones.
@@ -62,28 +37,6 @@ def portable_widen(halves):
     moved = bitcast(I32x16, bitcast(F32x16, magnitude) * splat(F32x16, types.float32(2.0**112)))
     special = (magnitude & _constant(0x0F800000)) == _constant(0x0F800000)
     return bitcast(F32x16, sign | select(special, magnitude | _constant(0x7F800000), moved))
-
-
-@inline
-def portable_narrow(values):
-    """Normal numbers: add half a unit minus one plus the lowest kept bit, then cut. Small ones: add 0.5 in f32."""
-    bits = bitcast(I32x16, _cut(values))
-    sign, magnitude = (bits >> 16) & _constant(0x8000), bits & _constant(0x7FFFFFFF)
-    normal = (magnitude + _constant(0xFFF - (112 << 23)) + ((magnitude >> 13) & _constant(1))) >> 13
-    half = splat(F32x16, types.float32(0.5))
-    small = bitcast(I32x16, bitcast(F32x16, magnitude) + half) - bitcast(I32x16, half)
-    below = bitcast(F32x16, magnitude) < splat(F32x16, types.float32(2.0**-14))
-    return truncate(I16x16, sign | select(below, small, normal))
-
-
-def writer(convert):
-    """A function that writes one f32 in half precision."""
-
-    @inline
-    def write(address, value):
-        store(address, first_lane(convert(splat(F32x16, value))))
-
-    return write
 
 
 def wide(convert):
@@ -106,8 +59,6 @@ def single(convert):
     return read
 
 
-def conversions(level):
-    """The functions of a CPU level that widen and narrow half-precision numbers."""
-    if level == "portable":
-        return portable_widen, portable_narrow
-    return hardware_widen, hardware_narrow
+def widening(level):
+    """The function of a CPU level that widens half-precision numbers."""
+    return portable_widen if level == "portable" else hardware_widen

@@ -219,17 +219,6 @@ def widen(typingctx, kind, value):
 
 
 @intrinsic
-def narrow(typingctx, kind, value):
-    """fptrunc, lane by lane, nearest even (f32 to f16 needs F16C on x86)."""
-    result = instance(kind)
-
-    def codegen(context, builder, sig, args):
-        return builder.fptrunc(args[1], result.llvm)
-
-    return result(kind, value), codegen
-
-
-@intrinsic
 def insert_lane(typingctx, value, index, scalar):
     """insertelement."""
 

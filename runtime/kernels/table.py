@@ -71,7 +71,7 @@ def _row(name: str, level: str) -> Callable[..., Any]:
         return f32.clustered_row
     if name == "f32":
         return f32.dense_row(f32.f32_wide, f32.f32_single, 4)
-    widen = half.bf16_widen if name == "bf16" else half.conversions(level)[0]
+    widen = half.bf16_widen if name == "bf16" else half.widening(level)
     return f32.dense_row(half.wide(widen), half.single(widen), 2)
 
 
