@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -29,6 +29,13 @@ from rkf.text.reading import read_text
 @click.option("--ctx", type=click.IntRange(2), help="Maximum tokens of a conversation. Default: the model's.")
 @click.option("--cache-memory", metavar="SIZE", help="Memory of keys and values. Default: half of what is available.")
 @click.option("--drain", type=click.IntRange(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "last"]),
+    default="mean",
+    show_default=True,
+    help="Embeddings: the mean of all tokens' hidden states, or the last token's.",
+)
 @answer_options(max_tokens=None)
 @VALUES
 @THREADS
@@ -45,6 +52,7 @@ def serve_command(
     ctx: int | None,
     cache_memory: str | None,
     drain: int,
+    pooling: Literal["mean", "last"],
     values: Path | None,
     threads: int | None,
     kv_cache: str | None,
@@ -73,6 +81,7 @@ def serve_command(
         engine_options=EngineOptions(ctx, parallel, queue, None if cache_memory is None else byte_count(cache_memory)),
         drain_seconds=drain,
         defaults=defaults,
+        pooling=pooling,
         keys=_keys(api_key_file),
         origins=allow_origin,
     )

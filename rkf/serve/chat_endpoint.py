@@ -15,7 +15,7 @@ from rkf.runtime.generate import Limits
 from rkf.runtime.guide import Form
 from rkf.serve.call_forms import Call
 from rkf.serve.catalogue import Served
-from rkf.serve.driver import Reply
+from rkf.serve.driver import Answer, Reply
 from rkf.serve.output_forms import Splitter
 from rkf.serve.replies import FINISH, EventStream, Serving, Wish, chat_logprob, head, started, usage, whole
 from rkf.serve.shapes import ChatMessage, ChatRequest, NamedTool, Tool
@@ -24,7 +24,7 @@ from rkf.serve.shapes import ChatMessage, ChatRequest, NamedTool, Tool
 class Conversation:
     """A chat request on its way: its reply, and how the text of each answer falls into parts."""
 
-    def __init__(self, serving: Serving, served: Served, reply: Reply, splitters: Sequence[Splitter]) -> None:
+    def __init__(self, serving: Serving, served: Served, reply: Reply[Answer], splitters: Sequence[Splitter]) -> None:
         self.serving, self.served, self.reply = serving, served, reply
         self._splitters = splitters
         self._calls = [0] * len(splitters)
@@ -61,7 +61,7 @@ class Conversation:
             if piece is None:
                 yield None
                 continue
-            number = piece.answer.number
+            number = piece.task.number
             splitter = self._splitters[number]
             self._reasoning_tokens += piece.tokens * splitter.reasons
             parts = splitter.push(piece.text)
