@@ -14,7 +14,7 @@ import click
 from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
 from rkf.commands.output import progress_bar, reporter, size
-from rkf.commands.quantities import MINUTES, THREAD_COUNT, Finite, Size, Whole
+from rkf.commands.quantities import MINUTES, THREAD_COUNT, Finite, Integer, Size
 from rkf.commands.tune_command import showing, summary
 from rkf.errors import UsageError
 from rkf.file.atomic import refuse_existing, refuse_same_file, reporting
@@ -75,7 +75,7 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
 @click.command()
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--k", type=Whole(2, 256), help="Centroids per matrix, for a recipe that does not fix them.")
+@click.option("--k", type=Integer(2, 256), help="Centroids per matrix, for a recipe that does not fix them.")
 @click.option(
     "--size", "limit", type=Size(), metavar="BYTES", help="Maximum file size (91MB, 1.2GB); sets K for each matrix."
 )

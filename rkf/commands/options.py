@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rkf.commands.quantities import NOT_NEGATIVE, POSITIVE, THREAD_COUNT, Finite, Whole
+from rkf.commands.quantities import NOT_NEGATIVE, POSITIVE, THREAD_COUNT, Finite, Integer
 from rkf.errors import UsageError
 from rkf.text.reading import read_text
 
@@ -30,13 +30,13 @@ KV_CACHE = click.option(
 )
 BITS = click.option(
     "--bits",
-    type=Whole(1, 8),
+    type=Integer(1, 8),
     help="Run a coarser, faster model: read only the rank planes that fit into this many bits per weight.",
 )
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ANSWERS = (
     click.option("--temperature", type=NOT_NEGATIVE, help="0 always takes the most likely token."),
-    click.option("--top-k", type=Whole(1), help="Choose from this many most likely tokens."),
+    click.option("--top-k", type=Integer(1), help="Choose from this many most likely tokens."),
     click.option(
         "--top-p",
         type=Finite(0, 1, min_open=True),
@@ -46,7 +46,7 @@ _ANSWERS = (
     click.option("--repetition-penalty", type=POSITIVE, help="Divide the logits of tokens that occurred; 1: none."),
     click.option("--presence-penalty", type=Finite(-2, 2), help="Subtract from the logits of tokens of the answer."),
     click.option("--frequency-penalty", type=Finite(-2, 2), help="The same, for each occurrence."),
-    click.option("--seed", type=Whole(0, (1 << 64) - 1), help="Same seed, same text. Default: another each time."),
+    click.option("--seed", type=Integer(0, (1 << 64) - 1), help="Same seed, same text. Default: another each time."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. Repeatable."),
     click.option("--json-schema", type=_FILE, help="Answer with JSON of this schema (needs the serve extra)."),
     click.option("--grammar", type=_FILE, help="Answer by this grammar in Lark's syntax (needs the serve extra)."),
@@ -61,7 +61,7 @@ def answer_options(max_tokens: int | None) -> Callable[[Command], Command]:
     shown = "the context's end" if max_tokens is None else True
     most = click.option(
         "--max-tokens",
-        type=Whole(0),
+        type=Integer(0),
         default=max_tokens,
         show_default=shown,
         help="Maximum tokens of an answer.",

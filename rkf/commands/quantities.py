@@ -18,7 +18,7 @@ MOST_THREADS = 1024
 _SHOWN = 40  # characters of a refused value
 
 
-class Whole(click.IntRange):
+class Integer(click.IntRange):
     """A whole number from `min` to `max`; without `max`, to 2^31 - 1."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -57,7 +57,7 @@ class Size(click.ParamType):
 
 
 class Numbers(click.ParamType):
-    """Whole numbers from `least` to `most`, and ranges of them: "0,4-7"."""
+    """Integer numbers from `least` to `most`, and ranges of them: "0,4-7"."""
 
     name = "numbers"
 
@@ -79,7 +79,7 @@ class Numbers(click.ParamType):
 POSITIVE = Finite(0, min_open=True)
 NOT_NEGATIVE = Finite(0)
 MINUTES = Finite(0, 525_600, min_open=True)  # up to a year
-THREAD_COUNT = Whole(1, MOST_THREADS)
+THREAD_COUNT = Integer(1, MOST_THREADS)
 
 
 def byte_count(text: str) -> int:

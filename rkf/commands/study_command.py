@@ -9,7 +9,7 @@ import click
 
 from rkf.commands.convert import calibration
 from rkf.commands.output import print_json, progress_bar
-from rkf.commands.quantities import THREAD_COUNT, Numbers, Whole
+from rkf.commands.quantities import THREAD_COUNT, Integer, Numbers
 from rkf.errors import UsageError
 from rkf.text.reading import read_text
 from rkf.text.terminal import printable
@@ -25,11 +25,11 @@ NAMES = ("sweep", "scramble", "preserve", "drift", "interpolate")
     "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
 )
 @click.option("--reference", type=click.Path(path_type=Path), help="Model to compare predictions with. Default: MODEL.")
-@click.option("--seeds", type=Whole(1, 10_000), default=3, show_default=True, help="Repeats of a random change.")
+@click.option("--seeds", type=Integer(1, 10_000), default=3, show_default=True, help="Repeats of a random change.")
 @click.option("--layers", type=Numbers(0, 9999), metavar="0,4-7", help="Change only these layers. Default: all.")
-@click.option("--windows", type=Whole(1), default=8, show_default=True, help="Windows of the text.")
+@click.option("--windows", type=Integer(1), default=8, show_default=True, help="Windows of the text.")
 @click.option(
-    "--ctx", type=Whole(4), default=512, show_default=True, help="Tokens per window; its second half is scored."
+    "--ctx", type=Integer(4), default=512, show_default=True, help="Tokens per window; its second half is scored."
 )
 @click.option(
     "--k", "ks", type=Numbers(2, 256), metavar="4,8,16", help="Only for sweep. Default: powers of two from 4 to 256."

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from rkf.cli import cli
-from rkf.commands.quantities import Finite, Numbers, Size, Whole
+from rkf.commands.quantities import Finite, Integer, Numbers, Size
 
-QUANTITIES = (Whole, Finite, Size, Numbers)
+QUANTITIES = (Integer, Finite, Size, Numbers)
 ODD = (
     *("nan", "inf", "-inf", "1e400", "-1e400", "1" + "0" * 400, "9" * 5000, "-" + "9" * 5000, "1e-", "0x10"),
     *("", " ", "-", ".", "x", "1_0", "٣", "５", "1 0", "1,5,", "5-2", "0-999999999999", "1\x00", "\x1b[31m", "\udcff"),
@@ -73,10 +73,10 @@ def test_odd_values_are_refused(path, parameter):
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
     [
-        (Whole(1), "2147483647", 2147483647),
-        (Whole(0, (1 << 64) - 1), "18446744073709551615", 18446744073709551615),
-        (Whole(-5), "-5", -5),
-        (Whole(0), "007", 7),
+        (Integer(1), "2147483647", 2147483647),
+        (Integer(0, (1 << 64) - 1), "18446744073709551615", 18446744073709551615),
+        (Integer(-5), "-5", -5),
+        (Integer(0), "007", 7),
         (Finite(0), "1e-320", 1e-320),
         (Finite(-2, 2), "-.5", -0.5),
         (Finite(0, 1), "1.", 1.0),

@@ -40,18 +40,22 @@ else:
 
 CORPUS = Path(__file__).with_name("corpus")
 LENGTH = 64  # bytes that decide one input
-LIMIT_S = 20  # for one input
+LIMIT_S = 20  # of CPU for one input
+HANG_S = 900  # of wall time: other jobs may stop this one for minutes
 
 
 def run_once(target: Target, data: bytes) -> None:
+    began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="rkf-fuzz-") as folder:
         target(Path(folder), data)
+    if (took := time.process_time() - began) > LIMIT_S:
+        raise TimeoutError(f"{took:.0f} s of CPU, expected at most {LIMIT_S}")
 
 
 def steered(name: str, seconds: int) -> None:
     """Atheris ends the process itself: with the bytes in a file at the first failure, else after the time."""
     (CORPUS / name).mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_total_time={seconds}", f"-timeout={LIMIT_S}", "-rss_limit_mb=4096"]
+    limits = [f"-max_total_time={seconds}", f"-timeout={HANG_S}", "-rss_limit_mb=4096"]
     inputs = [f"-max_len={LENGTH}", "-len_control=0", f"-artifact_prefix={CORPUS / name}/"]
     atheris.Setup([name, *limits, *inputs], lambda data: run_once(TARGETS[name], data))
     atheris.Fuzz()
