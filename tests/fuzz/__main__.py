@@ -55,7 +55,7 @@ def run_once(target: Target, data: bytes) -> None:
 def steered(name: str, seconds: int) -> None:
     """Atheris ends the process itself: with the bytes in a file at the first failure, else after the time."""
     (CORPUS / name).mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_total_time={seconds}", f"-timeout={HANG_S}", "-rss_limit_mb=4096"]
+    limits = [f"-max_total_time={seconds}", f"-timeout={HANG_S}", f"-report_slow_units={HANG_S}", "-rss_limit_mb=4096"]
     inputs = [f"-max_len={LENGTH}", "-len_control=0", f"-artifact_prefix={CORPUS / name}/"]
     atheris.Setup([name, *limits, *inputs], lambda data: run_once(TARGETS[name], data))
     atheris.Fuzz()
