@@ -162,6 +162,11 @@ class ToolFunction(Shape):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    @property
+    def arguments_schema(self) -> dict[str, Any]:
+        """The schema of its arguments."""
+        return self.parameters or {"type": "object"}
+
 
 class Tool(Shape):
     type: Literal["function"]
