@@ -52,7 +52,7 @@ def edited_lines() -> ReadLine:
         """Shows characters that control the direction of text as one replacement character each."""
 
         def apply_transformation(self, given: TransformationInput) -> Transformation:
-            return Transformation([(style, masked(text), *rest) for style, text, *rest in given.fragments])
+            return Transformation([(each[0], masked(each[1])) for each in given.fragments])
 
     session: PromptSession[str] = PromptSession(
         "> ",
