@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended
+from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended, session
 from rkf.commands.conversation import Conversation, Turn, read_conversation
 from rkf.commands.line_editor import at_terminal, edited_lines, piped_lines
 from rkf.commands.options import answer_keywords
@@ -34,7 +34,7 @@ Ctrl-C stops an answer, Ctrl-D leaves."""
 @click.command()
 @MODEL
 @answering_options
-def chat(model: Path | None, system: str | None, **options: Any) -> None:
+def chat(model: Path | None, system: str | None, session_file: Path | None, **options: Any) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D quits, /help tells the rest. Without MODEL:
     SmolLM2-135M-Instruct.
     """
@@ -44,10 +44,11 @@ def chat(model: Path | None, system: str | None, **options: Any) -> None:
         if "form" in keywords:
             ready.guides.guide(keywords["form"])  # refused now, not after the first line
         chat = _Chat(ready, Conversation(system), keywords)
-        if at_terminal():
-            _talk(chat)
-        else:
-            _answer_lines(chat)
+        with session(ready, session_file):
+            if at_terminal():
+                _talk(chat)
+            else:
+                _answer_lines(chat)
 
 
 def _talk(chat: _Chat) -> None:
