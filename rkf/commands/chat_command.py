@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended, session
-from rkf.commands.conversation import Conversation, Turn, read_conversation
+from rkf.commands.chat_turns import ChatTurns, Turn, read_conversation
 from rkf.commands.line_editor import at_terminal, edited_lines, piped_lines
 from rkf.commands.options import answer_keywords
 from rkf.commands.output import write_text
@@ -43,7 +43,7 @@ def chat(model: Path | None, system: str | None, session_file: Path | None, **op
         say_recommended(ready, keywords)
         if "form" in keywords:
             ready.guides.guide(keywords["form"])  # refused now, not after the first line
-        chat = _Chat(ready, Conversation(system), keywords)
+        chat = _Chat(ready, ChatTurns(system), keywords)
         with session(ready, session_file):
             if at_terminal():
                 _talk(chat)
@@ -82,7 +82,7 @@ def _answer_lines(chat: _Chat) -> None:
 class _Chat:
     """A conversation with a model, and what a line does to it. own_file: the file that /save may write again."""
 
-    def __init__(self, model: Model, conversation: Conversation, options: dict[str, Any]) -> None:
+    def __init__(self, model: Model, conversation: ChatTurns, options: dict[str, Any]) -> None:
         self._model, self._conversation, self._options = model, conversation, options
         self._own_file: Path | None = None
         self._retries = 0
