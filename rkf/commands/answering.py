@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ import click
 
 from rkf.commands.default_model import model_path
 from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_options
+from rkf.file.atomic import refuse_existing
 
 if TYPE_CHECKING:
     from rkf.runtime.generate import Generation
@@ -19,6 +21,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _LOADING = ("values", "device", "threads", "kv_cache", "bits")
 MODEL = click.argument("model", required=False, type=click.Path(path_type=Path))
 _SYSTEM = click.option("--system", metavar="TEXT", help="A system message.")
+_SESSION = click.option(
+    "--session",
+    "session_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep keys and values in this file, so that the next run computes only what is new.",
+)
 _DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "cpu-torch", "cuda"]),
@@ -30,7 +39,7 @@ _DEVICE = click.option(
 
 def answering_options(command: Command) -> Command:
     """--system, the options of answers, and those that `load_model` takes."""
-    for option in (DRAFT, BITS, KV_CACHE, THREADS, _DEVICE, VALUES, answer_options(max_tokens=256), _SYSTEM):
+    for option in (_SESSION, DRAFT, BITS, KV_CACHE, THREADS, _DEVICE, VALUES, answer_options(max_tokens=256), _SYSTEM):
         command = option(command)
     return command
 
@@ -42,6 +51,21 @@ def load_model(model: Path | None, options: dict[str, Any]) -> Model:
     draft = options.pop("draft")
     keywords = {name: options.pop(name) for name in _LOADING}
     return load(model_path(model), draft=None if draft is None else model_path(draft), **keywords)
+
+
+@contextmanager
+def session(model: Model, path: Path | None) -> Iterator[None]:
+    """Begin with the text in a session file, and leave the last one there, also after Ctrl-C."""
+    if path is None:
+        yield
+        return
+    refuse_existing(path, force=True)  # a folder; noticed before the work
+    kept = model.session(path)
+    kept.load()
+    try:
+        yield
+    finally:
+        kept.save()
 
 
 def say_recommended(model: Model, given: dict[str, Any]) -> None:

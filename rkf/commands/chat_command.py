@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended
-from rkf.commands.conversation import Conversation, Turn, read_conversation
+from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended, session
+from rkf.commands.chat_turns import ChatTurns, Turn, read_conversation
 from rkf.commands.line_editor import at_terminal, edited_lines, piped_lines
 from rkf.commands.options import answer_keywords
 from rkf.commands.output import write_text
@@ -34,7 +34,7 @@ Ctrl-C stops an answer, Ctrl-D leaves."""
 @click.command()
 @MODEL
 @answering_options
-def chat(model: Path | None, system: str | None, **options: Any) -> None:
+def chat(model: Path | None, system: str | None, session_file: Path | None, **options: Any) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D quits, /help tells the rest. Without MODEL:
     SmolLM2-135M-Instruct.
     """
@@ -43,11 +43,12 @@ def chat(model: Path | None, system: str | None, **options: Any) -> None:
         say_recommended(ready, keywords)
         if "form" in keywords:
             ready.guides.guide(keywords["form"])  # refused now, not after the first line
-        chat = _Chat(ready, Conversation(system), keywords)
-        if at_terminal():
-            _talk(chat)
-        else:
-            _answer_lines(chat)
+        chat = _Chat(ready, ChatTurns(system), keywords)
+        with session(ready, session_file):
+            if at_terminal():
+                _talk(chat)
+            else:
+                _answer_lines(chat)
 
 
 def _talk(chat: _Chat) -> None:
@@ -81,7 +82,7 @@ def _answer_lines(chat: _Chat) -> None:
 class _Chat:
     """A conversation with a model, and what a line does to it. own_file: the file that /save may write again."""
 
-    def __init__(self, model: Model, conversation: Conversation, options: dict[str, Any]) -> None:
+    def __init__(self, model: Model, conversation: ChatTurns, options: dict[str, Any]) -> None:
         self._model, self._conversation, self._options = model, conversation, options
         self._own_file: Path | None = None
         self._retries = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended
+from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended, session
 from rkf.commands.options import answer_keywords
 from rkf.commands.output import write_text
 from rkf.errors import UsageError
@@ -39,6 +39,7 @@ def run(
     stats: bool,
     system: str | None,
     raw: bool,
+    session_file: Path | None,
     **options: Any,
 ) -> None:
     """Answer one prompt. Without MODEL: SmolLM2-135M-Instruct, fetched and converted once.
@@ -55,10 +56,11 @@ def run(
         loaded = perf_counter()
         keywords = answer_keywords(options)
         say_recommended(ready, keywords)
-        generation = ready.stream(text, system=system, raw=raw, **keywords)
-        for piece in generation:
-            write_text(piece)
-        click.echo()
+        with session(ready, session_file):
+            generation = ready.stream(text, system=system, raw=raw, **keywords)
+            for piece in generation:
+                write_text(piece)
+            click.echo()
         say_if_cut(generation)
         if stats:
             click.echo(_stats(generation, loaded - began), err=True)
@@ -83,10 +85,13 @@ def _prompt(text: str | None, file: Path | None) -> str:
 def _stats(generation: Generation, load_s: float) -> str:
     stats = generation.stats
     steps = max(stats.tokens - 1, 0)  # the prompt's pass gives the first token
-    prefill = stats.prompt_tokens / stats.prefill_s if stats.prefill_s else 0.0
+    cached = generation.request.cached_tokens
+    known = f" ({cached} of them known)" if cached else ""
+    prefill = (stats.prompt_tokens - cached) / stats.prefill_s if stats.prefill_s else 0.0
     decode = steps / stats.decode_s if stats.decode_s else 0.0
     return (
-        f"load {load_s:.2f} s, prompt {stats.prompt_tokens} tokens {stats.prefill_s:.2f} s ({prefill:.1f} tok/s), "
+        f"load {load_s:.2f} s, prompt {stats.prompt_tokens} tokens{known} "
+        f"{stats.prefill_s:.2f} s ({prefill:.1f} tok/s), "
         f"answer {stats.tokens} tokens {stats.decode_s:.2f} s ({decode:.1f} tok/s), first token after "
         f"{load_s + stats.prefill_s:.2f} s"
     )

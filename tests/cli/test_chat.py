@@ -15,7 +15,7 @@ from prompt_toolkit.output import DummyOutput
 import rkf
 from rkf.cli import cli
 from rkf.commands import chat_command
-from rkf.commands.conversation import read_conversation
+from rkf.commands.chat_turns import read_conversation
 from rkf.errors import UsageError
 from rkf.text.terminal import masked
 from tests.cli.talking import Terminal, cut, run

@@ -19,7 +19,7 @@ _FORM = 1
 Turn = dict[str, str]
 
 
-class Conversation:
+class ChatTurns:
     """turns: messages of the user and of the assistant in turn. left_out: the first turns, which no longer fit into the
     context: they are not sent, but saved.
     """
@@ -38,7 +38,7 @@ class Conversation:
             file.write(f"{text}\n".encode())
 
 
-def read_conversation(path: Path) -> Conversation:
+def read_conversation(path: Path) -> ChatTurns:
     """The conversation in a file. UsageError: it cannot be read, or is not of this form."""
     text = read_text(path)
     try:
@@ -48,7 +48,7 @@ def read_conversation(path: Path) -> Conversation:
         raise UsageError(f"{path}: nested too deep for a conversation") from None
     except ValueError as error:
         raise UsageError(f"{path}: no conversation that this version of rkf can read: {error}") from None
-    conversation = Conversation()
+    conversation = ChatTurns()
     if messages and messages[0]["role"] == "system":
         conversation.system = messages.pop(0)["content"]
     conversation.turns = messages
