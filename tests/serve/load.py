@@ -1,7 +1,7 @@
 """Load on `rkf serve`: mixed requests, schemas, malformed requests and bad clients; then what is left behind.
 
-`python -m tests.serve.load [--requests 1000] [--malformed 10000]` runs the long form on tiny random models and prints
-one line of JSON for each part; test_load.py runs a short one.
+`python -m tests.serve.load [PART…] [--requests 1000] [--malformed 10000]` runs the long form on a tiny random model and
+prints a line of JSON for each part; test_load.py runs a short one.
 """
 
 import argparse
@@ -290,19 +290,21 @@ def bad_clients(server, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help="mixed, schemas, malformed, clients; default: all")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--malformed", type=int, default=10_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, served(folder) as server:
         mixed(server, 200)  # after which everything that is allocated once is there
-        for name, work in (
-            ("mixed", lambda: mixed(server, options.requests)),
-            ("schemas", lambda: against_schemas(server, options.requests)),
-            ("malformed", lambda: malformed(server, options.malformed)),
-            ("bad clients", lambda: bad_clients(server, options.requests // 10)),
-        ):
+        parts = {
+            "mixed": lambda: mixed(server, options.requests),
+            "schemas": lambda: against_schemas(server, options.requests),
+            "malformed": lambda: malformed(server, options.malformed),
+            "clients": lambda: bad_clients(server, options.requests // 10),
+        }
+        for name in options.parts or parts:
             before, began = server.left(), time.monotonic()
-            found = work()
+            found = parts[name]()
             after = server.left()
             seconds = round(time.monotonic() - began)
             line = {"part": name, "found": found, "before": before, "after": after, "seconds": seconds}
