@@ -50,7 +50,7 @@ class Memory:
 
     def rows(self, address: int, rows: int, columns: int, stride: int) -> F32:
         """f32[rows, columns] at an address in this memory, `stride` bytes from one row to the next."""
-        raw = (ctypes.c_char * (rows * stride)).from_address(address)
+        raw = np.ctypeslib.as_array((ctypes.c_ubyte * (rows * stride)).from_address(address))
         return np.ndarray((rows, columns), np.float32, raw, strides=(stride, 4))
 
     def copy(self, array: NDArray, address: int) -> None:

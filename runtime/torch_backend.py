@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -61,8 +62,7 @@ class TorchBackend:
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
         """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py)."""
-        alone = len(rows) == 1
-        return self._computed(rows, wanted, lambda *part: self._logits(*part, alone))
+        return self._computed(rows, wanted, partial(self._logits, alone=len(rows) == 1))
 
     @torch.inference_mode()
     def hidden(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
