@@ -103,6 +103,7 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Default: one per core. Any number gives the same bytes.")
+@click.option("--ray", metavar="ADDRESS", help="Cluster the matrices on a Ray cluster: auto, or HOST:PORT. Same bytes.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, but write nothing.")
 @click.option(
     "--resume",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rkf.commands.default_model import model_path
-from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
+from rkf.commands.options import ADAPTER, BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.output import byte_count
 from rkf.errors import RkfError, UsageError
 from rkf.text.reading import read_text
@@ -31,6 +31,7 @@ from rkf.text.reading import read_text
 @click.option("--drain", type=click.IntRange(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
 @answer_options(max_tokens=None)
 @VALUES
+@ADAPTER
 @THREADS
 @KV_CACHE
 @BITS
@@ -46,6 +47,7 @@ def serve_command(
     cache_memory: str | None,
     drain: int,
     values: Path | None,
+    adapter: Path | None,
     threads: int | None,
     kv_cache: str | None,
     bits: int | None,
@@ -60,8 +62,9 @@ def serve_command(
         from rkf.serve.catalogue import EngineOptions, named
     except ImportError as error:
         raise RkfError(f"rkf serve needs {error.name}: pip install 'rkf-llm[serve]'") from None
-    if values is not None and len(models) > 1:
-        raise UsageError("--values is for one model: serve that alone")
+    for option, given in (("--values", values), ("--adapter", adapter)):
+        if given is not None and len(models) > 1:
+            raise UsageError(f"{option} is for one model: serve that alone")
     defaults = answer_keywords(options)
     if "form" in defaults:
         raise UsageError("--json-schema and --grammar are for run and chat: requests give their response_format")
@@ -69,7 +72,7 @@ def serve_command(
         named([model_path(model) for model in models or (None,)]),
         host=host,
         port=port,
-        load_options={"values": values, "threads": threads, "kv_cache": kv_cache, "bits": bits},
+        load_options={"values": values, "adapter": adapter, "threads": threads, "kv_cache": kv_cache, "bits": bits},
         engine_options=EngineOptions(ctx, parallel, queue, None if cache_memory is None else byte_count(cache_memory)),
         drain_seconds=drain,
         defaults=defaults,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.default_model import model_path
-from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
+from rkf.commands.options import ADAPTER, BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.output import write_text
 from rkf.errors import ContextLengthError, UsageError
 from rkf.text.reading import read_stream, read_text
@@ -40,20 +43,18 @@ DEVICE = click.option(
 @answer_options(max_tokens=256)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @VALUES
+@ADAPTER
 @DEVICE
 @THREADS
 @KV_CACHE
 @BITS
+@click.option("--tensor-parallel", is_flag=True, help="Share the model among torchrun's processes (docs/scale.md).")
 @click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
 def run(
     model: Path | None,
     prompt: str | None,
     prompt_file: Path | None,
-    values: Path | None,
-    device: str,
-    threads: int | None,
-    kv_cache: str | None,
-    bits: int | None,
+    tensor_parallel: bool,
     stats: bool,
     system: str | None,
     raw: bool,
@@ -63,9 +64,13 @@ def run(
 
     Without sampling options those apply that the model's authors recommend; if there are none, temperature 0.
     """
-    text, keywords = _prompt(prompt, prompt_file), answer_keywords(options)
+    text, loading = _prompt(prompt, prompt_file), _loading(options)
+    keywords = answer_keywords(options)
     began = perf_counter()
-    with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
+    with ExitStack() as stack:
+        if tensor_parallel:
+            stack.enter_context(_one_of_several(loading["device"], keywords))
+        ready = stack.enter_context(_load(model, tensor_parallel=tensor_parallel, **loading))
         loaded = perf_counter()
         _say_recommended(ready, keywords)
         generation = ready.stream(text, system=system, raw=raw, **keywords)
@@ -82,6 +87,7 @@ def run(
 @SYSTEM
 @answer_options(max_tokens=256)
 @VALUES
+@ADAPTER
 @DEVICE
 @THREADS
 @KV_CACHE
@@ -89,17 +95,13 @@ def run(
 def chat(
     model: Path | None,
     system: str | None,
-    values: Path | None,
-    device: str,
-    threads: int | None,
-    kv_cache: str | None,
-    bits: int | None,
     **options: Any,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D quits. Without MODEL: SmolLM2-135M-Instruct."""
+    loading = _loading(options)
     keywords = answer_keywords(options)
     _edit_lines()
-    with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
+    with _load(model, **loading) as ready:
         _say_recommended(ready, keywords)
         if "form" in keywords:
             ready.guides.guide(keywords["form"])  # refused now, not after the first line
@@ -111,6 +113,37 @@ def chat(
                     messages = _turn(ready, [*messages, {"role": "user", "content": line}], first, keywords)
                 except ContextLengthError as error:  # of this line alone: the conversation goes on without it
                     click.echo(f"({error}; the line was ignored)", err=True)
+
+
+@contextmanager
+def _one_of_several(device: str, keywords: dict[str, Any]) -> Iterator[None]:
+    """Join the processes of torchrun: all draw from one seed, and only the first one prints."""
+    from secrets import randbits
+
+    import rkf.torch  # noqa: F401 - reports a missing torch in one line
+    from rkf.runtime import torch_parallel
+    from rkf.runtime.model import TORCH_DEVICES
+
+    if device not in TORCH_DEVICES:
+        raise UsageError(f"--tensor-parallel: expected --device {' or '.join(TORCH_DEVICES)}, got {device}")
+    torch_parallel.join(TORCH_DEVICES[device])
+    keywords.setdefault("seed", torch_parallel.agreed(randbits(63)))
+    try:
+        with nullcontext() if torch_parallel.is_first() else _silent():
+            yield
+    finally:
+        torch_parallel.leave()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _loading(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the keywords of `rkf.load` out of a command's options."""
+    return {name: options.pop(name) for name in ("values", "adapter", "device", "threads", "kv_cache", "bits")}
 
 
 def _load(model: Path | None, **options: Any) -> Model:

@@ -1,0 +1,32 @@
+"""Run by torchrun in several processes: the logits of models that they share, written by the first one.
+
+Arguments: a file of ids, then .rkf files; FILE.npy gets f32[tokens, vocab], or FILE.txt why it is refused.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import rkf
+from rkf.errors import UnsupportedError
+from rkf.runtime import torch_parallel
+from rkf.runtime.backend import Row
+from rkf.runtime.torch_backend import TorchBackend
+
+ids = np.load(sys.argv[1])
+torch_parallel.join("cpu")
+for path in map(Path, sys.argv[2:]):
+    with rkf.open(path) as container:
+        try:
+            backend = TorchBackend(container, parallel=True)
+        except UnsupportedError as error:
+            path.with_suffix(".txt").write_text(str(error))
+            continue
+        sequence = backend.new_sequence(len(ids))
+        found = [backend.forward([Row(sequence, part)], "all") for part in np.split(ids, [40, 41])]
+        held = sum(tensor.nbytes for tensor in backend._decoder.state_dict().values())
+        if torch_parallel.is_first():
+            np.save(path.with_suffix(".npy"), np.concatenate(found))
+            path.with_suffix(".bytes").write_text(str(held))
+torch_parallel.leave()
