@@ -6,6 +6,7 @@ so the machines share no files. Ray runs a task again, up to three times, whose 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,7 +68,7 @@ def ray_machines(address: str) -> Iterator[RayMachines]:
     joined = not ray.is_initialized()  # otherwise the caller has joined one, and stays in it
     if joined:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"ray {address}: no cluster answers ({reason}): `ray start --head` starts one") from None

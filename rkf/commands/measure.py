@@ -91,8 +91,9 @@ def kld(
 
     with ExitStack() as stack:
         reference = stack.enter_context(_reference(**options, others=(model, values)))
-        options_of_model = {"values": values, "adapter": adapter, "kv_cache": kv_cache, "bits": bits}
-        ready = stack.enter_context(load(model, exact=exact, **options_of_model))
+        ready = stack.enter_context(
+            load(model, exact=exact, values=values, adapter=adapter, kv_cache=kv_cache, bits=bits)
+        )
         bar = stack.enter_context(progress_bar("eval kld", "window"))
         result = divergence(ready, reference, total=options["windows"] or 0, progress=reporter(bar))
     if as_json:

@@ -54,12 +54,11 @@ def replicas(options: ReplicaOptions) -> serve.Application:
         return application(catalogue, keys=keys)
 
     deployment = serve.deployment(
-        serve.ingress(build)(),
         name="rkf",
         num_replicas=options.replicas,
         # What Ray Serve sends to a replica at once: as many as its engine takes, or requests would run one by one.
         max_ongoing_requests=options.parallel + options.queue,
         ray_actor_options={"num_cpus": options.cpus},
         graceful_shutdown_timeout_s=options.drain,
-    )
+    )(serve.ingress(build)())
     return deployment.bind()

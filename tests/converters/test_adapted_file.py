@@ -48,9 +48,17 @@ def adapter_of(folder: Path, out: Path, modules: str | list[str], **options: Any
 
 
 def layers_of(folder: Path) -> list[str]:
-    """The names of a model's linear layers, without the head, and those of Mamba that peft itself refuses."""
-    layers = (name for name, module in loaded(folder).named_modules() if isinstance(module, torch.nn.Linear))
-    return [name for name in layers if not name.endswith(("lm_head", "embed_out", "mixer.out_proj", "mamba.out_proj"))]
+    """The names of a model's linear layers, without the head and what peft itself makes of two kinds.
+
+    It refuses the outputs of Mamba, and of a mixture whose experts are fused it adapts these in place of a layer that
+    has the name of their parts.
+    """
+    modules = dict(loaded(folder).named_modules())
+    others: tuple[str, ...] = ("lm_head", "embed_out", "mixer.out_proj", "mamba.out_proj")
+    if any(name.endswith(".experts") for name in modules):
+        others += ("gate_proj", "up_proj", "down_proj")
+    layers = (name for name, module in modules.items() if isinstance(module, torch.nn.Linear))
+    return [name for name in layers if not name.endswith(others)]
 
 
 def convert_dense(folder: Path, out: Path) -> Path:

@@ -17,6 +17,7 @@ from rkf.converters.pipeline import convert  # noqa: E402
 from rkf.converters.progress import Step  # noqa: E402
 from rkf.errors import SourceError, UsageError  # noqa: E402
 from tests.families.models import model_of, save  # noqa: E402
+from tests.starting_ray import patiently  # noqa: E402
 
 # Ray's own: sockets and files of the processes that it started.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        head = {"num_cpus": 0, "include_dashboard": False}
+        found = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         try:
             yield found
         finally:
@@ -40,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_bytes_of_one_process_when_a_machine_is_lost(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
-    first, second = (cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(2))
+    first, second = (patiently(lambda: cluster.add_node(num_cpus=1)) for _ in range(2))
     done: list[str] = []
 
     def lose_one(step: Step) -> None:

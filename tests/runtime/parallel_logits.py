@@ -1,6 +1,6 @@
 """Run by torchrun in several processes: the logits of models that they share, written by the first one.
 
-Arguments: a file of ids, then .rkf files; FILE.npy gets f32[tokens, vocab], or FILE.txt why it is refused.
+Arguments: a file of ids, then .rkf files; FILE.npy gets f32[tokens, vocab], FILE.bytes what one process holds.
 """
 
 import sys
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 import rkf
-from rkf.errors import UnsupportedError
 from rkf.runtime import torch_parallel
 from rkf.runtime.backend import Row
 from rkf.runtime.torch_backend import TorchBackend
@@ -18,11 +17,7 @@ ids = np.load(sys.argv[1])
 torch_parallel.join("cpu")
 for path in map(Path, sys.argv[2:]):
     with rkf.open(path) as container:
-        try:
-            backend = TorchBackend(container, parallel=True)
-        except UnsupportedError as error:
-            path.with_suffix(".txt").write_text(str(error))
-            continue
+        backend = TorchBackend(container, parallel=True)
         sequence = backend.new_sequence(len(ids))
         found = [backend.forward([Row(sequence, part)], "all") for part in np.split(ids, [40, 41])]
         held = sum(tensor.nbytes for tensor in backend._decoder.state_dict().values())

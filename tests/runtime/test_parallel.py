@@ -28,9 +28,8 @@ from tests.runtime.files import write_model
 from tests.runtime.matrices import random_matrix
 
 ROOT = Path(__file__).parents[2]
-# Fused and plain attention, norms of heads, a window, tied and softcapped heads, mixtures, states, one key head.
-VARIANTS = ("llama", "phi3", "gpt_neox", "gemma3", "gemma2", "qwen3_moe", "gpt_oss", "qwen3_5", "mamba2", "gemma4")
-REFUSED = "deepseek_v3"  # its matrices for each head read values that are not divided by heads
+# Fused and plain attention, norms of heads, a window, tied and softcapped heads, mixtures, states, latent attention.
+VARIANTS = ("llama", "phi3", "gpt_neox", "gemma2", "gemma4", "qwen3_moe", "gpt_oss", "qwen3_5", "mamba2", "deepseek_v3")
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
@@ -41,14 +40,12 @@ def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.array(tokens()))
-    paths = {variant: tmp_path / f"{variant}.rkf" for variant in (*VARIANTS, REFUSED)}
+    paths = {variant: tmp_path / f"{variant}.rkf" for variant in VARIANTS}
     for variant, path in paths.items():
         convert(save(model_of(variant), tmp_path / variant), path, k=16)
     script = str(Path(__file__).with_name("parallel_logits.py"))
     done = torchrun(script, str(tmp_path / "ids.npy"), *map(str, paths.values()))
     assert done.returncode == 0, done.stderr[-3000:]
-    refusal = paths.pop(REFUSED).with_suffix(".txt").read_text()
-    assert "self_attn.k_b_proj.weight: one matrix for each of" in refusal
     for variant, path in paths.items():
         with rkf.open(path) as file:
             backend = TorchBackend(file)
@@ -111,4 +108,4 @@ def test_shares_that_end_inside_something_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="end within a group of 32"):
         Share(1, 2).of(random_matrix(16, 8, 96, affine=32), 0)
     with pytest.raises(UnsupportedError, match="end within one of the tables"):
-        Share(0, 2).of(random_matrix(16, 12, 16, affine="row", tables=3), 0)
+        Share(0, 2).of(random_matrix(16, 12, 16, affine="row", tables=3), 1)

@@ -19,6 +19,7 @@ import rkf  # noqa: E402
 from rkf.errors import RkfError  # noqa: E402
 from tests.runtime import tiny  # noqa: E402
 from tests.runtime.files import write_model  # noqa: E402
+from tests.starting_ray import patiently  # noqa: E402
 
 # Ray's own: sockets and files of the processes that it started.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,7 +41,7 @@ def address(path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        patiently(lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False))
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(replicas(ReplicaOptions(models=str(path), replicas=2)), name="rkf")
