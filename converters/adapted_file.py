@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rkf.converters.adapter import Adapter
 from rkf.converters.description import describe
 from rkf.converters.families.layout import Layout, Origin, as_named
+from rkf.converters.input_files import files_fingerprint
 from rkf.errors import UnsupportedError, UsageError
 from rkf.file.container import Container, Load
 from rkf.format.matrix import DenseTensor
@@ -57,7 +58,8 @@ def adapt(container: Container, folder: str | PathLike[str]) -> None:
         for half, tensor in zip(half_names(name), (a, b), strict=True):
             made[half] = _giving(tensor)
     adapter.refuse_changed()
-    container.run_as(replace(container.model, program=adapted(program, products)), made)
+    model = replace(container.model, program=adapted(program, products))
+    container.run_as(model, made, files_fingerprint(adapter.files))
 
 
 def _layout(container: Container) -> Layout:

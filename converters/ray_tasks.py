@@ -7,6 +7,7 @@ so the machines share no files. Ray runs a task again, up to three times, whose 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,8 +69,9 @@ def ray_machines(address: str) -> Iterator[RayMachines]:
     joined = not ray.is_initialized()  # otherwise the caller has joined one, and stays in it
     if joined:
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"ray {address}: no cluster answers ({reason}): `ray start --head` starts one") from None
     try:
@@ -77,6 +79,13 @@ def ray_machines(address: str) -> Iterator[RayMachines]:
     finally:
         if joined:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT: Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _clustered(

@@ -80,7 +80,7 @@ def divide(container: Container) -> Program:
     made: dict[str, Callable[[Load], DenseTensor | ClusteredMatrix]] = {
         name: partial(_part, where, name, share) for name, share in shares.items()
     }
-    container.run_as(container.model, made)
+    container.run_as(container.model, made, f"process {dist.get_rank()} of {dist.get_world_size()}")
     return found.program
 
 

@@ -79,6 +79,7 @@ class Container(Structure):
             self._view: memoryview | None = memoryview(self._map)
             self._values = self  # the container that holds the centroids, affine factors and exception values
             self._load: Load = self._read
+            self.changes: tuple[str, ...] = ()  # of the model since it was opened: `run_as`
             if check == "integrity":
                 self._check_integrity()
 
@@ -150,6 +151,12 @@ class Container(Structure):
         section = self.sections[number]
         return self._view[section.offset : section.offset + section.length]
 
+    @property
+    def values_id(self) -> bytes:
+        """The hash of the values in use, of this file or of the one applied to it; empty if nothing is clustered."""
+        number = self._values.directory.values_section
+        return b"" if number is None else self._values.sections[number].hash
+
     def apply_values(self, values: Container) -> None:
         """Use the values of a values file from now on; BindingError if it was made for another model."""
         if self.kind != KIND_MODEL or values.kind != KIND_VALUES:
@@ -160,9 +167,12 @@ class Container(Structure):
         entries = {name: replace(self.tensors[name], clusters=entry.clusters) for name, entry in values.tensors.items()}
         self.tensors = MappingProxyType({**self.tensors, **entries})
 
-    def run_as(self, model: ModelMetadata, made: Mapping[str, Callable[[Load], DenseTensor | ClusteredMatrix]]) -> None:
+    def run_as(
+        self, model: ModelMetadata, made: Mapping[str, Callable[[Load], DenseTensor | ClusteredMatrix]], change: str
+    ) -> None:
         """Give this model from now on. made: the tensors of its program that differ from those so far, by the names
-        under which they are stored; each is made when it is loaded, from `load` as it was.
+        under which they are stored; each is made when it is loaded, from `load` as it was. change: what tells this
+        change from others, such as a hash.
         """
         before = self._load
 
@@ -171,6 +181,7 @@ class Container(Structure):
             return before(name) if make is None else make(before)
 
         self.model, self._load = model, load
+        self.changes += (change,)
 
     def refuse_changed(self) -> None:
         """Raise ChangedError if the file is not as it was at open. Called before another file made of it is committed.

@@ -18,7 +18,7 @@ from rkf.cli import cli
 from rkf.converters.adapted_file import adapt
 from rkf.converters.export import export_hf
 from rkf.converters.pipeline import convert
-from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
+from rkf.errors import BindingError, RkfError, SourceError, UnsupportedError, UsageError
 from rkf.model.ops import Hadamard
 from rkf.runtime.backend import Backend, Row
 from rkf.runtime.cpu import CpuBackend
@@ -136,6 +136,11 @@ def test_commands_and_python_say_the_same(tmp_path: Path) -> None:
         assert plain.generate(**text) != expected
     run = ["run", path, "--prompt", "the fox", "--raw", "--max-tokens", "8", "--adapter", adapter]
     assert CliRunner().invoke(cli, run).stdout == expected + "\n"
+    with rkf.load(path, adapter=adapter) as adapted:  # its keys and values are of no use without it
+        adapted.generate(**text)
+        adapted.session(tmp_path / "session").save()
+    with rkf.load(path) as plain, pytest.raises(BindingError, match="session"):
+        plain.session(tmp_path / "session").load()
     (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog " * 20)
     scores = []
     for options in ([], ["--adapter", adapter]):
