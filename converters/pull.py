@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rkf.cache import cache_dir
-from rkf.converters.hub import ANSWER_TIMEOUT_S, HubName, fetch_file, reported, rkf_files, the_file
+from rkf.converters.hub import ANSWER_TIMEOUT_S, HubName, fetch_file, fetch_model, reported, rkf_files, the_file
 from rkf.errors import IntegrityError, SourceError, UsageError
 from rkf.file.atomic import replacing
-from rkf.file.container import open_file
 from rkf.file.scratch import scratch
 from rkf.format.constants import VERBATIM
 
@@ -100,11 +99,8 @@ def locate(src: str | Path) -> Path:
 
 def _checked(name: HubName) -> Path:
     """One file of a repository; of an .rkf file, every hash is checked."""
-    path = fetch_file(the_file(name))
-    if path.suffix == ".rkf":
-        with open_file(path):
-            pass
-    return path
+    file = the_file(name)
+    return fetch_model(file) if Path(str(file.file)).suffix == ".rkf" else fetch_file(file)
 
 
 def _from_hub(name: HubName) -> Path:

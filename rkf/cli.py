@@ -15,7 +15,7 @@ import click
 from rkf._version import __version__
 from rkf.commands import signals
 from rkf.commands.convert import calibrate, convert, export, pull, push, restore
-from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
+from rkf.commands.file_commands import diff, footprint, info, join, pack, split, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import drop_unwritten, open_streams
 from rkf.commands.serve_command import serve_command
@@ -79,6 +79,8 @@ for verb in (
     diff,
     pack,
     unpack,
+    split,
+    join,
     evaluate,
     bench,
     warmup,

@@ -24,7 +24,9 @@ from golden import Described, Golden, assemble, clustered, coarser, dense, other
 import rkf
 from rkf.file.archive import pack
 from rkf.file.atomic import replacing
+from rkf.file.container import files_of
 from rkf.file.sections import SectionWriter
+from rkf.file.split import split
 from rkf.file.values import write_values
 from rkf.file.writer import Writer
 from rkf.format import canonical, codec
@@ -218,6 +220,8 @@ METADATA = {
     "model.rkf": {"model": golden_model.MODEL},
     **{name: {"model": golden_programs.metadata(program)} for name, program in golden_programs.PROGRAMS.items()},
 }
+# Models in parts -> the model, bytes of a part.
+SPLIT = {"parts.rkf": ("everything.rkf", 1000), "program-parts.rkf": ("program-biased-head.rkf", 5000)}
 PREFIXES = {"progressive.rkf": (1, 2), "widths.rkf": (1, 2)}  # planes that are also decoded alone
 # Every form of canonical msgpack, in places whose contents are free.
 FREE = {
@@ -262,6 +266,10 @@ def make(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for name, (source, store) in PACKED.items():
         store(folder / source, folder / name)
         entries.append(expect(folder, name, made[source]))
+    for name, (source, part_bytes) in SPLIT.items():
+        split(folder / source, folder / name, part_bytes=part_bytes)
+        parts = [path.name for path in files_of(folder / name)[1:]]
+        entries.append({**expect(folder, name, made[source]), "parts": parts})
     return {
         "logits": make_logits(folder, made["model.rkf"]),
         "vectors": sorted(entries, key=lambda entry: entry["expected"]),

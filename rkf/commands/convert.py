@@ -32,7 +32,8 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 def pull(name: str) -> None:
     """Fetch a checkpoint or an rkf file from the hub and print its path.
 
-    Of a repository with one .rkf file, that file is fetched; FILE chooses one of several. Its hashes are checked.
+    Of a repository with one .rkf file, that file is fetched, and its parts if it is their index; FILE chooses one of
+    several. All hashes are checked; what an earlier pull has fetched stays.
     """
     from rkf.converters.pull import pull as fetch
 
@@ -103,6 +104,9 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Default: one per core. Any number gives the same bytes.")
+@click.option(
+    "--part-size", metavar="SIZE", help="Write OUT as the index of parts of about this size, as `rkf split` does."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be written, but write nothing.")
 @click.option(
     "--resume",
@@ -110,7 +114,15 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     help="Resume an interrupted conversion. If given from the start, Ctrl-C keeps the finished part.",
 )
 @FORCE
-def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes: float | None, **options: Any) -> None:
+def convert(
+    src: str,
+    out: Path,
+    calibrate: str,
+    size_text: str | None,
+    minutes: float | None,
+    part_size: str | None,
+    **options: Any,
+) -> None:
     """Convert a checkpoint to an rkf file.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
@@ -122,7 +134,8 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
     with progress_bar("calibration text", "token") if calibrate == "self" else nullcontext() as bar:
         quick = calibrate == "quick"
         chosen = Calibrate(SHORT) if quick else calibration(calibrate, reporter(bar) if bar is not None else None)
-        given = {"size": limit, "calibrate": chosen, "compensate": not quick, **options}
+        part_bytes = None if part_size is None else byte_count(part_size)
+        given = {"size": limit, "calibrate": chosen, "compensate": not quick, "part_bytes": part_bytes, **options}
         ledger = run(src, out, **given) if minutes is None or options["dry_run"] else _tuned(src, out, minutes, given)
     if options["dry_run"]:
         click.echo("\n".join(map(printable, ledger.lines())))
@@ -145,11 +158,12 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     from rkf.converters.pipeline import convert as run
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source, refuse_source
+    from rkf.file.container import total_bytes
     from rkf.file.fold import fold
     from rkf.file.private import private_folder
     from rkf.tune import tune as learn
 
-    resume, force = options["resume"], options.pop("force")
+    resume, force, part_bytes = options["resume"], options.pop("force"), options.pop("part_bytes")
     refuse_existing(out, force)
     source = locate(src)
     refuse_source(out, source, open_source(source))
@@ -160,14 +174,14 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     run(source, dense, recipe="dense", resume=resume, force=True)
     with progress_bar("tune", "") as bar:
         report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
-    fold(plain, values, out, provenance={"tuned": report}, force=force)
+    fold(plain, values, out, provenance={"tuned": report}, force=force, part_bytes=part_bytes)
     for path in (plain, dense, values):  # delete single files: the user may own a folder of this name
         with reporting(path):
             path.unlink()
     with suppress(OSError):
         folder.rmdir()
     click.echo(summary(out, report), err=True)
-    return replace(ledger, file_bytes=out.stat().st_size)
+    return replace(ledger, file_bytes=total_bytes(out))
 
 
 def _chosen(ledger: Ledger) -> str:

@@ -28,9 +28,9 @@ ENTRIES = MANIFEST["vectors"]
 WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
 # The vectors that must be there, whatever the manifest says.
 NAMES = """
-affine dense everything exceptions free low-entropy model names other other.1-planes packed
-program-biased-head program-chunks program-experts program-latent program-plain program-post-norms program-recurrent
-program-rotated program-scan program-windows
+affine dense everything exceptions free low-entropy model names other other.1-planes packed parts
+program-biased-head program-chunks program-experts program-latent program-parts program-plain program-post-norms
+program-recurrent program-rotated program-scan program-windows
 progressive progressive.1-planes progressive.2-planes
 regrouped rounding shapes smallest tables tuned unordered widths widths.1-planes widths.2-planes
 zstd
@@ -57,6 +57,7 @@ def test_manifest_is_complete() -> None:
     assert [entry["logits"].removesuffix(".logits.json") for entry in MANIFEST["logits"]] == LOGITS.split()
     keys = ("expected", "file", "values", "logits")
     named = {entry[key] for entry in ENTRIES + MANIFEST["logits"] for key in keys if key in entry}
+    named |= {part for entry in ENTRIES for part in entry.get("parts", ())}
     assert named == {path.name for path in VECTORS.iterdir()} - {"README.md", "manifest.json"}
     for entry in ENTRIES:
         last = entry["tensors"][-1]
@@ -64,10 +65,14 @@ def test_manifest_is_complete() -> None:
 
 
 @pytest.mark.parametrize("entry", WHOLE, ids=lambda entry: entry["expected"])
-def test_both_readers(entry: dict[str, Any]) -> None:
+def test_both_readers(entry: dict[str, Any], tmp_path: Path) -> None:
     file = VECTORS / entry["file"]
     values = VECTORS / entry["values"] if "values" in entry else None
-    read = reference.read(file, values)
+    whole = file
+    if "parts" in entry:
+        whole = tmp_path / file.name
+        whole.write_bytes(reference.join(file))
+    read = reference.read(whole, values)
     assert list(read) and set(read) == {tensor["name"] for tensor in entry["tensors"]}
     with rkf.open(file, values=values) as container:
         assert list(container.tensors) == [tensor["name"] for tensor in entry["tensors"]]
@@ -130,10 +135,10 @@ def test_logits_of_the_fast_path(entry: dict[str, Any]) -> None:
     assert abs(logits - wanted).max() < float(stated[1]) * abs(wanted).max()
 
 
-@pytest.mark.parametrize("script", ("reference_reader.py", "reference_program.py"))
+@pytest.mark.parametrize("script", ("reference_reader.py", "reference_program.py", "reference_parts.py"))
 def test_references_share_no_code(script: str) -> None:
     allowed = {"blake3", "math", "msgpack", "numpy", "pathlib", "struct", "zstandard"}
-    allowed |= {"reference_reader", "sys"} if script == "reference_program.py" else set()
+    allowed |= {"reference_reader", "sys"} if script != "reference_reader.py" else set()
     for node in ast.walk(ast.parse((SPEC / script).read_text())):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= allowed
