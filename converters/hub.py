@@ -109,16 +109,16 @@ def remote_structure(name: HubName) -> Structure:
     Raises SourceError if the hub does not answer, and the errors of opening a file with check="structure".
     """
     with naming(Path(str(name))):
-        head, file_bytes = _range(name, 0, SUPERBLOCK_BYTES)
+        head, file_bytes = read_range(name, 0, SUPERBLOCK_BYTES)
         superblock = parse_superblock(head)
         if superblock.file_bytes != file_bytes:
             raise StructureError(f"expected {superblock.file_bytes} bytes, the hub has {file_bytes}: upload it again")
-        directory, _ = _range(name, superblock.directory_offset, file_bytes)
+        directory, _ = read_range(name, superblock.directory_offset, file_bytes)
         return Structure(Path(str(name)), superblock, directory)
 
 
-def _range(name: HubName, start: int, end: int) -> tuple[bytes, int]:
-    """Bytes start … end - 1 of a file, fewer at its end, and the file's size."""
+def read_range(name: HubName, start: int, end: int, revision: str | None = None) -> tuple[bytes, int]:
+    """Bytes start … end - 1 of a file, fewer at its end, and the file's size. Raises SourceError."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -126,7 +126,7 @@ def _range(name: HubName, start: int, end: int) -> tuple[bytes, int]:
     with (
         reported(name),
         get_session().stream(
-            "GET", hf_hub_url(name.repo, str(name.file)), headers=headers, follow_redirects=True
+            "GET", hf_hub_url(name.repo, str(name.file), revision=revision), headers=headers, follow_redirects=True
         ) as response,
     ):
         hf_raise_for_status(response)

@@ -72,7 +72,8 @@ def convert(
 ) -> Ledger:
     """Convert the checkpoint `src` to the file `out`. Returns the ledger of the stored tensors.
 
-    src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`). adapter: the folder of a PEFT
+    src: a Hugging Face folder, a GGUF file, a name to fetch (`rkf.converters.pull`), or hub:USER/REPO, of which only
+    what is read is fetched (`rkf.converters.hub_checkpoint`). adapter: the folder of a PEFT
     LoRA adapter, whose products are added to the weights (`rkf.converters.adapter`).
     calibrate: makes the second moments on a calibration text (`rkf.calibrate.calibration`); None clusters without data.
     With it, budgets and recipes that have options for rotated tensors rotate the program (`rkf.model.rotation`).

@@ -20,11 +20,12 @@ from rkf.file.atomic import replacing
 from rkf.file.scratch import scratch
 from rkf.format.constants import VERBATIM
 
-PATTERNS = (
+FROM_HUB = "hub:"  # before a name: convert without a copy of the checkpoint (`rkf.converters.hub_checkpoint`)
+SMALL_FILES = (
     *VERBATIM,
-    "tokenizer.json",
-    *("chat_template.json", "chat_template.jinja", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "chat_template.json", "chat_template.jinja", "model.safetensors.index.json"),
 )
+PATTERNS = (*SMALL_FILES, "model*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,12 @@ def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
 
 
 def locate(src: str | Path) -> Path:
-    """A checkpoint or an .rkf file given by path or by a name that `pull` knows; an existing path wins."""
+    """A checkpoint or an .rkf file given by path or by a name that `pull` knows; an existing path wins. A name that
+    begins with `hub:` stays: `open_source` reads it there.
+    """
     path, name = Path(src), HubName.parse(str(src))
+    if str(src).startswith(FROM_HUB):
+        return path
     plain_path = name is None or (name.file is None and path.suffix in (".gguf", ".rkf"))
     if path.exists() or (plain_path and str(src).lower() not in MODELS):
         return path

@@ -125,7 +125,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint to an rkf file.
 
-    SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
+    SRC: a Hugging Face folder, a hub id or a GGUF file. hub:USER/REPO keeps no copy of the weights: tensors are fetched
+    as they are read. OUT: the file to write.
     """
     from rkf.calibrate.calibration import SHORT, Calibrate
     from rkf.converters.pipeline import convert as run
