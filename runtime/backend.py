@@ -35,6 +35,11 @@ class TokenSequence(Protocol):
         """
         ...
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether `truncate` can take back any of the tokens of the last call. A layer with a state cannot."""
+        ...
+
     def mark(self) -> None:
         """Let `truncate` go back to the present length later. Only the last few marks count."""
         ...

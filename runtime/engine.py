@@ -123,6 +123,8 @@ class Engine:
     all sequences; if it runs out, beginnings kept for later go first, then the youngest requests wait and are computed
     again. None: running requests take what they need. kept: maximum sequences kept for requests with the same
     beginning, while all take at most `memory_bytes`, or half of the memory that is available now.
+
+    takes_guesses: whether wrong guesses change nothing with this model; otherwise requests do not guess.
     """
 
     def __init__(
@@ -142,7 +144,8 @@ class Engine:
         self._running: list[_Running] = []  # the longest admitted first
         self._beginnings = Beginnings(backend, self.context, kept)
         # Where the length of a text chooses its ropes, guessed tokens would change the logits before them.
-        self._guesses = all(rope.long is None for rope in backend.metadata.program.ropes)
+        ropes_stay = all(rope.long is None for rope in backend.metadata.program.ropes)
+        self.takes_guesses = ropes_stay and backend.new_sequence(1).takes_back
 
     @property
     def waiting(self) -> int:
@@ -214,6 +217,8 @@ class Engine:
         then the shortest go first, so that they need not wait for long ones.
         """
         ready = [running for running in self._running if not running.request.full]
+        for running in ready:
+            running.guessed = []  # of a pass that was interrupted
         answers = [running for running in ready if running.missing == 1]
         prompts = [running for running in ready if running.missing > 1]
         if not prompts:
@@ -240,7 +245,7 @@ class Engine:
         """Let few answers guess: many together read the weights once anyway."""
         for running in answers:
             request = running.request
-            if request.guess is None or len(answers) > _ALONE or not self._guesses or not running.sequence.rewinds:
+            if request.guess is None or len(answers) > _ALONE or not self.takes_guesses:
                 continue
             guessed = request.guess(request.ids)[: max(request.most - len(request.ids) - 1, 0)]
             if not running.sequence.growth_bytes(1 + len(guessed)):  # a guess is worth no memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -15,6 +16,7 @@ from rkf.file.container import Container, open_file
 from rkf.model.metadata import ModelMetadata
 from rkf.runtime.backend import Row
 from rkf.runtime.chooser import Chooser
+from rkf.runtime.draft import Draft
 from rkf.runtime.engine import Engine
 from rkf.runtime.generate import Generation, Limits
 from rkf.runtime.guide import Form, Guides
@@ -54,10 +56,14 @@ class Model:
     the new tokens. Generations can run in turn; each computes only when it is iterated. Not thread-safe.
     """
 
-    def __init__(self, container: Container, backend: Backend, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, container: Container, backend: Backend, tokenizer: Tokenizer, draft: Model | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self._container, self._backend = container, backend
         self._engine = Engine(backend)
+        self._draft_model = draft
+        self._draft = None if draft is None else self._draft_of(draft)
 
     @property
     def config(self) -> ModelMetadata:
@@ -73,6 +79,11 @@ class Model:
     def engine(self) -> Engine:
         """The engine, for many requests at once."""
         return self._engine
+
+    @property
+    def draft(self) -> Draft | None:
+        """What guesses tokens of its answers, if it was loaded with a draft."""
+        return self._draft
 
     @cached_property
     def guides(self) -> Guides:
@@ -109,7 +120,8 @@ class Model:
         ids = self._prompt_ids(prompt, system, raw, template_args)
         guide = None if form is None else self.guides.guide(form)
         context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
-        return Generation(self._engine, ids, Chooser(sampling, len(ids), guide), limits, self.tokenizer.stream(context))
+        chooser, text = Chooser(sampling, len(ids), guide), self.tokenizer.stream(context)
+        return Generation(self._engine, ids, chooser, limits, text, self._draft)
 
     def generate(
         self,
@@ -140,12 +152,26 @@ class Model:
     def close(self) -> None:
         """Unmap the file. The model cannot be used afterwards."""
         self._container.close()
+        if self._draft_model is not None:
+            self._draft_model.close()
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _draft_of(self, draft: Model) -> Draft:
+        """UsageError: another tokenizer, or a model that can take no guesses."""
+        path = draft._container.path
+        if not self.tokenizer.same_ids(draft.tokenizer):
+            raise UsageError(f"draft {path}: expected the tokenizer of {self._container.path}: omit the draft")
+        if not self._engine.takes_guesses:
+            raise UsageError(
+                f"{self._container.path}: a draft needs a model that can take tokens back, and this one has recurrent"
+                " states, or ropes that change with a text's length: omit the draft"
+            )
+        return Draft(draft.backend, self.config.vocab_size)
 
     def _continues(self, prompt: str | Sequence[Message], raw: bool) -> bool:
         return raw or (self.tokenizer.template is None and isinstance(prompt, str))
@@ -185,6 +211,7 @@ def load(
     device: str = "cpu",
     kv_cache: str | None = None,
     bits: int | None = None,
+    draft: str | PathLike[str] | None = None,
 ) -> Model:
     """Open a `.rkf` file, check its hashes, and make it ready to run.
 
@@ -193,15 +220,18 @@ def load(
     values. kv_cache: number format of the key/value cache, "f16" (the default), "int8" or "f32" (the default with
     exact). bits: run a coarser model from the rank planes that fit into this many bits per weight. device: "cpu", or,
     with the torch extra, "cpu-torch" (f32) and "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
+    draft: a smaller model with the same tokenizer that guesses tokens of the answers (draft.py); no text changes by it.
     Raises RkfError: not an rkf file, corrupt, unsupported; a values file for other ranks; no torch or no such device.
     """
-    container = open_file(path, values=values)
-    try:
+    with ExitStack() as opened:
+        container = opened.enter_context(open_file(path, values=values))
         tokenizer = open_tokenizer(container)
-        return Model(container, _backend(container, device, threads, exact, kv_cache, bits), tokenizer)
-    except BaseException:
-        container.close()
-        raise
+        guessing = None
+        if draft is not None:
+            guessing = opened.enter_context(load(draft, threads=threads, device=device, kv_cache=kv_cache))
+        model = Model(container, _backend(container, device, threads, exact, kv_cache, bits), tokenizer, guessing)
+        opened.pop_all()
+    return model
 
 
 def _backend(

@@ -41,6 +41,11 @@ class PagedSequence:
         """Whether it can go back to every length: there are no states and no windows."""
         return not self._states.size and all(group.window is None for group in self._layout.groups)
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether it can take back tokens of the last call. What the first one saw through a window is still there."""
+        return not self._states.size
+
     def mark(self) -> None:
         """Let `truncate` go back to the present length later. The last marks count (snapshots.py)."""
         if self.length and self._steady:

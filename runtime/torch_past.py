@@ -108,6 +108,11 @@ class TorchCache:
         self._snapshots: Snapshots[States] = Snapshots()
         self.rewinds = not is_recurrent(program)  # whether it can go back to every length, without a mark
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether it can take back tokens of the last call, as it can all others."""
+        return self.rewinds
+
     def mark(self) -> None:
         """Let `truncate` go back to the present length later. The last marks count (snapshots.py)."""
         if self.length and not self.rewinds:

@@ -221,7 +221,7 @@ METADATA = {
     **{name: {"model": golden_programs.metadata(program)} for name, program in golden_programs.PROGRAMS.items()},
 }
 # Models in parts -> the model, bytes of a part.
-SPLIT = {"parts.rkf": ("everything.rkf", 1000), "program-parts.rkf": ("program-biased-head.rkf", 5000)}
+SPLIT = {"parts.rkf": ("everything.rkf", 1000), "parts-program.rkf": ("program-biased-head.rkf", 5000)}
 PREFIXES = {"progressive.rkf": (1, 2), "widths.rkf": (1, 2)}  # planes that are also decoded alone
 # Every form of canonical msgpack, in places whose contents are free.
 FREE = {

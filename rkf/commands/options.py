@@ -47,6 +47,12 @@ BITS = click.option(
     type=click.IntRange(1, 8),
     help="Run a coarser, faster model: read only the rank planes that fit into this many bits per weight.",
 )
+DRAFT = click.option(
+    "--draft",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="A smaller model with the same tokenizer, which guesses tokens ahead. It changes no text.",
+)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ANSWERS = (
     click.option("--temperature", type=NOT_NEGATIVE, help="0 always takes the most likely token."),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rkf.commands.default_model import model_path
-from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
+from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.output import byte_count
 from rkf.errors import RkfError, UsageError
 from rkf.text.reading import read_text
@@ -34,6 +34,7 @@ from rkf.text.reading import read_text
 @THREADS
 @KV_CACHE
 @BITS
+@DRAFT
 def serve_command(
     models: tuple[Path, ...],
     host: str,
@@ -49,6 +50,7 @@ def serve_command(
     threads: int | None,
     kv_cache: str | None,
     bits: int | None,
+    draft: Path | None,
     **options: Any,
 ) -> None:
     """Serve models over HTTP in OpenAI's protocol, with a web chat at /. docs/serve.md explains it.
@@ -60,8 +62,9 @@ def serve_command(
         from rkf.serve.catalogue import EngineOptions, named
     except ImportError as error:
         raise RkfError(f"rkf serve needs {error.name}: pip install 'rkf-llm[serve]'") from None
-    if values is not None and len(models) > 1:
-        raise UsageError("--values is for one model: serve that alone")
+    for name, given in (("--values", values), ("--draft", draft)):
+        if given is not None and len(models) > 1:
+            raise UsageError(f"{name} is for one model: serve that alone")
     defaults = answer_keywords(options)
     if "form" in defaults:
         raise UsageError("--json-schema and --grammar are for run and chat: requests give their response_format")
@@ -69,7 +72,13 @@ def serve_command(
         named([model_path(model) for model in models or (None,)]),
         host=host,
         port=port,
-        load_options={"values": values, "threads": threads, "kv_cache": kv_cache, "bits": bits},
+        load_options={
+            "values": values,
+            "threads": threads,
+            "kv_cache": kv_cache,
+            "bits": bits,
+            "draft": draft and model_path(draft),
+        },
         engine_options=EngineOptions(ctx, parallel, queue, None if cache_memory is None else byte_count(cache_memory)),
         drain_seconds=drain,
         defaults=defaults,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.default_model import model_path
-from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
+from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.output import write_text
 from rkf.errors import ContextLengthError, UsageError
 from rkf.text.reading import read_stream, read_text
@@ -44,6 +44,7 @@ DEVICE = click.option(
 @THREADS
 @KV_CACHE
 @BITS
+@DRAFT
 @click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
 def run(
     model: Path | None,
@@ -54,6 +55,7 @@ def run(
     threads: int | None,
     kv_cache: str | None,
     bits: int | None,
+    draft: Path | None,
     stats: bool,
     system: str | None,
     raw: bool,
@@ -65,7 +67,8 @@ def run(
     """
     text, keywords = _prompt(prompt, prompt_file), answer_keywords(options)
     began = perf_counter()
-    with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
+    loading = {"values": values, "device": device, "threads": threads, "kv_cache": kv_cache, "bits": bits}
+    with _load(model, draft, loading) as ready:
         loaded = perf_counter()
         _say_recommended(ready, keywords)
         generation = ready.stream(text, system=system, raw=raw, **keywords)
@@ -86,6 +89,7 @@ def run(
 @THREADS
 @KV_CACHE
 @BITS
+@DRAFT
 def chat(
     model: Path | None,
     system: str | None,
@@ -94,12 +98,14 @@ def chat(
     threads: int | None,
     kv_cache: str | None,
     bits: int | None,
+    draft: Path | None,
     **options: Any,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D quits. Without MODEL: SmolLM2-135M-Instruct."""
     keywords = answer_keywords(options)
     _edit_lines()
-    with _load(model, values=values, device=device, threads=threads, kv_cache=kv_cache, bits=bits) as ready:
+    loading = {"values": values, "device": device, "threads": threads, "kv_cache": kv_cache, "bits": bits}
+    with _load(model, draft, loading) as ready:
         _say_recommended(ready, keywords)
         if "form" in keywords:
             ready.guides.guide(keywords["form"])  # refused now, not after the first line
@@ -113,10 +119,10 @@ def chat(
                     click.echo(f"({error}; the line was ignored)", err=True)
 
 
-def _load(model: Path | None, **options: Any) -> Model:
+def _load(model: Path | None, draft: Path | None, options: dict[str, Any]) -> Model:
     from rkf.runtime.model import load
 
-    return load(model_path(model), **options)
+    return load(model_path(model), draft=draft and model_path(draft), **options)
 
 
 def _prompt(text: str | None, file: Path | None) -> str:

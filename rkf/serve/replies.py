@@ -108,7 +108,7 @@ async def started(serving: Serving, served: Served, prompts: Sequence[list[int]]
     for number, ids in enumerate(each for each in prompts for _ in range(n)):
         sampling = _with_seed(wish.sampling, number % n)
         chooser = Chooser(sampling, len(ids), guide and guide.copy(), wish.top_logprobs)
-        request = wish.limits.request(ids, chooser)
+        request = wish.limits.request(ids, chooser, served.model.draft)
         served.engine.check(request)
         text = served.model.tokenizer.stream(ids if wish.continues else (), special=wish.special)
         answer = Answer(

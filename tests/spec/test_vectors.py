@@ -28,8 +28,8 @@ ENTRIES = MANIFEST["vectors"]
 WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
 # The vectors that must be there, whatever the manifest says.
 NAMES = """
-affine dense everything exceptions free low-entropy model names other other.1-planes packed parts
-program-biased-head program-chunks program-experts program-latent program-parts program-plain program-post-norms
+affine dense everything exceptions free low-entropy model names other other.1-planes packed parts parts-program
+program-biased-head program-chunks program-experts program-latent program-plain program-post-norms
 program-recurrent program-rotated program-scan program-windows
 progressive progressive.1-planes progressive.2-planes
 regrouped rounding shapes smallest tables tuned unordered widths widths.1-planes widths.2-planes
