@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkf.commands.options import VALUES
-from rkf.commands.output import byte_count, print_json, print_map, print_table, progress_bar, reporter, size
+from rkf.commands.output import print_json, print_map, print_table, progress_bar, reporter, size
+from rkf.commands.quantities import Integer, Size
 from rkf.model.program import Program
 from rkf.text.terminal import printable
 
@@ -27,7 +28,7 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--program", is_flag=True, help="List the ops of the model's forward pass.")
 @click.option(
-    "--context", type=click.IntRange(1), metavar="N", help="Tokens whose memory is told (default: the model's context)."
+    "--context", type=Integer(1), metavar="N", help="Tokens whose memory is told (default: the model's context)."
 )
 @JSON
 def info(model: Path, tensors: bool, program: bool, context: int | None, as_json: bool) -> None:
@@ -234,9 +235,11 @@ def _sizes(source: Path, out: Path) -> None:
 @click.command()
 @MODEL
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--part-size", metavar="SIZE", required=True, help="Most bytes of a part, such as 4GB.")
+@click.option(
+    "--part-size", "part_bytes", type=Size(), metavar="SIZE", required=True, help="Most bytes of a part, such as 4GB."
+)
 @FORCE
-def split(model: Path, out: Path, part_size: str, force: bool) -> None:
+def split(model: Path, out: Path, part_bytes: int, force: bool) -> None:
     """Cut a model into parts, for disks and hosts that limit the size of a file.
 
     OUT becomes the index: the file that every command takes as the model. Its parts lie beside it as
@@ -247,7 +250,7 @@ def split(model: Path, out: Path, part_size: str, force: bool) -> None:
     from rkf.file.split import split as cut
 
     with progress_bar("split", "B") as bar:
-        cut(model, out, part_bytes=byte_count(part_size), force=force, progress=reporter(bar))
+        cut(model, out, part_bytes=part_bytes, force=force, progress=reporter(bar))
     parts = [path.name for path in files_of(out)[1:]]
     click.echo(f"{printable(out)}: {len(parts)} parts, {printable(parts[0])} to {printable(parts[-1])}", err=True)
 
