@@ -21,7 +21,7 @@ from rkf.converters.folder_tokenizer import ADDED, FolderTokenizer, some
 from rkf.converters.generation import generation_of
 from rkf.converters.input_files import files_fingerprint, hash_file, read_bytes, read_json, shown_name
 from rkf.converters.quantised import StoredWeight, quantisation, refuse_unreadable, weights_of
-from rkf.converters.shards import INDEX, SINGLE, StoredTensor, Weights, shards, tensors_of
+from rkf.converters.shards import INDEX, SINGLE, StoredTensor, WeightReader, shards, tensors_of
 from rkf.converters.source import read_origin, spec_of
 from rkf.errors import SourceError, naming
 from rkf.file.identity import identity, refuse_changed
@@ -37,7 +37,7 @@ _SLAB_WEIGHTS = 1 << 20
 class HfSource:
     """See rkf.converters.source.Source."""
 
-    def __init__(self, folder: Path, weights: Weights = input_files, label: str | None = None) -> None:
+    def __init__(self, folder: Path, weights: WeightReader = input_files, label: str | None = None) -> None:
         """weights: reads the safetensors files of the folder. label: by default the folder's name."""
         self.folder, self.label = folder, label or _label(folder.resolve())
         self._reader = weights

@@ -36,7 +36,7 @@ _KIND, _MOST = "hash 1", 1 << 12  # of a kept hash
 
 class HubCheckpoint:
     """The files of one commit. folder: as a folder in Hugging Face's layout, whose weights are holes. See
-    `rkf.converters.shards.Weights`.
+    `rkf.converters.shards.WeightReader`.
 
     Raises SourceError if the hub does not answer, or has no weights in safetensors there.
     """

@@ -22,7 +22,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _HELD = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1"}
 
 
-class Weights(Protocol):
+class WeightReader(Protocol):
     """Reads safetensors files: those of this machine (`input_files`), or of the hub by what stands for them here
     (`hub_checkpoint`).
     """
@@ -42,7 +42,7 @@ class StoredTensor:
     path: Path
     offset: int
     stored_bytes: int
-    weights: Weights
+    weights: WeightReader
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Entries start … stop - 1 along the first axis, by default all of them."""
@@ -92,7 +92,7 @@ def _indexed(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def tensors_of(path: Path, weights: Weights = input_files) -> Mapping[str, StoredTensor]:
+def tensors_of(path: Path, weights: WeightReader = input_files) -> Mapping[str, StoredTensor]:
     """The tensors of a file by name, after the library has checked the whole header."""
     try:
         with safe_open(path, framework="np"):

@@ -81,6 +81,13 @@ class WorkFolder:
         """Remove the folder unless `keep` is set, or it was never opened and may be another process's."""
         if not self._opened or keep:
             return
+        try:
+            self._remove()
+        except KeyboardInterrupt:  # in its midst: nothing need be left
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
         self._empty()
         with suppress(OSError):
             self.path.rmdir()
