@@ -30,7 +30,7 @@ from rkf.file.scratch import scratch
 
 _PIECE_BYTES = 64 << 20  # asked for at a time
 _MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-_TRIES = 5  # of one request; the pauses between them are 1, 2, 4 and 8 seconds
+_PAUSES_S = (1, 2, 4, 8)  # before a request that failed is sent again
 _KIND, _MOST = "hash 1", 1 << 12  # of a kept hash
 
 
@@ -132,14 +132,13 @@ class HubCheckpoint:
 
     def _range(self, shard: str, start: int, stop: int) -> tuple[bytes, int]:
         """As `read_range`; tried again where the connection fails."""
-        for pause_s in (*(1 << n for n in range(_TRIES - 1)), 0):
+        name = HubName(self._name.repo, shard)
+        for pause_s in _PAUSES_S:
             try:
-                return read_range(HubName(self._name.repo, shard), start, stop, self.commit)
+                return read_range(name, start, stop, self.commit)
             except SourceError:
-                if not pause_s:
-                    raise
                 time.sleep(pause_s)
-        raise SourceError(f"{self._name}: no try was made")
+        return read_range(name, start, stop, self.commit)
 
 
 class HubSource(HfSource):

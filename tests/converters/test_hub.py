@@ -27,6 +27,11 @@ def small_source(folder: Path) -> str:
     return next(path.name for path in folder.iterdir() if (path / "config.json").is_file())
 
 
+def export_each(path: Path, out: Path) -> bytes:
+    assert rkf("export", "gguf", path, out).exit_code == 0
+    return out.read_bytes()
+
+
 def rkf(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, [str(each) for each in arguments])
 
@@ -88,6 +93,8 @@ def test_a_model_in_parts(server: Hub, small: Path, tmp_path: Path) -> None:
     assert rkf("pull", "user/parts").exit_code == 0
     got = [path for method, path, _ in server.requests if method == "GET" and path.endswith(".rkf")]
     assert [path.rpartition("/")[2] for path in got] == [names[2]]
+    exported = [export_each(path, tmp_path / f"{number}.gguf") for number, path in enumerate((fetched, small))]
+    assert exported[0] == exported[1]
     stored[names[0]], stored[names[1]] = stored[names[1]], stored[names[0]]
     server.files["user/swapped"] = stored
     refused = rkf("pull", "user/swapped")
