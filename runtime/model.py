@@ -242,6 +242,8 @@ def load(
     (torch_parallel.py); for the torch devices.
     Raises RkfError: not an rkf file, corrupt, unsupported; a values file for other ranks; no torch or no such device.
     """
+    if tensor_parallel and draft is not None:  # its use depends on measured times, and processes must do the same
+        raise UsageError("tensor parallelism takes no draft: omit it")
     with ExitStack() as opened:
         container = opened.enter_context(open_file(path, values=values))
         if adapter is not None:

@@ -72,6 +72,8 @@ def test_alone_it_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.rkf", config, tiny.weights(config))
     with pytest.raises(UsageError, match="start them with `torchrun"):
         rkf.load(path, device="cpu-torch", tensor_parallel=True)
+    with pytest.raises(UsageError, match="takes no draft"):
+        rkf.load(path, device="cpu-torch", tensor_parallel=True, draft=path)
     with pytest.raises(UsageError, match="device cpu: tensor parallelism needs cpu-torch or cuda"):
         rkf.load(path, tensor_parallel=True)
 
