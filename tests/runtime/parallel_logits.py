@@ -3,6 +3,7 @@
 Arguments: a file of ids, then .rkf files; FILE.npy gets f32[tokens, vocab], FILE.bytes what one process holds.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from rkf.runtime.torch_backend import TorchBackend
 
 ids = np.load(sys.argv[1])
 torch_parallel.join("cpu")
+if torch_parallel.agreed(int(os.environ["RANK"]) + 5) != 5:
+    raise SystemExit("the processes do not agree")
 for path in map(Path, sys.argv[2:]):
     with rkf.open(path) as container:
         backend = TorchBackend(container, parallel=True)

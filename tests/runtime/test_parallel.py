@@ -28,8 +28,8 @@ from tests.runtime.files import write_model
 from tests.runtime.matrices import random_matrix
 
 ROOT = Path(__file__).parents[2]
-# Fused and plain attention, norms of heads, a window, tied and softcapped heads, mixtures, states, latent attention.
-VARIANTS = ("llama", "phi3", "gpt_neox", "gemma2", "gemma4", "qwen3_moe", "gpt_oss", "qwen3_5", "mamba2", "deepseek_v3")
+# Plain attention, windows and softcaps, a mixture, states, latent attention. docs/log.md has figures of others.
+VARIANTS = ("llama", "gemma2", "qwen3_moe", "qwen3_5", "deepseek_v3")
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
@@ -56,15 +56,14 @@ def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
 
 
 def test_two_processes_print_the_answer_of_one_once(tmp_path: Path) -> None:
-    """Sampled, from one seed that nobody gave; and a rotated file, whose transforms span both parts."""
+    """Of a rotated file, whose transforms span both parts."""
     config = tiny.config(eos_ids=())
     path = write_model(tmp_path / "m.rkf", config, tiny.weights(config), Rule(k=16, affine="row"), rotate=True)
     run = ["run", str(path), "--device", "cpu-torch", "--prompt", "The capital", "--raw", "--max-tokens", "24"]
+    run += ["--temperature", "1", "--seed", "7"]
     done = torchrun("-m", "rkf", *run, "--tensor-parallel")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == CliRunner().invoke(cli, run).stdout
-    sampled = torchrun("-m", "rkf", *run, "--tensor-parallel", "--temperature", "1")
-    assert sampled.returncode == 0 and sampled.stdout.count("\n") >= 1
 
 
 def test_alone_it_is_refused(tmp_path: Path) -> None:
