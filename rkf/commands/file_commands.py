@@ -11,6 +11,7 @@ import click
 
 from rkf.commands.options import VALUES
 from rkf.commands.output import print_json, print_map, print_table, progress_bar, reporter, size
+from rkf.commands.quantities import Integer
 from rkf.model.program import Program
 from rkf.text.terminal import printable
 
@@ -27,7 +28,7 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--program", is_flag=True, help="List the ops of the model's forward pass.")
 @click.option(
-    "--context", type=click.IntRange(1), metavar="N", help="Tokens whose memory is told (default: the model's context)."
+    "--context", type=Integer(1), metavar="N", help="Tokens whose memory is told (default: the model's context)."
 )
 @JSON
 def info(model: Path, tensors: bool, program: bool, context: int | None, as_json: bool) -> None:

@@ -11,6 +11,7 @@ import click
 
 from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
 from rkf.commands.output import print_json, print_table, progress_bar, reporter, size
+from rkf.commands.quantities import Integer
 from rkf.text.reading import read_text
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ def evaluate() -> None:
 @click.option(
     "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
 )
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
-@click.option("--windows", type=click.IntRange(1), help="Use only this many windows, from the start.")
+@click.option(
+    "--ctx", type=Integer(4), default=512, show_default=True, help="Tokens per window; its second half is scored."
+)
+@click.option("--windows", type=Integer(1), help="Use only this many windows, from the start.")
 @VALUES
 @KV_CACHE
 @BITS
@@ -59,8 +62,10 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, *
     help="The model that MODEL was made from: an rkf file, a checkpoint, or a .kld file.",
 )
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict.")
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
-@click.option("--windows", type=click.IntRange(1), help="Use only this many windows, from the start.")
+@click.option(
+    "--ctx", type=Integer(4), default=512, show_default=True, help="Tokens per window; its second half is scored."
+)
+@click.option("--windows", type=Integer(1), help="Use only this many windows, from the start.")
 @click.option("--save", type=click.Path(path_type=Path), help="Also write the reference's predictions to a .kld file.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --save.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
@@ -103,7 +108,7 @@ def kld(
 @evaluate.command()
 @MODEL
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--items", type=click.IntRange(1), help="Use only this many items, from the start.")
+@click.option("--items", type=Integer(1), help="Use only this many items, from the start.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
 @JSON
@@ -133,10 +138,10 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
 @click.option(
     "--include-path", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder with own tasks."
 )
-@click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each question (default: the task's).")
-@click.option("--limit", type=click.IntRange(1), help="Use only this many items of each task.")
+@click.option("--num-fewshot", type=Integer(0), help="Examples before each question (default: the task's).")
+@click.option("--limit", type=Integer(1), help="Use only this many items of each task.")
 @click.option("--apply-chat-template", is_flag=True, help="Ask through the model's chat template.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Requests that run together.")
+@click.option("--batch-size", type=Integer(1), default=16, show_default=True, help="Requests that run together.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
 @KV_CACHE
@@ -224,11 +229,9 @@ def _as_rkf(path: Path) -> Iterator[Path]:
 @THREADS
 @KV_CACHE
 @BITS
-@click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the timed prompt.")
-@click.option("--decode", type=int, default=128, show_default=True, help="Tokens generated one by one.")
-@click.option(
-    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Also time this many sequences."
-)
+@click.option("--prefill", type=Integer(1), default=512, show_default=True, help="Tokens of the timed prompt.")
+@click.option("--decode", type=Integer(1), default=128, show_default=True, help="Tokens generated one by one.")
+@click.option("--batch", type=Integer(1, 1024), default=1, show_default=True, help="Also time this many sequences.")
 @JSON
 def bench(model: Path, as_json: bool, **options: Any) -> None:
     """Measure speed and memory on this machine."""

@@ -9,7 +9,7 @@ import click
 
 from rkf.commands.default_model import model_path
 from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
-from rkf.commands.output import byte_count
+from rkf.commands.quantities import Integer, Size
 from rkf.errors import RkfError, UsageError
 from rkf.text.reading import read_text
 
@@ -17,18 +17,20 @@ from rkf.text.reading import read_text
 @click.command("serve")
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0 for all.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free one.")
+@click.option("--port", type=Integer(0, 65535), default=8080, show_default=True, help="0: any free one.")
 @click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file with one key per line; requests then need one of them.",
 )
 @click.option("--allow-origin", multiple=True, metavar="URL", help="Let web pages of this origin use the server.")
-@click.option("--parallel", type=click.IntRange(1, 1024), default=16, show_default=True, help="Requests at once.")
-@click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Requests that may wait.")
-@click.option("--ctx", type=click.IntRange(2), help="Maximum tokens of a conversation. Default: the model's.")
-@click.option("--cache-memory", metavar="SIZE", help="Memory of keys and values. Default: half of what is available.")
-@click.option("--drain", type=click.IntRange(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
+@click.option("--parallel", type=Integer(1, 1024), default=16, show_default=True, help="Requests at once.")
+@click.option("--queue", type=Integer(0), default=256, show_default=True, help="Requests that may wait.")
+@click.option("--ctx", type=Integer(2), help="Maximum tokens of a conversation. Default: the model's.")
+@click.option(
+    "--cache-memory", type=Size(), metavar="SIZE", help="Memory of keys and values. Default: half of what is available."
+)
+@click.option("--drain", type=Integer(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
 @answer_options(max_tokens=None)
 @VALUES
 @THREADS
@@ -44,7 +46,7 @@ def serve_command(
     parallel: int,
     queue: int,
     ctx: int | None,
-    cache_memory: str | None,
+    cache_memory: int | None,
     drain: int,
     values: Path | None,
     threads: int | None,
@@ -79,7 +81,7 @@ def serve_command(
             "bits": bits,
             "draft": draft and model_path(draft),
         },
-        engine_options=EngineOptions(ctx, parallel, queue, None if cache_memory is None else byte_count(cache_memory)),
+        engine_options=EngineOptions(ctx, parallel, queue, cache_memory),
         drain_seconds=drain,
         defaults=defaults,
         keys=_keys(api_key_file),

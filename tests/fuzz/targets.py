@@ -101,7 +101,7 @@ def _damaged_arrays(kind: str, sound: bytes, draw: Choices) -> bytes:
     name = sorted(arrays)[draw(len(arrays))]
     match draw(4):
         case 0:
-            arrays[name] = arrays[name].astype(("U4", "u4", "f4", "f8", "i8", "?", "c8", "S4")[draw(8)])
+            arrays[name] = np.ones(arrays[name].shape, ("U4", "u4", "f4", "f8", "i8", "?", "c8", "S4")[draw(8)])
         case 1:
             arrays[name] = np.resize(arrays[name], [draw(4) for _ in range(draw(4))])
         case 2 if arrays[name].dtype.kind == "f" and arrays[name].size:
