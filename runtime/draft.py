@@ -1,7 +1,7 @@
 """Guesses of the next tokens by a smaller model of the same tokenizer (Leviathan et al. 2023, speculative decoding).
 
-The smaller model draws with the same sampling options, seed and positions as the larger one (sampling.py), so sampled
-tokens come true about as often as greedy ones. As with every guess, no text changes (lookup.py): the engine keeps the
+The smaller model draws with the same sampling options, seed and positions as the larger one (sampling.py), so that
+sampled tokens come true too. As with every guess, no text changes (lookup.py): the engine keeps the
 tokens that the larger model chooses anyway. Guesses are as long as pays, by measured times.
 """
 
