@@ -11,7 +11,6 @@ import click
 
 from rkf.commands.default_model import model_path
 from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_options
-from rkf.errors import UsageError
 from rkf.file.atomic import refuse_existing
 
 if TYPE_CHECKING:
@@ -60,9 +59,7 @@ def session(model: Model, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    refuse_existing(path, force=True)  # what is no file, and a missing folder, are noticed before the work
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
+    refuse_existing(path, force=True)  # a folder; noticed before the work
     kept = model.session(path)
     kept.load()
     try:
