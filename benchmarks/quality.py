@@ -26,7 +26,7 @@ from benchmarks.report import ratios, table
 from rkf.calibrate.calibration import CTX, Calibrate
 from rkf.calibrate.kept import save
 from rkf.cluster.allocation import coarse
-from rkf.commands.output import byte_count
+from rkf.commands.quantities import byte_count
 from rkf.converters.export import export_gguf
 from rkf.converters.pipeline import convert
 from rkf.converters.rotated_source import RotatedSource

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numba
 import numpy as np
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from rkf import __version__
 from rkf.cluster import allocation
-from rkf.cluster.clustering import cluster_alike
+from rkf.cluster.clustering import Clustered, cluster_alike
 from rkf.cluster.compensate import Objectives, objectives
 from rkf.cluster.histogram import few_distinct
 from rkf.cluster.recipe import Recipe
@@ -36,11 +36,16 @@ from rkf.converters.source import Source, open_source, refuse_source, stored_hea
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError, naming
 from rkf.file.atomic import refuse_existing, refuse_same_file
+from rkf.file.container import total_bytes
+from rkf.file.part_writer import check_part_bytes
 from rkf.file.writer import Writer
 from rkf.format import codec
 from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
 from rkf.format.matrix import Alias, ClusteredMatrix, Tensor
 from rkf.model.roles import clusterable
+
+if TYPE_CHECKING:
+    from rkf.converters.ray_tasks import RayMachines
 
 # Weights that may be in memory beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
 _IN_FLIGHT = 1 << 25
@@ -62,14 +67,17 @@ def convert(
     calibrate: Calibrator | None = None,
     compensate: bool = True,
     workers: int | None = None,
+    ray: str | None = None,
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
+    part_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
     """Convert the checkpoint `src` to the file `out`. Returns the ledger of the stored tensors.
 
-    src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`). adapter: the folder of a PEFT
+    src: a Hugging Face folder, a GGUF file, a name to fetch (`rkf.converters.pull`), or hub:USER/REPO, of which only
+    what is read is fetched (`rkf.converters.hub_checkpoint`). adapter: the folder of a PEFT
     LoRA adapter, whose products are added to the weights (`rkf.converters.adapter`).
     calibrate: makes the second moments on a calibration text (`rkf.calibrate.calibration`); None clusters without data.
     With it, budgets and recipes that have options for rotated tensors rotate the program (`rkf.model.rotation`).
@@ -80,10 +88,13 @@ def convert(
     chosen for each matrix for the least loss (`rkf.cluster.allocation`). The loss is measured on the calibration text
     if there is one; a dry run uses typical losses. archive: the limits apply to the file packed by `rkf pack`, and K to
     ranks of the least entropy.
-    workers: threads, by default one per usable core; the bytes do not depend on it. force: overwrite `out`.
+    workers: threads, by default one per usable core; the bytes do not depend on it. ray: the address of a Ray cluster,
+    whose machines cluster the matrices (`rkf.converters.ray_tasks`); workers is then the number of tasks at once.
+    force: overwrite `out`.
     resume: continue an interrupted conversion of the same job from its work folder beside `out`, and keep the folder if
-    this one fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the
-    caller's thread; None shows a bar on stderr if that is a terminal.
+    this one fails too. dry_run: predict the ledger and write nothing. part_bytes: write `out` as the index of a model
+    in parts, each with at most so many bytes before its directory (`rkf.file.split`). progress: called after each
+    tensor, in the caller's thread; None shows a bar on stderr if that is a terminal.
 
     `out` is complete or absent (or unchanged), no matter when the process is killed. Raises UsageError, SourceError,
     UnsupportedError, OutputError.
@@ -95,6 +106,8 @@ def convert(
         raise UsageError("size, bpw, and a recipe with its k exclude each other: give one")
     if archive and size is None and bpw is None:
         raise UsageError("archive: expected size or bpw with it")
+    if part_bytes is not None:
+        check_part_bytes(part_bytes)
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
@@ -119,7 +132,7 @@ def convert(
         return fit(source, lambda trial: job(source, trial, announced).rehearse(), size, bpw, losses)
 
     def job(source: Source, chosen: Recipe, text: Mapping[str, Any] | None) -> _Job:
-        return _Job(source, chosen, out, text, compensate)
+        return _Job(source, chosen, out, text, compensate, part_bytes)
 
     expected = plan(None)
     if not any(expected.rule(name, spec.shape).k for name, spec in source.tensors.items()):
@@ -132,6 +145,7 @@ def convert(
         refuse_same_file(out, Path(adapter, CONFIG), Path(adapter, WEIGHTS))
     refuse_same_file(out, recipe if recipe and Path(recipe).is_file() else None, calibrate.text if calibrate else None)
     with ExitStack() as stack:
+        machines = stack.enter_context(_machines(ray)) if ray else None
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(plain, out.parent) if calibrate else None
         text = calibration.provenance if calibration else None
@@ -140,7 +154,14 @@ def convert(
             calibration = None
         calibration = calibration and calibration.of(source)
         chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
-        return job(source, chosen, text).run(workers or codec.workers(), force, resume, report, calibration)
+        at_once = workers or (machines.cpus if machines else codec.workers())
+        return job(source, chosen, text).run(at_once, force, resume, report, calibration, machines)
+
+
+def _machines(address: str) -> AbstractContextManager[RayMachines]:
+    from rkf.converters.ray_tasks import ray_machines  # needs the extra `ray`
+
+    return ray_machines(address)
 
 
 def _is_exact(source: Source, recipe: Recipe | None) -> bool:
@@ -189,9 +210,15 @@ class _Job:
     """One source, one recipe, one output."""
 
     def __init__(
-        self, source: Source, recipe: Recipe, out: Path, text: Mapping[str, Any] | None, compensate: bool = True
+        self,
+        source: Source,
+        recipe: Recipe,
+        out: Path,
+        text: Mapping[str, Any] | None,
+        compensate: bool = True,
+        part_bytes: int | None = None,
     ) -> None:
-        self.source, self.recipe, self.out = source, recipe, out
+        self.source, self.recipe, self.out, self.part_bytes = source, recipe, out, part_bytes
         self.text: Any = "none"  # the calibration text, and whether it chose the indices
         if text:
             self.text = dict(text) if compensate else {**text, "use": "scales"}
@@ -203,6 +230,8 @@ class _Job:
         self.numbers = {name: number for number, name in enumerate(self.names)}  # of parts in the work folder
         self.work = WorkFolder(out)
         self.each: Callable[..., Iterable[Any]] = map  # applies a function to the experts of a stack
+        self.cluster_alike: Callable[..., list[Clustered]] = cluster_alike
+        self.in_flight = max(_IN_FLIGHT, *(spec.weights for spec in source.tensors.values()))
 
     def rehearse(self) -> Ledger:
         with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
@@ -210,9 +239,24 @@ class _Job:
         return Ledger(tuple(rows), writer.file_bytes, self.source.left_out, self.source.notes)
 
     def run(
-        self, workers: int, force: bool, resume: bool, report: Progress, calibration: GivenCalibration | None
+        self,
+        workers: int,
+        force: bool,
+        resume: bool,
+        report: Progress,
+        calibration: GivenCalibration | None,
+        machines: RayMachines | None,
     ) -> Ledger:
-        writer = Writer(self.out, metadata=self._metadata(), provenance=self._provenance(), force=force)
+        if machines:
+            self.cluster_alike = machines.cluster_alike
+            self.in_flight *= machines.machines  # each holds as much as one process would
+        writer = Writer(
+            self.out,
+            metadata=self._metadata(),
+            provenance=self._provenance(),
+            force=force,
+            part_bytes=self.part_bytes,
+        )
         try:
             with writer, _pool(workers, "rkf-experts") as experts:  # the writer's lock also covers the work folder
                 self.each = experts.map
@@ -225,7 +269,7 @@ class _Job:
             raise
         self.work.close()
         notes = self.source.notes + (calibration.notes if calibration else ())
-        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, notes)
+        return Ledger(tuple(rows), total_bytes(self.out), self.source.left_out, notes)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []
@@ -244,13 +288,12 @@ class _Job:
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
         """Every tensor, in name order. While one is consumed, later ones are computed, as many as memory allows."""
         specs = self.source.tensors
-        budget = max(_IN_FLIGHT, *(spec.weights for spec in specs.values()))
         waiting: deque[tuple[str, int, Future[_Result]]] = deque()
         in_flight = 0
         with _pool(workers, "rkf-convert") as pool:
             for name in self.names:
                 weights = specs[name].weights if name in specs else 0
-                while waiting and in_flight + weights > budget:
+                while waiting and in_flight + weights > self.in_flight:
                     done, freed, future = waiting.popleft()
                     yield done, future.result()
                     in_flight -= freed
@@ -297,7 +340,7 @@ class _Job:
         with naming(Path(self.source.label)):
             tensors = [(self.source.read(name), rule, name) for name, rule in zip(missing, rules, strict=True)]
             self.source.refuse_changed()  # before it is kept for a later run
-            found |= zip(missing, cluster_alike(tensors, objective, kept, self.each), strict=True)
+            found |= zip(missing, self.cluster_alike(tensors, objective, kept, self.each), strict=True)
         for name in missing:
             tensor, stats = found[name]
             if isinstance(tensor, ClusteredMatrix):

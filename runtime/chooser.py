@@ -37,11 +37,15 @@ class Chooser:
         top_logprobs: int | None = None,
     ) -> None:
         self.sampling, self.logprobs = sampling, list[TokenLogprob]()
-        self._prompt_tokens, self._guide, self._top = prompt_tokens, guide, top_logprobs
+        self.prompt_tokens, self._guide, self._top = prompt_tokens, guide, top_logprobs
+
+    def copy(self) -> Chooser:
+        """One in the same state, to see ahead with; it tells no log-probabilities."""
+        return Chooser(self.sampling, self.prompt_tokens, self._guide and self._guide.copy())
 
     def __call__(self, logits: F32, ids: Sequence[int]) -> int:
         allowed = self._guide.allowed() if self._guide else None
-        token = sample(logits, self.sampling, ids, prompt_tokens=self._prompt_tokens, allowed=allowed)
+        token = sample(logits, self.sampling, ids, prompt_tokens=self.prompt_tokens, allowed=allowed)
         if self._guide:
             self._guide.accept(token)
         if self._top is not None:

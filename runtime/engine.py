@@ -36,13 +36,15 @@ class Request:
     ids: the prompt, then the tokens that follow. choose: logits f32[vocab] after ids -> the next token; an RkfError of
     it ends this request alone. most: the length at which it ends, at the latest the context's. eos: tokens that end it.
     ahead: it waits while so many of its tokens are not taken. scores: gets (position, logits f32[vocab]) after each
-    prompt token from the position `scored` on, except the last. guess: ids -> tokens that may follow; a wrong guess
-    costs time and changes nothing. cached_tokens: of the prompt, not computed again.
-    finish: "eos", "length" or "cancelled"; empty until it ends. error: the RkfError that ended it.
+    prompt token from the position `scored` on, except the last; `scored` moves on with it. guess: ids -> tokens that
+    may follow; a wrong guess costs time and changes nothing. cached_tokens: of the prompt, not computed again.
+    finish: "eos", "length", "read" or "cancelled"; empty until it ends. error: the RkfError that ended it.
+
+    choose None: a text that is only read. `scores` gets hidden states, f32[width], and that of the last token too.
     """
 
     ids: list[int]
-    choose: Callable[[F32, Sequence[int]], int]
+    choose: Callable[[F32, Sequence[int]], int] | None
     most: int = maxsize
     eos: Collection[int] = ()
     ahead: int = 1
@@ -57,6 +59,13 @@ class Request:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = self.taken = len(self.ids)
+        if self.choose is None:
+            self.most = self.prompt_tokens
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the text gets hidden states and no continuation."""
+        return self.choose is None
 
     @property
     def ended(self) -> bool:
@@ -103,14 +112,17 @@ class _Running(Held):
 
     def wanted(self, start: int, end: int) -> list[int]:
         """The positions start … end - 1 after which logits are needed."""
+        request = self.request
+        if request.is_read:
+            return [*range(max(start, request.scored), end)]
         found = [*range(len(self.ids) - 1, end)]
-        if self.request.scores is not None:
-            found = [*range(max(start, self.request.scored), min(end, self.coming - 1)), *found]
+        if request.scores is not None:
+            found = [*range(max(start, request.scored), min(end, self.coming - 1)), *found]
         return found
 
     def next_part(self, most: int) -> int:
         """The number of tokens for a pass of at most `most`: up to the next mark."""
-        if self.request.scores is not None:
+        if self.request.scores is not None and not self.request.is_read:
             most = min(most, _SCORED)
         end = self.marks[0] if self.marks else len(self.ids)
         return min(most, end - self.sequence.length)
@@ -123,6 +135,8 @@ class Engine:
     all sequences; if it runs out, beginnings kept for later go first, then the youngest requests wait and are computed
     again. None: running requests take what they need. kept: maximum sequences kept for requests with the same
     beginning, while all take at most `memory_bytes`, or half of the memory that is available now.
+
+    takes_guesses: whether wrong guesses change nothing with this model; otherwise requests do not guess.
     """
 
     def __init__(
@@ -142,7 +156,8 @@ class Engine:
         self._running: list[_Running] = []  # the longest admitted first
         self._beginnings = Beginnings(backend, self.context, kept)
         # Where the length of a text chooses its ropes, guessed tokens would change the logits before them.
-        self._guesses = all(rope.long is None for rope in backend.metadata.program.ropes)
+        ropes_stay = all(rope.long is None for rope in backend.metadata.program.ropes)
+        self.takes_guesses = ropes_stay and backend.new_sequence(1).takes_back
 
     @property
     def waiting(self) -> int:
@@ -159,10 +174,9 @@ class Engine:
         if not request.ids:
             raise UsageError("the prompt is empty: expected at least one token")
         if len(request.ids) + (request.most > len(request.ids)) > self.context:
-            raise ContextLengthError(
-                f"the prompt has at least {len(request.ids)} tokens, the model's context {self.context}: shorten it to"
-                " leave room for an answer"
-            )
+            room = "" if request.is_read else " to leave room for an answer"
+            length = f"the prompt has at least {len(request.ids)} tokens, the model's context {self.context}"
+            raise ContextLengthError(f"{length}: shorten it{room}")
 
     def submit(self, request: Request) -> None:
         """Add a request; the errors are those of `check`."""
@@ -186,6 +200,14 @@ class Engine:
         self.cancel(request)
         del request.ids[len(request.ids) - tokens :]
 
+    def last_ended(self) -> Held | None:
+        """The text that ended last, if its sequence is kept."""
+        return self._beginnings.last()
+
+    def keep(self, sequence: TokenSequence, ids: list[int]) -> None:
+        """Keep a text from elsewhere, as if it had ended now."""
+        self._beginnings.keep(sequence, ids)
+
     def step(self) -> bool:
         """Compute one pass. False: no request can go on. An error of the backend leaves all requests as they were."""
         self._admit()
@@ -195,7 +217,9 @@ class Engine:
         if not parts:
             return False
         try:
-            self._compute(parts)
+            for read in (False, True):
+                if some := {running: n for running, n in parts.items() if running.request.is_read == read}:
+                    self._compute(some, self._backend.hidden if read else self._backend.forward)
         except BaseException:  # such as Ctrl-C: states may be lost, and logits not used
             for running in self._running:
                 sequence = running.sequence
@@ -214,6 +238,8 @@ class Engine:
         then the shortest go first, so that they need not wait for long ones.
         """
         ready = [running for running in self._running if not running.request.full]
+        for running in ready:
+            running.guessed = []  # of a pass that was interrupted
         answers = [running for running in ready if running.missing == 1]
         prompts = [running for running in ready if running.missing > 1]
         if not prompts:
@@ -240,13 +266,14 @@ class Engine:
         """Let few answers guess: many together read the weights once anyway."""
         for running in answers:
             request = running.request
-            if request.guess is None or len(answers) > _ALONE or not self._guesses or not running.sequence.rewinds:
+            if request.guess is None or len(answers) > _ALONE or not self.takes_guesses:
                 continue
             guessed = request.guess(request.ids)[: max(request.most - len(request.ids) - 1, 0)]
             if not running.sequence.growth_bytes(1 + len(guessed)):  # a guess is worth no memory
                 running.guessed = guessed
 
-    def _compute(self, parts: dict[_Running, int]) -> None:
+    def _compute(self, parts: dict[_Running, int], forward: Callable[[Sequence[Row], Wanted], F32]) -> None:
+        """One call of the backend: `forward`, or `hidden` for texts that are only read."""
         rows, places, wanted, at = [], [], [], 0
         guessing = [running for running in parts if running.guessed]
         for running, count in parts.items():
@@ -259,12 +286,12 @@ class Engine:
                 places.append(at + position - start)
             at += count
         last: Wanted = "last" if len(places) == len(rows) == at else np.array(places, np.int64)
-        logits = self._backend.forward(rows, last)
+        found = forward(rows, last)
         for running in parts:
             if running.marks and running.marks[0] == running.sequence.length:
                 running.sequence.mark()
                 del running.marks[0]
-        for (running, position, token), row in zip(wanted, logits, strict=True):
+        for (running, position, token), row in zip(wanted, found, strict=True):
             if running.ids[position : position + 1] == [token]:  # otherwise a wrong guess, or what followed one
                 _advance(running.request, position, row)
         for running in guessing:
@@ -349,17 +376,20 @@ class Engine:
             self._waiting = [request for request in self._waiting if not request.ended]
 
 
-def _advance(request: Request, position: int, logits: F32) -> None:
-    """Use the logits after the token at `position`."""
+def _advance(request: Request, position: int, found: F32) -> None:
+    """Use the logits, or the hidden state, after the token at `position`."""
     if request.ended:
         return
     try:
-        if position < request.prompt_tokens - 1:
+        if request.is_read or position < request.prompt_tokens - 1:
             if request.scores is not None:
-                request.scores(position, logits)
+                request.scores(position, found)
+                request.scored = position + 1
+            if request.is_read and position == request.prompt_tokens - 1:
+                request.finish = "read"
             return
-        if len(request.ids) < request.most:
-            token = request.choose(logits, request.ids)
+        if request.choose is not None and len(request.ids) < request.most:
+            token = request.choose(found, request.ids)
             request.ids.append(token)
             if token in request.eos:
                 request.finish = "eos"

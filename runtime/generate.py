@@ -9,8 +9,9 @@ from time import perf_counter
 
 from rkf.errors import UsageError
 from rkf.runtime.chooser import Chooser
+from rkf.runtime.draft import Draft
 from rkf.runtime.engine import Engine, Request
-from rkf.runtime.lookup import PromptLookup
+from rkf.runtime.lookup import Guesses
 from rkf.text.tokenizer import TextStream
 
 
@@ -39,10 +40,11 @@ class Limits:
         if "" in self.stop:
             raise UsageError("a stop string is empty: it would stop everything")
 
-    def request(self, ids: Sequence[int], choose: Chooser) -> Request:
-        """A request that continues `ids` within these limits."""
+    def request(self, ids: Sequence[int], choose: Chooser, draft: Draft | None = None) -> Request:
+        """A request that continues `ids` within these limits. draft: guesses where the text so far tells nothing."""
+        guess = Guesses(None if draft is None else draft.text(choose))
         most = maxsize if self.max_tokens is None else len(ids) + self.max_tokens
-        return Request(list(ids), choose, most=most, eos=frozenset(self.eos_ids), guess=PromptLookup())
+        return Request(list(ids), choose, most=most, eos=frozenset(self.eos_ids), guess=guess)
 
 
 class AnswerText:
@@ -81,11 +83,12 @@ class Generation:
     choose: Chooser
     limits: Limits
     text: TextStream
+    draft: Draft | None = None
     request: Request = field(init=False)
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
-        self.request = self.limits.request(self.prompt, self.choose)
+        self.request = self.limits.request(self.prompt, self.choose, self.draft)
         self.engine.check(self.request)
         self.stats.prompt_tokens = self.request.prompt_tokens
 

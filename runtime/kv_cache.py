@@ -8,8 +8,6 @@ kernels/cache_format.py defines the order inside.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from rkf.model.ops import Attention, Conv, Scan
 from rkf.model.program import Program
 from rkf.model.recurrent_ops import Recurrent
 from rkf.runtime.buffers import LINE, padded
+from rkf.runtime.held_bytes import HeldBytes
 from rkf.runtime.snapshots import MOST
 from rkf.runtime.structs import LANES, PAGE, WIDE
 
@@ -54,20 +53,6 @@ class Group:
         """The pages that hold the earlier positions that a position sees."""
         first = 0 if self.window is None else max(position - self.window + 1, 0)
         return range(first // PAGE, -(-position // PAGE) if first < position else first // PAGE)
-
-
-class HeldBytes:
-    """Counts the bytes of arrays while they live."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def count(self, array: NDArray[Any]) -> None:
-        self.bytes += array.nbytes
-        finalize(array, self._forget, array.nbytes).atexit = False
-
-    def _forget(self, size: int) -> None:
-        self.bytes -= size
 
 
 class CacheLayout:
@@ -106,6 +91,11 @@ class CacheLayout:
         size.
         """
         return self.state_bytes + sum(group.pages(tokens) * group.page_bytes for group in self.groups)
+
+    def most_bytes(self, tokens: int) -> int:
+        """Memory of a sequence of so many tokens that holds all pages and all copies of its states."""
+        pages = -(-tokens // PAGE) * sum(group.page_bytes for group in self.groups)
+        return pages + (MOST + 1) * self.state_bytes
 
     def bytes_to_go_back(self, tokens: int) -> int:
         """At most so much more memory lets a sequence of so many tokens go back to earlier lengths: copies of its
@@ -210,6 +200,16 @@ class PageTable:
         del self._pages[pages:]
         self._first = 0
         self._marked = self._marked if self._marked.stop <= pages else range(0)
+
+    def contents(self) -> dict[int, NDArray[np.uint8]]:
+        """The pages that are there, by number: u8[page_bytes] each."""
+        return {number: page.array for number, page in enumerate(self._pages) if page is not None}
+
+    def fill(self, number: int, content: NDArray[np.uint8]) -> None:
+        """Put a page of this content, u8[page_bytes], in an empty place."""
+        page = self._copy(None)
+        page.array[:] = content
+        self._put(number, page)
 
     def share_with(self, other: PageTable) -> None:
         """Give the same pages to another, empty table."""

@@ -1,4 +1,4 @@
-"""Guesses the next tokens of a text from its own past: what followed the last three tokens before (prompt lookup).
+"""Guesses the next tokens of a text: what followed the last three tokens before (prompt lookup), or what a draft says.
 
 A guess changes no text: the engine computes guessed tokens together and keeps those that are chosen anyway. It pays
 where an answer repeats its prompt, as edited code does, because a pass of a few tokens reads the weights once. Saxena
@@ -8,10 +8,25 @@ where an answer repeats its prompt, as edited code does, because a pass of a few
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rkf.runtime.draft import DraftText
 
 _MATCH = 3  # tokens that must have occurred before
 _MOST = 8  # a pass of nine tokens takes about three times that of one, so nine correct guesses in a row are 3 x
 _PAUSE = 16  # tokens without a guess after a wrong one, doubled each time: a wrong guess of four costs most of a token
+
+
+class Guesses:
+    """Guesses for one text that only grows: from its own past, which costs nothing, otherwise from a draft."""
+
+    def __init__(self, draft: DraftText | None = None) -> None:
+        self._lookup, self._draft = PromptLookup(), draft
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that may follow `ids`, which begin with those of the last call; often none."""
+        return self._lookup(ids) or ([] if self._draft is None else self._draft(ids))
 
 
 class PromptLookup:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -13,8 +15,10 @@ from numpy.typing import NDArray
 from rkf.errors import UsageError
 from rkf.file.container import Container, open_file
 from rkf.model.metadata import ModelMetadata
-from rkf.runtime.backend import Row
+from rkf.runtime.backend import NO_HIDDEN, Row
 from rkf.runtime.chooser import Chooser
+from rkf.runtime.draft import Draft
+from rkf.runtime.embedding import Embedding, Pooling
 from rkf.runtime.engine import Engine
 from rkf.runtime.generate import Generation, Limits
 from rkf.runtime.guide import Form, Guides
@@ -24,6 +28,7 @@ from rkf.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from rkf.runtime.backend import Backend
+    from rkf.runtime.session import Session
 
 F32 = NDArray[np.float32]
 TORCH_DEVICES = {"cpu-torch": "cpu", "cuda": "cuda"}  # name -> torch's name
@@ -54,10 +59,14 @@ class Model:
     the new tokens. Generations can run in turn; each computes only when it is iterated. Not thread-safe.
     """
 
-    def __init__(self, container: Container, backend: Backend, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, container: Container, backend: Backend, tokenizer: Tokenizer, draft: Model | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self._container, self._backend = container, backend
         self._engine = Engine(backend)
+        self._draft_model = draft
+        self._draft = None if draft is None else self._draft_of(draft)
 
     @property
     def config(self) -> ModelMetadata:
@@ -74,10 +83,23 @@ class Model:
         """The engine, for many requests at once."""
         return self._engine
 
+    @property
+    def draft(self) -> Draft | None:
+        """What guesses tokens of its answers, if it was loaded with a draft."""
+        return self._draft
+
     @cached_property
     def guides(self) -> Guides:
         """Guides to answers of a given form."""
         return Guides(self.tokenizer.json, self.config.vocab_size, self.config.eos_ids)
+
+    @cached_property
+    def embedding_width(self) -> int:
+        """The number of columns of `embed`. UsageError: the model has no hidden states to embed with."""
+        program = self.config.program
+        if not program.final_norm:
+            raise UsageError(NO_HIDDEN)
+        return next(weight.shape[1] for weight in program.weights() if weight.name == program.logits.weight)
 
     def stream(
         self,
@@ -109,7 +131,8 @@ class Model:
         ids = self._prompt_ids(prompt, system, raw, template_args)
         guide = None if form is None else self.guides.guide(form)
         context = ids if self._continues(prompt, raw) else ()  # an answer is a separate text, not a continuation
-        return Generation(self._engine, ids, Chooser(sampling, len(ids), guide), limits, self.tokenizer.stream(context))
+        chooser, text = Chooser(sampling, len(ids), guide), self.tokenizer.stream(context)
+        return Generation(self._engine, ids, chooser, limits, text, self._draft)
 
     def generate(
         self,
@@ -137,15 +160,71 @@ class Model:
             raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
         return self._backend.forward([Row(self._backend.new_sequence(len(tokens)), tokens)], "all")
 
+    def embed(self, texts: Sequence[str | Sequence[int]], *, pooling: Pooling = "mean") -> F32:
+        """Vectors of length 1 for texts or token ids: f32[texts, width].
+
+        pooling: "mean" of the hidden states of all tokens, or that of the "last" one; use the one for which the model
+        was trained. UsageError: an empty text, one longer than the context, a model without a norm before its logits.
+        """
+        width = self.embedding_width
+        found = [Embedding(self.text_ids(text), pooling) for text in texts]
+        for each in found:
+            self._engine.check(each.request)
+        try:
+            for each in found:
+                self._engine.submit(each.request)
+            while not all(each.request.ended for each in found):
+                self._engine.step()
+        finally:
+            for each in found:
+                self._engine.cancel(each.request)
+        for each in found:
+            each.request.take()  # raises its error
+        return np.array([each.vector() for each in found], np.float32).reshape(-1, width)
+
+    def text_ids(self, text: str | Sequence[int]) -> list[int]:
+        """The ids of a text as it is, BOS before it if the model wants one, or of ids. UsageError: an unknown id."""
+        if isinstance(text, str):
+            return self.tokenizer.encode(text, enough=self.config.context_length + 1)
+        if any(not 0 <= token < self.config.vocab_size for token in text):
+            raise UsageError(f"expected token ids below {self.config.vocab_size}, got {list(text)[:8]}")
+        return list(text)
+
+    def session(self, path: str | PathLike[str]) -> Session:
+        """A file that keeps the keys and values of a text: `load` takes a text from it, `save` puts the last one there.
+
+        UsageError: not on this device.
+        """
+        from rkf.runtime.cpu import CpuBackend  # loads a compiler
+        from rkf.runtime.session import Session
+
+        if not isinstance(self._backend, CpuBackend):
+            raise UsageError("a session needs the device cpu: omit it")
+        return Session(Path(path), self._container, self._backend, self._engine)
+
     def close(self) -> None:
         """Unmap the file. The model cannot be used afterwards."""
         self._container.close()
+        if self._draft_model is not None:
+            self._draft_model.close()
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _draft_of(self, draft: Model) -> Draft:
+        """UsageError: another tokenizer, or a model that can take no guesses."""
+        path = draft._container.path
+        if not self.tokenizer.same_ids(draft.tokenizer):
+            raise UsageError(f"draft {path}: expected the tokenizer of {self._container.path}: omit the draft")
+        if not self._engine.takes_guesses:
+            raise UsageError(
+                f"{self._container.path}: a draft needs a model that can take tokens back, and this one has recurrent"
+                " states, or ropes that change with a text's length: omit the draft"
+            )
+        return Draft(draft.backend, self.config.vocab_size)
 
     def _continues(self, prompt: str | Sequence[Message], raw: bool) -> bool:
         return raw or (self.tokenizer.template is None and isinstance(prompt, str))
@@ -160,7 +239,7 @@ class Model:
                 raise UsageError("template arguments need the model's chat template: omit them")
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
-            return self.tokenizer.encode(prompt, enough=self.config.context_length + 1)
+            return self.text_ids(prompt)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return self.chat_ids(messages, template_args=template_args)
@@ -182,33 +261,57 @@ def load(
     threads: int | None = None,
     exact: bool = False,
     values: str | PathLike[str] | None = None,
+    adapter: str | PathLike[str] | None = None,
     device: str = "cpu",
     kv_cache: str | None = None,
     bits: int | None = None,
+    draft: str | PathLike[str] | None = None,
+    tensor_parallel: bool = False,
 ) -> Model:
     """Open a `.rkf` file, check its hashes, and make it ready to run.
 
     threads: default one per core, within affinity and quota. exact: f32 throughout, with the weights of the normative
     decode; otherwise integer products where they are faster. values: a `.rkv` file to use in place of the file's own
-    values. kv_cache: number format of the key/value cache, "int16" (the default), "int8" or "f32" (the default with
-    exact). bits: run a coarser model from the rank planes that fit into this many bits per weight. device: "cpu", or,
-    with the torch extra, "cpu-torch" (f32) and "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
+    values. adapter: the folder of a PEFT LoRA adapter, applied while the model runs. kv_cache: number format of the
+    key/value cache, "int16" (the default), "int8" or "f32" (the default with exact). bits: run a coarser model from the
+    rank planes that fit into this many bits per weight. device: "cpu", or, with the torch extra, "cpu-torch" (f32) and
+    "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
+    draft: a smaller model with the same tokenizer that guesses tokens of the answers (draft.py); no text changes by it.
+    tensor_parallel: share the model with the other processes that torchrun started, which make the same calls
+    (torch_parallel.py); for the torch devices.
     Raises RkfError: not an rkf file, corrupt, unsupported; a values file for other ranks; no torch or no such device.
     """
-    container = open_file(path, values=values)
-    try:
+    if tensor_parallel and draft is not None:  # its use depends on measured times, and processes must do the same
+        raise UsageError("tensor parallelism takes no draft: omit it")
+    with ExitStack() as opened:
+        container = opened.enter_context(open_file(path, values=values))
+        if adapter is not None:
+            from rkf.converters.adapted_file import adapt  # where a family keeps the modules that an adapter names
+
+            adapt(container, adapter)
         tokenizer = open_tokenizer(container)
-        return Model(container, _backend(container, device, threads, exact, kv_cache, bits), tokenizer)
-    except BaseException:
-        container.close()
-        raise
+        guessing = None
+        if draft is not None:
+            guessing = opened.enter_context(load(draft, threads=threads, device=device, kv_cache=kv_cache))
+        backend = _backend(container, device, threads, exact, kv_cache, bits, tensor_parallel)
+        model = Model(container, backend, tokenizer, guessing)
+        opened.pop_all()
+    return model
 
 
 def _backend(
-    container: Container, device: str, threads: int | None, exact: bool, kv_cache: str | None, bits: int | None
+    container: Container,
+    device: str,
+    threads: int | None,
+    exact: bool,
+    kv_cache: str | None,
+    bits: int | None,
+    tensor_parallel: bool,
 ) -> Backend:
     """The backend for `device`. It is imported only after the file has been checked: it loads a compiler, or torch."""
     if device == "cpu":
+        if tensor_parallel:
+            raise UsageError(f"device cpu: tensor parallelism needs {' or '.join(TORCH_DEVICES)}")
         from rkf.runtime.cpu import CpuBackend
 
         return CpuBackend(container, threads=threads, exact=exact, cache_format=kv_cache, bits=bits)
@@ -219,4 +322,4 @@ def _backend(
     import rkf.torch  # noqa: F401 - reports a missing torch in one line
     from rkf.runtime.torch_backend import TorchBackend
 
-    return TorchBackend(container, TORCH_DEVICES[device], threads=threads)
+    return TorchBackend(container, TORCH_DEVICES[device], threads=threads, parallel=tensor_parallel)

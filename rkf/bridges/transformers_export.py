@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +21,7 @@ from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.layout import Assembly, Origin, Part, assemblies
 from rkf.errors import UsageError
 from rkf.file.container import open_file
+from rkf.file.scratch import scratch
 from rkf.format import canonical
 from rkf.format.matrix import ClusteredMatrix
 from rkf.format.values_layout import Clusters
@@ -104,8 +104,8 @@ def _renamed(renamings: Sequence[WeightTransform]) -> Callable[[str], str]:
 
 def _skeleton(config: Mapping[str, Any]) -> transformers.PreTrainedModel:
     """transformers' own model of this config.json, without storage."""
-    with TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(config))
+    with scratch() as folder:
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         known = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(known)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
+from rkf.commands.options import ADAPTER, BITS, KV_CACHE, THREADS, VALUES
 from rkf.commands.output import print_json, print_table, progress_bar, reporter, size
+from rkf.commands.quantities import Integer
 from rkf.text.reading import read_text
 
 if TYPE_CHECKING:
@@ -30,9 +31,12 @@ def evaluate() -> None:
 @click.option(
     "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
 )
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
-@click.option("--windows", type=click.IntRange(1), help="Use only this many windows, from the start.")
+@click.option(
+    "--ctx", type=Integer(4), default=512, show_default=True, help="Tokens per window; its second half is scored."
+)
+@click.option("--windows", type=Integer(1), help="Use only this many windows, from the start.")
 @VALUES
+@ADAPTER
 @KV_CACHE
 @BITS
 @JSON
@@ -59,12 +63,15 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, *
     help="The model that MODEL was made from: an rkf file, a checkpoint, or a .kld file.",
 )
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict.")
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
-@click.option("--windows", type=click.IntRange(1), help="Use only this many windows, from the start.")
+@click.option(
+    "--ctx", type=Integer(4), default=512, show_default=True, help="Tokens per window; its second half is scored."
+)
+@click.option("--windows", type=Integer(1), help="Use only this many windows, from the start.")
 @click.option("--save", type=click.Path(path_type=Path), help="Also write the reference's predictions to a .kld file.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --save.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
+@ADAPTER
 @KV_CACHE
 @BITS
 @JSON
@@ -72,6 +79,7 @@ def kld(
     model: Path,
     exact: bool,
     values: Path | None,
+    adapter: Path | None,
     kv_cache: str | None,
     bits: int | None,
     as_json: bool,
@@ -88,7 +96,9 @@ def kld(
 
     with ExitStack() as stack:
         reference = stack.enter_context(_reference(**options, others=(model, values)))
-        ready = stack.enter_context(load(model, exact=exact, values=values, kv_cache=kv_cache, bits=bits))
+        ready = stack.enter_context(
+            load(model, exact=exact, values=values, adapter=adapter, kv_cache=kv_cache, bits=bits)
+        )
         bar = stack.enter_context(progress_bar("eval kld", "window"))
         result = divergence(ready, reference, total=options["windows"] or 0, progress=reporter(bar))
     if as_json:
@@ -103,11 +113,12 @@ def kld(
 @evaluate.command()
 @MODEL
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--items", type=click.IntRange(1), help="Use only this many items, from the start.")
+@click.option("--items", type=Integer(1), help="Use only this many items, from the start.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
+@ADAPTER
 @JSON
-def choices(model: Path, file: Path, items: int | None, exact: bool, values: Path | None, as_json: bool) -> None:
+def choices(model: Path, file: Path, items: int | None, as_json: bool, **options: Any) -> None:
     """Share of multiple-choice questions answered correctly.
 
     FILE: lines of JSON, {"context": "…", "endings": ["…", "…"], "label": 0}. The model chooses the ending with the
@@ -118,7 +129,7 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
     from rkf.runtime.model import load
 
     questions = parse(read_text(file), file.name)[:items]
-    with load(model, exact=exact, values=values) as ready, progress_bar("eval choices", "item") as bar:
+    with load(model, **options) as ready, progress_bar("eval choices", "item") as bar:
         result = run(ready, questions, progress=reporter(bar))
     if as_json:
         print_json(result)
@@ -133,12 +144,13 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
 @click.option(
     "--include-path", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder with own tasks."
 )
-@click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each question (default: the task's).")
-@click.option("--limit", type=click.IntRange(1), help="Use only this many items of each task.")
+@click.option("--num-fewshot", type=Integer(0), help="Examples before each question (default: the task's).")
+@click.option("--limit", type=Integer(1), help="Use only this many items of each task.")
 @click.option("--apply-chat-template", is_flag=True, help="Ask through the model's chat template.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Requests that run together.")
+@click.option("--batch-size", type=Integer(1), default=16, show_default=True, help="Requests that run together.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
+@ADAPTER
 @KV_CACHE
 @JSON
 def tasks(model: Path, as_json: bool, **options: Any) -> None:
@@ -224,11 +236,9 @@ def _as_rkf(path: Path) -> Iterator[Path]:
 @THREADS
 @KV_CACHE
 @BITS
-@click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the timed prompt.")
-@click.option("--decode", type=int, default=128, show_default=True, help="Tokens generated one by one.")
-@click.option(
-    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Also time this many sequences."
-)
+@click.option("--prefill", type=Integer(1), default=512, show_default=True, help="Tokens of the timed prompt.")
+@click.option("--decode", type=Integer(1), default=128, show_default=True, help="Tokens generated one by one.")
+@click.option("--batch", type=Integer(1, 1024), default=1, show_default=True, help="Also time this many sequences.")
 @JSON
 def bench(model: Path, as_json: bool, **options: Any) -> None:
     """Measure speed and memory on this machine."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rkf.commands.quantities import NOT_NEGATIVE, POSITIVE, THREAD_COUNT, Finite, Integer
 from rkf.errors import UsageError
 from rkf.text.reading import read_text
 
@@ -19,24 +19,15 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _FiniteRange(click.FloatRange):
-    """A float in a range; NaN and infinity, which pass any comparison or none, are in no range."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-POSITIVE = _FiniteRange(0, min_open=True)
-NOT_NEGATIVE = _FiniteRange(0)
 VALUES = click.option(
     "--values", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .rkv file to use with MODEL."
 )
-THREADS = click.option("--threads", type=click.IntRange(1), help="Default: one per core.")
+ADAPTER = click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of a PEFT LoRA adapter to apply to MODEL while it runs.",
+)
+THREADS = click.option("--threads", type=THREAD_COUNT, help="Default: one per core.")
 KV_CACHE = click.option(
     "--kv-cache",
     type=click.Choice(["int16", "int8", "f32"]),
@@ -44,27 +35,29 @@ KV_CACHE = click.option(
 )
 BITS = click.option(
     "--bits",
-    type=click.IntRange(1, 8),
+    type=Integer(1, 8),
     help="Run a coarser, faster model: read only the rank planes that fit into this many bits per weight.",
+)
+DRAFT = click.option(
+    "--draft",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="A smaller model with the same tokenizer, which guesses tokens ahead. It changes no text.",
 )
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ANSWERS = (
     click.option("--temperature", type=NOT_NEGATIVE, help="0 always takes the most likely token."),
-    click.option("--top-k", type=click.IntRange(1), help="Choose from this many most likely tokens."),
+    click.option("--top-k", type=Integer(1), help="Choose from this many most likely tokens."),
     click.option(
         "--top-p",
-        type=_FiniteRange(0, 1, min_open=True),
+        type=Finite(0, 1, min_open=True),
         help="Choose from tokens that together have this probability.",
     ),
-    click.option("--min-p", type=_FiniteRange(0, 1), help="Leave out tokens below this share of the most likely one."),
+    click.option("--min-p", type=Finite(0, 1), help="Leave out tokens below this share of the most likely one."),
     click.option("--repetition-penalty", type=POSITIVE, help="Divide the logits of tokens that occurred; 1: none."),
-    click.option(
-        "--presence-penalty", type=_FiniteRange(-2, 2), help="Subtract from the logits of tokens of the answer."
-    ),
-    click.option("--frequency-penalty", type=_FiniteRange(-2, 2), help="The same, for each occurrence."),
-    click.option(
-        "--seed", type=click.IntRange(0, (1 << 64) - 1), help="Same seed, same text. Default: another each time."
-    ),
+    click.option("--presence-penalty", type=Finite(-2, 2), help="Subtract from the logits of tokens of the answer."),
+    click.option("--frequency-penalty", type=Finite(-2, 2), help="The same, for each occurrence."),
+    click.option("--seed", type=Integer(0, (1 << 64) - 1), help="Same seed, same text. Default: another each time."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. Repeatable."),
     click.option("--json-schema", type=_FILE, help="Answer with JSON of this schema (needs the serve extra)."),
     click.option("--grammar", type=_FILE, help="Answer by this grammar in Lark's syntax (needs the serve extra)."),
@@ -79,7 +72,7 @@ def answer_options(max_tokens: int | None) -> Callable[[Command], Command]:
     shown = "the context's end" if max_tokens is None else True
     most = click.option(
         "--max-tokens",
-        type=click.IntRange(0),
+        type=Integer(0),
         default=max_tokens,
         show_default=shown,
         help="Maximum tokens of an answer.",

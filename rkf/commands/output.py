@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.errors import UsageError
 from rkf.text.terminal import harmless, printable
 
 if TYPE_CHECKING:
@@ -65,14 +63,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-def byte_count(text: str) -> int:
-    """The inverse of `size`: "91MB", "1.2 GB", "500000". Raises UsageError."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kMGT]?)B?", text.strip())
-    if found is None:
-        raise UsageError(f"{text}: expected a size such as 91MB or 1.2GB")
-    return round(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from rkf.commands.convert import calibration
 from rkf.commands.output import print_json, progress_bar
+from rkf.commands.quantities import THREAD_COUNT, Integer, Numbers
 from rkf.errors import UsageError
 from rkf.text.reading import read_text
 from rkf.text.terminal import printable
@@ -25,15 +25,21 @@ NAMES = ("sweep", "scramble", "preserve", "drift", "interpolate")
     "--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to predict."
 )
 @click.option("--reference", type=click.Path(path_type=Path), help="Model to compare predictions with. Default: MODEL.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Repeats of a random change.")
-@click.option("--layers", metavar="0,4-7", help="Change only these layers. Default: all.")
-@click.option("--windows", type=click.IntRange(1), default=8, show_default=True, help="Windows of the text.")
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens per window; its second half is scored.")
-@click.option("--k", "ks", metavar="4,8,16", help="Only for sweep. Default: powers of two from 4 to 256.")
+@click.option("--seeds", type=Integer(1, 10_000), default=3, show_default=True, help="Repeats of a random change.")
+@click.option("--layers", type=Numbers(0, 9999), metavar="0,4-7", help="Change only these layers. Default: all.")
+@click.option("--windows", type=Integer(1), default=8, show_default=True, help="Windows of the text.")
+@click.option(
+    "--ctx", type=Integer(4), default=512, show_default=True, help="Tokens per window; its second half is scored."
+)
+@click.option(
+    "--k", "ks", type=Numbers(2, 256), metavar="4,8,16", help="Only for sweep. Default: powers of two from 4 to 256."
+)
 @click.option("--calibrate", metavar="self|FILE", help="Only for sweep: also convert with calibration on this text.")
-@click.option("--threads", type=click.IntRange(1), help="Default: one per core.")
+@click.option("--threads", type=THREAD_COUNT, help="Default: one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print every trial as JSON.")
-def study(name: str, model: str, out: Path, text: Path, layers: str | None, as_json: bool, **options: Any) -> None:
+def study(
+    name: str, model: str, out: Path, text: Path, layers: list[int] | None, as_json: bool, **options: Any
+) -> None:
     """Change centroids on purpose and measure the effect on the model.
 
     NAME is scramble (other values for each rank, order broken), preserve (other values, order kept), drift (more and
@@ -49,7 +55,7 @@ def study(name: str, model: str, out: Path, text: Path, layers: str | None, as_j
             bar.total = total
             bar.update(done - bar.n)
 
-        common = {"text": read_text(text), "layers": numbers(layers, "layers"), "progress": show, **options}
+        common = {"text": read_text(text), "layers": layers, "progress": show, **options}
         rows = _sweep(model, out, **common) if name == "sweep" else _change(name, model, out, **common)
     if as_json:
         print_json(rows)
@@ -57,7 +63,7 @@ def study(name: str, model: str, out: Path, text: Path, layers: str | None, as_j
         click.echo(f"{printable(out / 'report.html')}: {len(rows)} trials", err=True)
 
 
-def _change(name: str, model: str, out: Path, ks: str | None, calibrate: str | None, **options: Any) -> list[Any]:
+def _change(name: str, model: str, out: Path, ks: list[int] | None, calibrate: str | None, **options: Any) -> list[Any]:
     from rkf.study import study as run
 
     if ks or calibrate:
@@ -66,7 +72,7 @@ def _change(name: str, model: str, out: Path, ks: str | None, calibrate: str | N
 
 
 def _sweep(
-    src: str, out: Path, ks: str | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
+    src: str, out: Path, ks: list[int] | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
 ) -> list[Any]:
     from rkf.calibrate.calibration import Calibrate
     from rkf.calibrate.kept import save
@@ -94,19 +100,6 @@ def _sweep(
         source=source.label,
         fingerprint=source.fingerprint,
         calibration=text,
-        ks=numbers(ks, "k"),
+        ks=ks,
         **options,
     )
-
-
-def numbers(text: str | None, what: str) -> list[int] | None:
-    """Numbers and ranges of them, "0,4-7"; UsageError for anything else."""
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
-        if match is None:
-            raise UsageError(f"{what}: expected numbers and ranges such as 0,4-7, got {text!r}")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return found

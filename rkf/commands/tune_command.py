@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from rkf.commands.options import POSITIVE
 from rkf.commands.output import print_json, progress_bar
+from rkf.commands.quantities import MINUTES
 from rkf.text.terminal import printable
 
 
@@ -20,7 +20,7 @@ from rkf.text.terminal import printable
     "--reference", required=True, type=click.Path(path_type=Path), help="The model before clustering: a dense rkf file."
 )
 @click.option("--data", default="self", show_default=True, metavar="self|FILE", help="Training text, UTF-8.")
-@click.option("--minutes", type=POSITIVE, default=30.0, show_default=True, help="To train.")
+@click.option("--minutes", type=MINUTES, default=30.0, show_default=True, help="To train.")
 @click.option("--rows", is_flag=True, help="Train factors a and b for every row, not one a for every matrix.")
 @click.option("--resume", is_flag=True, help="Resume the same tuning after an interruption.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")

@@ -115,6 +115,10 @@ class Tokenizer:
         text: str = self._tokenizer.to_str()
         return text
 
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether both have the same tokens, each with the same id."""
+        return self._tokenizer.get_vocab() == other._tokenizer.get_vocab()
+
     def render(
         self,
         messages: Sequence[Message],

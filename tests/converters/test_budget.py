@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import rkf
 from rkf.cli import cli
 from rkf.cluster import allocation
-from rkf.commands.output import byte_count
+from rkf.commands.quantities import byte_count
 from rkf.converters.pipeline import convert
 from rkf.errors import UsageError
 from rkf.file.archive import pack
@@ -121,7 +121,7 @@ def test_sizes(text: str, expected: int) -> None:
     assert byte_count(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e6", "3 MiB"])
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e6", "3 MiB", "0", "0.0GB", "٣MB"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="expected a size"):
         byte_count(text)

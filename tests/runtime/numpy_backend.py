@@ -29,7 +29,7 @@ class NumpySequence:
             raise UsageError(f"cannot keep {tokens} of {self.length} tokens")
         del self.ids[tokens:]
 
-    rewinds = True
+    rewinds = takes_back = True
 
     def fork(self):
         other = NumpySequence(self.capacity)
