@@ -14,13 +14,14 @@ import click
 
 from rkf._version import __version__
 from rkf.commands import signals
+from rkf.commands.chat_command import chat
 from rkf.commands.convert import calibrate, convert, export, pull, push, restore
 from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import drop_unwritten, open_streams
+from rkf.commands.run_command import run
 from rkf.commands.serve_command import serve_command
 from rkf.commands.study_command import study
-from rkf.commands.talk import chat, run
 from rkf.commands.tune_command import tune
 from rkf.commands.warmup import warmup
 from rkf.errors import RkfError

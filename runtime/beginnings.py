@@ -46,6 +46,10 @@ class Beginnings:
             self._kept.append(Held(sequence, ids[: sequence.length]))
             del self._kept[: -self._most]
 
+    def last(self) -> Held | None:
+        """The text that was kept last."""
+        return self._kept[-1] if self._kept else None
+
     def drop_oldest(self) -> bool:
         """Free the longest unused sequence; False: none is kept."""
         if self._kept:

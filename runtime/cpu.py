@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rkf.errors import BindingError, UsageError
 from rkf.file.container import Container
 from rkf.format.constants import MAX_K, index_bits
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rope_table import GROWTH, RopeTable
-from rkf.runtime import cpu_features, jit
+from rkf.runtime import cpu_features, jit, objects
 from rkf.runtime.backend import F32, I64, Row, Wanted, checked, with_tokens_again
 from rkf.runtime.buffers import TILE
 from rkf.runtime.kv_cache import FORMATS
@@ -29,6 +31,8 @@ class CpuBackend:
 
     cache_format: "f32", "f16" or "int8"; None: f32 in exact mode, otherwise f16. bits: read only the rank planes that
     fit into this many bits per weight (rkf/file/prefix.py).
+
+    arithmetic: what the bits of keys and values depend on, beside the weights.
     """
 
     def __init__(
@@ -51,6 +55,12 @@ class CpuBackend:
             raise BindingError(
                 f"{container.path}: bits={bits} needs values in ascending order, and these are unordered: omit it"
             )
+        self.arithmetic = {
+            "arithmetic": "exact" if exact else "fast",
+            "number format of the cache": cache_format,
+            "bits": str(bits),
+            "version of rkf": objects.edition(),
+        }
         level = cpu_features.level()
         self._plan = Plan(
             container,
@@ -85,6 +95,17 @@ class CpuBackend:
         """An empty sequence that can grow to `capacity` tokens."""
         capacity = min(capacity, self.metadata.context_length)
         return PagedSequence(self._plan.layout, capacity, self.metadata.program.ropes)
+
+    def most_sequence_bytes(self, tokens: int) -> int:
+        """What the arrays of a sequence of so many tokens take at most, its ids included."""
+        return self._plan.layout.most_bytes(tokens) + 8 * tokens
+
+    def restored(self, capacity: int, ids: I64, arrays: Mapping[str, NDArray[Any]]) -> PagedSequence:
+        """A sequence of `ids` from what PagedSequence.to_arrays gave. ValueError: it was none of this model."""
+        if not len(ids) or ids.min() < 0 or ids.max() >= self.metadata.vocab_size:
+            raise ValueError("damaged: no tokens of this model")
+        capacity = min(capacity, self.metadata.context_length)
+        return PagedSequence.from_arrays(self._plan.layout, capacity, self.metadata.program.ropes, ids, arrays)
 
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
         """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py). A

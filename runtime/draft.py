@@ -61,8 +61,8 @@ class Draft:
         return held
 
     def guess(self, held: Held, ids: Sequence[int], chooser: Chooser, count: int) -> list[int]:
-        """At most `count` tokens after `ids`. None while it still reads a long prompt: each call computes one pass of
-        that, so that other requests need not wait.
+        """At most `count` tokens after `ids`. No tokens while it still reads a long prompt: each call computes one pass
+        of that, so that other requests need not wait.
         """
         missing = list(ids[held.sequence.length :])
         if len(ids) + count > self._capacity or max(missing) >= self._backend.metadata.vocab_size:
@@ -73,15 +73,13 @@ class Draft:
         logits = self._read(held, missing)
         if not held.sequence.rewinds:
             held.sequence.mark()
-        guessed: list[int] = []
-        while True:
-            token = chooser(logits[-1, : self._vocab_size], [*ids, *guessed])
-            guessed.append(token)
-            if len(guessed) >= count or token in self._backend.metadata.eos_ids:
-                return guessed
+        guessed = [chooser(logits[-1, : self._vocab_size], ids)]
+        while len(guessed) < count and guessed[-1] not in self._backend.metadata.eos_ids:
             began = perf_counter()
-            logits = self._read(held, [token])
+            logits = self._read(held, guessed[-1:])
+            guessed.append(chooser(logits[-1, : self._vocab_size], [*ids, *guessed]))
             self.costs.draft.append(perf_counter() - began)
+        return guessed
 
     def _read(self, held: Held, tokens: list[int], wanted: Wanted = "last") -> F32:
         logits = self._backend.forward([Row(held.sequence, np.array(tokens, np.int64))], wanted)

@@ -189,6 +189,14 @@ class Engine:
         self.cancel(request)
         del request.ids[len(request.ids) - tokens :]
 
+    def last_ended(self) -> Held | None:
+        """The text that ended last, if its sequence is kept."""
+        return self._beginnings.last()
+
+    def keep(self, sequence: TokenSequence, ids: list[int]) -> None:
+        """Keep a text from elsewhere, as if it had ended now."""
+        self._beginnings.keep(sequence, ids)
+
     def step(self) -> bool:
         """Compute one pass. False: no request can go on. An error of the backend leaves all requests as they were."""
         self._admit()

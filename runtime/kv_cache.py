@@ -107,6 +107,11 @@ class CacheLayout:
         """
         return self.state_bytes + sum(group.pages(tokens) * group.page_bytes for group in self.groups)
 
+    def most_bytes(self, tokens: int) -> int:
+        """Memory of a sequence of so many tokens that holds all pages and all copies of its states."""
+        pages = -(-tokens // PAGE) * sum(group.page_bytes for group in self.groups)
+        return pages + (MOST + 1) * self.state_bytes
+
     def bytes_to_go_back(self, tokens: int) -> int:
         """At most so much more memory lets a sequence of so many tokens go back to earlier lengths: copies of its
         states, and what windows saw from its last mark.
@@ -210,6 +215,16 @@ class PageTable:
         del self._pages[pages:]
         self._first = 0
         self._marked = self._marked if self._marked.stop <= pages else range(0)
+
+    def contents(self) -> dict[int, NDArray[np.uint8]]:
+        """The pages that are there, by number: u8[page_bytes] each."""
+        return {number: page.array for number, page in enumerate(self._pages) if page is not None}
+
+    def fill(self, number: int, content: NDArray[np.uint8]) -> None:
+        """Put a page of this content, u8[page_bytes], in an empty place."""
+        page = self._copy(None)
+        page.array[:] = content
+        self._put(number, page)
 
     def share_with(self, other: PageTable) -> None:
         """Give the same pages to another, empty table."""

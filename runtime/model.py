@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -26,6 +27,7 @@ from rkf.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from rkf.runtime.backend import Backend
+    from rkf.runtime.session import Session
 
 F32 = NDArray[np.float32]
 TORCH_DEVICES = {"cpu-torch": "cpu", "cuda": "cuda"}  # name -> torch's name
@@ -148,6 +150,18 @@ class Model:
         if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
             raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
         return self._backend.forward([Row(self._backend.new_sequence(len(tokens)), tokens)], "all")
+
+    def session(self, path: str | PathLike[str]) -> Session:
+        """A file that keeps the keys and values of a text: `load` takes a text from it, `save` puts the last one there.
+
+        UsageError: not on this device.
+        """
+        from rkf.runtime.cpu import CpuBackend  # loads a compiler
+        from rkf.runtime.session import Session
+
+        if not isinstance(self._backend, CpuBackend):
+            raise UsageError("a session needs the device cpu: omit it")
+        return Session(Path(path), self._container, self._backend, self._engine)
 
     def close(self) -> None:
         """Unmap the file. The model cannot be used afterwards."""

@@ -25,6 +25,11 @@ _DIGEST_BYTES = 32
 _MOST = 1 << 24  # bytes of an object; the largest take 200 kB
 
 
+def edition() -> str:
+    """A hash of the sources of all kernels: what they compute is the same if this is."""
+    return _digest()
+
+
 def shipped(level: str, triple: str | None = None) -> Path:
     """The folder of the objects that came with this package, for a CPU level; triple: the target, by default this host.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,21 @@ from rkf.errors import UsageError
 from rkf.model.frequencies import Frequencies
 from rkf.runtime.kv_cache import CacheLayout, PageTable
 from rkf.runtime.rope_choice import RopeChoice
-from rkf.runtime.snapshots import Snapshots
+from rkf.runtime.snapshots import MOST, Snapshots
+from rkf.runtime.structs import PAGE
+
+# What `to_arrays` gives: dtype and number of axes by name. pages: the bytes of all; places: [pages, 2], the group and
+# number of each; state, copies: of recurrent ops, and earlier ones, [copies, floats], of these lengths; numbers: the
+# length of the last mark, and the positions by which ropes were chosen.
+SEQUENCE_ARRAYS = {
+    "pages": ("u1", 1),
+    "places": ("i8", 2),
+    "state": ("f4", 1),
+    "copies": ("f4", 2),
+    "lengths": ("i8", 1),
+    "marks": ("i8", 1),
+    "numbers": ("i8", 1),
+}
 
 
 class PagedSequence:
@@ -94,6 +109,64 @@ class PagedSequence:
         other.length, other._steady = self.length, self._steady
         return other
 
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it but the tokens, for `from_arrays`; SEQUENCE_ARRAYS lists them."""
+        pages = [(group, *page) for group, table in enumerate(self._tables) for page in table.contents().items()]
+        copies = self._snapshots.copies
+        return {
+            "pages": np.concatenate([np.empty(0, np.uint8), *(content for *_, content in pages)]),
+            "places": np.array([place for *place, _ in pages], np.int64).reshape(-1, 2),
+            "state": self._states,
+            "copies": np.array([*copies.values()], np.float32).reshape(len(copies), -1 if copies else 0),
+            "lengths": np.array([*copies], np.int64),
+            "marks": np.array(self._snapshots.marks, np.int64),
+            "numbers": np.array([self._mark, self.rope_choice.positions], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(
+        cls,
+        layout: CacheLayout,
+        capacity: int,
+        ropes: Sequence[Frequencies],
+        ids: NDArray[np.int64],
+        arrays: Mapping[str, NDArray[Any]],
+    ) -> PagedSequence:
+        """A sequence of `ids` from the arrays of one. ValueError: no sequence of this layout has them."""
+        made, length = cls(layout, capacity, ropes), len(ids)
+        lengths, marks, numbers = (arrays[name].tolist() for name in ("lengths", "marks", "numbers"))
+        _require(0 < length <= capacity, f"{length} tokens, expected 1 to {capacity}")
+        _require(len(numbers) == 2 and min(numbers) >= 0 and max(numbers) <= capacity, f"numbers {numbers}")
+        _require(all(each == sorted({*each}) and min(each, default=1) > 0 for each in (lengths, marks)), "lengths")
+        _require(max([*lengths, *marks, numbers[0]]) <= length and len(lengths) <= MOST, f"lengths {lengths}, {marks}")
+        size = made._states.size
+        _require(arrays["state"].shape == (size,), f"a state of {arrays['state'].size} numbers, expected {size}")
+        shape = (len(lengths), size if lengths else 0)
+        _require(arrays["copies"].shape == shape, f"copies of states {arrays['copies'].shape}, expected {shape}")
+        made._states[:] = arrays["state"]
+        copies = {length: made._counted(copy.copy()) for length, copy in zip(lengths, arrays["copies"], strict=True)}
+        made._snapshots, made._mark, made.length = Snapshots.of_copies(copies, marks), numbers[0], length
+        made.rope_choice.resume(ids, numbers[1])
+        made._fill(arrays["places"], arrays["pages"])
+        for table in made._tables if made._mark else ():
+            table.mark(made._mark)
+        _require(made.reusable(length) == length, "pages are missing")
+        return made
+
+    def _fill(self, places: NDArray[np.int64], pages: NDArray[np.uint8]) -> None:
+        """Put pages at their places, (group, number) each. ValueError: they have none."""
+        _require(places.shape[1] == 2, f"places of {places.shape[1]} numbers")
+        found = [tuple(place) for place in places.tolist()]
+        _require(found == sorted({*found}), "pages are not in order")
+        at, last = 0, (self.length - 1) // PAGE
+        for group, number in found:
+            _require(0 <= group < len(self._tables) and 0 <= number <= last, f"a page at {group}, {number}")
+            end = at + self._layout.groups[group].page_bytes
+            _require(end <= len(pages), "pages are cut short")
+            self._tables[group].fill(number, pages[at:end])
+            at = end
+        _require(at == len(pages), "more bytes than pages")
+
     def growth_bytes(self, tokens: int) -> int:
         """The memory of the pages that so many more tokens take. Copies of states are not foretold."""
         return sum(table.growth_bytes(self.length, self.length + tokens) for table in self._tables)
@@ -138,3 +211,8 @@ class PagedSequence:
     def __del__(self) -> None:
         for table in getattr(self, "_tables", ()):
             table.close()
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(f"damaged: {problem}")

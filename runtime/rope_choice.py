@@ -42,6 +42,12 @@ class RopeChoice:
         self.number = bisect_left(self._contexts, self.positions)
         return NONE if self.number == before else held
 
+    def resume(self, ids: I64, positions: int) -> None:
+        """Go on with a text whose ropes were chosen for so many positions."""
+        if self._contexts:
+            self._ids, self.positions = ids.tolist(), positions
+            self.number = bisect_left(self._contexts, positions)
+
     def copy(self) -> RopeChoice:
         """The same choice, for a fork."""
         other = RopeChoice(())

@@ -8,7 +8,7 @@ at most about two thirds of that beginning again, and short ones, such as a syst
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 SPACING = 256  # tokens; about what a pass computes
@@ -51,11 +51,26 @@ class Snapshots(Generic[State]):
         self._states = {length: state for length, state in self._states.items() if length <= tokens}
         self._marks = [length for length in self._marks if length <= tokens]
 
+    @property
+    def copies(self) -> Mapping[int, State]:
+        """All copies, by ascending length."""
+        return self._states
+
+    @property
+    def marks(self) -> Sequence[int]:
+        """The lengths that were marked, ascending."""
+        return self._marks
+
+    @classmethod
+    def of_copies(cls, copies: Mapping[int, State], marks: Sequence[int]) -> Snapshots[State]:
+        """Those with these copies and marks, which another one had."""
+        found = cls()
+        found._states, found._marks = dict(sorted(copies.items())), sorted(marks)
+        return found
+
     def copy(self) -> Snapshots[State]:
         """The same copies, for a fork."""
-        other: Snapshots[State] = Snapshots()
-        other._states, other._marks = dict(self._states), list(self._marks)
-        return other
+        return Snapshots.of_copies(self._states, self._marks)
 
     def _least_missed(self) -> int:
         """The length whose neighbours are the closest, as a ratio; neither the last marks nor the newest."""

@@ -34,8 +34,11 @@ def packed_arrays(kind: str, arrays: Arrays) -> memoryview:
     return packed.getbuffer()
 
 
-def read_arrays(data: bytes, kind: str, expected: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[Any]]:
-    """The arrays of a kept file. expected: name -> dtype, as "f8", and number of axes; "U" is text of any length.
+def read_arrays(
+    data: bytes, kind: str, expected: Mapping[str, tuple[str, int]], most: int = MOST
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a kept file. expected: name -> dtype, as "f8", and number of axes; "U" is text of any length. most:
+    bytes of all arrays together.
 
     Raises ValueError, in one line, for whatever is not exactly that.
     """
@@ -44,8 +47,8 @@ def read_arrays(data: bytes, kind: str, expected: Mapping[str, tuple[str, int]])
             members = {info.filename: info for info in archive.infolist()}
             if len(members) != len(archive.infolist()):
                 raise ValueError("expected each array once")
-            if sum(info.file_size for info in members.values()) > MOST:
-                raise ValueError(f"expected at most {MOST} bytes of arrays")
+            if sum(info.file_size for info in members.values()) > most:
+                raise ValueError(f"expected at most {most} bytes of arrays")
             found, digest = _label(archive, members)
             if found != kind:
                 raise ValueError(f"expected {kind}, got {found!r}: write it again with this version of rkf")

@@ -139,6 +139,12 @@ class Container(Structure):
         section = self.sections[number]
         return self._view[section.offset : section.offset + section.length]
 
+    @property
+    def values_id(self) -> bytes:
+        """The hash of the values in use, of this file or of the one applied to it; empty if nothing is clustered."""
+        number = self._values.directory.values_section
+        return b"" if number is None else self._values.sections[number].hash
+
     def apply_values(self, values: Container) -> None:
         """Use the values of a values file from now on; BindingError if it was made for another model."""
         if self.kind != KIND_MODEL or values.kind != KIND_VALUES:

@@ -13,10 +13,5 @@ from rkf.format.canonical import encode
 
 def fingerprint(containers: Iterable[Container], options: list[Any]) -> str:
     """The hash of weights, independent of their packing and file names, and of the options."""
-    weights = [[each.ranks_id, each.dense_id, _values_hash(each)] for each in containers]
+    weights = [[each.ranks_id, each.dense_id, each.values_id] for each in containers]
     return blake3(encode([weights, options])).hexdigest()
-
-
-def _values_hash(container: Container) -> bytes:
-    number = container.directory.values_section
-    return b"" if number is None else container.sections[number].hash

@@ -58,6 +58,6 @@ def read_private(path: Path, most: int) -> bytes | None:
         if not stat.S_ISREG(found.st_mode) or not own or found.st_size > most:
             return None
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
+            return file.read(found.st_size)
     finally:
         os.close(descriptor)

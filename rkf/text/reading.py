@@ -9,6 +9,15 @@ from rkf.errors import UsageError
 
 MOST = 1 << 28  # bytes: 60 million tokens, more than a night can evaluate; a device such as /dev/zero has no end
 
+# First bytes of files that people give to models that see.
+_KINDS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "a WebP image or a recording",
+    b"%PDF": "a PDF document",
+}
+
 
 def read_text(path: Path) -> str:
     """The text of a file; UsageError if it cannot be read, is longer than `MOST`, or is not UTF-8."""
@@ -37,4 +46,6 @@ def decoded(data: bytes, label: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{label}: expected UTF-8 text: {error}") from error
+        kind = next((kind for magic, kind in _KINDS.items() if data.startswith(magic)), None)
+        found = f", got {kind}; rkf reads text alone" if kind else f": {error}"
+        raise UsageError(f"{label}: expected UTF-8 text{found}") from error

@@ -13,6 +13,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def masked(text: str) -> str:
+    """`harmless`, with one replacement character for each escaped one, so that places in the text stay."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
 def harmless(text: str) -> str:
     """`text` in which line breaks and tabs are the only characters left that control a terminal or the direction of
     text; the joiners that scripts and emoji need stay.

@@ -14,7 +14,7 @@ TEXT = "\n".join(tiny.CORPUS) * 4
 
 
 def rkf(*arguments, code=0):
-    """The output of a command run in this process; test_talk.py and test_errors.py start new processes."""
+    """The output of a command run in this process; test_run.py and test_errors.py start new processes."""
     done = CliRunner().invoke(cli, list(map(str, arguments)), prog_name="rkf")
     assert done.exit_code == code, done.stderr
     return done.stdout

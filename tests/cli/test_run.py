@@ -1,21 +1,19 @@
-"""`rkf run` and `rkf chat` as a user types them, on a tiny model."""
+"""`rkf run` as a user types it, on a tiny model."""
 
 import os
-import pty
 import re
-import select
-import signal
 import subprocess
-import sys
-import time
-from functools import partial
 
 import pytest
+from click.testing import CliRunner
 
 import rkf
 from rkf import __version__
 from rkf.cache import cache_dir
+from rkf.cli import cli
+from rkf.commands import answering
 from rkf.commands.default_model import NAME
+from tests.cli.talking import Terminal, command, cut, run
 from tests.runtime import tiny
 
 CONFIG = tiny.config(context_length=2048, eos_ids=())
@@ -27,19 +25,6 @@ def model(tmp_path_factory):
     with rkf.load(path) as ready:  # compiles missing kernels here, so the message is not in a test's stderr
         ready.generate("The", max_tokens=2)
     return path
-
-
-def cut(tokens):
-    """What stderr says of an answer without an end."""
-    return f"(cut at {tokens} tokens; --max-tokens allows more)\n"
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "rkf", *map(str, arguments)]
-
-
-def run(*arguments, **options):
-    return subprocess.run(command(*arguments), capture_output=True, encoding="utf-8", check=False, **options)
 
 
 def test_run_prints_the_answer_and_nothing_else(model):
@@ -56,7 +41,7 @@ def test_a_prompt_comes_from_a_file_or_a_pipe_too(model, tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_bytes(prompt.encode() + b"\n")
     assert run("run", model, "--prompt-file", path, "--max-tokens", "6").stdout == wanted
-    for arguments in ([], ["--prompt", "-"]):
+    for arguments in ([], ["-"]):
         done = subprocess.run(
             command("run", model, "--max-tokens", "6", *arguments),
             input=path.read_bytes(),
@@ -64,6 +49,25 @@ def test_a_prompt_comes_from_a_file_or_a_pipe_too(model, tmp_path):
             check=False,
         )
         assert done.stdout.decode() == wanted
+
+
+def test_a_dash_alone_reads_the_prompt_for_the_default_model(model, monkeypatch):
+    monkeypatch.setattr(answering, "model_path", lambda path: model if path is None else path)
+    wanted = CliRunner().invoke(cli, ["run", str(model), "--prompt", "The", "--max-tokens", "5"])
+    done = CliRunner().invoke(cli, ["run", "-", "--max-tokens", "5"], input="The\n")
+    assert (done.exit_code, done.stdout) == (0, wanted.stdout)
+    done = CliRunner().invoke(cli, ["run", "-", "--prompt", "The"], input="The\n")
+    assert done.exit_code == 2 and "- reads the prompt from stdin" in done.stderr
+
+
+def test_images_are_refused_by_their_kind(model, tmp_path):
+    path = tmp_path / "photo"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    done = CliRunner().invoke(cli, ["run", str(model), "--prompt-file", str(path)])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"rkf: {path}: expected UTF-8 text, got a PNG image; rkf reads text alone\n",
+    )
 
 
 def test_run_passes_its_options_on(model):
@@ -147,104 +151,6 @@ def test_without_a_model_the_default_one_is_taken_from_the_cache(model, tmp_path
     (tmp_path / "kernels").symlink_to(cache_dir() / "kernels")
     done = run("run", "--prompt", "The", "--max-tokens", "5", env=os.environ | {"RKF_CACHE": str(tmp_path)})
     assert (done.returncode, done.stdout) == (0, run("run", model, "--prompt", "The", "--max-tokens", "5").stdout)
-
-
-def test_chat_remembers_the_turns_before(model):
-    done = run("chat", model, "--system", "Be brief.", "--max-tokens", "6", input="The capital?\n\nAnd the river?\n")
-    messages = [{"role": "system", "content": "Be brief."}]
-    answers = []
-    with rkf.load(model) as ready:
-        for question in ("The capital?", "And the river?"):
-            messages.append({"role": "user", "content": question})
-            answers.append(ready.chat(messages, max_tokens=6))
-            messages.append({"role": "assistant", "content": answers[-1]})
-    assert (done.returncode, done.stderr) == (0, cut(6) * 2)
-    assert done.stdout == "".join(answer + "\n" for answer in answers)
-
-
-def test_chat_forgets_the_oldest_turn_when_the_context_is_full(tmp_path):
-    config = tiny.config(context_length=160, eos_ids=())
-    path = tiny.write(tmp_path / "short.rkf", config, tiny.weights(config))
-    done = run("chat", path, "--max-tokens", "4", input="The capital of France is Paris and so on\n" * 6)
-    assert done.returncode == 0
-    assert "oldest turn no longer fits" in done.stderr
-
-
-def test_chat_goes_on_after_a_line_that_is_too_long_or_no_text(tmp_path):
-    config = tiny.config(context_length=160, eos_ids=())
-    path = tiny.write(tmp_path / "short.rkf", config, tiny.weights(config))
-    short = run("chat", path, "--max-tokens", "4", input="The\nAnd?\n")
-    lines = b"The\n" + b"capital " * 300 + b"\n\xff\nAnd?\n"
-    done = subprocess.run(command("chat", path, "--max-tokens", "4"), input=lines, capture_output=True, check=False)
-    assert (done.returncode, done.stdout.decode()) == (0, short.stdout)
-    for said in ("the model's context 160", "the line was ignored", "the line is not UTF-8"):
-        assert said in done.stderr.decode()
-
-
-class Terminal:
-    """`rkf` on a pseudo-terminal, with Ctrl-C and Ctrl-D sent as by a keyboard."""
-
-    def __init__(self, *arguments):
-        self.screen = ""
-        self._terminal, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            command(*arguments),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-            # The test runner may itself ignore Ctrl-C (as a background job does), and children inherit that.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )
-        os.close(theirs)
-
-    def type(self, text):
-        os.write(self._terminal, text.encode())
-
-    def interrupt(self):
-        self.process.send_signal(signal.SIGINT)
-
-    def wait_for(self, pattern):
-        """The output up to a pattern, since the last call."""
-        while not (found := re.search(pattern, self.screen)):
-            piece = self._read()
-            assert piece, f"ended without {pattern!r}: {self.screen!r}"
-            self.screen += piece
-        text, self.screen = self.screen[: found.end()], self.screen[found.end() :]
-        return text
-
-    def finish(self):
-        """The exit code, after the process has ended by itself."""
-        while piece := self._read():
-            self.screen += piece
-        return self.process.wait(timeout=30)
-
-    def _read(self):
-        ready, _, _ = select.select([self._terminal], [], [], 30)
-        assert ready, f"silent for 30 s after {self.screen!r}"
-        try:
-            return os.read(self._terminal, 1 << 16).decode(errors="replace")
-        except OSError:  # Linux reports a closed other end like this
-            return ""
-
-
-def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(model):
-    terminal = Terminal("chat", model, "--max-tokens", "2000")
-    terminal.wait_for("> ")
-    terminal.type("The capital?\n")
-    terminal.wait_for(r"The capital\?\r\n..")
-    terminal.interrupt()
-    terminal.wait_for(r"\(stopped\)")
-    terminal.wait_for("> ")
-    terminal.type("half a line")
-    terminal.wait_for("half a line")
-    time.sleep(0.2)  # a signal between two reads of the line editor would wait for the next key
-    terminal.interrupt()
-    terminal.wait_for("Ctrl-D leaves")
-    terminal.wait_for("> ")
-    terminal.type("\x04")
-    assert terminal.finish() == 0
-    assert "Traceback" not in terminal.screen
 
 
 def test_ctrl_c_ends_run_with_130(model):
