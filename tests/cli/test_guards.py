@@ -55,6 +55,16 @@ def test_a_template_argument_that_no_json_reader_takes_is_text():
     assert answer_keywords({"template_arg": (f"a={deep}",)}) == {"template_args": {"a": deep}}
 
 
+def test_threads_that_cannot_be_started_are_one_line(files, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refused)
+    done = rkf("verify", files / "m.rkf")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "rkf: the system allows no more threads: close other programs\n"
+
+
 def test_memory_that_is_not_there_is_one_line(files, monkeypatch):
     def hungry(*_, **__):
         raise MemoryError
