@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rkf.converters import input_files
 from rkf.converters.chat_template import FURTHER_TEMPLATE, PROCESSOR_TEMPLATE, template_of
 from rkf.converters.description import checked, describe
 from rkf.converters.ends import ends
@@ -20,7 +21,7 @@ from rkf.converters.folder_tokenizer import ADDED, FolderTokenizer, some
 from rkf.converters.generation import generation_of
 from rkf.converters.input_files import files_fingerprint, hash_file, read_bytes, read_json, shown_name
 from rkf.converters.quantised import StoredWeight, quantisation, refuse_unreadable, weights_of
-from rkf.converters.shards import INDEX, SINGLE, StoredTensor, shards, tensors_of
+from rkf.converters.shards import INDEX, SINGLE, StoredTensor, WeightReader, shards, tensors_of
 from rkf.converters.source import read_origin, spec_of
 from rkf.errors import SourceError, naming
 from rkf.file.identity import identity, refuse_changed
@@ -36,8 +37,10 @@ _SLAB_WEIGHTS = 1 << 20
 class HfSource:
     """See rkf.converters.source.Source."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.label = folder, _label(folder.resolve())
+    def __init__(self, folder: Path, weights: WeightReader = input_files, label: str | None = None) -> None:
+        """weights: reads the safetensors files of the folder. label: by default the folder's name."""
+        self.folder, self.label = folder, label or _label(folder.resolve())
+        self._reader = weights
         self._notes: list[str] = []
         # Before any of them is read: every file that may be.
         self._before = {path: identity(path) for path in [*self._named(), *folder.glob("*.safetensors")]}
@@ -75,7 +78,10 @@ class HfSource:
     @cached_property
     def files(self) -> dict[str, str]:
         paths = [*self._named(), *self._shards]
-        return {path.relative_to(self.folder).as_posix(): hash_file(path) for path in paths if path.is_file()}
+        readers = {path: self._reader.hash_file if path in self._shards else hash_file for path in paths}
+        return {
+            path.relative_to(self.folder).as_posix(): hashed(path) for path, hashed in readers.items() if path.is_file()
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -101,7 +107,7 @@ class HfSource:
         """The decoder's tensors by their names in the decoder, and the names of all others."""
         found: dict[str, StoredTensor] = {}
         others = []
-        stored = {shard: tensors_of(shard) for shard in self._shards}
+        stored = {shard: tensors_of(shard, self._reader) for shard in self._shards}
         own_names = self._description.own_names([name for tensors in stored.values() for name in tensors])
         for shard, tensors in stored.items():
             for stored_name, tensor in tensors.items():

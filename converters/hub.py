@@ -1,4 +1,4 @@
-"""Single files on the Hugging Face hub: USER/REPO:FILE. Their structure by ranges, and models pushed there.
+"""Models on the Hugging Face hub: USER/REPO:FILE. Their structure by ranges; fetched and pushed with their parts.
 
 All requests go through huggingface_hub, with its endpoint, token and cache.
 """
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rkf.errors import SourceError, StructureError, UsageError, naming
+from rkf.errors import CorruptError, SourceError, StructureError, UsageError, naming
+from rkf.file.body import part_count, verify_part
+from rkf.file.container import files_of, open_file
 from rkf.file.structure import Structure
 from rkf.format.constants import SUPERBLOCK_BYTES
+from rkf.format.part_directory import index_name, part_name
 from rkf.format.superblock import parse_superblock
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[^:]+))?")
@@ -54,12 +57,12 @@ def reported(name: HubName) -> Iterator[None]:
 
 
 def rkf_files(name: HubName) -> list[str]:
-    """The .rkf files at the root of a repository, in name order."""
+    """The .rkf files at the root of a repository, in name order, without parts of others."""
     from huggingface_hub import HfApi
 
     with reported(name):
         files = HfApi().list_repo_files(name.repo)
-    return sorted(file for file in files if file.endswith(".rkf") and "/" not in file)
+    return sorted(file for file in files if file.endswith(".rkf") and "/" not in file and index_name(file) not in files)
 
 
 def the_file(name: HubName) -> HubName:
@@ -73,12 +76,31 @@ def the_file(name: HubName) -> HubName:
     raise UsageError(f"{name}: {choice}")
 
 
-def fetch_file(name: HubName) -> Path:
-    """A file in the hub's cache, fetched if necessary."""
+def fetch_file(name: HubName, anew: bool = False) -> Path:
+    """A file in the hub's cache, fetched if necessary, or in any case with `anew`."""
     from huggingface_hub import hf_hub_download
 
     with reported(name):
-        return Path(hf_hub_download(name.repo, str(name.file), etag_timeout=ANSWER_TIMEOUT_S))
+        path = hf_hub_download(name.repo, str(name.file), etag_timeout=ANSWER_TIMEOUT_S, force_download=anew)
+        return Path(path)
+
+
+def fetch_model(name: HubName) -> Path:
+    """An .rkf file in the hub's cache, with its parts if it is their index. All hashes are checked. Parts that an
+    earlier call has fetched stay; one that is damaged is fetched once more, alone.
+
+    Raises SourceError if the hub does not answer, and the errors of opening a file.
+    """
+    path = fetch_file(name)
+    count = part_count(path)
+    for number in range(1, count + 1):
+        part = HubName(name.repo, part_name(str(name.file), number, count))
+        try:
+            verify_part(fetch_file(part))
+        except CorruptError:
+            verify_part(fetch_file(part, anew=True))
+    with open_file(path):
+        return path
 
 
 def remote_structure(name: HubName) -> Structure:
@@ -87,16 +109,16 @@ def remote_structure(name: HubName) -> Structure:
     Raises SourceError if the hub does not answer, and the errors of opening a file with check="structure".
     """
     with naming(Path(str(name))):
-        head, file_bytes = _range(name, 0, SUPERBLOCK_BYTES)
+        head, file_bytes = read_range(name, 0, SUPERBLOCK_BYTES)
         superblock = parse_superblock(head)
         if superblock.file_bytes != file_bytes:
             raise StructureError(f"expected {superblock.file_bytes} bytes, the hub has {file_bytes}: upload it again")
-        directory, _ = _range(name, superblock.directory_offset, file_bytes)
+        directory, _ = read_range(name, superblock.directory_offset, file_bytes)
         return Structure(Path(str(name)), superblock, directory)
 
 
-def _range(name: HubName, start: int, end: int) -> tuple[bytes, int]:
-    """Bytes start … end - 1 of a file, fewer at its end, and the file's size."""
+def read_range(name: HubName, start: int, end: int, revision: str | None = None) -> tuple[bytes, int]:
+    """Bytes start … end - 1 of a file, fewer at its end, and the file's size. Raises SourceError."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -104,7 +126,7 @@ def _range(name: HubName, start: int, end: int) -> tuple[bytes, int]:
     with (
         reported(name),
         get_session().stream(
-            "GET", hf_hub_url(name.repo, str(name.file)), headers=headers, follow_redirects=True
+            "GET", hf_hub_url(name.repo, str(name.file), revision=revision), headers=headers, follow_redirects=True
         ) as response,
     ):
         hf_raise_for_status(response)
@@ -120,7 +142,8 @@ def _range(name: HubName, start: int, end: int) -> tuple[bytes, int]:
 
 
 def push(path: Path, name: HubName, card: str, *, private: bool = False) -> str:
-    """Upload a .rkf file and its card (README.md) in one commit; the repository is made if needed. Returns its address.
+    """Upload a .rkf file, its parts if it has any, and its card (README.md) in one commit; the repository is made if
+    needed. Returns its address.
 
     Raises SourceError if the hub refuses.
     """
@@ -129,6 +152,8 @@ def push(path: Path, name: HubName, card: str, *, private: bool = False) -> str:
     api = HfApi()
     with reported(name):
         api.create_repo(name.repo, private=private, exist_ok=True)
-        files: dict[str, Path | bytes] = {name.file or path.name: path, "README.md": card.encode()}
+        as_index, (_, *parts) = name.file or path.name, files_of(path)
+        files: dict[str, Path | bytes] = {as_index: path, "README.md": card.encode()}
+        files |= {part_name(as_index, number, len(parts)): part for number, part in enumerate(parts, 1)}
         operations = [CommitOperationAdd(file, content) for file, content in files.items()]
         return str(api.create_commit(name.repo, operations, commit_message=f"Upload {path.name}").repo_url)

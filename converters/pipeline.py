@@ -36,6 +36,8 @@ from rkf.converters.source import Source, open_source, refuse_source, stored_hea
 from rkf.converters.work import WorkFolder
 from rkf.errors import UsageError, naming
 from rkf.file.atomic import refuse_existing, refuse_same_file
+from rkf.file.container import total_bytes
+from rkf.file.part_writer import check_part_bytes
 from rkf.file.writer import Writer
 from rkf.format import codec
 from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
@@ -65,11 +67,13 @@ def convert(
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
+    part_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
     """Convert the checkpoint `src` to the file `out`. Returns the ledger of the stored tensors.
 
-    src: a Hugging Face folder, a GGUF file, or a name to fetch (`rkf.converters.pull`). adapter: the folder of a PEFT
+    src: a Hugging Face folder, a GGUF file, a name to fetch (`rkf.converters.pull`), or hub:USER/REPO, of which only
+    what is read is fetched (`rkf.converters.hub_checkpoint`). adapter: the folder of a PEFT
     LoRA adapter, whose products are added to the weights (`rkf.converters.adapter`).
     calibrate: makes the second moments on a calibration text (`rkf.calibrate.calibration`); None clusters without data.
     With it, budgets and recipes that have options for rotated tensors rotate the program (`rkf.model.rotation`).
@@ -82,8 +86,9 @@ def convert(
     ranks of the least entropy.
     workers: threads, by default one per usable core; the bytes do not depend on it. force: overwrite `out`.
     resume: continue an interrupted conversion of the same job from its work folder beside `out`, and keep the folder if
-    this one fails too. dry_run: predict the ledger and write nothing. progress: called after each tensor, in the
-    caller's thread; None shows a bar on stderr if that is a terminal.
+    this one fails too. dry_run: predict the ledger and write nothing. part_bytes: write `out` as the index of a model
+    in parts, each with at most so many bytes before its directory (`rkf.file.split`). progress: called after each
+    tensor, in the caller's thread; None shows a bar on stderr if that is a terminal.
 
     `out` is complete or absent (or unchanged), no matter when the process is killed. Raises UsageError, SourceError,
     UnsupportedError, OutputError.
@@ -95,6 +100,8 @@ def convert(
         raise UsageError("size, bpw, and a recipe with its k exclude each other: give one")
     if archive and size is None and bpw is None:
         raise UsageError("archive: expected size or bpw with it")
+    if part_bytes is not None:
+        check_part_bytes(part_bytes)
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected at least 1, got {workers}")
     src = locate(src)
@@ -119,7 +126,7 @@ def convert(
         return fit(source, lambda trial: job(source, trial, announced).rehearse(), size, bpw, losses)
 
     def job(source: Source, chosen: Recipe, text: Mapping[str, Any] | None) -> _Job:
-        return _Job(source, chosen, out, text, compensate)
+        return _Job(source, chosen, out, text, compensate, part_bytes)
 
     expected = plan(None)
     if not any(expected.rule(name, spec.shape).k for name, spec in source.tensors.items()):
@@ -189,9 +196,15 @@ class _Job:
     """One source, one recipe, one output."""
 
     def __init__(
-        self, source: Source, recipe: Recipe, out: Path, text: Mapping[str, Any] | None, compensate: bool = True
+        self,
+        source: Source,
+        recipe: Recipe,
+        out: Path,
+        text: Mapping[str, Any] | None,
+        compensate: bool = True,
+        part_bytes: int | None = None,
     ) -> None:
-        self.source, self.recipe, self.out = source, recipe, out
+        self.source, self.recipe, self.out, self.part_bytes = source, recipe, out, part_bytes
         self.text: Any = "none"  # the calibration text, and whether it chose the indices
         if text:
             self.text = dict(text) if compensate else {**text, "use": "scales"}
@@ -212,7 +225,13 @@ class _Job:
     def run(
         self, workers: int, force: bool, resume: bool, report: Progress, calibration: GivenCalibration | None
     ) -> Ledger:
-        writer = Writer(self.out, metadata=self._metadata(), provenance=self._provenance(), force=force)
+        writer = Writer(
+            self.out,
+            metadata=self._metadata(),
+            provenance=self._provenance(),
+            force=force,
+            part_bytes=self.part_bytes,
+        )
         try:
             with writer, _pool(workers, "rkf-experts") as experts:  # the writer's lock also covers the work folder
                 self.each = experts.map
@@ -225,7 +244,7 @@ class _Job:
             raise
         self.work.close()
         notes = self.source.notes + (calibration.notes if calibration else ())
-        return Ledger(tuple(rows), self.out.stat().st_size, self.source.left_out, notes)
+        return Ledger(tuple(rows), total_bytes(self.out), self.source.left_out, notes)
 
     def _write(self, writer: Writer, results: Iterator[tuple[str, _Result]]) -> list[LedgerRow]:
         rows = []

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rkf.cache import cache_dir
-from rkf.converters.hub import ANSWER_TIMEOUT_S, HubName, fetch_file, reported, rkf_files, the_file
+from rkf.converters.hub import ANSWER_TIMEOUT_S, HubName, fetch_file, fetch_model, reported, rkf_files, the_file
 from rkf.errors import IntegrityError, SourceError, UsageError
 from rkf.file.atomic import replacing
-from rkf.file.container import open_file
 from rkf.file.scratch import scratch
 from rkf.format.constants import VERBATIM
 
-PATTERNS = (
+FROM_HUB = "hub:"  # before a name: convert without a copy of the checkpoint (`rkf.converters.hub_checkpoint`)
+SMALL_FILES = (
     *VERBATIM,
-    "tokenizer.json",
-    *("chat_template.json", "chat_template.jinja", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "chat_template.json", "chat_template.jinja", "model.safetensors.index.json"),
 )
+PATTERNS = (*SMALL_FILES, "model*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,12 @@ def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
 
 
 def locate(src: str | Path) -> Path:
-    """A checkpoint or an .rkf file given by path or by a name that `pull` knows; an existing path wins."""
+    """A checkpoint or an .rkf file given by path or by a name that `pull` knows; an existing path wins. A name that
+    begins with `hub:` stays: `open_source` reads it there.
+    """
     path, name = Path(src), HubName.parse(str(src))
+    if str(src).startswith(FROM_HUB):
+        return path
     plain_path = name is None or (name.file is None and path.suffix in (".gguf", ".rkf"))
     if path.exists() or (plain_path and str(src).lower() not in MODELS):
         return path
@@ -100,11 +104,8 @@ def locate(src: str | Path) -> Path:
 
 def _checked(name: HubName) -> Path:
     """One file of a repository; of an .rkf file, every hash is checked."""
-    path = fetch_file(the_file(name))
-    if path.suffix == ".rkf":
-        with open_file(path):
-            pass
-    return path
+    file = the_file(name)
+    return fetch_model(file) if Path(str(file.file)).suffix == ".rkf" else fetch_file(file)
 
 
 def _from_hub(name: HubName) -> Path:

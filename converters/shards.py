@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from rkf.converters import input_files
 from rkf.converters.families.keys import is_unicode
-from rkf.converters.input_files import read_json, read_values
+from rkf.converters.input_files import read_json
 from rkf.errors import SourceError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -21,15 +22,27 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _HELD = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1"}
 
 
+class WeightReader(Protocol):
+    """Reads safetensors files: those of this machine (`input_files`), or of the hub by what stands for them here
+    (`hub_checkpoint`).
+    """
+
+    def read_values(self, path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]: ...
+    def hash_file(self, path: Path) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a safetensors file. dtype: the format's name. offset: of its first byte in the file."""
+    """A tensor in a safetensors file. dtype: the format's name. offset: of its first byte in the file. weights: reads
+    the file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     path: Path
     offset: int
     stored_bytes: int
+    weights: WeightReader
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Entries start … stop - 1 along the first axis, by default all of them."""
@@ -37,7 +50,9 @@ class StoredTensor:
         stop = first if stop is None else stop
         held = np.dtype(_HELD[self.dtype])
         each = self.stored_bytes // held.itemsize // first
-        values = read_values(self.path, held, (stop - start) * each, self.offset + start * each * held.itemsize)
+        values = self.weights.read_values(
+            self.path, held, (stop - start) * each, self.offset + start * each * held.itemsize
+        )
         return values.reshape(stop - start, *self.shape[1:]) if self.shape else values.reshape(())
 
 
@@ -56,7 +71,8 @@ def shards(folder: Path) -> list[Path]:
     raise SourceError(f"{folder}: neither {SINGLE} nor {INDEX}")
 
 
-def _indexed(folder: Path) -> list[Path]:
+def listed_shards(folder: Path) -> list[str]:
+    """The names of the files in a checkpoint's index, in name order, whether they are there or not."""
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{folder}: {INDEX} has no weight_map")
@@ -65,12 +81,18 @@ def _indexed(folder: Path) -> list[Path]:
         plain = Path(name).name == name and "\\" not in name and is_unicode(name)
         if not plain or not name.endswith(".safetensors"):
             raise SourceError(f"{folder}: {INDEX}: {name!r} is not the plain name of a safetensors file")
+    return names
+
+
+def _indexed(folder: Path) -> list[Path]:
+    names = listed_shards(folder)
+    for name in names:
         if not (folder / name).is_file():
             raise SourceError(f"{folder}: shard {name} is missing; {INDEX} names it")
     return [folder / name for name in names]
 
 
-def tensors_of(path: Path) -> Mapping[str, StoredTensor]:
+def tensors_of(path: Path, weights: WeightReader = input_files) -> Mapping[str, StoredTensor]:
     """The tensors of a file by name, after the library has checked the whole header."""
     try:
         with safe_open(path, framework="np"):
@@ -84,5 +106,7 @@ def tensors_of(path: Path) -> Mapping[str, StoredTensor]:
     found = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        found[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), path, 8 + length + begin, end - begin)
+        found[name] = StoredTensor(
+            entry["dtype"], tuple(entry["shape"]), path, 8 + length + begin, end - begin, weights
+        )
     return found

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from rkf.converters.families.layout import Origin
+from rkf.converters.pull import FROM_HUB
 from rkf.errors import SourceError, UsageError
 from rkf.file.atomic import refuse_same_file
 from rkf.format.constants import DTYPE_BYTES
@@ -173,11 +174,15 @@ def refuse_source(out: Path, path: Path, source: Source) -> None:
 
 
 def open_source(path: str | Path) -> Source:
-    """The checkpoint at `path`: a folder in Hugging Face's layout, or a GGUF file.
+    """The checkpoint at `path`: a folder in Hugging Face's layout, a GGUF file, or hub:USER/REPO.
 
     Raises UsageError if there is nothing, SourceError if it cannot be converted.
     """
     path = Path(path)
+    if str(path).startswith(FROM_HUB) and not path.exists():
+        from rkf.converters.hub_checkpoint import HubSource
+
+        return HubSource(str(path))
     if path.is_dir():
         from rkf.converters.hf import HfSource
 

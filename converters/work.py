@@ -18,11 +18,11 @@ from rkf.file.private import private_folder, read_private
 from rkf.file.writer import Writer
 from rkf.format.matrix import ClusteredMatrix
 
-JOB, PARTS = "job.json", "[0-9]" * 6 + ".rkf"
+JOB, FINISHED = "job.json", "[0-9]" * 6 + ".rkf"
 _KIND, _MOST = "job 1", 1 << 24  # of job.json; a recipe is part of it
 
 
-class _PartWriter(Writer):
+class _FinishedWriter(Writer):
     """Writes in place and without fsync (10 ms each, a third of a small model's conversion). A part cut off, even by a
     power failure, fails its hashes and is made again."""
 
@@ -62,12 +62,12 @@ class WorkFolder:
                 file.write(kept_json.sealed(_KIND, job))
 
     def save(self, number: int, name: str, matrix: ClusteredMatrix, stats: Mapping[str, float]) -> None:
-        with _PartWriter(self._part(number), metadata={}, provenance={"tensor": name}) as writer:
+        with _FinishedWriter(self._file(number), metadata={}, provenance={"tensor": name}) as writer:
             writer.add(name, matrix, stats)
 
     def load(self, number: int, name: str) -> tuple[ClusteredMatrix, Mapping[str, float]] | None:
         """A finished tensor with all hashes checked; None if it is missing or damaged (it is then made again)."""
-        path = self._part(number)
+        path = self._file(number)
         if path.is_symlink() or not path.is_file():
             return None
         try:
@@ -81,24 +81,31 @@ class WorkFolder:
         """Remove the folder unless `keep` is set, or it was never opened and may be another process's."""
         if not self._opened or keep:
             return
+        try:
+            self._remove()
+        except KeyboardInterrupt:  # in its midst: nothing need be left
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
         self._empty()
         with suppress(OSError):
             self.path.rmdir()
 
     def _empty(self) -> None:
         """Remove single files: the user may own a folder of this name."""
-        for path in [*self.path.glob(PARTS), self.path / JOB, partial(self.path / JOB)]:
+        for path in [*self.path.glob(FINISHED), self.path / JOB, partial(self.path / JOB)]:
             with reporting(path):
                 path.unlink(missing_ok=True)
 
     def _found_job(self) -> dict[str, Any] | None:
         """The job whose finished tensors are here; None if there are none, {} if the job is unknown."""
-        if not any(self.path.glob(PARTS)):
+        if not any(self.path.glob(FINISHED)):
             return None
         try:
             return kept_json.opened(_KIND, read_private(self.path / JOB, _MOST) or b"")
         except ValueError:
             return {}
 
-    def _part(self, number: int) -> Path:
+    def _file(self, number: int) -> Path:
         return self.path / f"{number:06}.rkf"

@@ -16,7 +16,7 @@ from rkf._version import __version__
 from rkf.commands import signals
 from rkf.commands.chat_command import chat
 from rkf.commands.convert import calibrate, convert, export, pull, push, restore
-from rkf.commands.file_commands import diff, footprint, info, pack, unpack, verify
+from rkf.commands.file_commands import diff, footprint, info, join, pack, split, unpack, verify
 from rkf.commands.measure import bench, evaluate
 from rkf.commands.output import drop_unwritten, open_streams
 from rkf.commands.run_command import run
@@ -86,6 +86,8 @@ for verb in (
     diff,
     pack,
     unpack,
+    split,
+    join,
     evaluate,
     bench,
     warmup,

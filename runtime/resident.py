@@ -8,23 +8,26 @@ import sys
 from os import PathLike
 from pathlib import Path
 
+from rkf.format.part_directory import index_name
+
 _PROC = Path("/proc/self")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
 
 
 def resident(path: str | PathLike[str]) -> dict[str, int]:
     """{"rss_bytes"}: the current value on Linux, the peak elsewhere. On Linux also {"mapped_bytes",
-    "mapped_pss_bytes"}: the pages of the file at `path` in it, and the same with each page divided by the number of
-    processes that hold it.
+    "mapped_pss_bytes"}: the pages of the file at `path`, or of its parts, in it, and the same with each page divided by
+    the number of processes that hold it.
     """
     if not (_PROC / "smaps").exists():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"rss_bytes": peak if sys.platform == "darwin" else peak * 1024}
-    name, inside = str(Path(path).resolve()), False
+    file, inside = Path(path).resolve(), False
     found = dict.fromkeys(("rss_bytes", "mapped_bytes", "mapped_pss_bytes"), 0)
     for line in (_PROC / "smaps").read_text().splitlines():
         if mapping := _MAPPING.fullmatch(line):
-            inside = mapping[1] == name
+            place = Path(mapping[1])
+            inside = place.parent == file.parent and file.name in (place.name, index_name(place.name))
             continue
         field, _, value = line.partition(":")
         if field == "Rss":

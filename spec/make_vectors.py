@@ -19,12 +19,15 @@ import golden_model
 import golden_programs
 import numpy as np
 from blake3 import blake3
-from golden import Described, Golden, assemble, clustered, coarser, dense, other_values, uniform
+from golden import Described, Golden, assemble, clustered, coarser, dense, other_values, stream, uniform
 
 import rkf
 from rkf.file.archive import pack
 from rkf.file.atomic import replacing
+from rkf.file.container import files_of
+from rkf.file.edit import edit
 from rkf.file.sections import SectionWriter
+from rkf.file.split import split
 from rkf.file.values import write_values
 from rkf.file.writer import Writer
 from rkf.format import canonical, codec
@@ -141,6 +144,13 @@ def names() -> dict[str, Golden]:
     return {name: dense(name, (2,), "f32") for name in ("\ue000", "\ufeffw", "\uffee", "\U0001f600", "w")}
 
 
+def negative_zero() -> dict[str, Golden]:
+    """A group of centroids that is -0 alone: under a prefix of the planes it becomes +0."""
+    centroids = np.array([[-4, -3, -2, -1, -0.0]], np.float32)
+    indices = np.array([[0, 1, 2, 3, 4, 4, 4, 0]], np.uint8)
+    return {"w": assemble((1, 8), indices, 1, MatrixValues(centroids))}
+
+
 def everything() -> dict[str, Golden]:
     """All kinds of sections and tensors in a few KiB, for the mutations of the hostile tests."""
     norm = dense("norm", (5,), "bf16")
@@ -189,8 +199,9 @@ MODELS: dict[str, Callable[[], dict[str, Golden]]] = {
     "exceptions.rkf": exceptions,
     "free.rkf": free,
     "low-entropy.rkf": low_entropy,
-    "model.rkf": golden_model.tensors,
+    **{name: partial(golden_model.tensors, name) for name in golden_model.MODELS},
     "names.rkf": names,
+    "negative-zero.rkf": negative_zero,
     "progressive.rkf": progressive,
     "rounding.rkf": rounding,
     "shapes.rkf": shapes,
@@ -211,14 +222,20 @@ BLOBS = {
         "chat_template.jinja": b"{% for message in messages %}{{ message['content'] }}{% endfor %}",
         "tokenizer.json": b'{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}',
     },
-    "model.rkf": golden_model.BLOBS,
+    **dict.fromkeys(golden_model.MODELS, golden_model.BLOBS),
     **dict.fromkeys(golden_programs.PROGRAMS, golden_programs.BLOBS),
 }
 METADATA = {
-    "model.rkf": {"model": golden_model.MODEL},
+    **{name: {"model": model} for name, model in golden_model.MODELS.items()},
     **{name: {"model": golden_programs.metadata(program)} for name, program in golden_programs.PROGRAMS.items()},
 }
-PREFIXES = {"progressive.rkf": (1, 2), "widths.rkf": (1, 2)}  # planes that are also decoded alone
+# Models in parts -> the model, bytes of a part.
+SPLIT = {"parts.rkf": ("everything.rkf", 1000), "parts-program.rkf": ("program-biased-head.rkf", 5000)}
+PREFIXES = {
+    "negative-zero.rkf": (1,),
+    "progressive.rkf": (1, 2),
+    "widths.rkf": (1, 2),
+}  # planes that are also decoded alone
 # Every form of canonical msgpack, in places whose contents are free.
 FREE = {
     "as deep as may be": [[[[{}]]]],
@@ -262,18 +279,43 @@ def make(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for name, (source, store) in PACKED.items():
         store(folder / source, folder / name)
         entries.append(expect(folder, name, made[source]))
+    for name, (source, part_bytes) in SPLIT.items():
+        split(folder / source, folder / name, part_bytes=part_bytes)
+        parts = [path.name for path in files_of(folder / name)[1:]]
+        entries.append({**expect(folder, name, made[source]), "parts": parts})
     return {
-        "logits": make_logits(folder, made["model.rkf"]),
+        "logits": make_logits(folder, made),
+        "refused": [mismatching(folder, made["tables.rkf"])],
         "vectors": sorted(entries, key=lambda entry: entry["expected"]),
     }
 
 
-def make_logits(folder: Path, model: Mapping[str, Golden]) -> list[dict[str, Any]]:
+def mismatching(folder: Path, tables: Mapping[str, Golden]) -> dict[str, Any]:
+    """Write a values file for a model with other ranks than `tables.rkf`, but the same names and sizes. The manifest's
+    entry.
+    """
+    other = {
+        name: clustered(f"other {name}", matrix.shape, matrix.k, rows_per_table=matrix.rows_per_table)
+        for name, golden in tables.items()
+        if isinstance(matrix := golden.tensor, ClusteredMatrix)
+    }
+    with tempfile.TemporaryDirectory() as apart:
+        model = Path(apart, "tables.rkf")
+        write_model(model, other)
+        write_tuned(folder / "mismatching.rkv", model, other, ordered=True)
+    return {"file": "tables.rkf", "level": "binding", "values": "mismatching.rkv"}
+
+
+def make_logits(folder: Path, made: Mapping[str, Mapping[str, Golden]]) -> list[dict[str, Any]]:
     """Write a file with the logits of every model and return the entries of the manifest."""
     tokens = golden_model.TOKENS
-    texts = {"model.logits.json": {"tokens": tokens, "logits": golden_model.logits(model, tokens).round(12).tolist()}}
+    files = {f"{name.removesuffix('.rkf')}.logits.json": name for name in golden_model.MODELS}
+    texts: dict[str, dict[str, Any]] = {
+        name: {"tokens": tokens, "logits": golden_model.logits(file, made[file], tokens).round(12).tolist()}
+        for name, file in files.items()
+    }
     texts |= {name: golden_programs.logits(folder, name) for name in golden_programs.LOGITS}
-    files = {"model.logits.json": "model.rkf"} | {name: file for name, (file, _) in golden_programs.LOGITS.items()}
+    files |= {name: file for name, (file, _) in golden_programs.LOGITS.items()}
     for name, text in texts.items():
         (folder / name).write_text(json.dumps(text) + "\n")
     return [{"file": files[name], "logits": name} for name in sorted(files)]
@@ -322,12 +364,18 @@ def store_zstd(source: Path, target: Path) -> None:
         writer.finish(container.directory.raw, container.kind)
 
 
-def rewrite_directory(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+def store_two_chunks(source: Path, target: Path) -> None:
+    """A copy with a blob that is longer than a chunk. Zeros alone would shrink further than readers accept."""
+    noise = stream("two chunks", 20000).tobytes()
+    edit(source, output=target, blobs={"x-two-chunks": bytes(codec.ZSTD_CHUNK_BYTES - 40000) + noise})
+
+
+def rewrite_directory(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Rewrite the directory and recompute the hashes, for contents that the writer never makes."""
     data = path.read_bytes()
     superblock = parse_superblock(data)
     directory = canonical.decode(data[superblock.directory_offset :])
-    edit(directory)
+    change(directory)
     packed = canonical.encode(directory)
     start, end = superblock.directory_offset, superblock.directory_offset + len(packed)
     head = Superblock(superblock.kind, start, len(packed), end, blake3(packed).digest()).encode()
@@ -350,6 +398,7 @@ def expect(folder: Path, file: str, model: Mapping[str, Golden], **how: Any) -> 
 # Made once and kept: zstd's version and level decide the bytes of a frame, and frames of equal content are all valid.
 PACKED: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "packed.rkf": ("low-entropy.rkf", pack),
+    "two-chunks.rkf": ("smallest.rkf", store_two_chunks),
     "zstd.rkf": ("everything.rkf", store_zstd),
 }
 

@@ -2,7 +2,7 @@
 
 `read(path)` or `read(path, values_path)` -> {name: f32[shape]}; `read(path, planes=1)` uses only the first planes.
 Plain and slow on purpose. It makes the checks against damage (hashes, padding, versions, values, pairs of files) and
-raises `Refused(level, detail)`; the project's tests/hostile/strict.py has the other rules of section 17.
+raises `Refused(level, detail)`; tests/hostile/strict.py has the other rules of section 17, reference_parts.py parts.
 """
 
 import math
@@ -31,16 +31,16 @@ def aligned(offset):
     return -(-offset // 64) * 64
 
 
-def open_directory(data, wanted):
-    """Section 4: the bytes of a file of the wanted kind -> its directory."""
+def open_directory(data, wanted, features=4):
+    """Section 4: the bytes of a file of the wanted kind -> its directory. features: the required bits to accept."""
     need(len(data) < 128 or any(data[:128]), "never finished", "not-rkf")
     need(data and data[:8] == b"\x89RKF\r\n\x1a\n"[: len(data)], "magic", "not-rkf")
     need(len(data) >= 128, "shorter than a superblock")
     block = struct.unpack("<8sHHIQQQQQ32sQ32s", data[:128])
     _, major, _, kind, required, _, offset, length, size, directory_hash, reserved, block_hash = block
     need(block_hash == blake3(data[:96]).digest(), "superblock hash")
-    need(major == 1 and required | 4 == 4 and kind != 3, f"{major=}, {required=:b}, {kind=}", "unsupported")
-    need(kind in (1, 2) and reserved == 0, "kind or reserved bytes")
+    need(major == 1 and required | features == features and (kind != 3 or required & 1), "unknown", "unsupported")
+    need(kind in (1, 2, 3) and (kind, required & 1) != (2, 1) and reserved == 0, "kind or reserved bytes")
     need(size == len(data) == offset + length and 1 <= length <= 64 << 20 and offset >= 128, "extents")
     need(directory_hash == blake3(data[offset:]).digest(), "directory hash")
     need(kind == wanted, "a model where values were expected, or the reverse", "binding")

@@ -19,7 +19,6 @@ from rkf.converters.families.blocks import (
     pre_norm_layer,
     with_shared_expert,
 )
-from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
 from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fields
@@ -38,6 +37,7 @@ from rkf.converters.families.keys import (
 )
 from rkf.converters.families.layout import Layout, Origin, as_named
 from rkf.converters.families.layout_transforms import Transposed
+from rkf.converters.families.roped_layers import INTERVAL, RopedLayers
 from rkf.converters.families.windows import WINDOW, layer_windows, one_theta, periodic
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.op import Op
@@ -45,13 +45,13 @@ from rkf.model.ops import Attention, Norm, Route
 from rkf.model.program import MAX_LAYERS, Program
 
 # What llama.cpp assumes.
-_CHUNK, _INTERVAL, _BETA = 8192, 4, 0.1
+_CHUNK, _BETA = 8192, 0.1
 _EXPERTS_WITHOUT_NORMS = 128  # llama.cpp recognises by this the one model that has no norms of q and k
 _STEP = "interleave_moe_layer_step"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Llama4Keys(DecoderKeys):
+class Llama4Keys(RopedLayers):
     """intermediate_size is that of experts; dense layers have intermediate_size_mlp."""
 
     vocab_size: int = size(202048)
@@ -70,8 +70,6 @@ class Llama4Keys(DecoderKeys):
     moe_layers: tuple[int, ...] | None = layer_numbers(or_null=True)
     interleave_moe_layer_step: int = size(1)
     use_qk_norm: bool = flag(True)
-    no_rope_layers: tuple[int, ...] = layer_numbers()
-    no_rope_layer_interval: int = size(_INTERVAL)
     attention_chunk_size: int | None = optional_size(_CHUNK)
     layer_types: tuple[str, ...] | None = layer_types(FULL, CHUNKED)
     attn_temperature_tuning: bool = flag(True)
@@ -83,18 +81,11 @@ class Llama4Keys(DecoderKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("no_rope_layers", "layer_types"):
-            given = getattr(self, key)
-            if given and len(given) < self.num_hidden_layers:
-                raise SourceError(f"{key}: expected at least {self.num_hidden_layers} entries, got {len(given)}")
+        if self.layer_types and len(self.layer_types) < self.num_hidden_layers:
+            expected = f"at least {self.num_hidden_layers} words"
+            raise SourceError(f"layer_types: expected {expected}, got {len(self.layer_types)}")
         if self.attention_chunk_size is None and CHUNKED in self.kinds:
             raise SourceError(f"attention_chunk_size: expected a number, as layer_types has {CHUNKED}, got null")
-
-    @property
-    def ropes(self) -> tuple[bool, ...]:
-        """Whether each layer has rope. The key no_rope_layers holds 1 for those that have it."""
-        given = self.no_rope_layers or [(n + 1) % self.no_rope_layer_interval for n in range(self.num_hidden_layers)]
-        return tuple(bool(each) for each in given[: self.num_hidden_layers])
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -176,9 +167,9 @@ def _layout(config: Llama4Keys) -> Layout:
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
     one_theta(own)
-    kinds = layer_windows({**own, WINDOW: _CHUNK}, _INTERVAL)["layer_types"]  # it takes 8192 for any number but 0
-    if own.get(WINDOW) == 0 or tuple(kinds) != periodic(own["block_count"], _INTERVAL):
-        raise UnsupportedError(f"{WINDOW}: chunks are supported only in every layer but each {_INTERVAL}th")
+    kinds = layer_windows({**own, WINDOW: _CHUNK}, INTERVAL)["layer_types"]  # it takes 8192 for any number but 0
+    if own.get(WINDOW) == 0 or tuple(kinds) != periodic(own["block_count"], INTERVAL):
+        raise UnsupportedError(f"{WINDOW}: chunks are supported only in every layer but each {INTERVAL}th")
     return {
         **expert_config(own, "num_local_experts"),
         "intermediate_size": own.get(INNER),
@@ -198,8 +189,7 @@ def _to_fields(config: Llama4Keys) -> GgufFields:
     config.refuse(config.attn_scale != _BETA, "attn_scale", f"{_BETA}, which llama.cpp assumes")
     config.refuse(config.use_qk_norm != normed, "use_qk_norm", f"{normed}, which llama.cpp assumes")
     layers = range(config.num_hidden_layers)
-    if config.ropes != tuple((number + 1) % _INTERVAL != 0 for number in layers):
-        raise UnsupportedError(f"no_rope_layers: llama.cpp assumes that every layer but each {_INTERVAL}th has rope")
+    config.refuse_other_ropes()
     if config.kinds != tuple(CHUNKED if turned else FULL for turned in config.ropes):
         raise UnsupportedError("layer_types: llama.cpp assumes chunks in the layers with rope alone")
     if [config.is_sparse(number) for number in layers] != [

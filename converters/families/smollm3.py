@@ -10,17 +10,16 @@ from rkf.converters.families.blocks import assemble, attention, gated, pre_norm_
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_rope import rope_fields
-from rkf.converters.families.keys import FULL, SLIDING, flag, layer_numbers, number, optional_size, size, token, tokens
+from rkf.converters.families.keys import FULL, SLIDING, flag, number, optional_size, size, token, tokens
 from rkf.converters.families.llama import unpermuted
+from rkf.converters.families.roped_layers import INTERVAL, RopedLayers
 from rkf.converters.families.windows import Windowed
-from rkf.errors import SourceError, UnsupportedError
+from rkf.errors import UnsupportedError
 from rkf.model.program import MAX_LAYERS, Program
-
-_INTERVAL = 4  # llama.cpp assumes it
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmolLm3Keys(Windowed):
+class SmolLm3Keys(RopedLayers, Windowed):
     vocab_size: int = size(128256)
     hidden_size: int = size(2048)
     num_hidden_layers: int = size(36, most=MAX_LAYERS)
@@ -33,22 +32,8 @@ class SmolLm3Keys(Windowed):
     mlp_bias: bool = flag(False)
     use_sliding_window: bool = flag(False)
     sliding_window: int | None = optional_size()
-    no_rope_layers: tuple[int, ...] = layer_numbers()
-    no_rope_layer_interval: int = size(_INTERVAL)
     bos_token_id: int | None = token(128000)
     eos_token_id: tuple[int, ...] = tokens(128001)
-
-    def __post_init__(self) -> None:
-        if self.no_rope_layers and len(self.no_rope_layers) < self.num_hidden_layers:
-            expected = f"at least {self.num_hidden_layers} numbers"
-            raise SourceError(f"no_rope_layers: expected {expected}, got {len(self.no_rope_layers)}")
-        super().__post_init__()
-
-    @property
-    def ropes(self) -> tuple[bool, ...]:
-        """Whether each layer has rope. The key no_rope_layers holds 1 for those that have it."""
-        given = self.no_rope_layers or [(n + 1) % self.no_rope_layer_interval for n in range(self.num_hidden_layers)]
-        return tuple(bool(each) for each in given[: self.num_hidden_layers])
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -74,7 +59,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     return {
         "attention_bias": "blk.0.attn_q.bias" in model.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in model.tensors,
-        "no_rope_layer_interval": _INTERVAL,
+        "no_rope_layer_interval": INTERVAL,
         **whole_rope(model),
     }
 
@@ -84,8 +69,7 @@ def _to_fields(config: SmolLm3Keys) -> GgufFields:
     config.refuse(config.mlp_bias, "mlp_bias", "false: llama.cpp has no biases here")
     if SLIDING in config.kinds:
         raise UnsupportedError("layer_types: llama.cpp has no windows here; expected full attention in all layers")
-    if config.ropes != tuple((number + 1) % _INTERVAL != 0 for number in range(config.num_hidden_layers)):
-        raise UnsupportedError(f"no_rope_layers: llama.cpp assumes that every layer but each {_INTERVAL}th has rope")
+    config.refuse_other_ropes()
     return rope_fields(rope_scaling.whole(config), config.head_size)
 
 

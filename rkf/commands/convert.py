@@ -32,7 +32,8 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 def pull(name: str) -> None:
     """Fetch a checkpoint or an rkf file from the hub and print its path.
 
-    Of a repository with one .rkf file, that file is fetched; FILE chooses one of several. Its hashes are checked.
+    Of a repository with one .rkf file, that file is fetched, and its parts if it is their index; FILE chooses one of
+    several. All hashes are checked; what an earlier pull has fetched stays.
     """
     from rkf.converters.pull import pull as fetch
 
@@ -105,6 +106,13 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
 @click.option("--workers", type=THREAD_COUNT, help="Default: one per core. Any number gives the same bytes.")
+@click.option(
+    "--part-size",
+    "part_bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Write OUT as the index of parts of about this size, as `rkf split` does.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be written, but write nothing.")
 @click.option(
     "--resume",
@@ -115,7 +123,8 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
 def convert(src: str, out: Path, calibrate: str, limit: int | None, minutes: float | None, **options: Any) -> None:
     """Convert a checkpoint to an rkf file.
 
-    SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
+    SRC: a Hugging Face folder, a hub id or a GGUF file. hub:USER/REPO keeps no copy of the weights: tensors are fetched
+    as they are read. OUT: the file to write.
     """
     from rkf.calibrate.calibration import SHORT, Calibrate
     from rkf.converters.pipeline import convert as run
@@ -146,11 +155,12 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     from rkf.converters.pipeline import convert as run
     from rkf.converters.pull import locate
     from rkf.converters.source import open_source, refuse_source
+    from rkf.file.container import total_bytes
     from rkf.file.fold import fold
     from rkf.file.private import private_folder
     from rkf.tune import tune as learn
 
-    resume, force = options["resume"], options.pop("force")
+    resume, force, part_bytes = options["resume"], options.pop("force"), options.pop("part_bytes")
     refuse_existing(out, force)
     source = locate(src)
     refuse_source(out, source, open_source(source))
@@ -161,14 +171,14 @@ def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledg
     run(source, dense, recipe="dense", resume=resume, force=True)
     with progress_bar("tune", "") as bar:
         report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
-    fold(plain, values, out, provenance={"tuned": report}, force=force)
+    fold(plain, values, out, provenance={"tuned": report}, force=force, part_bytes=part_bytes)
     for path in (plain, dense, values):  # delete single files: the user may own a folder of this name
         with reporting(path):
             path.unlink()
     with suppress(OSError):
         folder.rmdir()
     click.echo(summary(out, report), err=True)
-    return replace(ledger, file_bytes=out.stat().st_size)
+    return replace(ledger, file_bytes=total_bytes(out))
 
 
 def _chosen(ledger: Ledger) -> str:

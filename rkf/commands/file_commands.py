@@ -1,4 +1,4 @@
-"""`rkf info`, `footprint`, `verify`, `diff`, `pack`, `unpack`: the contents of a file. Nothing here needs numba."""
+"""`rkf info`, `footprint`, `verify`, `diff`, `pack`, `unpack`, `split`, `join`: a file. Nothing here needs numba."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from rkf.commands.options import VALUES
 from rkf.commands.output import print_json, print_map, print_table, progress_bar, reporter, size
-from rkf.commands.quantities import Integer
+from rkf.commands.quantities import Integer, Size
 from rkf.model.program import Program
 from rkf.text.terminal import printable
 
@@ -140,9 +140,11 @@ def footprint(model: Path, source: Path | None, as_json: bool) -> None:
 def verify(model: Path, values: Path | None, structure: bool) -> None:
     """Check a file completely.
 
-    Checks structure, every hash, every index and weight. Exit code 3: corrupt, 4: unsupported, 5: not an rkf file.
+    Checks structure, every hash, every index and weight; of one part of a model, structure and hashes. Exit code 3:
+    corrupt, 4: unsupported, 5: not an rkf file.
     """
     from rkf.errors import UsageError
+    from rkf.file.body import is_part, verify_part
     from rkf.file.verify import verify as check
     from rkf.text.tokenizer import open_tokenizer
 
@@ -153,6 +155,15 @@ def verify(model: Path, values: Path | None, structure: bool) -> None:
             click.echo(
                 f"{printable(model)}: valid structure: {len(container.tensors)} tensors, {size(container.file_bytes)}"
             )
+        return
+    if is_part(model):
+        if values is not None:
+            raise UsageError(f"{model}: is one part of a model: omit --values")
+        part = verify_part(model)
+        click.echo(
+            f"{printable(model)}: valid: part {part.number} of {printable(part.index or 'a model')}, "
+            f"{part.sections} sections in {size(part.file_bytes)}"
+        )
         return
     with progress_bar("verify", "tensor") as bar:
         report = check(model, values=values, progress=lambda name: bar.update(), also=open_tokenizer)
@@ -216,4 +227,42 @@ def unpack(model: Path, out: Path, force: bool) -> None:
 
 
 def _sizes(source: Path, out: Path) -> None:
-    click.echo(f"{printable(out)}: {size(out.stat().st_size)}, from {size(source.stat().st_size)}", err=True)
+    from rkf.file.container import total_bytes
+
+    click.echo(f"{printable(out)}: {size(total_bytes(out))}, from {size(total_bytes(source))}", err=True)
+
+
+@click.command()
+@MODEL
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--part-size", "part_bytes", type=Size(), metavar="SIZE", required=True, help="Most bytes of a part, such as 4GB."
+)
+@FORCE
+def split(model: Path, out: Path, part_bytes: int, force: bool) -> None:
+    """Cut a model into parts, for disks and hosts that limit the size of a file.
+
+    OUT becomes the index: the file that every command takes as the model. Its parts lie beside it as
+    OUT-00001-of-00003.rkf, and so on, and each can be verified alone. A tensor's data are never cut, so one that is
+    longer has a part of its own.
+    """
+    from rkf.file.container import files_of
+    from rkf.file.split import split as cut
+
+    with progress_bar("split", "B") as bar:
+        cut(model, out, part_bytes=part_bytes, force=force, progress=reporter(bar))
+    parts = [path.name for path in files_of(out)[1:]]
+    click.echo(f"{printable(out)}: {len(parts)} parts, {printable(parts[0])} to {printable(parts[-1])}", err=True)
+
+
+@click.command()
+@MODEL
+@click.argument("out", type=click.Path(path_type=Path))
+@FORCE
+def join(model: Path, out: Path, force: bool) -> None:
+    """Undo `rkf split`, byte for byte. MODEL: the index."""
+    from rkf.file.split import join as put_together
+
+    with progress_bar("join", "B") as bar:
+        put_together(model, out, force=force, progress=reporter(bar))
+    _sizes(model, out)

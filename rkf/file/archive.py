@@ -45,15 +45,15 @@ def pack(
         frames = codec.in_order(_compressed, jobs)
         for number, section in enumerate(container.sections):
             if section.kind == "blob":
-                _copy_blob(container, number, writer)
+                copy_section(container, number, writer)
                 continue
             packed = list(islice(frames, codec.chunk_count(section.length)))
             if codec.saves(sum(map(len, packed)), section.length):
                 writer.add_zstd(section.kind, packed, section.length, section.hash, section.name)
             else:
                 writer.add(section.kind, [container.stored(number)], section.name)
-            _report(progress, container, number)
-        _seal(container, writer)
+            report(progress, container, number)
+        seal(container, writer)
 
 
 def unpack(
@@ -74,11 +74,11 @@ def unpack(
         decoded = codec.in_order(container.section, raw)
         for number, section in enumerate(container.sections):
             if section.kind == "blob":
-                _copy_blob(container, number, writer)
+                copy_section(container, number, writer)
             else:
                 writer.add(section.kind, [next(decoded)], section.name)
-            _report(progress, container, number)
-        _seal(container, writer)
+            report(progress, container, number)
+        seal(container, writer)
 
 
 def _compressed(job: tuple[memoryview, str]) -> bytes:
@@ -86,8 +86,8 @@ def _compressed(job: tuple[memoryview, str]) -> bytes:
     return codec.compress_chunk(chunk, codec.LEVEL_OF_RANKS if kind == "plane" else codec.LEVEL_OF_REST)
 
 
-def _copy_blob(container: Container, number: int, writer: SectionWriter) -> None:
-    """Write a blob as it is stored."""
+def copy_section(container: Container, number: int, writer: SectionWriter) -> None:
+    """Write a section as it is stored."""
     section, stored = container.sections[number], container.stored(number)
     if section.codec == CODEC_RAW:
         writer.add(section.kind, [stored], section.name)
@@ -97,13 +97,14 @@ def _copy_blob(container: Container, number: int, writer: SectionWriter) -> None
         writer.add_zstd(section.kind, frames, section.decoded_length, section.hash, section.name)
 
 
-def _report(progress: Progress | None, container: Container, number: int) -> None:
+def report(progress: Progress | None, container: Container, number: int) -> None:
+    """Tell that a section is done."""
     if progress is not None:
         section = container.sections[number]
         progress(section.offset + section.length, container.file_bytes)
 
 
-def _seal(container: Container, writer: SectionWriter) -> None:
+def seal(container: Container, writer: SectionWriter) -> None:
     """Write the directory of `container` with the new sections; everything else in its maps stays."""
     container.refuse_changed()
     raw, superblock = container.directory.raw, container.superblock

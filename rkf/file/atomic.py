@@ -7,6 +7,7 @@ reuses the file that a killed writer left behind. Every byte goes through `os.wr
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -102,6 +103,76 @@ def replacing(path: str | os.PathLike[str], force: bool = False, private: bool =
             raise
     with reporting(named):
         _sync_folder(target.parent)
+
+
+@contextmanager
+def companions(path: Path, force: bool) -> Iterator[Companions]:
+    """Files beside `path` that take their names together when the `with` ends, and leave nothing when it raises. They
+    belong to `path`: use this inside its `replacing`, so that `path` takes its name last.
+
+    Files that have their names are replaced with `force`, or if `path` does not exist: a killed writer left them.
+    """
+    made = Companions(path, force)
+    try:
+        made.remove_partial()
+        yield made
+        refuse_lost()
+        made.commit()
+    except BaseException:
+        made.discard()
+        raise
+
+
+class Companions:
+    """See `companions`. names: of the files, in order; known before the `with` ends."""
+
+    def __init__(self, path: Path, force: bool) -> None:
+        self._path, self._force = path, force
+        self._open: list[tuple[int, Path]] = []
+        self._placed: list[Path] = []
+        self.names: list[str] = []
+
+    def open(self) -> OutputFile:
+        """The next file."""
+        temporary = self._temporary(f"{len(self._open) + 1:05}")
+        with reporting(self._path):
+            self._open.append((os.open(temporary, _OPEN | os.O_TRUNC, 0o666), temporary))
+        return OutputFile(self._open[-1][0], self._path)
+
+    def commit(self) -> None:
+        """Rename the files. One that names old files of these names is removed first, so no reader meets a mixture."""
+        targets = [self._path.with_name(name) for name in self.names]
+        with reporting(self._path):
+            for descriptor, _ in self._open:
+                os.fsync(descriptor)
+            taken = [target for target in targets if target.exists()]
+            if taken and self._path.exists():
+                refuse_existing(taken[0], self._force)
+                self._path.unlink()
+            while self._open:
+                descriptor, temporary = self._open.pop(0)
+                os.close(descriptor)
+                target = targets[len(self._placed)]
+                self._placed.append(target)
+                os.replace(temporary, target)  # noqa: PTH105  (as in `replacing`)
+            _sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for descriptor, _ in self._open:
+            os.close(descriptor)
+        for target in self._placed:
+            _remove(target)
+        self.remove_partial()
+
+    def remove_partial(self) -> None:
+        """Remove files without their names: those of a killed writer too."""
+        ours = glob.escape(self._temporary("").name.removesuffix(".partial"))
+        for found in self._path.parent.glob(f"{ours}*.partial"):
+            _remove(found)
+
+    def _temporary(self, number: str) -> Path:
+        return partial(self._path.with_name(f"{self._path.name}.part-{number}"))
 
 
 @contextmanager

@@ -1,17 +1,14 @@
-"""Reads a container: maps the file, checks it once, returns views. Knows no more of the model than the directory says.
+"""Reads a container: maps the file or its parts, checks them once, returns views.
 
 *Structure* is checked at every open. *Integrity* (hashes, padding, the small arrays) is checked too, unless the caller
 asks for structure only. *Semantics* are checked by `rkf.file.verify`. Views of raw sections are the mapped file itself;
-nothing is copied.
+nothing is copied. Knows no more of the model than the directory says.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +18,15 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import BindingError, IntegrityError, StructureError, UsageError, naming
-from rkf.file.identity import identity, refuse_changed
-from rkf.file.mapped import mapped
+from rkf.errors import BindingError, IntegrityError, UsageError, naming
+from rkf.file.body import Body, open_parts
 from rkf.file.structure import Structure
 from rkf.format import codec, integrity
 from rkf.format.constants import (
     CODEC_RAW,
     KIND_MODEL,
+    KIND_PART,
     KIND_VALUES,
-    SUPERBLOCK_BYTES,
     index_bits,
     plane_bits,
     position_bytes,
@@ -38,7 +34,7 @@ from rkf.format.constants import (
 )
 from rkf.format.fields import REMEDY
 from rkf.format.matrix import F32, Affine, ClusteredMatrix, DenseTensor, Exceptions, MatrixValues, storage_dtype
-from rkf.format.superblock import Superblock, parse_superblock
+from rkf.format.part_directory import index_name
 from rkf.format.tensors import TensorEntry
 from rkf.format.values_layout import Clusters
 
@@ -50,9 +46,9 @@ def open_file(
 ) -> Container:
     """Open an rkf file for reading.
 
-    path: a model file, or a values file to inspect. check: "integrity" (the default) reads and hashes every byte;
-    "structure" reads only the superblock and the directory. values: a values file whose centroids, affine factors and
-    exception values replace the model's own.
+    path: a model file, the index of a model in parts, or a values file to inspect. check: "integrity" (the default)
+    reads and hashes every byte; "structure" reads only superblocks and directories. values: a values file whose
+    centroids, affine factors and exception values replace the model's own.
 
     Raises NotRkfError, UnsupportedError, StructureError, IntegrityError, BindingError (values made for another model),
     UsageError (no such file).
@@ -70,11 +66,17 @@ class Container(Structure):
 
     def __init__(self, path: Path, check: Check) -> None:
         self._check = check
-        self._identity = identity(path)
         with naming(path):
-            self._map, superblock = _map(path)
-            super().__init__(path, superblock, self._map[superblock.directory_offset :])
-            self._view: memoryview | None = memoryview(self._map)
+            body = Body(path)
+            if body.superblock.kind == KIND_PART:
+                index = index_name(path.name) or "the index"
+                raise UsageError(f"is one part of a model: open {index}; `rkf verify` checks a part alone")
+            super().__init__(path, body.superblock, body.directory)
+            parts = self.directory.parts
+            # The sections of each file: of an index none, of its parts all.
+            self._bodies = [(body, () if parts else self.sections)]
+            self._bodies += zip(open_parts(path, parts), (part.sections for part in parts), strict=True)
+            self._places = [(each, section) for each, sections in self._bodies for section in sections]
             self._values = self  # the container that holds the centroids, affine factors and exception values
             if check == "integrity":
                 self._check_integrity()
@@ -134,10 +136,8 @@ class Container(Structure):
 
     def stored(self, number: int) -> memoryview:
         """The stored bytes of a section."""
-        if self._view is None:
-            raise UsageError(f"{self.path}: the container is closed: open it again")
-        section = self.sections[number]
-        return self._view[section.offset : section.offset + section.length]
+        body, section = self._places[number]
+        return body.stored(section)
 
     @property
     def values_id(self) -> bytes:
@@ -156,13 +156,9 @@ class Container(Structure):
         self.tensors = MappingProxyType({**self.tensors, **entries})
 
     def refuse_changed(self) -> None:
-        """Raise ChangedError if the file is not as it was at open. Called before another file made of it is committed.
-
-        A file that was renamed over this one is no change: the map still shows the old one.
-        """
-        found, before = identity(self.path), self._identity
-        if found is not None and before is not None and found[:2] == before[:2]:
-            refuse_changed({self.path: before})
+        """Raise ChangedError if a file is not as it was at open. Called before another file made of it is committed."""
+        for body, _ in self._bodies:
+            body.refuse_changed()
         if self._values is not self:
             self._values.refuse_changed()
 
@@ -170,10 +166,9 @@ class Container(Structure):
         """Release the map. Views that are still in use keep it alive; nothing new can be loaded."""
         if self._values is not self:
             self._values.close()
-        self._view = None
         self.__dict__.pop("_value_bytes", None)
-        with suppress(BufferError):
-            self._map.close()
+        for body, _ in self._bodies:
+            body.close()
 
     def __enter__(self) -> Self:
         return self
@@ -251,10 +246,9 @@ class Container(Structure):
 
     def _check_integrity(self) -> None:
         """Check the hashes, the padding and the contents of the small arrays."""
-        for number, section in enumerate(self.sections):
-            integrity.check_hash(self.stored(number), section.stored_hash, section.label(number))
-        extents = [(0, SUPERBLOCK_BYTES), *((s.offset, s.offset + s.length) for s in self.sections)]
-        integrity.check_padding(memoryview(self._map), extents, self.superblock.directory_offset, "file")
+        for body, sections in self._bodies:
+            with naming(body.path):
+                body.check_integrity(sections)
         fields = (field for placed in self.directory.values_fields.values() for field in placed.values())
         extents = [(field.offset, field.offset + field.length) for field in fields]
         integrity.check_padding(self._value_bytes.data, extents, len(self._value_bytes), "values section")
@@ -264,20 +258,16 @@ class Container(Structure):
                 self._positions(entry, entry.clusters)
 
 
-def _map(path: Path) -> tuple[mmap.mmap, Superblock]:
-    """Map a file whose superblock is valid and whose length is the stated one."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError("expected a regular file, got a folder, pipe or device")
-        with path.open("rb", buffering=0) as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            superblock = parse_superblock(file.read(SUPERBLOCK_BYTES))
-            if file_bytes != superblock.file_bytes:
-                problem = "truncated" if file_bytes < superblock.file_bytes else "bytes after the end"
-                raise StructureError(f"expected {superblock.file_bytes} bytes, got {file_bytes} ({problem}); {REMEDY}")
-            return mapped(file.fileno(), path, file_bytes), superblock
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The files of a model: `path`, and its parts if it is their index, in order."""
+    with Container(Path(path), "structure") as container:
+        return [body.path for body, _ in container._bodies]
+
+
+def total_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, with those of its parts if it is the index of a model in parts."""
+    with Container(Path(path), "structure") as container:
+        return container.file_bytes
 
 
 def _check_binding(model: Container, values: Container) -> None:

@@ -19,6 +19,7 @@ def describe(container: Structure, *, tensors: bool = False) -> dict[str, Any]:
         "kind": "values" if container.kind == KIND_VALUES else "model",
         "version": f"{MAJOR}.{container.superblock.minor}",
         "file_bytes": container.file_bytes,
+        **({"parts": [part.length for part in container.directory.parts]} if container.directory.parts else {}),
         "weights": sum(entry.weights for entry in stored),
         "clustered_weights": sum(entry.weights for entry in stored if entry.kind != "dense"),
         "tensor_count": len(entries),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rkf.errors import OutputError, naming
+from rkf.errors import OutputError, UsageError, naming
 from rkf.file.atomic import replacing, reporting
 from rkf.file.container import open_file
 from rkf.file.sections import SectionWriter
@@ -34,6 +34,8 @@ def edit(
     Raises StructureError if the result would not be a valid file, UsageError if `output` exists, OutputError.
     """
     with open_file(path) as container, replacing(output or path, force or output is None) as out:
+        if container.directory.parts:
+            raise UsageError(f"{path}: is in parts: put them together with `rkf join` first")
         raw, superblock = dict(container.directory.raw), container.superblock
         kept = {name: container.blob(name) for name in container.directory.blobs}
         wanted = {name: data for name, data in {**kept, **(blobs or {})}.items() if data is not None}

@@ -19,15 +19,17 @@ def fold(
     *,
     provenance: Mapping[str, Any] | None = None,
     force: bool = False,
+    part_bytes: int | None = None,
 ) -> None:
-    """Write `out`: the ranks of `model` with `values`. provenance: keys to add to the model's.
+    """Write `out`: the ranks of `model` with `values`. provenance: keys to add to the model's. part_bytes: as for
+    `Writer`.
 
     Raises UsageError (values for other ranks, unordered values, `out` exists or is `model`), OutputError.
     """
     with open_file(model, values=values) as container:
         refuse_same_file(out, container.path)
         told = {**container.provenance, **(provenance or {})}
-        with Writer(out, metadata=container.metadata, provenance=told, force=force) as writer:
+        with Writer(out, metadata=container.metadata, provenance=told, force=force, part_bytes=part_bytes) as writer:
             for name, entry in container.tensors.items():
                 if entry.target is not None:
                     writer.add(name, Alias(entry.target))

@@ -82,8 +82,9 @@ def coded_bits(counts: NDArray[np.uint64]) -> float:
 def _ledger(container: Container) -> dict[str, int]:
     """Bytes by content; they add up to the file."""
     ledger = dict.fromkeys(_LEDGER, 0)
-    ledger["superblock"] = SUPERBLOCK_BYTES
-    ledger["directory"] = container.superblock.directory_length
+    parts = container.directory.parts
+    ledger["superblock"] = SUPERBLOCK_BYTES * (1 + len(parts))
+    ledger["directory"] = container.superblock.directory_length + sum(part.directory_length for part in parts)
     for entry in container.tensors.values():
         widths = () if entry.k is None else plane_bits(index_bits(entry.k))
         for number, width in zip(entry.sections, widths, strict=False):  # counts and positions follow the planes

@@ -22,33 +22,25 @@ class SectionWriter:
     """Writes a file front to back: `add` sections in order, then `finish`."""
 
     def __init__(self, out: OutputFile) -> None:
-        self._out = out
+        self._out = out  # gets the directory
+        self._body = out  # gets sections
+        self._required = 0  # feature bits
         self.sections: list[dict[str, Any]] = []
         out.write(bytes(SUPERBLOCK_BYTES))  # zeros mark an incomplete file until the very end
 
     def add(self, kind: str, pieces: Iterable[Any], name: str | None = None) -> int:
         """Append a raw section made of consecutive buffers. The section's number."""
-        self._align()
-        offset, digest = self._out.position, blake3()
-        for piece in pieces:
-            view = memoryview(piece).cast("B")
-            digest.update(view)
-            self._out.write(view)
-        return self._record(kind, CODEC_RAW, offset, digest.digest(), name)
+        return self._append(kind, CODEC_RAW, [memoryview(piece).cast("B") for piece in pieces], name)
 
     def add_zstd(
         self, kind: str, frames: Iterable[Any], decoded_length: int, decoded_hash: bytes, name: str | None = None
     ) -> int:
         """Append a section of zstd frames, one per chunk. The section's number."""
-        self._align()
-        offset, digest, lengths = self._out.position, blake3(), []
-        for frame in frames:
-            digest.update(frame)
-            self._out.write(frame)
-            lengths.append(len(frame))
-        number = self._record(kind, CODEC_ZSTD, offset, decoded_hash, name)
-        packed = {"chunks": lengths, "decoded_length": decoded_length, "stored_hash": digest.digest()}
-        self.sections[number].update(packed)
+        stored = [memoryview(frame) for frame in frames]
+        number = self._append(kind, CODEC_ZSTD, stored, name)
+        section = self.sections[number]
+        section.update({"stored_hash": section["hash"], "hash": decoded_hash})
+        section.update({"chunks": [len(frame) for frame in stored], "decoded_length": decoded_length})
         return number
 
     def add_blob(self, name: str, data: bytes) -> int:
@@ -70,28 +62,42 @@ class SectionWriter:
 
     def finish(self, directory: Mapping[str, Any], kind: int, minor: int = MINOR, optional: int = 0) -> None:
         """Write the directory (its sections are added here) and, last, the superblock."""
-        self._align()
-        data = canonical.encode({**directory, "sections": self.sections})
-        offset = self._out.position
-        end = offset + len(data)
+        align(self._out)
         model = directory["metadata"].get("model")
         carries = kind == KIND_MODEL and isinstance(model, dict) and "program" in model
-        required = FEATURE_PROGRAM if carries else 0
-        superblock = Superblock(kind, offset, len(data), end, blake3(data).digest(), minor, required, optional)
+        required = self._required | (FEATURE_PROGRAM if carries else 0)
+        content = {**directory, "sections": self.sections}
+        data, superblock = sealed(self._out, content, kind, required, minor, optional)
         read_model(parse_directory(data, superblock), superblock)
         self._out.write(data)
         self._out.overwrite_start(superblock.encode())
 
-    def _align(self) -> None:
-        self._out.write(bytes(aligned(self._out.position) - self._out.position))
-
-    def _record(self, kind: str, codec: str, offset: int, digest: bytes, name: str | None) -> int:
-        section = {
-            "codec": codec,
-            "hash": digest,
-            "kind": kind,
-            "length": self._out.position - offset,
-            "offset": offset,
-        }
+    def _append(self, kind: str, codec: str, pieces: Sequence[memoryview], name: str | None) -> int:
+        """Write a section's stored bytes and record it, with their hash. Its number."""
+        length, digest = sum(map(len, pieces)), blake3()
+        offset = self._begin(length)
+        for piece in pieces:
+            digest.update(piece)
+            self._body.write(piece)
+        section = {"codec": codec, "hash": digest.digest(), "kind": kind, "length": length, "offset": offset}
         self.sections.append(section if name is None else {**section, "name": name})
         return len(self.sections) - 1
+
+    def _begin(self, length: int) -> int:
+        """Make ready for a section of `length` bytes. Its offset in the whole file."""
+        align(self._body)
+        return self._body.position
+
+
+def align(out: OutputFile) -> None:
+    """Write zeros up to where a section or a directory may begin."""
+    out.write(bytes(aligned(out.position) - out.position))
+
+
+def sealed(
+    out: OutputFile, directory: Mapping[str, Any], kind: int, required: int, minor: int = MINOR, optional: int = 0
+) -> tuple[bytes, Superblock]:
+    """The bytes of a directory that ends `out`, and the superblock that goes with them."""
+    data = canonical.encode(directory)
+    offset, digest = out.position, blake3(data).digest()
+    return data, Superblock(kind, offset, len(data), offset + len(data), digest, minor, required, optional)

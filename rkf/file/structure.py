@@ -19,7 +19,8 @@ class Structure:
     """A checked structure. path: of the file, or its name for messages.
 
     metadata, provenance: the maps of the file; model: metadata["model"] as a ModelMetadata, or None if there is none;
-    tensors, sections: their entries in the directory; order: "ascending", or "none" for unordered values.
+    tensors, sections: their entries in the directory; file_bytes: of the file and its parts; order: "ascending", or
+    "none" for unordered values.
     """
 
     def __init__(self, path: Path, superblock: Superblock, directory: bytes) -> None:
@@ -29,7 +30,7 @@ class Structure:
         self.path, self.superblock = path, superblock
         self.directory: Directory = parse_directory(directory, superblock)
         self.kind: int = superblock.kind
-        self.file_bytes: int = superblock.file_bytes
+        self.file_bytes: int = superblock.file_bytes + sum(part.length for part in self.directory.parts)
         self.metadata: Mapping[str, Any] = self.directory.metadata
         self.provenance: Mapping[str, Any] = self.directory.provenance
         self.model: ModelMetadata | None = read_model(self.directory, superblock)

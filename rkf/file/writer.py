@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rkf.errors import UsageError, naming
 from rkf.file.atomic import OutputFile, replacing, reporting
+from rkf.file.part_writer import part_writer
 from rkf.file.sections import SectionWriter
 from rkf.format import integrity
 from rkf.format.constants import (
@@ -40,7 +41,8 @@ class Writer:
     """Writes a model file: `with Writer(path, metadata=…, provenance=…) as w: w.add(…); w.blob(…)`.
 
     Leaving the `with` commits (superblock last, rename); an exception leaves no file. metadata["model"] is
-    `ModelMetadata.to_metadata()`: with it, the tensors must be the ones that its program reads.
+    `ModelMetadata.to_metadata()`: with it, the tensors must be the ones that its program reads. part_bytes: write the
+    index of a model in parts, and the parts beside it, each of about so many bytes (`rkf.file.split`).
 
     Raises UsageError (the file exists, wrong order, arrays that do not fit together), OutputError (the disk),
     StructureError (what was added is not a valid file).
@@ -53,9 +55,11 @@ class Writer:
         metadata: Mapping[str, Any],
         provenance: Mapping[str, Any],
         force: bool = False,
+        part_bytes: int | None = None,
     ) -> None:
         self._path = Path(path)
         self._force = force
+        self._part_bytes = part_bytes
         self._metadata = dict(metadata)
         self._provenance = dict(provenance)
         self._tensors: list[dict[str, Any]] = []
@@ -63,7 +67,11 @@ class Writer:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._sections = SectionWriter(stack.enter_context(self._output()))
+            out = stack.enter_context(self._output())
+            if self._part_bytes is None:
+                self._sections = SectionWriter(out)
+            else:
+                self._sections = stack.enter_context(part_writer(out, self._path, self._part_bytes, self._force))
             self._spool = stack.enter_context(ValuesSpool(self._path))
             self._stack = stack.pop_all()
         return self

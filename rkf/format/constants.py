@@ -23,10 +23,10 @@ ALIGNMENT = 64
 HASH_BYTES = 32
 
 # Required-feature bits. A reader that does not know a set bit refuses the file and names the bit.
-FEATURE_PARTS = 1 << 0  # the model is split over several files (reserved in 1.0)
+FEATURE_PARTS = 1 << 0  # the model lies in several files (spec/parts.md)
 FEATURE_DENSE_OVERRIDES = 1 << 1  # a values file also replaces dense tensors (reserved in 1.0)
 FEATURE_PROGRAM = 1 << 2  # metadata.model carries a program (spec/program.md)
-KNOWN_REQUIRED = FEATURE_PROGRAM
+KNOWN_REQUIRED = FEATURE_PARTS | FEATURE_PROGRAM
 
 # Blobs; other names begin with "x-".
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -45,6 +45,7 @@ DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
 # Limits.
 MAX_DIRECTORY_BYTES = 64 << 20
+MAX_PARTS = 99_999  # their numbers have five digits in names of files
 MAX_DEPTH = 8
 MAX_CONTAINERS = 1 << 19  # maps and lists of a directory: 40,000 clustered tensors
 # All other values in a directory, without keys. Tensors and sections have about 6 per map. Without a limit, 60 MB of

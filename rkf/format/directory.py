@@ -11,7 +11,6 @@ from typing import Any
 
 from blake3 import blake3
 
-from rkf.errors import StructureError
 from rkf.format import canonical
 from rkf.format.constants import (
     CHAT_TEMPLATE,
@@ -19,11 +18,13 @@ from rkf.format.constants import (
     KIND_MODEL,
     KIND_VALUES,
     MAX_CONTAINERS,
+    MAX_PARTS,
     TOKENIZER,
     VERBATIM,
 )
 from rkf.format.extents import Claims, Section, parse_sections
-from rkf.format.fields import REMEDY, Fields, refuse
+from rkf.format.fields import Fields, refuse
+from rkf.format.part_directory import PartEntry, decoded, parse_parts
 from rkf.format.superblock import Superblock
 from rkf.format.tensors import TensorEntry, parse_tensors
 from rkf.format.values_layout import Field, layout
@@ -43,23 +44,19 @@ class Directory:
     ranks_id: bytes
     dense_id: bytes
     order: str
-    raw: Mapping[str, Any]  # the decoded map itself, for tools that rewrite it
+    parts: tuple[PartEntry, ...]  # of an index; otherwise none
+    raw: Mapping[str, Any]  # the decoded map of the whole file, for tools that rewrite it
 
 
 def parse_directory(data: bytes, superblock: Superblock) -> Directory:
     """The checked directory in `data`; StructureError names the section or tensor that is wrong."""
-    if len(data) != superblock.directory_length:
-        refuse("directory", f"{superblock.directory_length} bytes", len(data))
-    if blake3(data).digest() != superblock.directory_hash:
-        refuse("directory", "the hash in the superblock", "another one")
-    try:
-        raw = canonical.decode(data)
-    except StructureError as error:
-        raise StructureError(f"directory: {error}; {REMEDY}") from None
+    raw = decoded(data, superblock)
     keys = ("dense_id", "metadata", "provenance", "ranks_id", "sections", "tensors")
     is_values = superblock.kind == KIND_VALUES
-    top = Fields(raw, "directory", (*keys, "order") if is_values else keys)
+    also = ("order",) if is_values else ("parts",) if superblock.in_parts else ()
+    top = Fields(raw, "directory", (*keys, *also))
     sections = parse_sections(top.list("sections", MAX_CONTAINERS), superblock)
+    parts = parse_parts(top.list("parts", MAX_PARTS), sections) if superblock.in_parts else ()
     claims = Claims(sections)
     tensors = parse_tensors(top.list("tensors", MAX_CONTAINERS), claims, "values" if is_values else "model")
     clustered = [(entry.name, entry.clusters) for entry in tensors.values() if entry.clusters is not None]
@@ -80,7 +77,8 @@ def parse_directory(data: bytes, superblock: Superblock) -> Directory:
         ranks_id=top.digest("ranks_id"),
         dense_id=top.digest("dense_id"),
         order=top.choice("order", ("ascending", "none")) if is_values else "ascending",
-        raw=raw,
+        parts=parts,
+        raw={key: value for key, value in raw.items() if key != "parts"} if parts else raw,
     )
     if superblock.kind == KIND_MODEL:
         _check_ids(raw)

@@ -14,6 +14,7 @@ from rkf.format.constants import (
     ALIGNMENT,
     CODEC_RAW,
     CODEC_ZSTD,
+    KIND_MODEL,
     MAX_BLOB_BYTES,
     MAX_VALUES,
     MAX_ZSTD_EXPANSION,
@@ -21,7 +22,7 @@ from rkf.format.constants import (
     ZSTD_CHUNK_BYTES,
     aligned,
 )
-from rkf.format.fields import Fields, integer, refuse
+from rkf.format.fields import U64_MAX, Fields, integer, refuse
 from rkf.format.superblock import Superblock
 
 SECTION_KINDS = ("plane", "counts", "positions", "dense", "values", "blob")
@@ -62,12 +63,18 @@ def extent(offset: int, length: int, previous_end: int, limit: int, where: str) 
 
 
 def parse_sections(items: list[Any], superblock: Superblock) -> tuple[Section, ...]:
-    """The sections of a directory, which follow each other from the superblock to the directory."""
+    """The sections of a directory, which follow each other from the superblock to the directory. Those of an index have
+    the offsets that they would have in one file.
+    """
+    elsewhere = superblock.kind == KIND_MODEL and superblock.in_parts
+    limit = U64_MAX if elsewhere else superblock.directory_offset
     sections, end = [], SUPERBLOCK_BYTES
     for number, item in enumerate(items):
         section = _section(item, f"section {number}")
-        end = extent(section.offset, section.length, end, superblock.directory_offset, f"section {number}")
+        end = extent(section.offset, section.length, end, limit, f"section {number}")
         sections.append(section)
+    if elsewhere:
+        end = SUPERBLOCK_BYTES
     if aligned(end) != superblock.directory_offset:
         refuse("directory, offset", f"{aligned(end)}, after the last section", superblock.directory_offset)
     return tuple(sections)

@@ -9,6 +9,7 @@ from blake3 import blake3
 from rkf.errors import NotRkfError, UnsupportedError
 from rkf.format.constants import (
     ALIGNMENT,
+    FEATURE_PARTS,
     KIND_MODEL,
     KIND_PART,
     KIND_VALUES,
@@ -61,6 +62,11 @@ class Superblock:
         )[:SUPERBLOCK_HASHED_BYTES]  # fmt: skip
         return head + blake3(head).digest()
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether the file is the index of a model in several files, or one of these."""
+        return bool(self.required & FEATURE_PARTS)
+
 
 def parse_superblock(data: bytes) -> Superblock:
     """The superblock at the start of `data`, which may be shorter or longer.
@@ -83,10 +89,12 @@ def parse_superblock(data: bytes) -> Superblock:
         raise UnsupportedError(
             f"superblock: the file requires features (bits {bits}) that rkf {MAJOR}.{MINOR} lacks; update rkf"
         )
-    if kind == KIND_PART:
-        raise UnsupportedError("superblock: files in several parts are not supported; join them or update rkf")
-    if kind not in (KIND_MODEL, KIND_VALUES):
-        refuse("superblock, kind", f"{KIND_MODEL} (model) or {KIND_VALUES} (values)", kind)
+    if kind == KIND_PART and not required & FEATURE_PARTS:
+        raise UnsupportedError("superblock: a part of an unknown form; update rkf")
+    if kind not in (KIND_MODEL, KIND_VALUES, KIND_PART):
+        refuse("superblock, kind", f"{KIND_MODEL} (model), {KIND_VALUES} (values) or {KIND_PART} (part)", kind)
+    if kind == KIND_VALUES and required & FEATURE_PARTS:
+        refuse("superblock, kind", "a model or one of its parts", "a values file, which is never in parts")
     if reserved != _RESERVED:
         refuse("superblock, reserved bytes", "zeros", reserved.hex())
     if not 1 <= length <= MAX_DIRECTORY_BYTES:

@@ -21,14 +21,14 @@ _API = re.compile(r"/api/models/([^/]+/[^/]+)(/.*)?")
 
 
 class Hub(ThreadingHTTPServer):
-    """The server, and its files. limit_ranges: whether range requests are answered."""
+    """The server, and its files. ranges: whether range requests are answered. failures: so many of them fail first."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, dict[str, bytes]] = {}
         self.uploads: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str | None]] = []
-        self.ranges = True
+        self.ranges, self.failures = True, 0
 
     @property
     def address(self) -> str:
@@ -132,6 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         status = 200
+        if wanted is not None and self.server.failures:
+            self.server.failures -= 1
+            self._json({"error": "out of order"}, 500)
+            return
         if wanted is not None and self.server.ranges:
             start, end = int(wanted[1]), min(int(wanted[2] or len(data) - 1) + 1, len(data))
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"

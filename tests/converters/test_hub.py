@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from huggingface_hub import constants
 
 from rkf.cli import cli
 from rkf.converters.pipeline import convert
-from tests.converters.hub_server import Hub, hub
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
-        yield running
+from rkf.file.split import join
+from rkf.file.verify import verify
+from tests.converters.hub_server import Hub
 
 
 @pytest.fixture
 def small(hf_folder: Callable[..., Path], tmp_path: Path) -> Path:
     convert(hf_folder("llama"), tmp_path / "small.rkf", k=16)
     return tmp_path / "small.rkf"
+
+
+def small_source(folder: Path) -> str:
+    """The checkpoint that `small` was made of."""
+    return next(path.name for path in folder.iterdir() if (path / "config.json").is_file())
+
+
+def export_each(path: Path, out: Path) -> bytes:
+    assert rkf("export", "gguf", path, out).exit_code == 0
+    return out.read_bytes()
 
 
 def rkf(*arguments: str | Path) -> Result:
@@ -57,6 +55,52 @@ def test_a_model_is_pushed_and_fetched(server: Hub, small: Path, tmp_path: Path)
         rkf("run", small, "--raw", "--prompt", "Hello", "--max-tokens", "2", "--temperature", "0").stdout
         == answer.stdout
     )
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client
+def test_a_model_in_parts(server: Hub, small: Path, tmp_path: Path) -> None:
+    """Pushed with its parts, looked at by its index alone, fetched part by part."""
+    convert(tmp_path / small_source(tmp_path), tmp_path / "parts.rkf", k=16, part_bytes=16_000)
+    join(tmp_path / "parts.rkf", tmp_path / "joined.rkf")
+    assert (tmp_path / "joined.rkf").read_bytes() == small.read_bytes()
+    assert rkf("push", tmp_path / "parts.rkf", "user/parts:m.rkf").exit_code == 0
+    stored = server.files["user/parts"]
+    names = sorted(name for name in stored if name != "README.md")
+    count = len(names) - 1
+    assert count > 2 and names[0] == f"m-00001-of-{count:05}.rkf" and names[-1] == "m.rkf"
+    assert f"{sum(map(len, stored.values())) - len(stored['README.md'])}"[:2] in stored["README.md"].decode()
+    server.requests.clear()
+    info = rkf("info", "user/parts:m.rkf", "--json")
+    assert json.loads(info.stdout)["ranks_id"] == json.loads(rkf("info", small, "--json").stdout)["ranks_id"]
+    assert len(server.requests) == 2
+    assert json.loads(rkf("diff", small, "user/parts:m.rkf", "--json").stdout)["identical"]
+
+    del stored[names[1]]  # the download ends early
+    refused = rkf("pull", "user/parts")
+    assert refused.exit_code == 1 and names[1] in refused.output and refused.output.count("\n") == 1
+    stored[names[1]] = (tmp_path / f"parts-00002-of-{count:05}.rkf").read_bytes()
+    server.requests.clear()
+    fetched = Path(rkf("pull", "user/parts").stdout.strip())
+    assert verify(fetched).weights == verify(small).weights
+    got = [path for method, path, _ in server.requests if method == "GET" and path.endswith(".rkf")]
+    assert not any(path.endswith(names[0]) for path in got) and any(path.endswith(names[1]) for path in got)
+
+    damaged = fetched.with_name(names[2])
+    data = bytearray(damaged.read_bytes())
+    data[200] ^= 1
+    damaged.resolve().write_bytes(data)
+    server.requests.clear()
+    assert rkf("pull", "user/parts").exit_code == 0
+    got = [path for method, path, _ in server.requests if method == "GET" and path.endswith(".rkf")]
+    assert [path.rpartition("/")[2] for path in got] == [names[2]]
+    exported = [export_each(path, tmp_path / f"{number}.gguf") for number, path in enumerate((fetched, small))]
+    assert exported[0] == exported[1]
+    stored[names[0]], stored[names[1]] = stored[names[1]], stored[names[0]]
+    server.files["user/swapped"] = stored
+    refused = rkf("pull", "user/swapped")
+    assert refused.exit_code == 3 and "expected part 1, got part 2" in refused.output
+    answer = ("run", "--raw", "--prompt", "Hello", "--max-tokens", "2", "--temperature", "0")
+    assert rkf(*answer, fetched).stdout == rkf(*answer, small).stdout
 
 
 def test_a_card_is_printed(small: Path) -> None:

@@ -23,6 +23,7 @@ from rkf.errors import RkfError
 from rkf.file.archive import pack
 from rkf.file.edit import edit
 from rkf.file.fold import fold
+from rkf.file.split import split
 from rkf.file.values import write_values
 from rkf.runtime import objects
 from tests.faults.harness import Scenario, broken_promises
@@ -59,6 +60,21 @@ def is_values(folder: Path) -> bool:
     return False
 
 
+def in_folder(folder: Path) -> None:
+    """The inputs, and an older model that the parts' index replaces, in a folder of its own."""
+    inputs(folder)
+    (folder / "out").mkdir()
+    shutil.copy(folder / "dense.rkf", folder / "out" / "m.rkf")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the old model or the new one is there, with all its parts."""
+    with suppress(RkfError):
+        rkf.open(folder / "out" / "m.rkf").close()
+        return True
+    return False
+
+
 def convert_keeping() -> None:
     """With a text whose losses are kept for the next conversion."""
     convert("hf", "out.rkf", k=4, calibrate=Calibrate(Path("text.txt"), store=Path("kept")), workers=1, force=True)
@@ -78,6 +94,7 @@ def write_some_values() -> None:
 _folder = tempfile.TemporaryDirectory(prefix="rkf-faults-")
 MADE = Path(_folder.name)
 CONVERT = ("convert", "hf", "out.rkf", "--k", "4", "--calibrate", "none", "--workers", "1", "--force")
+PARTS = ("convert", "hf", "out/m.rkf", *CONVERT[3:])
 KLD = ("eval", "kld", "m.rkf", "--reference", "dense.rkf", "--text", "text.txt", "--ctx", "16", "--windows", "1")
 TUNE = ("tune", "m.rkf", "out.rkv", "--reference", "dense.rkf", "--data", "text.txt", "--minutes", "0.001", "--force")
 STUDY = ("study", "interpolate", "m.rkf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--seeds", "1")
@@ -90,6 +107,9 @@ SCENARIOS = [
     Scenario("calibrate", ("calibrate", "hf", "out.tok", "--text", "text.txt", "--force"), "out.tok", old("out.tok")),
     Scenario("pack", ("pack", "m.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
     Scenario("unpack", ("unpack", "packed.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
+    Scenario("split", ("split", "m.rkf", "out/m.rkf", "--part-size", "8kB", "--force"), "out", in_folder, is_whole),
+    Scenario("join", ("join", "parts.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
+    Scenario("parts", (*PARTS, "--part-size", "8kB"), "out", in_folder, is_whole),
     Scenario("gguf", ("export", "gguf", "m.rkf", "out.gguf", "--force"), "out.gguf", old("out.gguf")),
     Scenario("hf", ("export", "hf", "m.rkf", "out"), "out", inputs, once=True),
     Scenario("transformers", ("export", "transformers", "m.rkf", "out"), "out", inputs, once=True),
@@ -116,6 +136,7 @@ def make(folder: Path) -> None:
     convert(folder / "hf", folder / "dense.rkf", recipe="dense")
     convert(folder / "hf", folder / "m.rkf", k=8)
     pack(folder / "m.rkf", folder / "packed.rkf")
+    split(folder / "m.rkf", folder / "parts.rkf", part_bytes=8000)
     with rkf.open(folder / "m.rkf") as container:
         write_values(folder / "v.rkv", container, {})
     export_transformers(folder / "m.rkf", folder / "transformers")

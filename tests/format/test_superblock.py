@@ -73,7 +73,7 @@ def test_a_short_file_is_refused(data: bytes, length: int) -> None:
         ({"major": 0}, UnsupportedError, "version"),
         ({"major": 2}, UnsupportedError, "version"),
         ({"required": 1 << 40 | 2}, UnsupportedError, r"bits \[1, 40\]"),
-        ({"kind": KIND_PART}, UnsupportedError, "parts"),
+        ({"kind": KIND_PART}, UnsupportedError, "part of an unknown form"),
         ({"kind": 0}, StructureError, "kind"),
         ({"kind": 9}, StructureError, "kind"),
         ({"reserved": b"1234567\0"}, StructureError, "reserved"),

@@ -6,13 +6,14 @@ shares no code with the project's reader, so that the tests may compare the two.
 """
 
 import math
+import tempfile
 from pathlib import Path
 
 import msgpack
 import zstandard
 from blake3 import blake3
 
-from tests.hostile import strict_program
+from tests.hostile import strict_parts, strict_program
 from tests.spec import reference
 from tests.spec.reference import DTYPES, PLANES, Refused, aligned, need, value_fields
 
@@ -230,7 +231,7 @@ def check_pair(model, other):
 
 def read(path, values=None):
     """As the reference reader, after every check: structure, frames, values, binding, and what is left to it."""
-    files, directories = [Path(file).read_bytes() for file in (path, values) if file is not None], []
+    files, directories = [strict_parts.whole(file) for file in (path, values) if file is not None], []
     for wanted, data in enumerate(files, 1):
         kind, directory = check_file(data)
         need(kind == wanted, f"not a file of kind {wanted}", "binding")
@@ -242,4 +243,8 @@ def read(path, values=None):
         reference.read_values(directory, data)
     if values is not None:
         check_pair(*directories)
-    return reference.read(path, values)
+    with tempfile.TemporaryDirectory() as folder:  # of a model in parts, the whole file
+        paths = [Path(folder, str(number)) for number in range(len(files))]
+        for place, data in zip(paths, files, strict=True):
+            place.write_bytes(data)
+        return reference.read(*paths)

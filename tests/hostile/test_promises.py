@@ -62,6 +62,17 @@ def test_loading_opens_one_file_and_runs_nothing(watch: Watch, tmp_path: Path) -
     assert {(event, str(name)) for event, name in watch.seen} == {("open", str(path))}
 
 
+def test_an_index_opens_its_parts_and_nothing_else(watch: Watch) -> None:
+    index = VECTORS / "parts.rkf"
+    read_all(index)
+    watch.seen.clear()
+    watch.on = True
+    read_all(index)
+    watch.on = False
+    parts = {index, *(VECTORS / f"parts-{number:05}-of-00005.rkf" for number in range(1, 6))}
+    assert {(event, str(name)) for event, name in watch.seen} == {("open", str(path)) for path in parts}
+
+
 @pytest.mark.parametrize("name", ("everything", "zstd"))
 def test_what_a_later_minor_version_may_add(name: str, sources: dict[str, bytes], tmp_path: Path) -> None:
     """Another minor version, optional bits and keys that begin with x-: the weights are the same."""

@@ -8,6 +8,7 @@ from tests.spec.document import SPEC
 
 sys.path.insert(0, str(SPEC))
 
+import reference_parts
 import reference_program
 import reference_reader
 
@@ -15,6 +16,7 @@ DTYPES = reference_reader.DTYPES
 PLANES = reference_reader.PLANES
 Refused = reference_reader.Refused
 aligned = reference_reader.aligned
+join = reference_parts.join
 load_section = reference_reader.load_section
 need = reference_reader.need
 open_directory = reference_reader.open_directory

@@ -31,7 +31,7 @@ def test_superblock() -> None:
     assert bytes.fromhex(code(rules["magic"])[0]) == rkf_format.MAGIC
     assert (int(rules["major"]), int(rules["minor"].split()[0])) == (rkf_format.MAJOR, rkf_format.MINOR)
     kinds = (rkf_format.KIND_MODEL, rkf_format.KIND_VALUES, rkf_format.KIND_PART)
-    assert rules["kind"] == "{} model, {} values, {} part (reserved)".format(*kinds)
+    assert rules["kind"] == "{} model, {} values, {} part".format(*kinds)
     assert rules["directory_length"] == f"1 to {rkf_format.MAX_DIRECTORY_BYTES}"
     assert int({row[3]: row[0] for row in rows}["superblock_hash"]) == rkf_format.SUPERBLOCK_HASHED_BYTES
 
@@ -63,7 +63,7 @@ def test_features() -> None:
         rkf_format.FEATURE_DENSE_OVERRIDES,
         rkf_format.FEATURE_PROGRAM,
     }
-    assert rkf_format.KNOWN_REQUIRED == rkf_format.FEATURE_PROGRAM
+    assert rkf_format.KNOWN_REQUIRED == rkf_format.FEATURE_PARTS | rkf_format.FEATURE_PROGRAM
 
 
 def test_planes() -> None:

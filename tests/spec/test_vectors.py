@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import rkf
+from rkf.errors import BindingError
 from rkf.file.prefix import coarser
 from rkf.format.constants import plane_bits
 from rkf.format.matrix import ClusteredMatrix
@@ -28,16 +29,17 @@ ENTRIES = MANIFEST["vectors"]
 WHOLE = [entry for entry in ENTRIES if "planes" not in entry]
 # The vectors that must be there, whatever the manifest says.
 NAMES = """
-affine dense everything exceptions free low-entropy model names other other.1-planes packed
-program-biased-head program-chunks program-experts program-latent program-plain program-post-norms program-recurrent
-program-rotated program-scan program-windows
+affine dense everything exceptions free low-entropy model model-band model-linear names negative-zero
+negative-zero.1-planes other other.1-planes packed parts parts-program
+program-biased-head program-chunks program-experts program-latent program-plain program-post-norms
+program-recurrent program-rotated program-scan program-windows
 progressive progressive.1-planes progressive.2-planes
-regrouped rounding shapes smallest tables tuned unordered widths widths.1-planes widths.2-planes
+regrouped rounding shapes smallest tables tuned two-chunks unordered widths widths.1-planes widths.2-planes
 zstd
 """
 LOGITS = """
-model program-biased-head program-chunks program-experts program-latent program-plain program-post-norms
-program-recurrent program-rotated program-scan program-windows program-windows.long
+model-band model-linear model program-biased-head program-chunks program-experts program-latent program-plain
+program-post-norms program-recurrent program-rotated program-scan program-windows program-windows.long
 """
 
 
@@ -56,7 +58,9 @@ def test_manifest_is_complete() -> None:
     assert sorted(entry["expected"].removesuffix(".f32") for entry in ENTRIES) == NAMES.split()
     assert [entry["logits"].removesuffix(".logits.json") for entry in MANIFEST["logits"]] == LOGITS.split()
     keys = ("expected", "file", "values", "logits")
-    named = {entry[key] for entry in ENTRIES + MANIFEST["logits"] for key in keys if key in entry}
+    entries = ENTRIES + MANIFEST["logits"] + MANIFEST["refused"]
+    named = {entry[key] for entry in entries for key in keys if key in entry}
+    named |= {part for entry in ENTRIES for part in entry.get("parts", ())}
     assert named == {path.name for path in VECTORS.iterdir()} - {"README.md", "manifest.json"}
     for entry in ENTRIES:
         last = entry["tensors"][-1]
@@ -64,10 +68,14 @@ def test_manifest_is_complete() -> None:
 
 
 @pytest.mark.parametrize("entry", WHOLE, ids=lambda entry: entry["expected"])
-def test_both_readers(entry: dict[str, Any]) -> None:
+def test_both_readers(entry: dict[str, Any], tmp_path: Path) -> None:
     file = VECTORS / entry["file"]
     values = VECTORS / entry["values"] if "values" in entry else None
-    read = reference.read(file, values)
+    whole = file
+    if "parts" in entry:
+        whole = tmp_path / file.name
+        whole.write_bytes(reference.join(file))
+    read = reference.read(whole, values)
     assert list(read) and set(read) == {tensor["name"] for tensor in entry["tensors"]}
     with rkf.open(file, values=values) as container:
         assert list(container.tensors) == [tensor["name"] for tensor in entry["tensors"]]
@@ -75,6 +83,30 @@ def test_both_readers(entry: dict[str, Any]) -> None:
             expected = bits(entry, tensor)
             assert same_bits(read[tensor["name"]], expected), f"reference reader: {tensor['name']}"
             assert same_bits(container.decode(tensor["name"]), expected), f"rkf: {tensor['name']}"
+
+
+@pytest.mark.parametrize("entry", MANIFEST["refused"], ids=lambda entry: entry["values"])
+def test_pairs_that_do_not_fit(entry: dict[str, Any]) -> None:
+    file, values = VECTORS / entry["file"], VECTORS / entry["values"]
+    rkf.open(values).close()
+    with pytest.raises(BindingError):
+        rkf.open(file, values=values)
+    with pytest.raises(reference.Refused) as refused:
+        reference.read(file, values)
+    assert refused.value.args[0] == entry["level"] == "binding"
+
+
+def test_the_middle_band_and_the_chunks_are_there() -> None:
+    """The vectors have what they are for."""
+    with rkf.open(VECTORS / "model-band.rkf") as container:
+        assert container.model is not None
+        (rope,) = container.model.program.ropes
+        assert 1 / 8 < rope.frequencies[0] < 1  # neither kept nor divided by the factor
+    with rkf.open(VECTORS / "two-chunks.rkf") as container:
+        (blob,) = (section for section in container.sections if section.kind == "blob")
+        assert len(blob.chunks) == 2
+    whole, prefix = (np.fromfile(VECTORS / f"negative-zero{name}.f32", "<u4")[4] for name in ("", ".1-planes"))
+    assert (whole, prefix) == (0x80000000, 0)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +162,10 @@ def test_logits_of_the_fast_path(entry: dict[str, Any]) -> None:
     assert abs(logits - wanted).max() < float(stated[1]) * abs(wanted).max()
 
 
-@pytest.mark.parametrize("script", ("reference_reader.py", "reference_program.py"))
+@pytest.mark.parametrize("script", ("reference_reader.py", "reference_program.py", "reference_parts.py"))
 def test_references_share_no_code(script: str) -> None:
     allowed = {"blake3", "math", "msgpack", "numpy", "pathlib", "struct", "zstandard"}
-    allowed |= {"reference_reader", "sys"} if script == "reference_program.py" else set()
+    allowed |= {"reference_reader", "sys"} if script != "reference_reader.py" else set()
     for node in ast.walk(ast.parse((SPEC / script).read_text())):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= allowed
