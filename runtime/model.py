@@ -222,37 +222,57 @@ def load(
     threads: int | None = None,
     exact: bool = False,
     values: str | PathLike[str] | None = None,
+    adapter: str | PathLike[str] | None = None,
     device: str = "cpu",
     kv_cache: str | None = None,
     bits: int | None = None,
     draft: str | PathLike[str] | None = None,
+    tensor_parallel: bool = False,
 ) -> Model:
     """Open a `.rkf` file, check its hashes, and make it ready to run.
 
     threads: default one per core, within affinity and quota. exact: f32 throughout, with the weights of the normative
     decode; otherwise integer products where they are faster. values: a `.rkv` file to use in place of the file's own
-    values. kv_cache: number format of the key/value cache, "f16" (the default), "int8" or "f32" (the default with
-    exact). bits: run a coarser model from the rank planes that fit into this many bits per weight. device: "cpu", or,
-    with the torch extra, "cpu-torch" (f32) and "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
+    values. adapter: the folder of a PEFT LoRA adapter, applied while the model runs. kv_cache: number format of the
+    key/value cache, "f16" (the default), "int8" or "f32" (the default with exact). bits: run a coarser model from the
+    rank planes that fit into this many bits per weight. device: "cpu", or, with the torch extra, "cpu-torch" (f32) and
+    "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
     draft: a smaller model with the same tokenizer that guesses tokens of the answers (draft.py); no text changes by it.
+    tensor_parallel: share the model with the other processes that torchrun started, which make the same calls
+    (torch_parallel.py); for the torch devices.
     Raises RkfError: not an rkf file, corrupt, unsupported; a values file for other ranks; no torch or no such device.
     """
+    if tensor_parallel and draft is not None:  # its use depends on measured times, and processes must do the same
+        raise UsageError("tensor parallelism takes no draft: omit it")
     with ExitStack() as opened:
         container = opened.enter_context(open_file(path, values=values))
+        if adapter is not None:
+            from rkf.converters.adapted_file import adapt  # where a family keeps the modules that an adapter names
+
+            adapt(container, adapter)
         tokenizer = open_tokenizer(container)
         guessing = None
         if draft is not None:
             guessing = opened.enter_context(load(draft, threads=threads, device=device, kv_cache=kv_cache))
-        model = Model(container, _backend(container, device, threads, exact, kv_cache, bits), tokenizer, guessing)
+        backend = _backend(container, device, threads, exact, kv_cache, bits, tensor_parallel)
+        model = Model(container, backend, tokenizer, guessing)
         opened.pop_all()
     return model
 
 
 def _backend(
-    container: Container, device: str, threads: int | None, exact: bool, kv_cache: str | None, bits: int | None
+    container: Container,
+    device: str,
+    threads: int | None,
+    exact: bool,
+    kv_cache: str | None,
+    bits: int | None,
+    tensor_parallel: bool,
 ) -> Backend:
     """The backend for `device`. It is imported only after the file has been checked: it loads a compiler, or torch."""
     if device == "cpu":
+        if tensor_parallel:
+            raise UsageError(f"device cpu: tensor parallelism needs {' or '.join(TORCH_DEVICES)}")
         from rkf.runtime.cpu import CpuBackend
 
         return CpuBackend(container, threads=threads, exact=exact, cache_format=kv_cache, bits=bits)
@@ -263,4 +283,4 @@ def _backend(
     import rkf.torch  # noqa: F401 - reports a missing torch in one line
     from rkf.runtime.torch_backend import TorchBackend
 
-    return TorchBackend(container, TORCH_DEVICES[device], threads=threads)
+    return TorchBackend(container, TORCH_DEVICES[device], threads=threads, parallel=tensor_parallel)

@@ -34,7 +34,7 @@ class Session:
 
     def __init__(self, path: Path, container: Container, backend: CpuBackend, engine: Engine) -> None:
         self._path, self._backend, self._engine = path, backend, engine
-        model = fingerprint([container], [container.metadata["model"]])
+        model = fingerprint([container], [container.metadata["model"], *container.changes])
         self._bound = {"model, or of other values": model, **backend.arithmetic}
         self._saved: list[int] = []  # the tokens in the file, as far as is known
 

@@ -10,6 +10,7 @@ import torch
 
 from rkf.errors import UsageError
 from rkf.file.container import Container
+from rkf.runtime import torch_parallel
 from rkf.runtime.backend import F32, I64, Row, Wanted, checked, with_tokens_again
 from rkf.runtime.threads import chosen
 from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured, has_fixed_shapes
@@ -24,10 +25,12 @@ class TorchBackend:
     of f32 do not use tensor cores, and, if Triton is installed, fused kernels and CUDA graphs.
 
     Rows are computed one after another. Logits may be rounded differently when a sequence's tokens are split into other
-    calls.
+    calls. parallel: run with the other processes of torchrun, each with a share of the weights (torch_parallel.py).
     """
 
-    def __init__(self, container: Container, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, container: Container, device: str = "cpu", threads: int | None = None, parallel: bool = False
+    ) -> None:
         if container.model is None:
             raise UsageError(f"{container.path}: expected a whole model, got a file without one")
         self.metadata = container.model
@@ -35,12 +38,16 @@ class TorchBackend:
             raise UsageError("device cuda: torch finds no GPU here: use cpu or cpu-torch")
         if threads is not None:
             torch.set_num_threads(chosen(threads))
-        self._device = torch.device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self._decoder = Decoder(container, dtype).to(self._device).requires_grad_(False)
+        program = None
+        if parallel:
+            torch_parallel.join(device)
+            program = torch_parallel.divide(container)
+        self._device = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+        self._decoder = Decoder(container, dtype, program).to(self._device).requires_grad_(False)
         self._graph: TokenGraph | None = None
         fused = device == "cuda" and find_spec("triton") is not None
-        self._graphs = fused and has_fixed_shapes(self._decoder.program)
+        self._graphs = fused and not parallel and has_fixed_shapes(self._decoder.program)
         if fused:
             from rkf.torch.fused import fuse  # needs Triton
 
@@ -52,7 +59,8 @@ class TorchBackend:
 
     @property
     def held_bytes(self) -> int:
-        return 0
+        """Keys, values and states of all sequences."""
+        return self._decoder.held.bytes
 
     def new_sequence(self, capacity: int) -> TorchCache:
         """An empty sequence that can grow to `capacity` tokens."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from rkf.errors import UsageError
 from rkf.file.container import Container
+from rkf.model.program import Program
+from rkf.runtime.held_bytes import HeldBytes
 from rkf.runtime.torch_ops import TorchHead, TorchOps
 from rkf.runtime.torch_pass import RopeTables, TorchPass
 from rkf.runtime.torch_past import NoPast, Past, TorchCache
@@ -18,14 +20,16 @@ from rkf.torch import ClusteredWeight
 
 class Decoder(nn.Module):
     """ids: i64[sequences, tokens] -> the last hidden states, `[sequences, tokens, width]`; `head` computes logits from
-    them. dtype: that of dense matrices and activations.
+    them. dtype: that of dense matrices and activations. program: in place of the model's own (torch_parallel.py).
     """
 
-    def __init__(self, container: Container, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, container: Container, dtype: torch.dtype = torch.float32, program: Program | None = None
+    ) -> None:
         super().__init__()
         if container.model is None:
             raise UsageError(f"{container.path}: expected a whole model, got a file without one")
-        self.program, self.dtype = container.model.program, dtype
+        self.program, self.dtype = program or container.model.program, dtype
         tensors = TorchTensors(container, dtype)
         self.ropes = RopeTables(self.program.ropes)
         self.stem = TorchOps(self.program.stem, tensors)
@@ -35,6 +39,7 @@ class Decoder(nn.Module):
         self.top = TorchOps(self.program.top[:-1], tensors)
         self.head = TorchHead(self.program.logits, tensors)
         self._clustered = tensors.clustered
+        self.held = HeldBytes()  # by all caches
 
     def clustered(self) -> dict[str, ClusteredWeight]:
         """Every clustered matrix by the name of its tensor; tied ones once."""
@@ -51,7 +56,7 @@ class Decoder(nn.Module):
 
     def new_cache(self, sequences: int, capacity: int) -> TorchCache:
         """The empty past of new sequences that may grow to `capacity` positions."""
-        return TorchCache(self.program, sequences, capacity, self.dtype, self.device)
+        return TorchCache(self.program, sequences, capacity, self.dtype, self.device, self.held)
 
     def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
         tokens = ids.shape[1]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rkf.commands.default_model import model_path
-from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
+from rkf.commands.options import ADAPTER, BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.quantities import Integer, Size
 from rkf.errors import RkfError, UsageError
 from rkf.text.reading import read_text
@@ -33,6 +33,7 @@ from rkf.text.reading import read_text
 @click.option("--drain", type=Integer(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
 @answer_options(max_tokens=None)
 @VALUES
+@ADAPTER
 @THREADS
 @KV_CACHE
 @BITS
@@ -49,6 +50,7 @@ def serve_command(
     cache_memory: int | None,
     drain: int,
     values: Path | None,
+    adapter: Path | None,
     threads: int | None,
     kv_cache: str | None,
     bits: int | None,
@@ -64,7 +66,7 @@ def serve_command(
         from rkf.serve.catalogue import EngineOptions, named
     except ImportError as error:
         raise RkfError(f"rkf serve needs {error.name}: pip install 'rkf-llm[serve]'") from None
-    for name, given in (("--values", values), ("--draft", draft)):
+    for name, given in (("--values", values), ("--adapter", adapter), ("--draft", draft)):
         if given is not None and len(models) > 1:
             raise UsageError(f"{name} is for one model: serve that alone")
     defaults = answer_keywords(options)
@@ -76,6 +78,7 @@ def serve_command(
         port=port,
         load_options={
             "values": values,
+            "adapter": adapter,
             "threads": threads,
             "kv_cache": kv_cache,
             "bits": bits,
