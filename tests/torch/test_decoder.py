@@ -80,7 +80,7 @@ def root_mean_square(x):
 @torch.no_grad()
 @pytest.mark.parametrize("entry", LOGITS, ids=lambda entry: entry["logits"].removesuffix(".logits.json"))
 def test_gives_the_logits_of_the_vectors(entry, monkeypatch):
-    """Every op and every key. Of the largest logit: 1e-4 is the specification's; in f32 a recurrent one is 5e-5 off, and
+    """Every op and every key. Of the largest logit: 1e-4 is the specification's; in f32 a recurrent one is 5e-5 off,
     model-band 1.02e-5.
     """
     golden = json.loads((VECTORS / entry["logits"]).read_text())
