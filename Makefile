@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz lint types bench wheel web paper vectors clean
+.PHONY: demo test fuzz lint types bench gpu wheel web paper vectors clean
 
 demo: .venv/core  ## install, convert SmolLM2-135M-Instruct to an .rkf file, and print its answer to one question
 	$(BIN)/rkf run --prompt "What is the capital of France?" --stats
@@ -24,6 +24,9 @@ types: .venv/dev  ## check types of the installed package, because in the checko
 
 bench: .venv/core  ## measure speed and memory of the default model on this machine
 	$(BIN)/rkf bench "$$($(BIN)/python -m rkf.commands.default_model)" --json
+
+gpu: .venv/dev  ## compare what runs on a GPU with the exact path of the CPU; without a GPU, what it can on the CPU
+	$(BIN)/python -m benchmarks.gpu $(or $(MODEL),"$$($(BIN)/python -m rkf.commands.default_model)")
 
 wheel: .venv/dev  ## build dist/*.whl with all kernels compiled for Linux on x86-64 and ARM (five minutes on two cores)
 	$(BIN)/python -m rkf.runtime.prebuild

@@ -19,12 +19,14 @@ import numpy as np
 
 from rkf.converters.description import describe
 from rkf.converters.families.keys import flag, number, read, text
+from rkf.converters.families.layout import Layout, Origin
+from rkf.converters.families.layout_transforms import Shape
 from rkf.converters.input_files import files_fingerprint, hash_file, read_json
 from rkf.converters.shards import StoredTensor, tensors_of
 from rkf.converters.source import ChangedSource, Source
 from rkf.errors import SourceError, UnsupportedError, UsageError, naming
 from rkf.file.identity import identity, refuse_changed
-from rkf.format.matrix import F32, DenseTensor, from_f32, to_f32
+from rkf.format.matrix import F32, DenseTensor, from_f32
 from rkf.model.metadata import ModelMetadata
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -93,13 +95,39 @@ class Adapter:
         a, b = self._halves[module]
         return b.shape[0], a.shape[1]
 
+    def halves(self, module: str) -> tuple[DenseTensor, DenseTensor]:
+        """A: [rank, cols] and B: [rows, rank]."""
+        a, b = (DenseTensor(_DTYPES[half.dtype], half.read()) for half in self._halves[module])
+        return a, b
+
+    def scale(self, module: str) -> float:
+        """The factor of the product B A."""
+        rank = self._halves[module][0].shape[0]
+        alphas = (alpha for pattern, alpha in self._alphas.items() if re.match(rf"(.*\.)?({pattern})$", module))
+        return next(alphas, self._keys.lora_alpha) / (sqrt(rank) if self._keys.use_rslora else rank)
+
     def delta(self, module: str) -> F32:
         """scale * B A, f32[rows, cols]."""
-        a, b = (to_f32(half.read(), _DTYPES[half.dtype]) for half in self._halves[module])
-        rank = len(a)
-        alphas = (alpha for pattern, alpha in self._alphas.items() if re.match(rf"(.*\.)?({pattern})$", module))
-        alpha = next(alphas, self._keys.lora_alpha)
-        return np.matmul(b, a) * np.float32(alpha / (sqrt(rank) if self._keys.use_rslora else rank))
+        a, b = self.halves(module)
+        return np.matmul(b.decode(), a.decode()) * np.float32(self.scale(module))
+
+    def places(self, layout: Layout, shapes: Mapping[str, Shape], label: str) -> dict[str, tuple[str, Origin]]:
+        """The tensors of a program that it changes, each with its module and where that holds it. shapes: of all
+        tensors. Raises SourceError for an adapter of another model. label: the model in messages.
+        """
+        found: dict[str, tuple[str, Origin]] = {}
+        for name in shapes:
+            origin = layout(name)[0]
+            modules = [each.removesuffix(".weight") for each in origin.names]
+            if not origin.stacked and len(modules) == 1 and modules[0] in self.modules:
+                found[name] = modules[0], origin
+        for module in sorted(self.modules - {module for module, _ in found.values()}):
+            raise SourceError(f"{self.folder}: module {module} is not in {label}, or is a stack of experts")
+        for name, (module, origin) in found.items():
+            if origin.shape(self.shape(module)) != shapes[name]:
+                expected, got = list(shapes[name]), list(self.shape(module))
+                raise SourceError(f"{self.folder}: module {module} gives {got}, expected {expected} for {name}")
+        return found
 
 
 def _alphas(patterns: Any) -> dict[str, float]:
@@ -145,19 +173,8 @@ class AdaptedSource(ChangedSource):
         self._adapter = adapter
         self.label = f"{source.label} with {adapter.folder.resolve().name}"
         layout = describe(json.loads(source.verbatim["config.json"]), source.label).layout
-        self._origins = {}
-        for name in source.tensors:
-            origin = layout(name)[0]
-            modules = [each.removesuffix(".weight") for each in origin.names]
-            if not origin.stacked and len(modules) == 1 and modules[0] in adapter.modules:
-                self._origins[name] = modules[0], origin
-        found = {module for module, _ in self._origins.values()}
-        for module in sorted(adapter.modules - found):
-            raise SourceError(f"{adapter.folder}: module {module} is not in {source.label}, or is a stack of experts")
-        for name, (module, origin) in self._origins.items():
-            if origin.shape(adapter.shape(module)) != source.tensors[name].shape:
-                expected, got = list(source.tensors[name].shape), list(adapter.shape(module))
-                raise SourceError(f"{adapter.folder}: module {module} gives {got}, expected {expected} for {name}")
+        shapes = {name: spec.shape for name, spec in source.tensors.items()}
+        self._places = adapter.places(layout, shapes, source.label)
 
     @property
     def model(self) -> ModelMetadata:
@@ -177,9 +194,9 @@ class AdaptedSource(ChangedSource):
 
     def read(self, name: str) -> DenseTensor:
         tensor = self._source.read(name)
-        if name not in self._origins:
+        if name not in self._places:
             return tensor
-        module, origin = self._origins[name]
+        module, origin = self._places[name]
         delta = origin.cut(self._adapter.delta(module))
         for step in origin.steps:
             delta = step.apply(delta)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numba
 import numpy as np
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from rkf import __version__
 from rkf.cluster import allocation
-from rkf.cluster.clustering import cluster_alike
+from rkf.cluster.clustering import Clustered, cluster_alike
 from rkf.cluster.compensate import Objectives, objectives
 from rkf.cluster.histogram import few_distinct
 from rkf.cluster.recipe import Recipe
@@ -44,6 +44,9 @@ from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
 from rkf.format.matrix import Alias, ClusteredMatrix, Tensor
 from rkf.model.roles import clusterable
 
+if TYPE_CHECKING:
+    from rkf.converters.ray_tasks import RayMachines
+
 # Weights that may be in memory beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
 _IN_FLIGHT = 1 << 25
 
@@ -64,6 +67,7 @@ def convert(
     calibrate: Calibrator | None = None,
     compensate: bool = True,
     workers: int | None = None,
+    ray: str | None = None,
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
@@ -84,7 +88,9 @@ def convert(
     chosen for each matrix for the least loss (`rkf.cluster.allocation`). The loss is measured on the calibration text
     if there is one; a dry run uses typical losses. archive: the limits apply to the file packed by `rkf pack`, and K to
     ranks of the least entropy.
-    workers: threads, by default one per usable core; the bytes do not depend on it. force: overwrite `out`.
+    workers: threads, by default one per usable core; the bytes do not depend on it. ray: the address of a Ray cluster,
+    whose machines cluster the matrices (`rkf.converters.ray_tasks`); workers is then the number of tasks at once.
+    force: overwrite `out`.
     resume: continue an interrupted conversion of the same job from its work folder beside `out`, and keep the folder if
     this one fails too. dry_run: predict the ledger and write nothing. part_bytes: write `out` as the index of a model
     in parts, each with at most so many bytes before its directory (`rkf.file.split`). progress: called after each
@@ -139,6 +145,7 @@ def convert(
         refuse_same_file(out, Path(adapter, CONFIG), Path(adapter, WEIGHTS))
     refuse_same_file(out, recipe if recipe and Path(recipe).is_file() else None, calibrate.text if calibrate else None)
     with ExitStack() as stack:
+        machines = stack.enter_context(_machines(ray)) if ray else None
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
         calibration = calibrate(plain, out.parent) if calibrate else None
         text = calibration.provenance if calibration else None
@@ -147,7 +154,14 @@ def convert(
             calibration = None
         calibration = calibration and calibration.of(source)
         chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
-        return job(source, chosen, text).run(workers or codec.workers(), force, resume, report, calibration)
+        at_once = workers or (machines.cpus if machines else codec.workers())
+        return job(source, chosen, text).run(at_once, force, resume, report, calibration, machines)
+
+
+def _machines(address: str) -> AbstractContextManager[RayMachines]:
+    from rkf.converters.ray_tasks import ray_machines  # needs the extra `ray`
+
+    return ray_machines(address)
 
 
 def _is_exact(source: Source, recipe: Recipe | None) -> bool:
@@ -216,6 +230,8 @@ class _Job:
         self.numbers = {name: number for number, name in enumerate(self.names)}  # of parts in the work folder
         self.work = WorkFolder(out)
         self.each: Callable[..., Iterable[Any]] = map  # applies a function to the experts of a stack
+        self.cluster_alike: Callable[..., list[Clustered]] = cluster_alike
+        self.in_flight = max(_IN_FLIGHT, *(spec.weights for spec in source.tensors.values()))
 
     def rehearse(self) -> Ledger:
         with Rehearsal(self.out, metadata=self._metadata(), provenance=self._provenance()) as writer:
@@ -223,8 +239,17 @@ class _Job:
         return Ledger(tuple(rows), writer.file_bytes, self.source.left_out, self.source.notes)
 
     def run(
-        self, workers: int, force: bool, resume: bool, report: Progress, calibration: GivenCalibration | None
+        self,
+        workers: int,
+        force: bool,
+        resume: bool,
+        report: Progress,
+        calibration: GivenCalibration | None,
+        machines: RayMachines | None,
     ) -> Ledger:
+        if machines:
+            self.cluster_alike = machines.cluster_alike
+            self.in_flight *= machines.machines  # each holds as much as one process would
         writer = Writer(
             self.out,
             metadata=self._metadata(),
@@ -263,13 +288,12 @@ class _Job:
     def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
         """Every tensor, in name order. While one is consumed, later ones are computed, as many as memory allows."""
         specs = self.source.tensors
-        budget = max(_IN_FLIGHT, *(spec.weights for spec in specs.values()))
         waiting: deque[tuple[str, int, Future[_Result]]] = deque()
         in_flight = 0
         with _pool(workers, "rkf-convert") as pool:
             for name in self.names:
                 weights = specs[name].weights if name in specs else 0
-                while waiting and in_flight + weights > budget:
+                while waiting and in_flight + weights > self.in_flight:
                     done, freed, future = waiting.popleft()
                     yield done, future.result()
                     in_flight -= freed
@@ -316,7 +340,7 @@ class _Job:
         with naming(Path(self.source.label)):
             tensors = [(self.source.read(name), rule, name) for name, rule in zip(missing, rules, strict=True)]
             self.source.refuse_changed()  # before it is kept for a later run
-            found |= zip(missing, cluster_alike(tensors, objective, kept, self.each), strict=True)
+            found |= zip(missing, self.cluster_alike(tensors, objective, kept, self.each), strict=True)
         for name in missing:
             tensor, stats = found[name]
             if isinstance(tensor, ClusteredMatrix):

@@ -1,7 +1,7 @@
 """Guesses of the next tokens by a smaller model of the same tokenizer (Leviathan et al. 2023, speculative decoding).
 
-The smaller model draws with the same sampling options, seed and positions as the larger one (sampling.py), so sampled
-tokens come true about as often as greedy ones. As with every guess, no text changes (lookup.py): the engine keeps the
+The smaller model draws with the same sampling options, seed and positions as the larger one (sampling.py), so that
+sampled tokens come true too. As with every guess, no text changes (lookup.py): the engine keeps the
 tokens that the larger model chooses anyway. Guesses are as long as pays, by measured times.
 """
 
@@ -28,10 +28,11 @@ _TEXTS = 2  # that have a sequence: as many as the engine lets guess
 _MEASURED = 16  # times of each kind of which the median counts
 _FIRST = 4  # tokens without a guess, to measure what one takes
 _DRAFT, _FURTHER = 0.3, 0.25  # a token of the draft, and one more in a pass, in tokens of the model; until measured
-_PROMPT = 24  # tokens that the draft reads of a prompt in the time of one token of an answer
+_PROMPT = 8  # unread tokens for each token of the answer, beyond which the draft does not begin
+_CATCHING_UP = 4  # tokens to read before a guess that take about as long as one
 _PRIOR, _MEMORY = (3.0, 1.0), 0.9  # tokens that came true and not; how much of them the next guess counts
 _PAUSE, _LONGEST_PAUSE = 32, 512  # tokens without a guess while guessing does not pay, doubled each time
-_PROBE = 2  # tokens of the guess after a pause
+_PROBE, _HOPE = 2, 0.95  # tokens of the guess after a pause, if it pays where this share comes true
 
 
 class Draft:
@@ -70,15 +71,16 @@ class Draft:
         if len(missing) > self._backend.pass_tokens:
             self._read(held, missing[: self._backend.pass_tokens], np.empty(0, np.int64))
             return []
+        began = perf_counter()
         logits = self._read(held, missing)
         if not held.sequence.rewinds:
             held.sequence.mark()
         guessed = [chooser(logits[-1, : self._vocab_size], ids)]
         while len(guessed) < count and guessed[-1] not in self._backend.metadata.eos_ids:
-            began = perf_counter()
             logits = self._read(held, guessed[-1:])
             guessed.append(chooser(logits[-1, : self._vocab_size], [*ids, *guessed]))
-            self.costs.draft.append(perf_counter() - began)
+        if len(missing) <= _CATCHING_UP:
+            self.costs.draft.append((perf_counter() - began) / len(guessed))
         return guessed
 
     def _read(self, held: Held, tokens: list[int], wanted: Wanted = "last") -> F32:
@@ -109,9 +111,10 @@ class DraftText:
         return self._guess
 
     def _guessed(self, ids: Sequence[int]) -> list[int]:
-        if len(ids) < self._next or not self._draft.costs.known:
+        costs = self._draft.costs
+        if len(ids) < self._next or not costs.known or not costs.best(_HOPE):
             return []
-        count = self._draft.costs.best(self._true / (self._true + self._wrong))
+        count = costs.best(self._true / (self._true + self._wrong))
         self._held = self._draft.held(self._held, ids)
         # A short answer must not wait until the draft has read a long prompt.
         if len(ids) - self._held.sequence.length > _PROMPT * (len(ids) - self._chooser.prompt_tokens):
@@ -135,7 +138,7 @@ class DraftText:
 
 
 class Costs:
-    """What guesses cost on this machine, in seconds. draft: times of single tokens of the draft."""
+    """What guesses cost on this machine, in seconds. draft: of one token of the draft."""
 
     def __init__(self) -> None:
         self.draft, self._one, self._further = (deque[float](maxlen=_MEASURED) for _ in range(3))

@@ -8,8 +8,6 @@ kernels/cache_format.py defines the order inside.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from rkf.model.ops import Attention, Conv, Scan
 from rkf.model.program import Program
 from rkf.model.recurrent_ops import Recurrent
 from rkf.runtime.buffers import LINE, padded
+from rkf.runtime.held_bytes import HeldBytes
 from rkf.runtime.snapshots import MOST
 from rkf.runtime.structs import LANES, PAGE, WIDE
 
@@ -54,20 +53,6 @@ class Group:
         """The pages that hold the earlier positions that a position sees."""
         first = 0 if self.window is None else max(position - self.window + 1, 0)
         return range(first // PAGE, -(-position // PAGE) if first < position else first // PAGE)
-
-
-class HeldBytes:
-    """Counts the bytes of arrays while they live."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def count(self, array: NDArray[Any]) -> None:
-        self.bytes += array.nbytes
-        finalize(array, self._forget, array.nbytes).atexit = False
-
-    def _forget(self, size: int) -> None:
-        self.bytes -= size
 
 
 class CacheLayout:

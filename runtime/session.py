@@ -34,7 +34,7 @@ class Session:
 
     def __init__(self, path: Path, container: Container, backend: CpuBackend, engine: Engine) -> None:
         self._path, self._backend, self._engine = path, backend, engine
-        model = fingerprint([container], [container.metadata["model"]])
+        model = fingerprint([container], [container.metadata["model"], *container.changes])
         self._bound = {"model, or of other values": model, **backend.arithmetic}
         self._saved: list[int] = []  # the tokens in the file, as far as is known
 
@@ -42,9 +42,11 @@ class Session:
         """Give the text in the file to the engine; the number of its tokens, 0 if there is no file.
 
         BindingError: it is of another model, or of other arithmetic. IntegrityError: it is damaged. UsageError: it is
-        not the user's own file.
+        not the user's own file, or its folder is missing.
         """
         if not self._path.exists():
+            if not self._path.parent.is_dir():
+                raise UsageError(f"{self._path}: there is no folder {self._path.parent}: make it first")
             return 0
         most = self._most_bytes()
         data = read_private(self._path, most)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from rkf.errors import UsageError
 from rkf.file.container import Container
+from rkf.model.program import Program
+from rkf.runtime.held_bytes import HeldBytes
 from rkf.runtime.torch_ops import TorchHead, TorchOps
 from rkf.runtime.torch_pass import RopeTables, TorchPass
 from rkf.runtime.torch_past import NoPast, Past, TorchCache
@@ -17,24 +19,30 @@ from rkf.torch import ClusteredWeight
 
 
 class Decoder(nn.Module):
-    """ids: i64[sequences, tokens] -> the last hidden states, `[sequences, tokens, width]`; `head` computes logits from
-    them. dtype: that of dense matrices and activations.
+    """ids: i64[sequences, tokens] -> the input of the head, `[sequences, tokens, width]`; `head` computes logits from
+    it. dtype: that of dense matrices and activations. program: in place of the
+    model's own (torch_parallel.py).
     """
 
-    def __init__(self, container: Container, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, container: Container, dtype: torch.dtype = torch.float32, program: Program | None = None
+    ) -> None:
         super().__init__()
         if container.model is None:
             raise UsageError(f"{container.path}: expected a whole model, got a file without one")
-        self.program, self.dtype = container.model.program, dtype
+        self.program, self.dtype = program or container.model.program, dtype
         tensors = TorchTensors(container, dtype)
         self.ropes = RopeTables(self.program.ropes)
         self.stem = TorchOps(self.program.stem, tensors)
         self.layers = nn.ModuleList(
             TorchOps(self.program.layer(number), tensors.at(number)) for number in range(self.program.layers)
         )
-        self.top = TorchOps(self.program.top[:-1], tensors)
+        norm = self.program.final_norm
+        self.final_norm = TorchOps(norm, tensors)
+        self.before_head = TorchOps(self.program.top[len(norm) : -1], tensors)
         self.head = TorchHead(self.program.logits, tensors)
         self._clustered = tensors.clustered
+        self.held = HeldBytes()  # by all caches
 
     def clustered(self) -> dict[str, ClusteredWeight]:
         """Every clustered matrix by the name of its tensor; tied ones once."""
@@ -42,7 +50,7 @@ class Decoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """The width of the last hidden states."""
+        """The width of the head's input."""
         return cast(int, self.head.matrix.in_features)
 
     @property
@@ -51,9 +59,20 @@ class Decoder(nn.Module):
 
     def new_cache(self, sequences: int, capacity: int) -> TorchCache:
         """The empty past of new sequences that may grow to `capacity` positions."""
-        return TorchCache(self.program, sequences, capacity, self.dtype, self.device)
+        return TorchCache(self.program, sequences, capacity, self.dtype, self.device, self.held)
 
     def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
+        run, values = self._through_layers(ids, past)
+        self.before_head(run, values)
+        return values[self.program.logits.src]
+
+    def hidden(self, ids: Tensor, past: Past | None = None) -> Tensor:
+        """What the last norm writes, `[sequences, tokens, width]`; the program must have one."""
+        _, values = self._through_layers(ids, past)
+        return values[self.program.final_norm[-1].dst]
+
+    def _through_layers(self, ids: Tensor, past: Past | None) -> tuple[TorchPass, dict[str, Tensor]]:
+        """All values after the last norm."""
         tokens = ids.shape[1]
         run = TorchPass(self.ropes, ids, NoPast(tokens, ids.device) if past is None else past)
         values: dict[str, Tensor] = {}
@@ -63,5 +82,5 @@ class Decoder(nn.Module):
             layer(run, inside)
             values = {name: inside[name] for name in values}  # values of the stem live on
         run.past.advance(tokens)
-        self.top(run, values)
-        return values[self.program.logits.src]
+        self.final_norm(run, values)
+        return run, values

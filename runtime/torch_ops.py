@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from rkf.model import ops
 from rkf.model.op import Op
+from rkf.runtime import torch_parallel
+from rkf.runtime.parallel_program import Gathered, SplitEmbed, SplitLogits, Summed
 from rkf.runtime.torch_attention import TorchAttention
 from rkf.runtime.torch_delta import TorchDelta
 from rkf.runtime.torch_experts import TorchExperts, TorchRoute
@@ -34,6 +36,32 @@ class _Embed(nn.Module):
     def forward(self, run: TorchPass) -> Tensor:
         rows: Tensor = self.table(run.ids).to(self._dtype)
         return rows if self._scale == 1 else rows * self._scale
+
+
+class _SplitEmbed(_Embed):
+    def __init__(self, op: SplitEmbed, tensors: TorchTensors) -> None:
+        super().__init__(op, tensors)
+        self._rows = op.rows
+
+    def forward(self, run: TorchPass) -> Tensor:
+        rows = torch_parallel.own_rows(run.ids, self.table, self._rows).to(self._dtype)
+        return rows if self._scale == 1 else rows * self._scale
+
+
+class _Gathered(nn.Module):
+    def __init__(self, op: Gathered, tensors: TorchTensors) -> None:
+        super().__init__()
+
+    def forward(self, run: TorchPass, src: Tensor) -> Tensor:
+        return torch_parallel.gathered(src)
+
+
+class _Summed(nn.Module):
+    def __init__(self, op: Summed, tensors: TorchTensors) -> None:
+        super().__init__()
+
+    def forward(self, run: TorchPass, src: Tensor) -> Tensor:
+        return torch_parallel.summed(src)
 
 
 class _Norm(nn.Module):
@@ -193,9 +221,11 @@ class TorchHead(nn.Module):
         super().__init__()
         self.matrix = tensors.linear(op.weight, op.bias)
         self._scale, self._softcap = op.scale, op.softcap
+        self._is_part = isinstance(op, SplitLogits)
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.matrix(hidden)
+        logits = torch_parallel.gathered(logits) if self._is_part else logits
         logits = logits if self._scale == 1 else logits * self._scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
@@ -217,6 +247,9 @@ _MODULES: Mapping[type[Op], Callable[..., nn.Module]] = {
     ops.Scan: TorchScan,
     ops.Clip: _Clip,
     ops.Hadamard: _Hadamard,
+    SplitEmbed: _SplitEmbed,
+    Gathered: _Gathered,
+    Summed: _Summed,
 }
 
 

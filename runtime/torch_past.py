@@ -18,6 +18,7 @@ from rkf.errors import UsageError
 from rkf.model.ops import Attention
 from rkf.model.program import Program
 from rkf.model.recurrent_ops import Recurrent
+from rkf.runtime.held_bytes import HeldBytes
 from rkf.runtime.rope_choice import RopeChoice
 from rkf.runtime.snapshots import Snapshots
 
@@ -89,19 +90,28 @@ class NoPast:
 
 
 class TorchCache:
-    """The past of a batch of sequences of one length, which may grow to `capacity` positions.
+    """The past of a batch of sequences of one length, which may grow to `capacity` positions. memory: counts its bytes.
 
     slots: layer -> its keys and values, with room for `room` positions; a new object after each reallocation, and when
     ropes change. rope_positions: by which ropes choose their frequencies; the capacity, until `tokens_again` is called.
     """
 
     def __init__(
-        self, program: Program, sequences: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        program: Program,
+        sequences: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: HeldBytes,
     ) -> None:
+        self._memory = memory
         self.length, self.capacity, self.device = 0, capacity, device
         self.rope_positions, self._rope_choice = capacity, RopeChoice(program.ropes)
         own = {layer: op for layer in range(program.layers) if (op := program.cache_of(layer)) is not None}
         self.slots = {layer: _empty(op, sequences, dtype, device) for layer, op in own.items()}
+        sizes = (op.kv_heads * (op.head_dim + op.value_dim) for op in own.values())
+        self._position_bytes = sequences * sum(sizes) * dtype.itemsize
         self.room = 0
         self._states: States = {}
         self._next_states: States = {}  # kept apart until all layers are done: a pass may fail
@@ -138,12 +148,14 @@ class TorchCache:
         other = copy(self)
         other._rope_choice = self._rope_choice.copy()
         other.slots = {layer: (keys.clone(), values.clone()) for layer, (keys, values) in self.slots.items()}
+        for store in (each for both in other.slots.values() for each in both):
+            self._memory.count(store)
         other._states, other._next_states, other._snapshots = self._states.copy(), {}, self._snapshots.copy()
         return other
 
     def growth_bytes(self, tokens: int) -> int:
-        """Not known: room is doubled when it is short."""
-        return 0
+        """The memory that so many more tokens take: none, or that of the room that is then allocated."""
+        return (self._room_for(self.length + tokens) - self.room) * self._position_bytes
 
     def tokens_again(self, new: NDArray[np.int64]) -> NDArray[np.int64]:
         """The held tokens if `new` ones take other rope frequencies; the cache is then empty. Usually none."""
@@ -174,6 +186,7 @@ class TorchCache:
 
     def keep(self, layer: int, name: str, state: Tensor) -> None:
         self._next_states[layer, name] = state
+        self._memory.count(state)
 
     def advance(self, tokens: int) -> None:
         self._states |= self._next_states
@@ -185,14 +198,20 @@ class TorchCache:
         """Make room for `tokens`, or double the old room, so that each position is copied only a few times in all."""
         if tokens <= self.room:
             return
-        self.room = min(max(2 * self.room, tokens, _FIRST_ROOM), max(self.capacity, tokens))
+        self.room = self._room_for(tokens)
         self.slots = {layer: (self._moved(keys), self._moved(values)) for layer, (keys, values) in self.slots.items()}
 
     def _moved(self, old: Tensor) -> Tensor:
         # Zeros: masked positions are multiplied by 0, and 0 times uninitialised memory may be NaN.
         new = old.new_zeros((*old.shape[:2], self.room, old.shape[3]))
         new[:, :, : self.length] = old[:, :, : self.length]
+        self._memory.count(new)
         return new
+
+    def _room_for(self, tokens: int) -> int:
+        """The positions that are allocated once there are so many tokens."""
+        grown = min(max(2 * self.room, tokens, _FIRST_ROOM), max(self.capacity, tokens))
+        return self.room if tokens <= self.room else grown
 
 
 def is_recurrent(program: Program) -> bool:

@@ -67,8 +67,7 @@ class TorchTensors:
         return name if self.layer is None else layer_prefix(self.layer) + name
 
     def _matrix(self, name: str) -> nn.Parameter | ClusteredWeight:
-        full = self._full(name)
-        stored = self.container.tensors[full].target or full
+        stored = self.container.stored_name(self._full(name))
         if stored in self.clustered:
             return self.clustered[stored]
         if stored in self.dense:

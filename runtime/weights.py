@@ -31,7 +31,8 @@ class Weights:
         self._prepared: dict[str, Prepared] = {}
         self._with_bias: dict[tuple[str, str | None], NDArray] = {}
         self._vectors: dict[tuple[str, float], int] = {}
-        names = dict.fromkeys(self._stored(weight.name) for weight in program.weights() if weight.role in _MATRICES)
+        found = (weight.name for weight in program.weights() if weight.role in _MATRICES)
+        names = dict.fromkeys(map(container.stored_name, found))
         for name, tensor in container.load_many(names):
             if isinstance(tensor, DenseTensor):
                 self._prepared[name] = dense(tensor, memory)
@@ -58,11 +59,11 @@ class Weights:
 
     def is_fast(self, name: str) -> bool:
         """Whether a matrix reads packed activations."""
-        return self._prepared[self._stored(name)].kernels.one != "f32"
+        return self._prepared[self._container.stored_name(name)].kernels.one != "f32"
 
     def rows(self, name: str) -> int:
         """The rows of a matrix; of a stack, those of all its matrices."""
-        return int(self._prepared[self._stored(name)].struct["rows"][0])
+        return int(self._prepared[self._container.stored_name(name)].struct["rows"][0])
 
     def decoded(self, name: str) -> NDArray[np.float32]:
         """A dense tensor as f32."""
@@ -70,7 +71,7 @@ class Weights:
 
     def matrix(self, name: str, bias: str | None = None) -> int:
         """The address of a MATRIX with this bias. Call `link` first."""
-        key = self._stored(name), bias
+        key = self._container.stored_name(name), bias
         if key not in self._with_bias:
             struct = self._prepared[key[0]].struct
             if bias is not None:
@@ -86,7 +87,3 @@ class Weights:
             values = self._container.decode(name).reshape(-1) + np.float32(offset)
             self._vectors[name, offset] = self._memory.hold(np.pad(values, (0, -len(values) % BLOCK)))
         return self._vectors[name, offset]
-
-    def _stored(self, name: str) -> str:
-        """The tensor that stores a tensor's numbers, with aliases followed."""
-        return self._container.tensors[name].target or name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rkf.commands.default_model import model_path
-from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_options
+from rkf.commands.options import ADAPTER, BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_options
 from rkf.file.atomic import refuse_existing
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rkf.runtime.model import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_LOADING = ("values", "device", "threads", "kv_cache", "bits")
+_LOADING = ("values", "adapter", "device", "threads", "kv_cache", "bits")
 MODEL = click.argument("model", required=False, type=click.Path(path_type=Path))
 _SYSTEM = click.option("--system", metavar="TEXT", help="A system message.")
 _SESSION = click.option(
@@ -39,7 +39,8 @@ _DEVICE = click.option(
 
 def answering_options(command: Command) -> Command:
     """--system, the options of answers, and those that `load_model` takes."""
-    for option in (_SESSION, DRAFT, BITS, KV_CACHE, THREADS, _DEVICE, VALUES, answer_options(max_tokens=256), _SYSTEM):
+    of_model = (DRAFT, BITS, KV_CACHE, THREADS, _DEVICE, ADAPTER, VALUES)
+    for option in (_SESSION, *of_model, answer_options(max_tokens=256), _SYSTEM):
         command = option(command)
     return command
 
@@ -50,7 +51,12 @@ def load_model(model: Path | None, options: dict[str, Any]) -> Model:
 
     draft = options.pop("draft")
     keywords = {name: options.pop(name) for name in _LOADING}
-    return load(model_path(model), draft=None if draft is None else model_path(draft), **keywords)
+    return load(
+        model_path(model),
+        draft=None if draft is None else model_path(draft),
+        tensor_parallel=options.pop("tensor_parallel", False),
+        **keywords,
+    )
 
 
 @contextmanager

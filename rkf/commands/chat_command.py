@@ -14,6 +14,7 @@ from rkf.commands.line_editor import at_terminal, edited_lines, piped_lines
 from rkf.commands.options import answer_keywords
 from rkf.commands.output import write_text
 from rkf.errors import ContextLengthError, RkfError, UsageError
+from rkf.file.atomic import reporting
 from rkf.text.terminal import printable
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def chat(model: Path | None, system: str | None, session_file: Path | None, **op
 
 def _talk(chat: _Chat) -> None:
     """A chat at a terminal: lines may be commands, and what was refused can be edited."""
-    read, draft = edited_lines(), ""
-    while (line := read(draft)) is not None:
-        draft = ""
+    read, begun = edited_lines(), ""
+    while (line := read(begun)) is not None:
+        begun = ""
         try:
             command = _COMMAND.fullmatch(line.rstrip())
             if command is None:
@@ -64,7 +65,7 @@ def _talk(chat: _Chat) -> None:
                 chat.obey(command[1], command[2] or "")
         except UsageError as error:
             click.echo(f"({printable(error)})", err=True)
-            draft = line
+            begun = line
         except RkfError as error:
             click.echo(f"({printable(error)})", err=True)
 
@@ -99,8 +100,6 @@ class _Chat:
             self._conversation.system = argument or None
             click.echo(f"(the system message is {'set' if argument else 'removed'})", err=True)
         elif command in ("save", "load"):
-            if not argument or "\n" in argument:
-                raise UsageError(f"/{command}: expected the name of a file")
             path = _path(argument)
             self._save(path) if command == "save" else self._load(path)
         elif command == "retry":
@@ -111,7 +110,9 @@ class _Chat:
             raise UsageError(f"/{command} is no command: /help lists them; begin with a space to send it as text")
 
     def _save(self, path: Path) -> None:
-        if path != self._own_file and path.exists():
+        with reporting(path):
+            exists = path.exists()
+        if exists and path != self._own_file:
             raise UsageError(f"{path}: exists already: choose another name")
         self._conversation.save(path, force=path == self._own_file)
         self._own_file = path
@@ -180,6 +181,8 @@ class _Chat:
 
 
 def _path(text: str) -> Path:
+    if not text.strip() or not text.isprintable():
+        raise UsageError("expected the name of a file after the command")
     try:
         return Path(text.strip()).expanduser()
     except RuntimeError as error:  # there is no such user

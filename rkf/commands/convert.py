@@ -106,6 +106,7 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
 @click.option("--workers", type=THREAD_COUNT, help="Default: one per core. Any number gives the same bytes.")
+@click.option("--ray", metavar="ADDRESS", help="Cluster the matrices on a Ray cluster: auto, or HOST:PORT. Same bytes.")
 @click.option(
     "--part-size",
     "part_bytes",

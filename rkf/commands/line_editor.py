@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 ReadLine = Callable[[str], str | None]
-"""A draft of the next line -> the line; None at the end of input. A pipe takes no draft."""
+"""The text that the next line begins with -> the line; None at the end of input. A pipe begins with nothing."""
 
 
 class _Discarded(Exception):
@@ -34,11 +34,11 @@ def piped_lines() -> ReadLine:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
 
-    def read(draft: str) -> str | None:
+    def read(begun: str) -> str | None:
         line = sys.stdin.readline()
         return line.removesuffix("\n").removesuffix("\r") if line else None
 
-    return lambda draft: _unspoilt(read, draft)
+    return lambda begun: _unspoilt(read, begun)
 
 
 def edited_lines() -> ReadLine:
@@ -64,22 +64,22 @@ def edited_lines() -> ReadLine:
         interrupt_exception=_Discarded,
     )
 
-    def read(draft: str) -> str | None:
+    def read(begun: str) -> str | None:
         while True:
             try:
-                return session.prompt(default=draft)
+                return session.prompt(default=begun)
             except EOFError:
                 return None
             except _Discarded:
-                draft = ""
+                begun = ""
                 click.echo("(Ctrl-D leaves, /help tells more)", err=True)
 
-    return lambda draft: _unspoilt(read, draft)
+    return lambda begun: _unspoilt(read, begun)
 
 
-def _unspoilt(read: ReadLine, draft: str) -> str | None:
+def _unspoilt(read: ReadLine, begun: str) -> str | None:
     """The next line that is text."""
-    while (line := read(draft)) is not None:
+    while (line := read(begun)) is not None:
         try:
             line.encode()
             return line

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.options import BITS, KV_CACHE, THREADS, VALUES
+from rkf.commands.options import ADAPTER, BITS, KV_CACHE, THREADS, VALUES
 from rkf.commands.output import print_json, print_table, progress_bar, reporter, size
 from rkf.commands.quantities import Integer
 from rkf.text.reading import read_text
@@ -36,6 +36,7 @@ def evaluate() -> None:
 )
 @click.option("--windows", type=Integer(1), help="Use only this many windows, from the start.")
 @VALUES
+@ADAPTER
 @KV_CACHE
 @BITS
 @JSON
@@ -70,6 +71,7 @@ def ppl(model: Path, text: Path, ctx: int, windows: int | None, as_json: bool, *
 @click.option("--force", is_flag=True, help="Overwrite the file of --save.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
+@ADAPTER
 @KV_CACHE
 @BITS
 @JSON
@@ -77,6 +79,7 @@ def kld(
     model: Path,
     exact: bool,
     values: Path | None,
+    adapter: Path | None,
     kv_cache: str | None,
     bits: int | None,
     as_json: bool,
@@ -93,7 +96,9 @@ def kld(
 
     with ExitStack() as stack:
         reference = stack.enter_context(_reference(**options, others=(model, values)))
-        ready = stack.enter_context(load(model, exact=exact, values=values, kv_cache=kv_cache, bits=bits))
+        ready = stack.enter_context(
+            load(model, exact=exact, values=values, adapter=adapter, kv_cache=kv_cache, bits=bits)
+        )
         bar = stack.enter_context(progress_bar("eval kld", "window"))
         result = divergence(ready, reference, total=options["windows"] or 0, progress=reporter(bar))
     if as_json:
@@ -111,8 +116,9 @@ def kld(
 @click.option("--items", type=Integer(1), help="Use only this many items, from the start.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
+@ADAPTER
 @JSON
-def choices(model: Path, file: Path, items: int | None, exact: bool, values: Path | None, as_json: bool) -> None:
+def choices(model: Path, file: Path, items: int | None, as_json: bool, **options: Any) -> None:
     """Share of multiple-choice questions answered correctly.
 
     FILE: lines of JSON, {"context": "…", "endings": ["…", "…"], "label": 0}. The model chooses the ending with the
@@ -123,7 +129,7 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
     from rkf.runtime.model import load
 
     questions = parse(read_text(file), file.name)[:items]
-    with load(model, exact=exact, values=values) as ready, progress_bar("eval choices", "item") as bar:
+    with load(model, **options) as ready, progress_bar("eval choices", "item") as bar:
         result = run(ready, questions, progress=reporter(bar))
     if as_json:
         print_json(result)
@@ -144,6 +150,7 @@ def choices(model: Path, file: Path, items: int | None, exact: bool, values: Pat
 @click.option("--batch-size", type=Integer(1), default=16, show_default=True, help="Requests that run together.")
 @click.option("--exact", is_flag=True, help="Run MODEL in f32 throughout; `rkf run` uses integer products.")
 @VALUES
+@ADAPTER
 @KV_CACHE
 @JSON
 def tasks(model: Path, as_json: bool, **options: Any) -> None:

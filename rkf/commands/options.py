@@ -22,6 +22,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 VALUES = click.option(
     "--values", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .rkv file to use with MODEL."
 )
+ADAPTER = click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of a PEFT LoRA adapter to apply to MODEL while it runs.",
+)
 THREADS = click.option("--threads", type=THREAD_COUNT, help="Default: one per core.")
 KV_CACHE = click.option(
     "--kv-cache",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended, session
 from rkf.commands.options import answer_keywords
 from rkf.commands.output import write_text
+from rkf.commands.several_processes import one_of_several
 from rkf.errors import UsageError
 from rkf.text.reading import read_stream, read_text
 
@@ -30,6 +32,7 @@ _STDIN = "-"
 )
 @answering_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--tensor-parallel", is_flag=True, help="Share the model among torchrun's processes (docs/scale.md).")
 @click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
 def run(
     model: Path | None,
@@ -52,9 +55,13 @@ def run(
         raise UsageError("- reads the prompt from stdin: omit it, or --prompt and --prompt-file")
     text = _prompt(prompt, prompt_file)
     began = perf_counter()
-    with load_model(model, options) as ready:
+    with ExitStack() as stack:
+        seed = stack.enter_context(one_of_several(options["device"])) if options["tensor_parallel"] else None
+        ready = stack.enter_context(load_model(model, options))
         loaded = perf_counter()
         keywords = answer_keywords(options)
+        if seed is not None:
+            keywords.setdefault("seed", seed)
         say_recommended(ready, keywords)
         with session(ready, session_file):
             generation = ready.stream(text, system=system, raw=raw, **keywords)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from rkf.commands.default_model import model_path
-from rkf.commands.options import BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
+from rkf.commands.options import ADAPTER, BITS, DRAFT, KV_CACHE, THREADS, VALUES, answer_keywords, answer_options
 from rkf.commands.quantities import Integer, Size
 from rkf.errors import RkfError, UsageError
 from rkf.text.reading import read_text
@@ -31,8 +31,16 @@ from rkf.text.reading import read_text
     "--cache-memory", type=Size(), metavar="SIZE", help="Memory of keys and values. Default: half of what is available."
 )
 @click.option("--drain", type=Integer(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "last"]),
+    default="mean",
+    show_default=True,
+    help="Embeddings: the mean of all tokens' hidden states, or the last token's.",
+)
 @answer_options(max_tokens=None)
 @VALUES
+@ADAPTER
 @THREADS
 @KV_CACHE
 @BITS
@@ -48,7 +56,9 @@ def serve_command(
     ctx: int | None,
     cache_memory: int | None,
     drain: int,
+    pooling: Literal["mean", "last"],
     values: Path | None,
+    adapter: Path | None,
     threads: int | None,
     kv_cache: str | None,
     bits: int | None,
@@ -64,7 +74,7 @@ def serve_command(
         from rkf.serve.catalogue import EngineOptions, named
     except ImportError as error:
         raise RkfError(f"rkf serve needs {error.name}: pip install 'rkf-llm[serve]'") from None
-    for name, given in (("--values", values), ("--draft", draft)):
+    for name, given in (("--values", values), ("--adapter", adapter), ("--draft", draft)):
         if given is not None and len(models) > 1:
             raise UsageError(f"{name} is for one model: serve that alone")
     defaults = answer_keywords(options)
@@ -76,6 +86,7 @@ def serve_command(
         port=port,
         load_options={
             "values": values,
+            "adapter": adapter,
             "threads": threads,
             "kv_cache": kv_cache,
             "bits": bits,
@@ -84,6 +95,7 @@ def serve_command(
         engine_options=EngineOptions(ctx, parallel, queue, cache_memory),
         drain_seconds=drain,
         defaults=defaults,
+        pooling=pooling,
         keys=_keys(api_key_file),
         origins=allow_origin,
     )

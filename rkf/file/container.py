@@ -8,7 +8,7 @@ nothing is copied. Knows no more of the model than the directory says.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,10 @@ from rkf.format.matrix import F32, Affine, ClusteredMatrix, DenseTensor, Excepti
 from rkf.format.part_directory import index_name
 from rkf.format.tensors import TensorEntry
 from rkf.format.values_layout import Clusters
+from rkf.model.metadata import ModelMetadata
 
 Check = Literal["integrity", "structure"]
+Load = Callable[[str], DenseTensor | ClusteredMatrix]
 
 
 def open_file(
@@ -78,6 +80,8 @@ class Container(Structure):
             self._bodies += zip(open_parts(path, parts), (part.sections for part in parts), strict=True)
             self._places = [(each, section) for each, sections in self._bodies for section in sections]
             self._values = self  # the container that holds the centroids, affine factors and exception values
+            self._load: Load = self._read
+            self.changes: tuple[str, ...] = ()  # of the model since it was opened: `run_as`
             if check == "integrity":
                 self._check_integrity()
 
@@ -88,12 +92,20 @@ class Container(Structure):
         """
         if self.kind != KIND_MODEL:
             raise UsageError(f"{self.path}: a values file has no ranks: open the model with values={self.path.name!r}")
+        return self._load(name)
+
+    def _read(self, name: str) -> DenseTensor | ClusteredMatrix:
         entry = self._entry(name)
         with naming(self.path):
             if entry.clusters is not None:
                 return self._matrix(entry, entry.clusters)
             data = self._array(entry.sections[0], storage_dtype(entry.source_dtype), entry.shape)
             return DenseTensor(entry.source_dtype, data)
+
+    def stored_name(self, name: str) -> str:
+        """The tensor that stores a tensor's numbers: an alias followed, any other name as it is."""
+        entry = self.tensors.get(name)
+        return name if entry is None or entry.target is None else entry.target
 
     def load_many(self, names: Iterable[str]) -> Iterator[tuple[str, DenseTensor | ClusteredMatrix]]:
         """Tensors in order, with their names; packed ones are decoded ahead on all cores."""
@@ -154,6 +166,22 @@ class Container(Structure):
         self.order = values.order
         entries = {name: replace(self.tensors[name], clusters=entry.clusters) for name, entry in values.tensors.items()}
         self.tensors = MappingProxyType({**self.tensors, **entries})
+
+    def run_as(
+        self, model: ModelMetadata, made: Mapping[str, Callable[[Load], DenseTensor | ClusteredMatrix]], change: str
+    ) -> None:
+        """Give this model from now on. made: the tensors of its program that differ from those so far, by the names
+        under which they are stored; each is made when it is loaded, from `load` as it was. change: what tells this
+        change from others, such as a hash.
+        """
+        before = self._load
+
+        def load(name: str) -> DenseTensor | ClusteredMatrix:
+            make = made.get(self.stored_name(name))
+            return before(name) if make is None else make(before)
+
+        self.model, self._load = model, load
+        self.changes += (change,)
 
     def refuse_changed(self) -> None:
         """Raise ChangedError if a file is not as it was at open. Called before another file made of it is committed."""

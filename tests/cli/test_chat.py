@@ -130,12 +130,13 @@ def test_commands(model, typed, tmp_path, own_history):
     assert "temperature 0 gives the same answer" in told
     assert stat.S_IMODE(own_history.stat().st_mode) == 0o600 and "+The capital?" in own_history.read_text()
 
-    code, out, told = typed(
-        model, keys=f"/load {path}\r/retry\r/save {path}\r/system\r\x10\x10\x10\r/load {model}\r\x03/save {model}\r\x03"
-    )
+    keys = f"/load {path}\r/retry\r/save {path}\r/system\r/load {model}\r\x03"
+    keys += f"/save {model}\r\x03/save\r\x03/load none\r\x03"
+    code, out, told = typed(model, keys=keys)
     assert code == 0 and out.startswith(saved["messages"][-1]["content"] + "\n")
     assert json.loads(path.read_text()) == saved
     assert "(loaded 8 messages; the last one:)" in told and "system message is removed" in told
+    assert "expected the name of a file" in told and "none: cannot be read" in told
     assert "expected UTF-8 text" in told and "exists already: choose another name" in told
 
 

@@ -21,10 +21,10 @@ _CUTS = ([1, 2, 9, 40, 41, 75], None)  # chunks that end within windows and beyo
 _SAMPLING = Sampling(repetition_penalty=1.5)  # greedy; without it, many random models repeat one token
 
 
-def logits_on_cpu(path: Path, ids: list[int], *, exact: bool) -> NDArray[np.float32]:
+def logits_on_cpu(path: Path, ids: list[int], *, exact: bool, cache_format: str | None = None) -> NDArray[np.float32]:
     """f32[tokens, vocab], with the same bits from the whole text, from chunks and token by token."""
     with open_file(path) as container:
-        backend = CpuBackend(container, exact=exact, threads=1)
+        backend = CpuBackend(container, exact=exact, threads=1, cache_format=cache_format)
         tokens, program = np.array(ids), backend.metadata.program
         whole = backend.forward([Row(backend.new_sequence(len(ids)), tokens)], "all")
         for cuts in _CUTS:

@@ -15,7 +15,7 @@ from rkf.converters.export import export_hf
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.file.container import open_file
-from rkf.model.ops import Route
+from rkf.model.ops import Attention, Route
 from tests.spec.reference import run
 
 from .common_keys import TOKENS, WINDOW
@@ -55,14 +55,17 @@ def test_a_clustered_file_and_its_export(tmp_path: Path, variant: str) -> None:
     with open_file(tmp_path / "m.rkf") as file:
         assert any(entry.kind == "clustered" for entry in file.tensors.values())
         assert file.model is not None
-        has_experts = any(isinstance(op, Route) for kind in file.model.program.kinds for op in kind)
+        ops = [op for kind in file.model.program.kinds for op in kind]
+    has_experts = any(isinstance(op, Route) for op in ops)
+    # The bound is that of integer products. Scores that are not divided by the root of the head's width, as gemma4's,
+    # make attention feel the rounding of each key: a cache in f16 moves a logit by 9.1e-3, products alone by 2.9e-3.
+    sharp = any(isinstance(op, Attention) and op.scale**2 * op.head_dim > 2 for op in ops)
     export_hf(tmp_path / "m.rkf", tmp_path / "back")
     expected = run(tmp_path / "m.rkf", tokens())
     assert_close(expected, logits_of(loaded(tmp_path / "back")))
-    far = np.abs(logits_on_cpu(tmp_path / "m.rkf", tokens(), exact=False) - expected).max(axis=1)
-    # gemma4's random models are ill-conditioned (as in tests/torch/test_families.py): one position measures 1.06e-2.
-    reach = 2 * _FAST_REACH if variant.startswith("gemma4") else _FAST_REACH
-    beyond = np.count_nonzero(far > reach * np.abs(expected).max())
+    found = logits_on_cpu(tmp_path / "m.rkf", tokens(), exact=False, cache_format="f32" if sharp else None)
+    far = np.abs(found - expected).max(axis=1)
+    beyond = np.count_nonzero(far > _FAST_REACH * np.abs(expected).max())
     # Where two experts have nearly the same score, rounding chooses. In qwen3_5_moe that changes 6 of the 84 positions.
     assert beyond <= (TOKENS // 10 if has_experts else 0)
 

@@ -17,6 +17,10 @@ from rkf.converters.pipeline import convert
 from rkf.eval import reference
 from rkf.eval.distributions import DRAWS, TOP, Sampled
 from rkf.eval.reference import Window
+from rkf.file.container import Container, open_file
+from rkf.runtime.cpu import CpuBackend
+from rkf.runtime.engine import Engine, Request
+from rkf.runtime.session import Session
 from tests.runtime import tiny
 from tests.spec.document import VECTORS
 
@@ -52,6 +56,21 @@ dense = true
 
 _folder = TemporaryDirectory(prefix="rkf-seeds-")
 FOLDER = Path(_folder.name)
+
+
+@cache
+def session(name: str) -> tuple[Container, CpuBackend, bytes]:
+    """A golden model, ready to run, and a session of it."""
+    container = open_file(VECTORS / name)
+    backend, path = CpuBackend(container, threads=1), FOLDER / f"{name}.session"
+    engine = Engine(backend)
+    request = Request([1, 2, 3, 1, 2], lambda logits, ids: int(logits.argmax()), most=9)
+    engine.submit(request)
+    while not request.ended:
+        engine.step()
+        request.take()
+    Session(path, container, backend, engine).save()
+    return container, backend, path.read_bytes()
 
 
 @cache

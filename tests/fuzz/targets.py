@@ -13,6 +13,7 @@ import numpy as np
 
 from rkf.calibrate.calibration import Calibrate
 from rkf.cluster.recipe import Recipe
+from rkf.commands.chat_turns import read_conversation
 from rkf.converters.shards import tensors_of
 from rkf.converters.source import open_source
 from rkf.errors import RkfError
@@ -20,6 +21,8 @@ from rkf.eval import reference
 from rkf.file import kept_json
 from rkf.file.arrays import packed_arrays
 from rkf.file.verify import verify
+from rkf.runtime.engine import Engine, Request
+from rkf.runtime.session import Session
 from rkf.study import records
 from tests.fuzz import seeds
 from tests.fuzz.mutate import Choices, damaged_bytes, damaged_json
@@ -127,6 +130,36 @@ def results(folder: Path, data: bytes) -> None:
         records.Records(folder, {"fingerprint": "0"})
 
 
+def session(folder: Path, data: bytes) -> None:
+    """A session of a model with windows, or with states: arrays changed behind a right hash, or bytes of the file."""
+    draw, path = Choices(data), folder / "session"
+    container, backend, sound = seeds.session(("program-recurrent.rkf", "program-windows.rkf")[draw(2)])
+    path.write_bytes(_damaged_arrays("session 1", sound, draw) if draw(3) else damaged_bytes(sound, draw))
+    engine = Engine(backend)
+    with suppress(RkfError):
+        Session(path, container, backend, engine).load()
+        request = Request([1, 2, 3, 1], lambda logits, ids: int(logits.argmax()), most=7)
+        engine.submit(request)
+        while not request.ended:
+            engine.step()
+            request.take()
+
+
+def conversation(folder: Path, data: bytes) -> None:
+    """A conversation that `rkf chat` saved: values changed, or bytes."""
+    draw, path = Choices(data), folder / "conversation.json"
+    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": ""}]
+    sound = {"rkf_conversation": 1, "messages": turns}
+    changed = (
+        json.dumps(damaged_json(sound, draw)).encode() if draw(2) else damaged_bytes(json.dumps(sound).encode(), draw)
+    )
+    path.write_bytes(changed)
+    with suppress(RkfError):
+        found = read_conversation(path)
+        found.save(path, force=True)
+        assert read_conversation(path).turns == found.turns
+
+
 TARGETS: dict[str, Target] = {
     "container": container,
     "gguf": gguf,
@@ -139,4 +172,6 @@ TARGETS: dict[str, Target] = {
     "recipe": recipe,
     "kept_arrays": kept_arrays,
     "results": results,
+    "session": session,
+    "conversation": conversation,
 }

@@ -24,7 +24,7 @@ MAY = {
     "converters": FILE | {"numbers", "text", "cluster"},
     "calibrate": FILE | {"numbers", "text"},
     "torch": FILE,
-    "runtime": FILE | {"text", "torch"},
+    "runtime": FILE | {"text", "torch", "converters"},
     "eval": FILE | {"text", "runtime"},
     "serve": FILE | {"text", "runtime"},
     "tune": FILE | {"text", "calibrate", "torch", "runtime"},

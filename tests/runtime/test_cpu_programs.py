@@ -11,7 +11,8 @@ from rkf.runtime import beginnings, engine
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.engine import Engine
-from rkf.runtime.kv_cache import Group, HeldBytes, PageTable
+from rkf.runtime.held_bytes import HeldBytes
+from rkf.runtime.kv_cache import Group, PageTable
 from rkf.runtime.snapshots import MOST, SPACING, Snapshots
 from tests.runtime.asking import next_logits
 from tests.spec.document import VECTORS

@@ -178,13 +178,16 @@ def test_lengths_follow_what_guesses_cost():
 
 def test_guesses_that_do_not_pay_become_rare(files, monkeypatch):
     monkeypatch.setattr(Costs, "known", True)
-    monkeypatch.setattr(Costs, "best", lambda costs, likely: 0)
+    monkeypatch.setattr(Costs, "best", lambda costs, likely: 2 * (likely == drafts._HOPE))
     with rkf.load(files[0], threads=1, draft=files[1]) as model:
         drafted, forward = [], model.draft._backend.forward
         monkeypatch.setattr(model.draft._backend, "forward", lambda *rest: drafted.append(1) or forward(*rest))
         generation = model.stream("The", max_tokens=400, temperature=1, seed=1, logit_bias={2: -100})
         assert "".join(generation) and generation.stats.tokens > 200
         assert 2 <= len(drafted) <= 2 * 5  # after 0, 32, 96, 224 and 480 tokens
+        monkeypatch.setattr(Costs, "best", lambda costs, likely: 0)
+        drafted.clear()
+        assert model.generate("The", max_tokens=100, temperature=1, seed=2) and not drafted
 
 
 def test_a_short_answer_does_not_wait_for_the_draft_to_read_a_long_prompt(files, monkeypatch):
@@ -198,9 +201,9 @@ def test_a_short_answer_does_not_wait_for_the_draft_to_read_a_long_prompt(files,
         )
         monkeypatch.setattr(Costs, "best", lambda costs, likely: 2)
         options = {"temperature": 1, "seed": 1, "raw": True, "logit_bias": {2: -100}}
-        model.generate("The capital " * 100, max_tokens=6, **options)
+        model.generate("The capital " * 50, max_tokens=6, **options)
         assert not read
-        model.generate("The capital " * 100, max_tokens=30, **options)
+        model.generate("The capital " * 50, max_tokens=60, **options)
         assert read
 
 

@@ -186,5 +186,6 @@ def test_the_commands_take_a_session(model, tmp_path):
         kept = CliRunner().invoke(cli, ["chat", str(model), "--max-tokens", "8", "--session", str(path)], input=lines)
         assert (kept.exit_code, kept.stdout) == (0, plain.stdout)
     assert "got a folder" in answer("--session", str(tmp_path), code=2).stderr
+    assert "there is no folder" in answer("--session", str(tmp_path / "none" / "s"), code=2).stderr
     path.write_bytes(path.read_bytes()[:-9])
     assert answer("--session", str(path), code=3).stderr.count("\n") == 1

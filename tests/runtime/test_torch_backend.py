@@ -1,5 +1,7 @@
 """The torch backend against the reference of the specification and the exact CPU backend: rows, caches, refusals."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from rkf.errors import ContextLengthError, UsageError
 from rkf.runtime import torch_backend
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
+from rkf.runtime.engine import Engine
 from rkf.runtime.torch_backend import TorchBackend
 from rkf.runtime.torch_graph import TokenStep
 from rkf.runtime.torch_model import Decoder
 from tests.runtime import tiny
+from tests.runtime.asking import Recorded, run
 from tests.runtime.files import write_model
 from tests.runtime.test_numpy_backend import FAMILIES, reference
 from tests.spec.document import VECTORS
@@ -107,6 +111,39 @@ def test_rows_give_the_logits_that_are_wanted(tmp_path, monkeypatch):
         for places in ([0, 15, 16, 39, 40, 45], [58], []):
             assert together(np.array(places, np.int64)).shape == (len(places), config.vocab_size)
         assert relative(together(np.array([0, 15, 16, 39, 40, 45])), alone[[0, 15, 16, 39, 40, 45]]) < 1e-5
+
+
+@pytest.mark.parametrize("file", [None, "program-recurrent.rkf"])
+def test_the_limit_of_the_engine_holds(tmp_path, file):
+    config = tiny.config(eos_ids=())
+    path = VECTORS / file if file else write_model(tmp_path / "m.rkf", config, tiny.weights(config))
+    with rkf.open(path) as container:
+        backend = TorchBackend(container)
+        prompts = [(IDS[n : n + 20] % backend.metadata.vocab_size).tolist() for n in range(4)]
+        alone = [run(Engine(backend, kept=0), Recorded(prompt, 30)) for prompt in prompts]
+        gc.collect()
+        assert backend.held_bytes == 0
+        single = backend.new_sequence(backend.metadata.context_length)
+        planned = single.growth_bytes(30)
+        backend.forward([Row(single, IDS[:30] % backend.metadata.vocab_size)])
+        each = backend.held_bytes
+        assert single.growth_bytes(0) == 0
+        states = each - planned  # of fixed size; as on the CPU, no plan counts them
+        assert (states > 0) == bool(file)
+        del single
+        engine, requests = Engine(backend, memory_bytes=2 * each + each // 2), [Recorded(p, 30) for p in prompts]
+        for request in requests:
+            engine.submit(request)
+        found, most = [[] for _ in requests], 0
+        while not all(request.ended for request in requests):
+            engine.step()
+            most = max(most, backend.held_bytes)
+            for tokens, request in zip(found, requests, strict=True):
+                tokens += request.take()
+        assert found == alone
+        assert most >= each
+        if not file:
+            assert most <= 2 * each + each // 2
 
 
 @pytest.mark.parametrize("window", [None, 24])

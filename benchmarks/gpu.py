@@ -1,0 +1,155 @@
+"""What rkf does on a GPU, compared with the exact path of the CPU: `make gpu`, or `python -m benchmarks.gpu MODEL.rkf`.
+
+Runs the Triton kernels, the torch decoder, its CUDA graph, the folder for transformers and tuning, and prints a line
+for each with its figures; the last line is everything as JSON. Without a GPU the kernels run under Triton's
+interpreter, the rest on the CPU in f32, and what needs a GPU is skipped by name. Ends with an error if a path is
+further from the exact one than its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rkf.bridges.transformers_export import export_transformers
+from rkf.file.container import open_file
+from rkf.runtime.backend import F32, Backend, Row
+from rkf.runtime.cpu import CpuBackend
+from rkf.runtime.torch_backend import TorchBackend
+from rkf.runtime.torch_graph import has_fixed_shapes
+from rkf.tune import tune
+
+ROOT = Path(__file__).parents[1]
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+REACH = 0.05 if GPU else 1e-3  # of the largest logit: bf16 has 8 bits, and sums of the CPU differ in order alone
+PROMPT, STEPS = (512, 128) if GPU else (24, 4)  # tokens
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    path = parser.parse_args().model
+    found: Figures = {"device": torch.cuda.get_device_name() if GPU else "none: the CPU and Triton's interpreter"}
+    print(f"device: {found['device']}", flush=True)
+    for name, part in PARTS.items():
+        found[name] = part(path)
+        print(f"{name}: {found[name]}", flush=True)
+    print(json.dumps(found))
+    far = [name for name, figures in found.items() if isinstance(figures, dict) and figures.get("off", 0) > REACH]
+    if far:
+        raise SystemExit(f"further than {REACH} from the exact path: {', '.join(far)}")
+
+
+def kernels(path: Path) -> Figures | str:
+    """Products of the Triton kernels against the decoded matrices (tests/torch/fused_products.py)."""
+    if find_spec("triton") is None:
+        return "skipped: Triton is not installed"
+    interpret = {} if GPU else {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/torch/fused_products.py"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | interpret, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stdout[-4000:])
+    return {"tests": done.stdout.strip().splitlines()[-1].strip("= ")}
+
+
+def decoder(path: Path) -> Figures:
+    """Logits and speed of the torch decoder, with the fused kernels on a GPU."""
+    with open_file(path) as container:
+        exact, found = CpuBackend(container, exact=True), TorchBackend(container, DEVICE)
+        return {**difference(logits(found), logits(exact)), **speed(found)}
+
+
+def graph(path: Path) -> Figures | str:
+    """A token's CUDA graph, which is compared with the decoder when it is captured."""
+    if not GPU:
+        return "skipped: CUDA graphs need a GPU"
+    with open_file(path) as container:
+        if container.model is None or not has_fixed_shapes(container.model.program):
+            return "skipped: experts and states are not captured"
+        backend = TorchBackend(container, DEVICE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the backend warns where it goes on without a graph
+            return speed(backend)
+
+
+def transformers(path: Path) -> Figures:
+    """The folder of `rkf export transformers`, loaded by transformers."""
+    from transformers import AutoModelForCausalLM
+
+    import rkf.bridges.transformers  # noqa: F401 - registers the quantizer
+
+    with TemporaryDirectory() as folder, open_file(path) as container:
+        exact = CpuBackend(container, exact=True)
+        export_transformers(path, Path(folder) / "model")
+        dtype = torch.bfloat16 if GPU else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=dtype).to(DEVICE).eval()
+        with torch.no_grad():
+            found = model(torch.from_numpy(ids(exact))[None].to(DEVICE)).logits[0].float().cpu().numpy()
+        return difference(found, logits(exact))
+
+
+def tuning(path: Path) -> Figures | str:
+    """A minute of `rkf tune` towards the model itself: the text, its gradients, what it holds on to."""
+    if not GPU:
+        return "skipped: generating its text takes minutes on a CPU; tests/tune runs all of it"
+    with TemporaryDirectory() as folder:
+        return tune(path, path, Path(folder) / "values.rkv", minutes=1, device=DEVICE)
+
+
+PARTS: dict[str, Callable[[Path], Figures | str]] = {
+    "kernels": kernels,
+    "decoder": decoder,
+    "graph": graph,
+    "transformers": transformers,
+    "tuning": tuning,
+    "calibration": lambda path: "skipped: it runs in numpy on the CPU and has no GPU path",
+}
+
+
+def ids(backend: Backend) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, backend.metadata.vocab_size, PROMPT)
+
+
+def logits(backend: Backend) -> F32:
+    return backend.forward([Row(backend.new_sequence(PROMPT), ids(backend))], "all")
+
+
+def difference(found: F32, exact: F32) -> Figures:
+    """off: the largest difference by the largest logit. same_choice: share of positions with the same best token."""
+    off = float(np.abs(found - exact).max() / np.abs(exact).max())
+    return {"off": round(off, 6), "same_choice": round(float((found.argmax(1) == exact.argmax(1)).mean()), 4)}
+
+
+def speed(backend: Backend) -> Figures:
+    """Tokens a second of one sequence, after a pass that compiles."""
+    rates = {}
+    for _ in range(2):
+        sequence = backend.new_sequence(PROMPT + STEPS)
+        began = perf_counter()
+        backend.forward([Row(sequence, ids(backend))])
+        read = perf_counter()
+        for token in range(STEPS):
+            backend.forward([Row(sequence, np.array([token]))])
+        done = perf_counter()
+        rates = {"prefill_tok_s": round(PROMPT / (read - began), 1), "decode_tok_s": round(STEPS / (done - read), 1)}
+    return rates
+
+
+if __name__ == "__main__":
+    main()
