@@ -76,6 +76,8 @@ Wanted = Literal["last", "all"] | I64
 are numbered from 0. An empty array: none.
 """
 
+NO_HIDDEN = "this model has no norm before its logits, so no hidden states: use another one for embeddings"
+
 
 class Backend(Protocol):
     """A model that is ready to run. Sequences share its weights and nothing else.
@@ -112,6 +114,12 @@ class Backend(Protocol):
         Rows may have any mix of lengths, each for another sequence. Raises ContextLengthError if tokens do not fit,
         UsageError for an id outside the vocabulary, an empty row, a sequence used twice, or a place outside the tokens.
         After an error every sequence is unchanged.
+        """
+        ...
+
+    def hidden(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
+        """As `forward`, with hidden states in place of logits: what the last norm writes (`Program.final_norm`),
+        `f32[wanted, width]`. Raises UsageError also if the program has no such norm.
         """
         ...
 

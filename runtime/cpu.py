@@ -15,7 +15,7 @@ from rkf.format.constants import MAX_K, index_bits
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rope_table import GROWTH, RopeTable
 from rkf.runtime import cpu_features, jit, objects
-from rkf.runtime.backend import F32, I64, Row, Wanted, checked, with_tokens_again
+from rkf.runtime.backend import F32, I64, NO_HIDDEN, Row, Wanted, checked, with_tokens_again
 from rkf.runtime.buffers import TILE
 from rkf.runtime.kv_cache import FORMATS
 from rkf.runtime.paged_sequence import PagedSequence
@@ -111,16 +111,13 @@ class CpuBackend:
         """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py). A
         sequence's logits have the same bits alone, in any mix of rows, and for any split of its tokens into calls.
         """
-        with self._lock:
-            rows, places = with_tokens_again(rows, checked(rows, wanted, self.metadata.vocab_size))
-            logits = np.empty((len(places), self.metadata.vocab_size), np.float32)
-            done = at = 0
-            for part in _passes(rows):
-                tokens = sum(len(ids) for _, ids in part)
-                end = int(np.searchsorted(places, at + tokens))
-                self._pass(part, places[done:end] - at, logits[done:end])
-                done, at = end, at + tokens
-        return logits
+        return self._computed(rows, wanted, self.metadata.vocab_size, hidden=False)
+
+    def hidden(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
+        """As `forward`, with hidden states in place of logits: `f32[wanted, width]` (backend.py)."""
+        if self._plan.hidden is None:
+            raise UsageError(NO_HIDDEN)
+        return self._computed(rows, wanted, self._plan.hidden.shape[1], hidden=True)
 
     def watch(self) -> I64:
         """Measure the calling thread's time from now on: i64[1 + len(PARTS)], explained in structs.py, in ticks of a
@@ -130,7 +127,20 @@ class CpuBackend:
         self._plan.watch(clock)
         return clock
 
-    def _pass(self, part: Sequence[Row], wanted: I64, logits: F32) -> None:
+    def _computed(self, rows: Sequence[Row], wanted: Wanted, columns: int, *, hidden: bool) -> F32:
+        """f32[wanted, columns]: logits, or hidden states."""
+        with self._lock:
+            rows, places = with_tokens_again(rows, checked(rows, wanted, self.metadata.vocab_size))
+            found = np.empty((len(places), columns), np.float32)
+            done = at = 0
+            for part in _passes(rows):
+                tokens = sum(len(ids) for _, ids in part)
+                end = int(np.searchsorted(places, at + tokens))
+                self._pass(part, places[done:end] - at, found[done:end], hidden)
+                done, at = end, at + tokens
+        return found
+
+    def _pass(self, part: Sequence[Row], wanted: I64, found: F32, hidden: bool) -> None:
         """One call of the step kernel: at most TILE tokens."""
         arrays, blocks, segments, at = self._plan.arrays, [0], [0], 0
         self._ropes.reach(max(sequence.length + len(ids) for sequence, ids in part))
@@ -153,13 +163,16 @@ class CpuBackend:
         self._batch[0] = (  # all fields in one assignment: one by one they take ten microseconds
             at,
             len(wanted),
-            logits.ctypes.data,
-            self.metadata.vocab_size * 4,
+            found.ctypes.data,
+            found.strides[0],
+            int(hidden),
             int(arrays.positions[at - 1]),
             len(blocks) - 1,
             len(part),
         )
         self._pool.run()
+        if hidden and self._plan.hidden is not None:
+            found[:] = self._plan.hidden[: len(found)]
         for sequence, ids in part:
             sequence.advance(len(ids))
 

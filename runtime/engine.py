@@ -36,13 +36,15 @@ class Request:
     ids: the prompt, then the tokens that follow. choose: logits f32[vocab] after ids -> the next token; an RkfError of
     it ends this request alone. most: the length at which it ends, at the latest the context's. eos: tokens that end it.
     ahead: it waits while so many of its tokens are not taken. scores: gets (position, logits f32[vocab]) after each
-    prompt token from the position `scored` on, except the last. guess: ids -> tokens that may follow; a wrong guess
-    costs time and changes nothing. cached_tokens: of the prompt, not computed again.
-    finish: "eos", "length" or "cancelled"; empty until it ends. error: the RkfError that ended it.
+    prompt token from the position `scored` on, except the last; `scored` moves on with it. guess: ids -> tokens that
+    may follow; a wrong guess costs time and changes nothing. cached_tokens: of the prompt, not computed again.
+    finish: "eos", "length", "read" or "cancelled"; empty until it ends. error: the RkfError that ended it.
+
+    choose None: a text that is only read. `scores` gets hidden states, f32[width], and that of the last token too.
     """
 
     ids: list[int]
-    choose: Callable[[F32, Sequence[int]], int]
+    choose: Callable[[F32, Sequence[int]], int] | None
     most: int = maxsize
     eos: Collection[int] = ()
     ahead: int = 1
@@ -57,6 +59,13 @@ class Request:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = self.taken = len(self.ids)
+        if self.choose is None:
+            self.most = self.prompt_tokens
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the text gets hidden states and no continuation."""
+        return self.choose is None
 
     @property
     def ended(self) -> bool:
@@ -103,14 +112,17 @@ class _Running(Held):
 
     def wanted(self, start: int, end: int) -> list[int]:
         """The positions start … end - 1 after which logits are needed."""
+        request = self.request
+        if request.is_read:
+            return [*range(max(start, request.scored), end)]
         found = [*range(len(self.ids) - 1, end)]
-        if self.request.scores is not None:
-            found = [*range(max(start, self.request.scored), min(end, self.coming - 1)), *found]
+        if request.scores is not None:
+            found = [*range(max(start, request.scored), min(end, self.coming - 1)), *found]
         return found
 
     def next_part(self, most: int) -> int:
         """The number of tokens for a pass of at most `most`: up to the next mark."""
-        if self.request.scores is not None:
+        if self.request.scores is not None and not self.request.is_read:
             most = min(most, _SCORED)
         end = self.marks[0] if self.marks else len(self.ids)
         return min(most, end - self.sequence.length)
@@ -162,10 +174,9 @@ class Engine:
         if not request.ids:
             raise UsageError("the prompt is empty: expected at least one token")
         if len(request.ids) + (request.most > len(request.ids)) > self.context:
-            raise ContextLengthError(
-                f"the prompt has at least {len(request.ids)} tokens, the model's context {self.context}: shorten it to"
-                " leave room for an answer"
-            )
+            room = "" if request.is_read else " to leave room for an answer"
+            length = f"the prompt has at least {len(request.ids)} tokens, the model's context {self.context}"
+            raise ContextLengthError(f"{length}: shorten it{room}")
 
     def submit(self, request: Request) -> None:
         """Add a request; the errors are those of `check`."""
@@ -206,7 +217,9 @@ class Engine:
         if not parts:
             return False
         try:
-            self._compute(parts)
+            for read in (False, True):
+                if some := {running: n for running, n in parts.items() if running.request.is_read == read}:
+                    self._compute(some, self._backend.hidden if read else self._backend.forward)
         except BaseException:  # such as Ctrl-C: states may be lost, and logits not used
             for running in self._running:
                 sequence = running.sequence
@@ -259,7 +272,8 @@ class Engine:
             if not running.sequence.growth_bytes(1 + len(guessed)):  # a guess is worth no memory
                 running.guessed = guessed
 
-    def _compute(self, parts: dict[_Running, int]) -> None:
+    def _compute(self, parts: dict[_Running, int], forward: Callable[[Sequence[Row], Wanted], F32]) -> None:
+        """One call of the backend: `forward`, or `hidden` for texts that are only read."""
         rows, places, wanted, at = [], [], [], 0
         guessing = [running for running in parts if running.guessed]
         for running, count in parts.items():
@@ -272,12 +286,12 @@ class Engine:
                 places.append(at + position - start)
             at += count
         last: Wanted = "last" if len(places) == len(rows) == at else np.array(places, np.int64)
-        logits = self._backend.forward(rows, last)
+        found = forward(rows, last)
         for running in parts:
             if running.marks and running.marks[0] == running.sequence.length:
                 running.sequence.mark()
                 del running.marks[0]
-        for (running, position, token), row in zip(wanted, logits, strict=True):
+        for (running, position, token), row in zip(wanted, found, strict=True):
             if running.ids[position : position + 1] == [token]:  # otherwise a wrong guess, or what followed one
                 _advance(running.request, position, row)
         for running in guessing:
@@ -362,17 +376,20 @@ class Engine:
             self._waiting = [request for request in self._waiting if not request.ended]
 
 
-def _advance(request: Request, position: int, logits: F32) -> None:
-    """Use the logits after the token at `position`."""
+def _advance(request: Request, position: int, found: F32) -> None:
+    """Use the logits, or the hidden state, after the token at `position`."""
     if request.ended:
         return
     try:
-        if position < request.prompt_tokens - 1:
+        if request.is_read or position < request.prompt_tokens - 1:
             if request.scores is not None:
-                request.scores(position, logits)
+                request.scores(position, found)
+                request.scored = position + 1
+            if request.is_read and position == request.prompt_tokens - 1:
+                request.finish = "read"
             return
-        if len(request.ids) < request.most:
-            token = request.choose(logits, request.ids)
+        if request.choose is not None and len(request.ids) < request.most:
+            token = request.choose(found, request.ids)
             request.ids.append(token)
             if token in request.eos:
                 request.finish = "eos"

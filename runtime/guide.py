@@ -5,7 +5,8 @@ Work on a form is bounded: llguidance gives up beyond limits of its own, and a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -29,6 +30,11 @@ class Form:
 
     kind: Literal["json_schema", "regex", "grammar"]
     text: str
+
+
+def json_part(schema: Mapping[str, Any]) -> str:
+    """A JSON schema as the right side of a rule in Lark's syntax."""
+    return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACES}})
 
 
 class Guides:

@@ -48,6 +48,11 @@ class Memory:
         raw = np.zeros(size + 64, np.uint8)
         return self.hold(raw) + -raw.ctypes.data % 64
 
+    def rows(self, address: int, rows: int, columns: int, stride: int) -> F32:
+        """f32[rows, columns] at an address in this memory, `stride` bytes from one row to the next."""
+        raw = np.ctypeslib.as_array((ctypes.c_ubyte * (rows * stride)).from_address(address))
+        return np.ndarray((rows, columns), np.float32, raw, strides=(stride, 4))
+
     def copy(self, array: NDArray, address: int) -> None:
         """Copy an array's bytes to an address in this memory."""
         ctypes.memmove(address, array.ctypes.data, array.nbytes)

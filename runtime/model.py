@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from rkf.errors import UsageError
 from rkf.file.container import Container, open_file
 from rkf.model.metadata import ModelMetadata
-from rkf.runtime.backend import Row
+from rkf.runtime.backend import NO_HIDDEN, Row
 from rkf.runtime.chooser import Chooser
 from rkf.runtime.draft import Draft
+from rkf.runtime.embedding import Embedding, Pooling
 from rkf.runtime.engine import Engine
 from rkf.runtime.generate import Generation, Limits
 from rkf.runtime.guide import Form, Guides
@@ -92,6 +93,14 @@ class Model:
         """Guides to answers of a given form."""
         return Guides(self.tokenizer.json, self.config.vocab_size, self.config.eos_ids)
 
+    @cached_property
+    def embedding_width(self) -> int:
+        """The number of columns of `embed`. UsageError: the model has no hidden states to embed with."""
+        program = self.config.program
+        if not program.final_norm:
+            raise UsageError(NO_HIDDEN)
+        return next(weight.shape[1] for weight in program.weights() if weight.name == program.logits.weight)
+
     def stream(
         self,
         prompt: str | Sequence[Message],
@@ -151,6 +160,36 @@ class Model:
             raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
         return self._backend.forward([Row(self._backend.new_sequence(len(tokens)), tokens)], "all")
 
+    def embed(self, texts: Sequence[str | Sequence[int]], *, pooling: Pooling = "mean") -> F32:
+        """Vectors of length 1 for texts or token ids: f32[texts, width].
+
+        pooling: "mean" of the hidden states of all tokens, or that of the "last" one; use the one for which the model
+        was trained. UsageError: an empty text, one longer than the context, a model without a norm before its logits.
+        """
+        width = self.embedding_width
+        found = [Embedding(self.text_ids(text), pooling) for text in texts]
+        for each in found:
+            self._engine.check(each.request)
+        try:
+            for each in found:
+                self._engine.submit(each.request)
+            while not all(each.request.ended for each in found):
+                self._engine.step()
+        finally:
+            for each in found:
+                self._engine.cancel(each.request)
+        for each in found:
+            each.request.take()  # raises its error
+        return np.array([each.vector() for each in found], np.float32).reshape(-1, width)
+
+    def text_ids(self, text: str | Sequence[int]) -> list[int]:
+        """The ids of a text as it is, BOS before it if the model wants one, or of ids. UsageError: an unknown id."""
+        if isinstance(text, str):
+            return self.tokenizer.encode(text, enough=self.config.context_length + 1)
+        if any(not 0 <= token < self.config.vocab_size for token in text):
+            raise UsageError(f"expected token ids below {self.config.vocab_size}, got {list(text)[:8]}")
+        return list(text)
+
     def session(self, path: str | PathLike[str]) -> Session:
         """A file that keeps the keys and values of a text: `load` takes a text from it, `save` puts the last one there.
 
@@ -200,7 +239,7 @@ class Model:
                 raise UsageError("template arguments need the model's chat template: omit them")
             if not isinstance(prompt, str):
                 raise UsageError("raw: expected one text, got messages")
-            return self.tokenizer.encode(prompt, enough=self.config.context_length + 1)
+            return self.text_ids(prompt)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return self.chat_ids(messages, template_args=template_args)

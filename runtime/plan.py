@@ -18,7 +18,7 @@ from rkf.model.op import Op
 from rkf.model.ops import Attention, Embed, Experts, Linear, Logits, Rope, Route
 from rkf.model.program import layer_prefix
 from rkf.runtime import jit
-from rkf.runtime.buffers import Buffers, padded
+from rkf.runtime.buffers import TILE, Buffers, padded
 from rkf.runtime.kv_cache import CacheLayout
 from rkf.runtime.lower_attention import partial_bytes
 from rkf.runtime.lowering import kernels_of, lowered
@@ -39,6 +39,7 @@ from rkf.runtime.structs import (
 )
 from rkf.runtime.weights import Weights
 
+F32 = NDArray[np.float32]
 _KNOWN = (
     *("embed", "norm", "linear", "rope", "attention", "gate", "route", "experts", "add", "scale", "conv", "delta"),
     *("scan", "concat", "clip", "hadamard", "logits"),
@@ -50,7 +51,7 @@ class Plan:
     """The plan of a model for a number of threads; the step kernel reads `plan_array` and `thread_arrays`.
 
     layout: how sequences store keys and values; arrays: those that a call fills in per token; most_phases: the maximum
-    of one call.
+    of one call; hidden: f32[TILE, width], the hidden states of a call that wants them (None: the program has none).
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class Plan:
         self.layout = CacheLayout(model.program, cache_format)
         self.arrays = TokenArrays(memory)
         sections = {many: list(self._sections(weights, many)) for many in (False, True)}
-        every = [phase for found in sections.values() for section in found for phase in section]
+        # In the form for many tokens, so that even one token's states are where all threads see them.
+        hidden = top_phases(model.program.final_norm, streams=_stem_values(model), fast=frozenset(), many=True)
+        every = [*hidden, *(phase for found in sections.values() for section in found for phase in section)]
         kernels = {name for phase in every for name in kernels_of(phase, cache_format)}
         addresses = jit.addresses(sorted(kernels | weights.kernels), level)
         weights.link(addresses)
@@ -89,7 +92,8 @@ class Plan:
         )
         self.plan_array = np.zeros(1, PLAN)
         self.thread_arrays = np.zeros(threads, THREAD)
-        self.most_phases = self._fill_plan(ground, sections)
+        self.hidden: F32 | None = None
+        self.most_phases = self._fill_plan(ground, sections, hidden)
         self._fill_threads(ground)
 
     def watch(self, clock: NDArray[np.int64]) -> None:
@@ -118,7 +122,7 @@ class Plan:
     def _sections(self, weights: Weights, many: bool) -> Iterator[list[Phase]]:
         """The phases of the stem, of each layer, and of the top."""
         program = self._model.program
-        lasting = {op.dst for op in program.stem}
+        lasting = _stem_values(self._model)
 
         def fast(prefix: str, ops: tuple[Op, ...]) -> frozenset[str]:
             names = [op.weight for op in ops if isinstance(op, (Linear, Logits, Route))]
@@ -139,14 +143,16 @@ class Plan:
 
     # --- structs
 
-    def _fill_plan(self, ground: Ground, sections: Mapping[bool, Sequence[Sequence[Phase]]]) -> int:
+    def _fill_plan(
+        self, ground: Ground, sections: Mapping[bool, Sequence[Sequence[Phase]]], hidden: Sequence[Phase]
+    ) -> int:
         """Lower all phases; returns the maximum number of a call."""
         plan, memory, counts = self.plan_array[0], self._memory, []
         plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
         for many, (stem, *layers, top) in sections.items():
             first = PlanSection(ground, "", None, {}, top=False)
             body = lowered(first, stem)
-            held = {op.dst: first.columns[op.dst] for op in self._model.program.stem}
+            held = {value: first.columns[value] for value in _stem_values(self._model)}
             for number, layer in enumerate(layers):
                 body += lowered(PlanSection(ground, layer_prefix(number), number, held, top=False), layer)
             last = lowered(PlanSection(ground, "", None, held, top=True), top)
@@ -154,7 +160,21 @@ class Plan:
             plan[name], plan[f"{name}_count"] = memory.hold(np.array(body, PHASE)), len(body)
             plan[f"top_{name}"], plan[f"top_{name}_count"] = memory.hold(np.array(last, PHASE)), len(last)
             counts.append((len(body), len(last)))
+        states = self._lowered_hidden(ground, held, hidden)
+        plan["hidden"], plan["hidden_count"] = memory.hold(np.array(states, PHASE)), len(states)
+        counts.append((0, len(states)))
         return sum(map(max, zip(*counts, strict=True)))
+
+    def _lowered_hidden(
+        self, ground: Ground, held: Mapping[str, int], phases: Sequence[Phase]
+    ) -> list[tuple[int, ...]]:
+        section = PlanSection(ground, "", None, held, top=True)
+        found = lowered(section, phases)
+        if found:
+            value = self._model.program.final_norm[-1].dst
+            place = section.places[value]
+            self.hidden = ground.memory.rows(place.address, TILE, section.columns[value], place.stride)
+        return found
 
     def _partials(self, memory: Memory) -> int:
         """Partial attentions of one token, [pages, heads], with pages for the longest context."""
@@ -176,3 +196,8 @@ class Plan:
             thread["memory"] = ground.buffers.thread_memory()
             thread["scratch"], thread["scores"] = self._memory.zeros(scratch), self._memory.zeros(queries * PAGE * 4)
             thread["totals"], thread["parts"] = self._memory.zeros(totals), self._memory.zeros(totals)
+
+
+def _stem_values(model: ModelMetadata) -> tuple[str, ...]:
+    """The values that live through all layers."""
+    return tuple(dict.fromkeys(op.dst for op in model.program.stem))

@@ -239,17 +239,18 @@ SCAN = np.dtype(
 )
 
 # The constant data between calls. Phases of the layers for one token and for several, and of the top for one wanted
-# token and for several; slots: how threads share phases (kernels/sync.py).
-PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count slots")
+# token and for several, and of the top up to hidden states; slots: how threads share phases (kernels/sync.py).
+PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count hidden hidden_count slots")
 
 # One thread's private memory: values and activations, a tile of decoded weights, scores of a page, partial attentions
 # of the pages so far and of one page; clock: where to count time (PARTS), 0 to count nothing.
 THREAD = _struct("memory scratch scores totals parts clock")
 
-# One call. wanted: tokens that get logits, f32 rows at `logits`; position: that of the token, if there is only one;
-# blocks: of neighbouring tokens that belong to one sequence and attend together. The arrays with one entry per token
-# (ids, positions, sequences, wanted rows) belong to the plan, so a late thread may still read them.
-BATCH = _struct("tokens wanted logits logits_stride position blocks segments")
+# One call. wanted: tokens that get logits, f32 rows at `logits`; hidden: 1 if they get hidden states instead, which are
+# left in the plan's memory; position: that of the token, if there is only one; blocks: of neighbouring tokens that
+# belong to one sequence and attend together. The arrays with one entry per token (ids, positions, sequences, wanted
+# rows) belong to the plan, so a late thread may still read them.
+BATCH = _struct("tokens wanted logits logits_stride hidden position blocks segments")
 
 # The parts of a thread's time. clock: i64[1 + len(PARTS)], ticks at the last change, then ticks by part. "outside" is
 # the time between calls: Python, sampling; "vectors": work by token (norms, packing); "waiting": for other threads, at

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from rkf.errors import UsageError
 from rkf.file.container import Container
 from rkf.runtime import torch_parallel
-from rkf.runtime.backend import F32, I64, Row, Wanted, checked, with_tokens_again
+from rkf.runtime.backend import F32, I64, NO_HIDDEN, Row, Wanted, checked, with_tokens_again
 from rkf.runtime.threads import chosen
 from rkf.runtime.torch_graph import TokenGraph, TokenStep, captured, has_fixed_shapes
 from rkf.runtime.torch_model import Decoder
@@ -69,18 +70,31 @@ class TorchBackend:
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
         """Compute each row's tokens in its sequence. Returns the wanted logits, `f32[wanted, vocab]` (backend.py)."""
+        return self._computed(rows, wanted, partial(self._logits, alone=len(rows) == 1))
+
+    @torch.inference_mode()
+    def hidden(self, rows: Sequence[Row], wanted: Wanted = "last") -> F32:
+        """As `forward`, with hidden states in place of logits: `f32[wanted, width]` (backend.py)."""
+        if not self.metadata.program.final_norm:
+            raise UsageError(NO_HIDDEN)
+        return self._computed(rows, wanted, self._hidden)
+
+    def _computed(self, rows: Sequence[Row], wanted: Wanted, fed: Callable[..., torch.Tensor]) -> F32:
+        """What `fed` gives for the sequence, the tokens and the wanted places of each part of the rows."""
         rows, places = with_tokens_again(rows, checked(rows, wanted, self.metadata.vocab_size))
-        logits = np.empty((len(places), self.metadata.vocab_size), np.float32)
-        done = at = 0
+        found, done, at = list[F32](), 0, 0
         for sequence, tokens in rows:
             for part in np.split(tokens, range(_TILE, len(tokens), _TILE)):
                 end = int(np.searchsorted(places, at + len(part)))
-                found = self._fed(sequence, part, places[done:end] - at, alone=len(rows) == 1)
-                logits[done:end] = found.float().cpu().numpy()
+                found.append(fed(sequence, part, places[done:end] - at).float().cpu().numpy())
                 done, at = end, at + len(part)
-        return logits
+        return np.concatenate(found)
 
-    def _fed(self, sequence: TorchCache, tokens: I64, places: I64, alone: bool) -> torch.Tensor:
+    def _hidden(self, sequence: TorchCache, tokens: I64, places: I64) -> torch.Tensor:
+        """Compute at most _TILE tokens; the hidden states at some places."""
+        return self._decoder.hidden(self._on_device(tokens)[None], sequence)[0][self._on_device(places)]
+
+    def _logits(self, sequence: TorchCache, tokens: I64, places: I64, alone: bool) -> torch.Tensor:
         """Compute at most _TILE tokens; the logits at some places. alone: this is the only row of its call."""
         if self._graphs and alone and len(tokens) == 1:
             graph = self._captured(int(tokens[0]), sequence)
@@ -88,10 +102,12 @@ class TorchBackend:
                 graph.step.place(int(tokens[0]), sequence.length)
                 sequence.advance(1)
                 return graph.replay()[: len(places)]
-        ids = torch.from_numpy(np.ascontiguousarray(tokens, np.int64)).to(self._device)
-        hidden = self._decoder(ids[None], sequence)[0]
-        logits: torch.Tensor = self._decoder.head(hidden[torch.from_numpy(places).to(self._device)])
+        rows = self._decoder(self._on_device(tokens)[None], sequence)[0]
+        logits: torch.Tensor = self._decoder.head(rows[self._on_device(places)])
         return logits
+
+    def _on_device(self, numbers: I64) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(numbers, np.int64)).to(self._device)
 
     def _captured(self, token: int, sequence: TorchCache) -> TokenGraph | None:
         """The graph for the next token; a new one if the sequence is another, or its cache was reallocated."""

@@ -19,8 +19,9 @@ from rkf.torch import ClusteredWeight
 
 
 class Decoder(nn.Module):
-    """ids: i64[sequences, tokens] -> the last hidden states, `[sequences, tokens, width]`; `head` computes logits from
-    them. dtype: that of dense matrices and activations. program: in place of the model's own (torch_parallel.py).
+    """ids: i64[sequences, tokens] -> the input of the head, `[sequences, tokens, width]`; `head` computes logits from
+    it. dtype: that of dense matrices and activations. program: in place of the
+    model's own (torch_parallel.py).
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             TorchOps(self.program.layer(number), tensors.at(number)) for number in range(self.program.layers)
         )
-        self.top = TorchOps(self.program.top[:-1], tensors)
+        norm = self.program.final_norm
+        self.final_norm = TorchOps(norm, tensors)
+        self.before_head = TorchOps(self.program.top[len(norm) : -1], tensors)
         self.head = TorchHead(self.program.logits, tensors)
         self._clustered = tensors.clustered
         self.held = HeldBytes()  # by all caches
@@ -47,7 +50,7 @@ class Decoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """The width of the last hidden states."""
+        """The width of the head's input."""
         return cast(int, self.head.matrix.in_features)
 
     @property
@@ -59,6 +62,17 @@ class Decoder(nn.Module):
         return TorchCache(self.program, sequences, capacity, self.dtype, self.device, self.held)
 
     def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
+        run, values = self._through_layers(ids, past)
+        self.before_head(run, values)
+        return values[self.program.logits.src]
+
+    def hidden(self, ids: Tensor, past: Past | None = None) -> Tensor:
+        """What the last norm writes, `[sequences, tokens, width]`; the program must have one."""
+        _, values = self._through_layers(ids, past)
+        return values[self.program.final_norm[-1].dst]
+
+    def _through_layers(self, ids: Tensor, past: Past | None) -> tuple[TorchPass, dict[str, Tensor]]:
+        """All values after the last norm."""
         tokens = ids.shape[1]
         run = TorchPass(self.ropes, ids, NoPast(tokens, ids.device) if past is None else past)
         values: dict[str, Tensor] = {}
@@ -68,5 +82,5 @@ class Decoder(nn.Module):
             layer(run, inside)
             values = {name: inside[name] for name in values}  # values of the stem live on
         run.past.advance(tokens)
-        self.top(run, values)
-        return values[self.program.logits.src]
+        self.final_norm(run, values)
+        return run, values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -31,6 +31,13 @@ from rkf.text.reading import read_text
     "--cache-memory", type=Size(), metavar="SIZE", help="Memory of keys and values. Default: half of what is available."
 )
 @click.option("--drain", type=Integer(0), default=30, show_default=True, help="Seconds to finish on SIGTERM.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "last"]),
+    default="mean",
+    show_default=True,
+    help="Embeddings: the mean of all tokens' hidden states, or the last token's.",
+)
 @answer_options(max_tokens=None)
 @VALUES
 @ADAPTER
@@ -49,6 +56,7 @@ def serve_command(
     ctx: int | None,
     cache_memory: int | None,
     drain: int,
+    pooling: Literal["mean", "last"],
     values: Path | None,
     adapter: Path | None,
     threads: int | None,
@@ -87,6 +95,7 @@ def serve_command(
         engine_options=EngineOptions(ctx, parallel, queue, cache_memory),
         drain_seconds=drain,
         defaults=defaults,
+        pooling=pooling,
         keys=_keys(api_key_file),
         origins=allow_origin,
     )

@@ -28,7 +28,7 @@ from rkf.model.op_maps import (
     rope_from_map,
     rope_map,
 )
-from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Rope, Scan
+from rkf.model.ops import Attention, Conv, Delta, Embed, Gate, Logits, Norm, Rope, Scan
 
 _KEEPERS = (Attention, Conv, Delta, Scan)  # what they keep of a sequence belongs to their layer
 
@@ -66,6 +66,13 @@ class Program:
     @property
     def vocab_size(self) -> int:
         return self.logits.rows
+
+    @property
+    def final_norm(self) -> tuple[Op, ...]:
+        """The top up to its last norm, which writes the hidden states that other libraries give out (a transform for
+        the head may follow); empty if there is no norm.
+        """
+        return self.top[: max((at for at, op in enumerate(self.top, 1) if isinstance(op, Norm)), default=0)]
 
     def weights(self) -> Iterator[Weight]:
         """Every tensor by its full name, in the order of first use, each once.

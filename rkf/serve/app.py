@@ -18,11 +18,13 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from rkf.errors import RkfError
+from rkf.runtime.embedding import Pooling
 from rkf.serve import other_endpoints as other
 from rkf.serve.catalogue import Catalogue, EngineOptions
 from rkf.serve.chat_endpoint import chat_completions
 from rkf.serve.completions_endpoint import completions
 from rkf.serve.driver import Driver
+from rkf.serve.embeddings_endpoint import embeddings
 from rkf.serve.guard import Guard, local_hosts
 from rkf.serve.metrics import Metrics
 from rkf.serve.refusals import Refused, as_response, log
@@ -41,6 +43,7 @@ def application(
     hosts: Collection[str] | None = None,
     origins: Sequence[str] = (),
     body_bytes: int = BODY_BYTES,
+    pooling: Pooling = "mean",
 ) -> Starlette:
     """The ASGI application over a catalogue of models; `rkf serve` explains the options."""
     metrics = Metrics()
@@ -50,6 +53,7 @@ def application(
         Route("/v1/models/{name}", other.model),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/tokenize", other.tokenize, methods=["POST"]),
         Route("/detokenize", other.detokenize, methods=["POST"]),
@@ -77,7 +81,7 @@ def application(
         ],
         exception_handlers=dict.fromkeys((Refused, RkfError, HTTPException, MemoryError, Exception), as_response),
     )
-    app.state.serving = Serving(catalogue, driver, metrics, dict(defaults or {}), body_bytes)
+    app.state.serving = Serving(catalogue, driver, metrics, dict(defaults or {}), body_bytes, pooling)
     metrics.watch("rkf_running_requests", "Requests that have a sequence.", lambda: _sum(catalogue, "running"))
     metrics.watch("rkf_waiting_requests", "Requests that wait for one.", lambda: _sum(catalogue, "waiting"))
     metrics.watch(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from secrets import token_hex
 from typing import Any, NamedTuple
+
+from rkf.runtime.guide import Form, json_part
 
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|$)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
@@ -40,6 +42,26 @@ def read_calls(text: str) -> Sequence[Call]:
         except (ValueError, RecursionError):
             return []
     return []
+
+
+def call_of(name: str, arguments: str) -> Call | None:
+    """A call with arguments as text; None: they are not JSON."""
+    try:
+        return _call(name, json.loads(arguments))
+    except (ValueError, RecursionError):
+        return None
+
+
+def call_grammar(tools: Mapping[str, Mapping[str, Any]], before: str, between: str, after: str) -> Form:
+    """The form of a call of one of some functions: the name, then arguments of its schema, each whole by itself.
+
+    before, after: texts around them; between: a part of the grammar.
+    """
+    lines = ["start: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
+    for number, (name, schema) in enumerate(tools.items()):
+        parts = [json.dumps(before + name), between, f"arguments_{number}", json.dumps(after) if after else ""]
+        lines += [f"call_{number}: {' '.join(parts)}", f"arguments_{number}: {json_part(schema)}"]
+    return Form("grammar", "\n".join(lines))
 
 
 def _of_json(read: Any) -> Sequence[Call]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -12,19 +11,18 @@ from starlette.responses import JSONResponse, Response
 
 from rkf.errors import UsageError
 from rkf.runtime.generate import Limits
-from rkf.runtime.guide import Form
 from rkf.serve.call_forms import Call
 from rkf.serve.catalogue import Served
-from rkf.serve.driver import Reply
-from rkf.serve.output_forms import Splitter
+from rkf.serve.driver import Answer, Reply
 from rkf.serve.replies import FINISH, EventStream, Serving, Wish, chat_logprob, head, started, usage, whole
 from rkf.serve.shapes import ChatMessage, ChatRequest, NamedTool, Tool
+from rkf.serve.splitting import Splitter
 
 
 class Conversation:
     """A chat request on its way: its reply, and how the text of each answer falls into parts."""
 
-    def __init__(self, serving: Serving, served: Served, reply: Reply, splitters: Sequence[Splitter]) -> None:
+    def __init__(self, serving: Serving, served: Served, reply: Reply[Answer], splitters: Sequence[Splitter]) -> None:
         self.serving, self.served, self.reply = serving, served, reply
         self._splitters = splitters
         self._calls = [0] * len(splitters)
@@ -36,7 +34,7 @@ class Conversation:
         served = await serving.catalogue.get(asked.model)
         forms, template = served.output_forms, served.model.tokenizer.template or ""
         tools, calling = _tools(asked)
-        if tools and forms.tools is None:
+        if tools and not forms.reads_calls:
             raise UsageError("tools: this model's chat template has no form of calls that the server reads")
         form = asked.response_format.form if asked.response_format else None
         messages = [_for(template, message) for message in asked.messages]
@@ -44,9 +42,12 @@ class Conversation:
         ids = await to_thread.run_sync(
             lambda: served.model.chat_ids(messages, tools=_plain(tools), template_args=arguments)
         )
-        if calling and forms.tools is not None:
-            form = Form("json_schema", json.dumps(_schema(calling)))
-            ids += served.model.tokenizer.encode(forms.tools[0] + "\n", bos=False)
+        opening = "" if form is None else forms.before_form
+        if calling:
+            opening, form = forms.required_call(
+                {tool.function.name: tool.function.arguments_schema for tool in calling}
+            )
+        ids += served.model.tokenizer.encode(opening, bos=False)
         most = serving.defaults.get("max_tokens") if asked.limit is None else asked.limit
         limits = Limits(most, served.model.config.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
         wish = Wish(serving.sampling(served, asked), limits, form, asked.wanted_logprobs, forms.special)
@@ -61,7 +62,7 @@ class Conversation:
             if piece is None:
                 yield None
                 continue
-            number = piece.answer.number
+            number = piece.task.number
             splitter = self._splitters[number]
             self._reasoning_tokens += piece.tokens * splitter.reasons
             parts = splitter.push(piece.text)
@@ -171,8 +172,12 @@ async def _chunks(conversation: Conversation, asked: ChatRequest) -> AsyncIterat
 
 
 def _for(template: str, message: ChatMessage) -> dict[str, Any]:
-    """A message for a template: a developer is a system where the template does not know one."""
+    """A message for a template: a developer is a system where the template does not know one, and reasoning has the
+    name that it gives it. A template that knows `thinking` takes it beside calls only without content.
+    """
     found = message.for_template()
+    if "thinking" in template and "reasoning_content" in found and not (found["content"] and "tool_calls" in found):
+        found["thinking"] = found["reasoning_content"]
     if found["role"] == "developer" and "developer" not in template:
         found["role"] = "system"
     return found
@@ -193,21 +198,3 @@ def _tools(asked: ChatRequest) -> tuple[list[Tool], list[Tool]]:
 
 def _plain(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
     return [tool.model_dump(exclude_none=True) for tool in tools] or None
-
-
-def _schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """The JSON of a call of one of the tools."""
-    return {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.function.name},
-                    "arguments": tool.function.parameters or {"type": "object"},
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            for tool in tools
-        ]
-    }

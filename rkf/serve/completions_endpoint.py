@@ -28,7 +28,7 @@ async def completions(request: HttpRequest) -> Response:
             "stream: the log-probabilities of an echoed prompt come in one piece only: stream without them"
         )
     served = await serving.catalogue.get(asked.model)
-    prompts = await to_thread.run_sync(lambda: [_ids(served, prompt) for prompt in asked.prompts])
+    prompts = await to_thread.run_sync(lambda: [served.model.text_ids(prompt) for prompt in asked.prompts])
     form = asked.response_format.form if asked.response_format else None
     limits = Limits(asked.max_tokens, served.model.config.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
     wish = Wish(serving.sampling(served, asked), limits, form, asked.logprobs, continues=True, echoed=bool(asked.echo))
@@ -38,27 +38,19 @@ async def completions(request: HttpRequest) -> Response:
     return JSONResponse(await whole(request, served, reply, _completion(served, reply, asked)))
 
 
-def _ids(served: Served, prompt: str | list[int]) -> list[int]:
-    if isinstance(prompt, str):
-        return served.model.tokenizer.encode(prompt, enough=served.model.config.context_length + 1)
-    if any(token >= served.model.config.vocab_size for token in prompt):
-        raise UsageError(f"prompt: expected token ids below {served.model.config.vocab_size}")
-    return list(prompt)
-
-
-async def _completion(served: Served, reply: Reply, asked: CompletionRequest) -> dict[str, Any]:
-    texts, finish = [""] * len(reply.answers), [""] * len(reply.answers)
+async def _completion(served: Served, reply: Reply[Answer], asked: CompletionRequest) -> dict[str, Any]:
+    texts, finish = [""] * len(reply.tasks), [""] * len(reply.tasks)
     async for piece in reply.pieces():
         if piece is not None:
-            texts[piece.answer.number] += piece.text
-            finish[piece.answer.number] = piece.finish
+            texts[piece.task.number] += piece.text
+            finish[piece.task.number] = piece.finish
     choices = [
-        _choice(served.model.tokenizer, answer, asked, texts[n], finish[n]) for n, answer in enumerate(reply.answers)
+        _choice(served.model.tokenizer, answer, asked, texts[n], finish[n]) for n, answer in enumerate(reply.tasks)
     ]
     return {
         **head("text_completion", "cmpl", served),
         "choices": choices,
-        "usage": usage(reply, len(reply.answers) // asked.n),
+        "usage": usage(reply, len(reply.tasks) // asked.n),
     }
 
 
@@ -103,14 +95,13 @@ def _top(tokenizer: Tokenizer, told: TokenLogprob) -> dict[str, float]:
     return found
 
 
-async def _chunks(served: Served, reply: Reply, asked: CompletionRequest) -> AsyncIterator[dict[str, Any] | None]:
+async def _chunks(
+    served: Served, reply: Reply[Answer], asked: CompletionRequest
+) -> AsyncIterator[dict[str, Any] | None]:
     first, tokenizer = head("text_completion", "cmpl", served), served.model.tokenizer
-    counted = asked.stream_options is not None and asked.stream_options.include_usage
-    offsets = [0] * len(reply.answers)
-    if counted:
-        first["usage"] = None
+    offsets = [0] * len(reply.tasks)
     if asked.echo:
-        for answer in reply.answers:
+        for answer in reply.tasks:
             prompt = tokenizer.decode(answer.request.ids[: answer.request.prompt_tokens], special=True)
             choice = {"index": answer.number, "text": prompt, "logprobs": None, "finish_reason": None}
             yield {**first, "choices": [choice]}
@@ -118,12 +109,12 @@ async def _chunks(served: Served, reply: Reply, asked: CompletionRequest) -> Asy
         if piece is None:
             yield None
             continue
-        number, finish, logprobs = piece.answer.number, FINISH.get(piece.finish), None
+        number, finish, logprobs = piece.task.number, FINISH.get(piece.finish), None
         if piece.logprobs:
             logprobs = _logprobs(tokenizer, list(piece.logprobs), None, offsets[number])
         offsets[number] += len(piece.text)
         if piece.text or finish or logprobs:
             choice = {"index": number, "text": piece.text, "logprobs": logprobs, "finish_reason": finish}
             yield {**first, "choices": [choice]}
-    if counted:
-        yield {**first, "choices": [], "usage": usage(reply, len(reply.answers) // asked.n)}
+    if asked.stream_options is not None and asked.stream_options.include_usage:
+        yield {**first, "choices": [], "usage": usage(reply, len(reply.tasks) // asked.n)}

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from rkf.errors import RkfError
 from rkf.runtime.chooser import Chooser, TokenLogprob
@@ -24,12 +24,13 @@ from rkf.serve.refusals import Refused, log, refused
 MOST_UNREAD = 256  # pieces of a reply
 PATIENCE_S = 30.0  # for a reader with so many
 _ALIVE_S = 15.0  # between signs of life, for proxies that close silent connections
+T = TypeVar("T", bound="Task")
 
 
 class Piece(NamedTuple):
-    """What a pass adds to an answer. tokens: how many; finish: "eos", "stop", "length"; empty while it goes on."""
+    """What a pass adds to a task. tokens: how many; finish: "eos", "stop", "length", "read"; empty while it goes on."""
 
-    answer: Answer
+    task: Task
     text: str
     tokens: int = 0
     logprobs: Sequence[TokenLogprob] = ()
@@ -38,20 +39,14 @@ class Piece(NamedTuple):
 
 
 @dataclass(eq=False)
-class Answer:
-    """One answer of a reply. number: its place among them; prompt_logprobs: of the prompt's tokens from the second on,
-    if they are asked for.
-    """
+class Task:
+    """One request of a reply: a text to be read. number: its place among them."""
 
     number: int
     engine: Engine
     request: Request
-    chooser: Chooser
-    text: AnswerText
-    arrived_at: float = 0.0
-    first_at: float = 0.0
-    told: int = 0  # of the chooser's logprobs
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    arrived_at: float = field(default_factory=monotonic, kw_only=True)
+    first_at: float = field(default=0.0, kw_only=True)
 
     def next_piece(self) -> Piece | None:
         """What its request has computed since the last call; None: nothing. Only the driver calls it."""
@@ -59,8 +54,22 @@ class Answer:
             tokens = self.request.take()
         except RkfError as error:
             return Piece(self, "", error=refused(error))
-        if not tokens and not self.request.ended:
-            return None
+        return self._piece(tokens) if tokens or self.request.ended else None
+
+    def _piece(self, tokens: Sequence[int]) -> Piece:
+        return Piece(self, "", finish=self.request.finish)
+
+
+@dataclass(eq=False)
+class Answer(Task):
+    """A request that is answered. prompt_logprobs: of the prompt's tokens from the second on, if they are asked for."""
+
+    chooser: Chooser
+    text: AnswerText
+    told: int = 0  # of the chooser's logprobs
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def _piece(self, tokens: Sequence[int]) -> Piece:
         (text, used), finish = self.text.push(tokens), ""
         if self.text.stopped:
             self.engine.cut(self.request, len(tokens) - used)
@@ -72,11 +81,11 @@ class Answer:
         return Piece(self, text, used, logprobs, finish)
 
 
-class Reply:
-    """All answers of one HTTP response, and their pieces as they arrive. Made and read on the event loop."""
+class Reply(Generic[T]):
+    """All tasks of one HTTP response, and their pieces as they arrive. Made and read on the event loop."""
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
-        self.answers = answers
+    def __init__(self, tasks: Sequence[T]) -> None:
+        self.tasks = tasks
         self.posted = self.read = 0  # by the driver, by the reader
         self.read_at = monotonic()
         self._pieces: deque[Piece] = deque()
@@ -87,11 +96,11 @@ class Reply:
         self._news.set()
 
     async def pieces(self) -> AsyncIterator[Piece | None]:
-        """The pieces of all answers, in order, until each has ended; None when nothing came for a while. Raises Refused
+        """The pieces of all tasks, in order, until each has ended; None when nothing came for a while. Raises Refused
         at the first error.
         """
-        open_answers = len(self.answers)
-        while open_answers:
+        open_tasks = len(self.tasks)
+        while open_tasks:
             while not self._pieces:
                 self._news.clear()
                 try:
@@ -102,7 +111,7 @@ class Reply:
             self.read, self.read_at = self.read + 1, monotonic()
             if piece.error is not None:
                 raise piece.error
-            open_answers -= piece.finish != ""
+            open_tasks -= piece.finish != ""
             yield piece
 
 
@@ -111,7 +120,7 @@ class Driver:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._replies: dict[Reply, list[Answer]] = {}  # to their answers that have not ended
+        self._replies: dict[Reply[Any], list[Task]] = {}  # to their tasks that have not ended
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -128,12 +137,12 @@ class Driver:
         self._wake.set()
         self._thread.join()
 
-    def submit(self, reply: Reply) -> None:
-        """Start its answers, whose requests must have passed `Engine.check`."""
+    def submit(self, reply: Reply[Any]) -> None:
+        """Start its tasks, whose requests must have passed `Engine.check`."""
         self._command(lambda: self._submit(reply))
 
-    def cancel(self, reply: Reply) -> None:
-        """End its answers, if they have not ended."""
+    def cancel(self, reply: Reply[Any]) -> None:
+        """End its tasks, if they have not ended."""
         self._command(lambda: self._cancel(reply))
 
     def _command(self, command: Callable[[], None]) -> None:
@@ -146,59 +155,59 @@ class Driver:
         while not self._stopping:
             while self._commands:
                 self._commands.popleft()()
-            engines = dict.fromkeys(answer.engine for answers in self._replies.values() for answer in answers)
+            engines = dict.fromkeys(task.engine for tasks in self._replies.values() for task in tasks)
             moved = [engine for engine in engines if self._step(engine)]
             self._post(self._collected())
             if not moved:
                 self._wake.wait(timeout=1.0 if self._replies else None)
                 self._wake.clear()
         error = Refused(503, "the server is shutting down")
-        self._post([(reply, Piece(reply.answers[0], "", error=error)) for reply in self._replies])
+        self._post([(reply, Piece(reply.tasks[0], "", error=error)) for reply in self._replies])
 
     def _step(self, engine: Engine) -> bool:
         try:
             return engine.step()
         except Exception as error:  # noqa: BLE001 - the thread goes on for the others
             told = refused(error)
-            failed = [reply for reply, answers in self._replies.items() if answers[0].engine is engine]
-            self._post([(reply, Piece(reply.answers[0], "", error=told)) for reply in failed])
+            failed = [reply for reply, tasks in self._replies.items() if tasks[0].engine is engine]
+            self._post([(reply, Piece(reply.tasks[0], "", error=told)) for reply in failed])
             for reply in failed:
                 self._cancel(reply)
             return True
 
-    def _submit(self, reply: Reply) -> None:
-        self._replies[reply] = list(reply.answers)
-        for answer in reply.answers:
-            answer.engine.submit(answer.request)
+    def _submit(self, reply: Reply[Any]) -> None:
+        self._replies[reply] = list(reply.tasks)
+        for task in reply.tasks:
+            task.engine.submit(task.request)
 
-    def _cancel(self, reply: Reply) -> None:
-        for answer in self._replies.pop(reply, ()):
-            answer.engine.cancel(answer.request)
+    def _cancel(self, reply: Reply[Any]) -> None:
+        for task in self._replies.pop(reply, ()):
+            task.engine.cancel(task.request)
             self._metrics.answers.labels("cancelled").inc()
 
-    def _collected(self) -> list[tuple[Reply, Piece]]:
+    def _collected(self) -> list[tuple[Reply[Any], Piece]]:
         """The new pieces of all replies whose readers keep up."""
         found, now = [], monotonic()
-        for reply, answers in list(self._replies.items()):
+        for reply, tasks in list(self._replies.items()):
             if reply.posted - reply.read >= MOST_UNREAD:
                 if now - reply.read_at > PATIENCE_S:
                     log.warning("a reply was dropped: nobody read it for %.0f s", PATIENCE_S)
                     error = Refused(408, "the answer was not read: the server gave it up")
-                    found.append((reply, Piece(answers[0], "", error=error)))
+                    found.append((reply, Piece(tasks[0], "", error=error)))
                     self._cancel(reply)
                 continue
-            for answer in list(answers):
-                if (piece := answer.next_piece()) is not None:
+            for task in list(tasks):
+                if (piece := task.next_piece()) is not None:
                     self._count(piece, now)
                     found.append((reply, piece))
                     reply.posted += 1
                     if piece.finish or piece.error:
-                        answers.remove(answer)
-            if not answers:
+                        tasks.remove(task)
+            if not tasks:
                 del self._replies[reply]
         return found
 
-    def _post(self, pieces: Sequence[tuple[Reply, Piece]]) -> None:
+    def _post(self, pieces: Sequence[tuple[Reply[Any], Piece]]) -> None:
         def put() -> None:
             for reply, piece in pieces:
                 reply.put(piece)
@@ -207,14 +216,14 @@ class Driver:
             self._loop.call_soon_threadsafe(put)
 
     def _count(self, piece: Piece, now: float) -> None:
-        answer, metrics = piece.answer, self._metrics
-        if not answer.first_at and answer.request.tokens:
-            answer.first_at = now
-            metrics.first_token_s.observe(now - answer.arrived_at)
+        task, metrics = piece.task, self._metrics
+        if not task.first_at and task.request.tokens:
+            task.first_at = now
+            metrics.first_token_s.observe(now - task.arrived_at)
         if piece.finish or piece.error:
             metrics.answers.labels(piece.finish or "error").inc()
-            metrics.prompt_tokens.inc(answer.request.prompt_tokens)
-            metrics.cached_tokens.inc(answer.request.cached_tokens)
-            metrics.tokens.inc(answer.request.tokens)
-            if answer.request.tokens > 1:
-                metrics.token_s.observe((now - answer.first_at) / (answer.request.tokens - 1))
+            metrics.prompt_tokens.inc(task.request.prompt_tokens)
+            metrics.cached_tokens.inc(task.request.cached_tokens)
+            metrics.tokens.inc(task.request.tokens)
+            if task.request.tokens > 1:
+                metrics.token_s.observe((now - task.first_at) / (task.request.tokens - 1))

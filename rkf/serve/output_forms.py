@@ -5,11 +5,16 @@ A form is known by its markers, never by a model's name. Text whose markers neve
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 from rkf.runtime.generate import StopStrings
-from rkf.serve.call_forms import Call, read_calls
+from rkf.runtime.guide import Form
+from rkf.serve import channels
+from rkf.serve.call_forms import call_grammar, read_calls
+from rkf.serve.channels import ChannelSplitter
+from rkf.serve.splitting import Splitter
 from rkf.text.tokenizer import Tokenizer
 
 # Opening and closing marker; the first pair that a template names is its model's.
@@ -24,73 +29,77 @@ _REASONING = (
 _TOOLS = (("<tool_call>", "</tool_call>"), ("[TOOL_CALLS]", ""), ("<|tool_call|>", ""), ("<|python_tag|>", ""))
 
 
-class Parts(NamedTuple):
-    """What a piece of text adds to the parts of an answer."""
-
-    content: str = ""
-    reasoning: str = ""
-    calls: tuple[Call, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class OutputForms:
-    """The markers of one model. special: some of them are special tokens, so decoding must show those."""
+    """The markers of one model. special: some of them are special tokens, so decoding must show those; in_channels:
+    its answers are messages in channels (channels.py), which need no other markers.
+    """
 
     reasoning: tuple[str, str] | None = None
     tools: tuple[str, str] | None = None
     special: bool = False
+    in_channels: bool = False
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> OutputForms:
         template = tokenizer.template or ""
+        if all(marker in template for marker in channels.MARKERS):
+            return cls(special=_are_special(channels.MARKERS, tokenizer), in_channels=True)
         reasoning = next((pair for pair in _REASONING if pair[1] in template), None)
         tools = next((pair for pair in _TOOLS if pair[0] in template), None)
         markers = [*(reasoning or ()), *(tools or ())]
-        special = any(marker not in tokenizer.decode(tokenizer.encode(marker, bos=False)) for marker in markers)
-        return cls(reasoning, tools, special)
+        return cls(reasoning, tools, _are_special(markers, tokenizer))
+
+    @property
+    def reads_calls(self) -> bool:
+        """Whether it knows the form of the model's calls."""
+        return self.in_channels or self.tools is not None
+
+    @property
+    def before_form(self) -> str:
+        """What comes between the prompt and an answer of a given form."""
+        return channels.FINAL if self.in_channels else ""
+
+    def required_call(self, tools: Mapping[str, Mapping[str, Any]]) -> tuple[str, Form]:
+        """What comes between the prompt and a call of one of some functions, and the form of the call. tools: name to
+        the schema of its arguments; `reads_calls` must hold.
+        """
+        if self.in_channels:
+            header = f'{channels.CHANNEL} "commentary json" {channels.MESSAGE}'
+            return channels.RECIPIENT, call_grammar(tools, "", header, "")
+        before = "" if self.tools is None else self.tools[0] + "\n"
+        return before, call_grammar(tools, '{"name": "', '"\\", \\"arguments\\": "', "}")
 
     def splitter(self, prompt_end: str, *, tools: bool) -> Splitter:
         """For one answer. prompt_end: the prompt's last text, which may open the reasoning or a call; tools: whether
         calls are expected.
         """
+        if self.in_channels:
+            return ChannelSplitter(prompt_end, tools=tools)
         expected = self.tools if tools else None
         for part, markers in (("reasoning", self.reasoning), ("call", expected)):
             if markers is not None and prompt_end.rstrip().endswith(markers[0]):
-                return Splitter(self.reasoning, expected, part)
-        return Splitter(self.reasoning, expected)
+                return TagSplitter(self.reasoning, expected, part)
+        return TagSplitter(self.reasoning, expected)
 
 
-class Splitter:
-    """Splits the text of one answer as it arrives. Space at the start of a part belongs to its marker."""
+def _are_special(markers: Sequence[str], tokenizer: Tokenizer) -> bool:
+    return any(marker not in tokenizer.decode(tokenizer.encode(marker, bos=False)) for marker in markers)
+
+
+class TagSplitter(Splitter):
+    """Splits at pairs of markers. Space at the start of a part belongs to its marker."""
 
     def __init__(self, reasoning: tuple[str, str] | None, tools: tuple[str, str] | None, part: str = "content") -> None:
-        self._reasoning, self._tools = reasoning, tools
-        self._content, self._thoughts, self._call = "", "", ""  # since the last call of push; all of an open call
-        self._calls: list[Call] = []
+        super().__init__()
+        self._reasoning, self._tools, self._call = reasoning, tools, ""
         self._blank = reasoning is not None or tools is not None  # no text of this part yet
         self._part = part
         self._ends = self._markers()
 
     @property
     def reasons(self) -> bool:
-        """Whether the text so far ends within the reasoning."""
         return self._part == "reasoning"
-
-    def push(self, text: str) -> Parts:
-        """The parts that `text` adds. Text that may begin a marker is held back."""
-        while True:
-            self._add(self._ends.push(text))
-            if not self._ends.found:
-                return self._taken()
-            marker, text = self._ends.cut()
-            self._enter(marker)
-
-    def finish(self) -> Parts:
-        """The rest, once no text comes any more."""
-        self._add(self._ends.finish())
-        if self._part == "call":
-            self._end_call()
-        return self._taken()
 
     def _add(self, text: str) -> None:
         if self._part == "call":
@@ -106,7 +115,7 @@ class Splitter:
 
     def _enter(self, marker: str) -> None:
         if self._part == "call":
-            self._end_call()
+            self._end()
             self._part = "call" if self._tools is not None and marker == self._tools[0] else "content"
         elif self._part == "reasoning":
             self._part, self._reasoning = "content", None  # there is one part of reasoning, before the answer
@@ -115,18 +124,15 @@ class Splitter:
         self._blank = True
         self._ends = self._markers()
 
-    def _end_call(self) -> None:
+    def _end(self) -> None:
         """Read what was called; text that is no call is content."""
+        if self._part != "call":
+            return
         calls = read_calls(self._call)
         if not calls:
             self._content += (self._tools or ("", ""))[0] + self._call
         self._calls += calls
         self._call = ""
-
-    def _taken(self) -> Parts:
-        found = Parts(self._content, self._thoughts, tuple(self._calls))
-        self._content, self._thoughts, self._calls = "", "", []
-        return found
 
     def _markers(self) -> StopStrings:
         """What ends the present part."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from secrets import token_hex
-from time import monotonic, time
+from time import time
 from typing import Any, TypeVar
 
 from anyio import to_thread
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from rkf.runtime.backend import F32
 from rkf.runtime.chooser import Chooser, TokenLogprob, logprob_of
+from rkf.runtime.embedding import Pooling
 from rkf.runtime.generate import AnswerText, Limits
 from rkf.runtime.guide import Form
 from rkf.runtime.recommended import sampling_for
@@ -37,25 +38,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What every endpoint uses. defaults: keywords of `Model.stream` for requests that do not give them."""
+    """What every endpoint uses. defaults, pooling: keywords of `Model.stream` and `Model.embed` for requests that do
+    not give them.
+    """
 
     catalogue: Catalogue
     driver: Driver
     metrics: Metrics
     defaults: dict[str, Any]
     body_bytes: int
+    pooling: Pooling
 
-    def submit(self, served: Served, reply: Reply) -> None:
+    def submit(self, served: Served, reply: Reply[Any]) -> None:
         """Start a reply; `close` must follow. Refused 429: the queue of its model is full."""
         most = served.options.parallel + served.options.queue
-        if served.open_answers + len(reply.answers) > most:
+        if served.open_answers + len(reply.tasks) > most:
             raise Refused(429, f"{served.name}: {served.open_answers} of {most} answers are under way: try again later")
-        served.open_answers += len(reply.answers)
+        served.open_answers += len(reply.tasks)
         self.driver.submit(reply)
 
-    def close(self, served: Served, reply: Reply) -> None:
+    def close(self, served: Served, reply: Reply[Any]) -> None:
         """End a reply, whether it is complete or not."""
-        served.open_answers -= len(reply.answers)
+        served.open_answers -= len(reply.tasks)
         self.driver.cancel(reply)
 
     def sampling(self, served: Served, request: Answering) -> Sampling:
@@ -99,7 +103,7 @@ class Wish:
     echoed: bool = False
 
 
-async def started(serving: Serving, served: Served, prompts: Sequence[list[int]], n: int, wish: Wish) -> Reply:
+async def started(serving: Serving, served: Served, prompts: Sequence[list[int]], n: int, wish: Wish) -> Reply[Answer]:
     """The reply with `n` answers to each prompt, submitted. Each answer has a seed of its own."""
     guide = None
     if wish.form is not None:
@@ -111,9 +115,7 @@ async def started(serving: Serving, served: Served, prompts: Sequence[list[int]]
         request = wish.limits.request(ids, chooser, served.model.draft)
         served.engine.check(request)
         text = served.model.tokenizer.stream(ids if wish.continues else (), special=wish.special)
-        answer = Answer(
-            number, served.engine, request, chooser, AnswerText(text, wish.limits.stop), arrived_at=monotonic()
-        )
+        answer = Answer(number, served.engine, request, chooser, AnswerText(text, wish.limits.stop))
         if wish.echoed and wish.top_logprobs is not None:
             request.scores = _scorer(answer, wish.top_logprobs)
         answers.append(answer)
@@ -123,11 +125,10 @@ async def started(serving: Serving, served: Served, prompts: Sequence[list[int]]
 
 
 def _scorer(answer: Answer, top: int) -> Callable[[int, F32], None]:
-    """Keeps the log-probability of each token of a prompt; after preemption it sees some again."""
+    """Keeps the log-probability of each token of a prompt."""
 
     def score(position: int, logits: F32) -> None:
-        told = logprob_of(answer.request.ids[position + 1], logits, top)
-        answer.prompt_logprobs[position : position + 1] = [told]
+        answer.prompt_logprobs.append(logprob_of(answer.request.ids[position + 1], logits, top))
 
     return score
 
@@ -141,10 +142,10 @@ def head(kind: str, prefix: str, served: Served) -> dict[str, Any]:
     return {"id": f"{prefix}-{token_hex(12)}", "object": kind, "created": int(time()), "model": served.name}
 
 
-def usage(reply: Reply, prompts: int) -> dict[str, Any]:
+def usage(reply: Reply[Any], prompts: int) -> dict[str, Any]:
     """Tokens of the prompts, each counted once, and of all answers."""
-    n = len(reply.answers) // prompts
-    requests = [answer.request for answer in reply.answers]
+    n = len(reply.tasks) // prompts
+    requests = [task.request for task in reply.tasks]
     prompt, answered = sum(each.prompt_tokens for each in requests[::n]), sum(each.tokens for each in requests)
     return {
         "prompt_tokens": prompt,
@@ -170,7 +171,7 @@ def _token_logprob(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str
     return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
 
 
-async def whole(request: HttpRequest, served: Served, reply: Reply, answer: Awaitable[T]) -> T:
+async def whole(request: HttpRequest, served: Served, reply: Reply[Any], answer: Awaitable[T]) -> T:
     """An answer that is sent at once when it is complete; its work ends if the client goes."""
     serving: Serving = request.app.state.serving
 
@@ -200,7 +201,7 @@ class EventStream(StreamingResponse):
         self,
         serving: Serving,
         served: Served,
-        reply: Reply,
+        reply: Reply[Any],
         events: AsyncIterator[dict[str, Any] | None],
         *,
         typed: bool = False,

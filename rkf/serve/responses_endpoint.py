@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -58,14 +58,12 @@ class _Made:
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None},
-            "store": False,
             "temperature": asked.temperature,
             "text": {"format": form or {"type": "text"}},
-            "tool_choice": asked.tool_choice if isinstance(asked.tool_choice, str) else "auto",
+            "tool_choice": asked.model_dump(include={"tool_choice"})["tool_choice"] or "auto",
             "tools": [{"strict": False, **tool.model_dump(exclude_none=True)} for tool in asked.tools or ()],
             "top_p": asked.top_p,
             "truncation": "disabled",
-            "usage": None,
         }
 
     async def complete(self) -> dict[str, Any]:
@@ -84,7 +82,7 @@ class _Made:
                 yield None
                 continue
             _, delta, logprobs, finish = found
-            for event in self._grown(delta, logprobs):
+            for event in self._grown(delta, [_with_bytes(told) for told in logprobs]):
                 yield event
         for event in self._closed(cut=finish == "length"):
             yield event
@@ -123,7 +121,7 @@ class _Made:
         event = {**self._place(), "content_index": 0, "delta": text}
         if kind == "message":
             part["logprobs"] += logprobs or []
-            yield {"type": "response.output_text.delta", **event, "logprobs": logprobs or []}
+            yield {"type": "response.output_text.delta", **event, "logprobs": _without_bytes(logprobs or [])}
         else:
             yield {"type": "response.reasoning_text.delta", **event}
 
@@ -170,7 +168,8 @@ class _Made:
         part, at = item["content"][0], {**self._place(), "content_index": 0}
         item["status"] = "incomplete" if cut else "completed"
         if item["type"] == "message":
-            yield {"type": "response.output_text.done", **at, "text": part["text"], "logprobs": part["logprobs"]}
+            told = _without_bytes(part["logprobs"])
+            yield {"type": "response.output_text.done", **at, "text": part["text"], "logprobs": told}
         else:
             yield {"type": "response.reasoning_text.done", **at, "text": part["text"]}
         yield {"type": "response.content_part.done", **at, "part": part}
@@ -178,6 +177,23 @@ class _Made:
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
+
+
+def _with_bytes(told: dict[str, Any]) -> dict[str, Any]:
+    """A log-probability of chat completions as one of responses, whose bytes may be empty but not null."""
+    found = {**told, "bytes": told["bytes"] or []}
+    if "top_logprobs" in told:
+        found["top_logprobs"] = [_with_bytes(top) for top in told["top_logprobs"]]
+    return found
+
+
+def _without_bytes(logprobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Log-probabilities as events of text tell them."""
+    found = [{key: value for key, value in told.items() if key != "bytes"} for told in logprobs]
+    return [
+        told | ({"top_logprobs": _without_bytes(told["top_logprobs"])} if "top_logprobs" in told else {})
+        for told in found
+    ]
 
 
 async def _numbered(made: _Made) -> AsyncIterator[Event | None]:

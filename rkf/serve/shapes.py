@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from rkf.errors import UsageError
+from rkf.runtime.embedding import Pooling
 from rkf.runtime.guide import Form
 
 MOST_CHOICES = 128  # answers of one request
+MOST_TEXTS = 2048  # of one request for embeddings, as OpenAI takes
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 20)]
+_Texts = str | list[str] | _Ids | list[_Ids]
 
 
 class Shape(BaseModel):
@@ -148,7 +151,7 @@ def _with_map(call: Mapping[str, Any]) -> Mapping[str, Any]:
         return call
     try:
         arguments = json.loads(function["arguments"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return call
     return {**call, "function": {**function, "arguments": arguments}}
 
@@ -158,6 +161,11 @@ class ToolFunction(Shape):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @property
+    def arguments_schema(self) -> dict[str, Any]:
+        """The schema of its arguments."""
+        return self.parameters or {"type": "object"}
 
 
 class Tool(Shape):
@@ -212,6 +220,9 @@ class TextFormat(Shape):
     """The form of an answer in a responses request."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     regex: str | None = None
     grammar: str | None = None
@@ -311,7 +322,7 @@ def _messages(instructions: str | None, given: str | list[dict[str, Any]]) -> li
 class CompletionRequest(Answering):
     """POST /v1/completions"""
 
-    prompt: str | list[str] | _Ids | list[_Ids]
+    prompt: _Texts
     max_tokens: int | None = Field(16, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -320,11 +331,33 @@ class CompletionRequest(Answering):
     @property
     def prompts(self) -> list[str | list[int]]:
         """Each prompt as text or as ids. UsageError: none, or too many."""
-        given = self.prompt
-        single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-        found: list[Any] = [given] if single else list(given)
+        found = _each(self.prompt)
         if not found or len(found) * self.n > MOST_CHOICES:
             raise UsageError(f"prompt: expected 1 to {MOST_CHOICES} prompts times n, got {len(found)} times {self.n}")
+        return found
+
+
+def _each(given: _Texts) -> list[str | list[int]]:
+    single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    found: list[Any] = [given] if single else list(given)
+    return found
+
+
+class EmbeddingsRequest(Shape):
+    """POST /v1/embeddings"""
+
+    model: str
+    input: _Texts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+    pooling: Pooling | None = None
+
+    @property
+    def texts(self) -> list[str | list[int]]:
+        """Each input as text or as ids. UsageError: none, or too many."""
+        found = _each(self.input)
+        if not 0 < len(found) <= MOST_TEXTS:
+            raise UsageError(f"input: expected 1 to {MOST_TEXTS} texts, got {len(found)}")
         return found
 
 

@@ -76,7 +76,7 @@ def _run(phases, count, rows, slots, batch_address, thread_address, tag):
 
 
 def step(plan_address, batch_address, thread_address, tag):
-    """A pass: the layers for all tokens, then the top for the wanted ones."""
+    """A pass: the layers for all tokens, then the top, or its beginning, for the wanted ones."""
     plan, batch, thread = view(PLAN, plan_address), view(BATCH, batch_address), view(THREAD, thread_address)
     _lap(_OUTSIDE, thread)
     phases, count = plan.many, plan.many_count
@@ -86,6 +86,8 @@ def step(plan_address, batch_address, thread_address, tag):
     if batch.wanted == 0:
         return
     phases, count = plan.top_many, plan.top_many_count
-    if batch.wanted == 1:
+    if batch.hidden != 0:
+        phases, count = plan.hidden, plan.hidden_count
+    elif batch.wanted == 1:
         phases, count = plan.top_one, plan.top_one_count
     _run(phases, count, batch.wanted, plan.slots, batch_address, thread_address, tag)

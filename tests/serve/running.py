@@ -52,3 +52,16 @@ def events(port, path, body):
     connection.close()
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+def typed_events(port, path, body):
+    """The events of a stream whose events have types. Each is named by its type."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", path, json.dumps(body | {"stream": True}), {"Content-Type": "application/json"})
+    found = []
+    for lines in connection.getresponse().read().decode().split("\n\n")[:-1]:
+        name, data = lines.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    connection.close()
+    return found
