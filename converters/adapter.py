@@ -37,6 +37,10 @@ _MORE = (
     *("use_qalora", "use_bdlora", "trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
     *("velora_config", "monteclora_config", "kasa_config"),
 )
+_MOST_ALPHA = 1e6
+# Matching a name of n characters takes n^3 steps at most: two repeats and the one of peft, none of them inside another.
+_REPEAT, _NESTED = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]|\(\?")
+_MOST_REPEATING = 50  # patterns
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 
 
@@ -65,6 +69,7 @@ class Adapter:
         config = read_json(folder / CONFIG)
         with naming(folder / CONFIG):
             self._keys = read(_AdapterKeys, config)
+            _alpha(self._keys.lora_alpha)
             self._alphas = _alphas(config.get("alpha_pattern"))
             if self._keys.peft_type != "LORA" or self._keys.bias != "none":
                 raise UnsupportedError(
@@ -136,12 +141,23 @@ def _alphas(patterns: Any) -> dict[str, float]:
         return {}
     if not isinstance(patterns, dict) or not all(type(alpha) in (int, float) for alpha in patterns.values()):
         raise SourceError(f"alpha_pattern: expected numbers by module, got {patterns!r}")
+    repeats = [len(_REPEAT.findall(pattern)) for pattern in patterns]
+    if sum(map(bool, repeats)) > _MOST_REPEATING or max(repeats, default=0) > 2 or any(map(_NESTED.search, patterns)):
+        raise SourceError(
+            "alpha_pattern: these regular expressions may take too long: merge with peft's merge_and_unload"
+        )
     try:
         for pattern in patterns:
             re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise SourceError(f"alpha_pattern: {error}") from error
-    return patterns
+    return {pattern: _alpha(alpha) for pattern, alpha in patterns.items()}
+
+
+def _alpha(alpha: float) -> float:
+    if not abs(alpha) <= _MOST_ALPHA:
+        raise SourceError(f"lora_alpha: expected a number up to {_MOST_ALPHA:g}, got {str(alpha)[:40]}")
+    return alpha
 
 
 def _halves(path: Path) -> dict[str, tuple[StoredTensor, StoredTensor]]:
@@ -156,8 +172,8 @@ def _halves(path: Path) -> dict[str, tuple[StoredTensor, StoredTensor]]:
         found.setdefault(match["module"], {})[match["half"]] = tensor
     pairs = {}
     for module, halves in sorted(found.items()):
-        if halves.keys() != {"A", "B"} or halves["A"].shape[0] != halves["B"].shape[1]:
-            raise SourceError(f"{module}: expected lora_A [r, cols] and lora_B [rows, r]")
+        if halves.keys() != {"A", "B"} or halves["A"].shape[0] != halves["B"].shape[1] or not halves["A"].shape[0]:
+            raise SourceError(f"{module}: expected lora_A [r, cols] and lora_B [rows, r], r at least 1")
         pairs[module] = halves["A"], halves["B"]
     return pairs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def figures(path: Path) -> dict[str, Any]:
     """The figures of a file written by `rkf eval … --json`. Raises UsageError for any other file."""
     try:
         found = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: expected the output of `rkf eval … --json`: {error}") from error
     if not isinstance(found, dict) or not any(key in found for key in _FIGURES):
         raise UsageError(f"{path}: expected the output of `rkf eval … --json`")
-    return {key: found[key] for key in _FIGURES if isinstance(found.get(key), int | float)}
+    return {key: found[key] for key in _FIGURES if type(found.get(key)) in (int, float) and isfinite(found[key])}
 
 
 def model_card(path: Path, name: HubName, *, licence: str | None = None, quality: Sequence[Path] = ()) -> str:

@@ -195,4 +195,7 @@ def open_source(path: str | Path) -> Source:
         raise SourceError(f"{path}: a bare safetensors file; give the folder that also holds config.json")
     from rkf.converters.gguf import GgufSource
 
-    return GgufSource(path)
+    try:
+        return GgufSource(path)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error

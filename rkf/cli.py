@@ -45,12 +45,18 @@ class Verbs(click.Group):
             message, code = "", INTERRUPTED
         except MemoryError:
             message, code = "not enough memory: close other programs, or use a smaller model, batch or context", 1
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            message, code = "the system allows no more threads: close other programs", 1
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone: click ends quietly
                 raise
             # Files that are written name themselves, so a full disk without a name is that of stdout.
-            place = error.filename or ("stdout" if error.errno in (errno.ENOSPC, errno.EBADF, errno.EIO) else "")
-            message, code = f"{place}: {error.strerror}" if place else str(error), 1
+            place = error.filename or (
+                "stdout" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EBADF, errno.EIO) else ""
+            )
+            message, code = f"{place}: {error.strerror}" if place else error.strerror or str(error), 1
         drop_unwritten()
         with suppress(OSError):  # stderr may be gone too
             click.echo(f"rkf: {printable(message)}" if message else "", err=True)

@@ -19,7 +19,7 @@ from rkf.bridges.transformers_folder import METHOD, VERSION, Layer, LayerPart
 from rkf.converters.export import Exported, WrittenTensor, staged_folder, write_file, write_safetensors
 from rkf.converters.families.blocks import HEAD
 from rkf.converters.families.layout import Assembly, Origin, Part, assemblies
-from rkf.errors import UsageError
+from rkf.errors import UnsupportedError, UsageError
 from rkf.file.container import open_file
 from rkf.file.scratch import scratch
 from rkf.format import canonical
@@ -58,7 +58,7 @@ def export_transformers(path: str | Path, folder: str | Path) -> list[str]:
         exported = Exported(file)
         files = exported.configuration()
         config = json.loads(files["config.json"])
-        found = _Layers(exported, _skeleton(config))
+        found = _Layers(exported, _skeleton(config, file.path))
         config["quantization_config"] = {
             "quant_method": METHOD,
             "version": VERSION,
@@ -102,13 +102,17 @@ def _renamed(renamings: Sequence[WeightTransform]) -> Callable[[str], str]:
     return own
 
 
-def _skeleton(config: Mapping[str, Any]) -> transformers.PreTrainedModel:
+def _skeleton(config: Mapping[str, Any], path: Path) -> transformers.PreTrainedModel:
     """transformers' own model of this config.json, without storage."""
     with scratch() as folder:
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        known = transformers.AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(known)
+        try:
+            known = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            with torch.device("meta"):
+                return transformers.AutoModelForCausalLM.from_config(known)
+        except Exception as error:  # noqa: BLE001 - transformers raises what its parts happen to raise
+            reason = " ".join(str(error).split())[:300]
+            raise UnsupportedError(f"{path}: config.json: transformers makes no model of it: {reason}") from None
 
 
 class _Layers:

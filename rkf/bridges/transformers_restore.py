@@ -48,11 +48,11 @@ def restore(folder: str | Path, out: str | Path, *, force: bool = False) -> None
         metadata, provenance = container["metadata"], container["provenance"]
         layers = {name: Layer.from_json(item, name) for name, item in found["layers"].items()}
         stacks = {name: Layer.from_json(item, name) for name, item in found["stacks"].items()}
-        tied = dict(found["tied"])
+        tied, model_map = dict(found["tied"]), dict(metadata["model"])
     except (KeyError, TypeError, ValueError, AttributeError, CorruptError) as error:
         raise SourceError(f"{label}: quantization_config of config.json is not as rkf wrote it: {error!r}") from error
     with naming(Path(label)):
-        model = ModelMetadata.from_metadata(metadata["model"])
+        model = ModelMetadata.from_metadata(model_map)
     description = describe(config, label)
     read = _Reader(folder, description)
     blocks = rotations(model.program)
@@ -125,9 +125,11 @@ class _Reader:
         blank = ClusteredWeight.blank(clusters, part.most_exceptions).state_dict()
         found = {key: self._tensor(f"{name}.{key}") for key in blank}
         for key, tensor in found.items():
-            if tensor.shape != blank[key].shape:
+            expected = blank[key]
+            if tensor.shape != expected.shape or tensor.is_floating_point() != expected.is_floating_point():
                 raise SourceError(
-                    f"{self._label}: tensor {name}.{key}: expected {list(blank[key].shape)}, got {list(tensor.shape)}"
+                    f"{self._label}: tensor {name}.{key}: expected {expected.dtype} {list(expected.shape)}, "
+                    f"got {tensor.dtype} {list(tensor.shape)}"
                 )
         values = {
             key: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()

@@ -110,5 +110,5 @@ def _template_arg(text: str) -> tuple[str, Any]:
         raise UsageError(f"--template-arg: expected KEY=VALUE, got {text!r}")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value

@@ -93,7 +93,8 @@ def progress_bar(description: str, unit: str) -> Iterator[tqdm[Any]]:
     """A bar on stderr that disappears at the end; nothing if stderr is not a terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc=description, unit=unit, unit_scale=True, leave=False, disable=None) as bar:
+    tqdm.monitor_interval = 0  # no thread for a bar: where none can be started, it would print a warning
+    with tqdm(desc=description, unit=unit, unit_scale=True, leave=False, disable=None, miniters=1) as bar:
         yield bar
 
 

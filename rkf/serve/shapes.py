@@ -151,7 +151,7 @@ def _with_map(call: Mapping[str, Any]) -> Mapping[str, Any]:
         return call
     try:
         arguments = json.loads(function["arguments"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return call
     return {**call, "function": {**function, "arguments": arguments}}
 

@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from rkf.cli import cli
+from rkf.commands.options import answer_keywords
 from tests.runtime import tiny
 
 CONFIG = tiny.config()
@@ -47,6 +48,21 @@ def test_no_output_is_an_input(files, monkeypatch, output, arguments, linked):
     done = rkf(*arguments)
     assert done.exit_code == 1 and "the output is the input" in done.stderr, done.output
     assert (files / output).read_bytes() == before
+
+
+def test_a_template_argument_that_no_json_reader_takes_is_text():
+    deep = "[" * 100_000
+    assert answer_keywords({"template_arg": (f"a={deep}",)}) == {"template_args": {"a": deep}}
+
+
+def test_threads_that_cannot_be_started_are_one_line(files, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refused)
+    done = rkf("verify", files / "m.rkf")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "rkf: the system allows no more threads: close other programs\n"
 
 
 def test_memory_that_is_not_there_is_one_line(files, monkeypatch):

@@ -77,6 +77,13 @@ def test_the_command(tmp_path: Path) -> None:
         ({"lora_alpha": "8"}, SourceError, "lora_alpha: expected"),
         ({"alpha_pattern": {"(": 1}}, SourceError, "alpha_pattern"),
         ({"alpha_pattern": [1]}, SourceError, "alpha_pattern"),
+        ({"alpha_pattern": {r"([\w.]+)+x": 1}}, SourceError, "too long"),
+        ({"alpha_pattern": {r"[\w.]*[\w.]*[\w.]*x": 1}}, SourceError, "too long"),
+        ({"alpha_pattern": {r"(?=a)\w": 1}}, SourceError, "too long"),
+        ({"alpha_pattern": {f"q{n}.*": 1 for n in range(60)}}, SourceError, "too long"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, SourceError, "lora_alpha"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, SourceError, "lora_alpha"),
+        ({"lora_alpha": 1e300}, SourceError, "lora_alpha"),
     ],
 )
 def test_refusals(tmp_path: Path, change: dict[str, Any], error: type[RkfError], problem: str) -> None:

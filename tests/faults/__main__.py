@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 
 import rkf
@@ -98,6 +99,7 @@ PARTS = ("convert", "hf", "out/m.rkf", *CONVERT[3:])
 KLD = ("eval", "kld", "m.rkf", "--reference", "dense.rkf", "--text", "text.txt", "--ctx", "16", "--windows", "1")
 TUNE = ("tune", "m.rkf", "out.rkv", "--reference", "dense.rkf", "--data", "text.txt", "--minutes", "0.001", "--force")
 STUDY = ("study", "interpolate", "m.rkf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--seeds", "1")
+BRIDGED = {"transformers", "restore"}
 SWEEP = ("study", "sweep", "hf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--k", "4")
 SCENARIOS = [
     Scenario("convert", CONVERT, "out.rkf", old("out.rkf")),
@@ -126,9 +128,8 @@ SCENARIOS = [
 ]
 
 
-def make(folder: Path) -> None:
-    """The files that every scenario begins with."""
-    from rkf.bridges.transformers_export import export_transformers
+def make(folder: Path, names: list[str]) -> None:
+    """The files that these scenarios begin with; no name: all."""
     from tests.fuzz import seeds
 
     seeds.write_checkpoint(folder / "hf")
@@ -139,7 +140,10 @@ def make(folder: Path) -> None:
     split(folder / "m.rkf", folder / "parts.rkf", part_bytes=8000)
     with rkf.open(folder / "m.rkf") as container:
         write_values(folder / "v.rkv", container, {})
-    export_transformers(folder / "m.rkf", folder / "transformers")
+    if not names or "restore" in names:
+        from rkf.bridges.transformers_export import export_transformers
+
+        export_transformers(folder / "m.rkf", folder / "transformers")
     with zipfile.ZipFile(folder / "m.whl", "w") as wheel:
         wheel.write(folder / "m.rkf", "m.rkf")
 
@@ -151,10 +155,13 @@ def main() -> None:
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.make:
-        make(given.make)
+        make(given.make, given.names)
         return
     # By another process: a fork of one that has started threads waits for them for ever.
-    subprocess.run([sys.executable, "-m", "tests.faults", "--make", str(MADE)], check=True)
+    subprocess.run([sys.executable, "-m", "tests.faults", "--make", str(MADE), *given.names], check=True)
+    if not given.names or BRIDGED.intersection(given.names):  # before the forks, which would each import it
+        import_module("rkf.bridges.transformers_restore")
+        import_module("rkf.bridges.transformers_export")
     count = 0
     with tempfile.TemporaryDirectory(prefix="rkf-faults-") as folder:
         for scenario in SCENARIOS:

@@ -139,6 +139,28 @@ def gguf() -> bytes:
 
 
 @cache
+def adapter() -> dict[str, bytes]:
+    """The files of a PEFT LoRA adapter for the checkpoint, by name."""
+    path, random = FOLDER / "adapter_model.safetensors", np.random.default_rng(0)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    halves = {"A": (4, WIDTH), "B": (32, 4)}
+    save_file({name.format(half): random.random(shape, np.float32) for half, shape in halves.items()}, path)
+    config = {"peft_type": "LORA", "bias": "none", "r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 16}}
+    return {"adapter_config.json": json.dumps(config).encode(), path.name: path.read_bytes()}
+
+
+@cache
+def exported() -> dict[str, bytes]:
+    """The files of a folder of `rkf export transformers`, by name."""
+    from rkf.bridges.transformers_export import export_transformers
+
+    path, folder = FOLDER / "clustered.rkf", FOLDER / "exported"
+    convert(write_checkpoint(FOLDER / "hf"), path, k=8)
+    export_transformers(path, folder)
+    return {each.name: each.read_bytes() for each in folder.iterdir()}
+
+
+@cache
 def kept_calibration() -> bytes:
     path = FOLDER / "kept.tok"
     names = ["model.layers.0.mlp.up_proj.weight"]

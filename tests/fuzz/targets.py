@@ -14,16 +14,19 @@ import numpy as np
 from rkf.calibrate.calibration import Calibrate
 from rkf.cluster.recipe import Recipe
 from rkf.commands.chat_turns import read_conversation
+from rkf.converters.adapter import AdaptedSource, Adapter
 from rkf.converters.shards import tensors_of
 from rkf.converters.source import open_source
 from rkf.errors import RkfError
-from rkf.eval import reference
+from rkf.eval import choices, reference
 from rkf.file import kept_json
 from rkf.file.arrays import packed_arrays
+from rkf.file.container import open_file
 from rkf.file.verify import verify
 from rkf.runtime.engine import Engine, Request
 from rkf.runtime.session import Session
 from rkf.study import records
+from rkf.text.reading import read_text
 from tests.fuzz import seeds
 from tests.fuzz.mutate import Choices, damaged_bytes, damaged_json
 from tests.hostile.mutations import damaged
@@ -52,14 +55,17 @@ def gguf(folder: Path, data: bytes) -> None:
 def safetensors(folder: Path, data: bytes) -> None:
     """The header of a safetensors file: its JSON changed, or its bytes."""
     draw, path, sound = Choices(data), folder / "model.safetensors", seeds.checkpoint()["model.safetensors"]
-    length = int.from_bytes(sound[:8], "little")
-    if draw(2):
-        text = json.dumps(damaged_json(json.loads(sound[8 : 8 + length]), draw)).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + sound[8 + length :])
-    else:
-        path.write_bytes(damaged_bytes(sound[: 8 + length], draw) + sound[8 + length :])
+    path.write_bytes(_damaged_safetensors(sound, draw))
     with suppress(RkfError):
         tensors_of(path)
+
+
+def _damaged_safetensors(sound: bytes, draw: Choices) -> bytes:
+    end = 8 + int.from_bytes(sound[:8], "little")
+    if not draw(2):
+        return damaged_bytes(sound[:end], draw) + sound[end:]
+    text = json.dumps(damaged_json(json.loads(sound[8:end]), draw)).encode()
+    return len(text).to_bytes(8, "little") + text + sound[end:]
 
 
 def _checkpoint(name: str) -> Target:
@@ -70,6 +76,50 @@ def _checkpoint(name: str) -> Target:
             open_source(seeds.write_checkpoint(folder / "hf", **{name.replace(".", "_"): changed}))
 
     return target
+
+
+def _write_damaged(folder: Path, files: dict[str, bytes], config: str, draw: Choices) -> None:
+    """The files, with damage to the JSON named or to the header of the tensors."""
+    for name, sound in files.items():
+        (folder / name).write_bytes(sound)
+    if draw(2):
+        (folder / config).write_text(json.dumps(damaged_json(json.loads(files[config]), draw)), encoding="utf-8")
+    else:
+        weights = next(name for name in files if name.endswith(".safetensors"))
+        (folder / weights).write_bytes(_damaged_safetensors(files[weights], draw))
+
+
+def adapter(folder: Path, data: bytes) -> None:
+    """A LoRA adapter, and its product with the weights."""
+    draw = Choices(data)
+    _write_damaged(folder, seeds.adapter(), "adapter_config.json", draw)
+    source = open_source(seeds.write_checkpoint(seeds.FOLDER / "hf"))
+    with suppress(RkfError):
+        AdaptedSource(source, Adapter(folder)).read("model.layers.0.self_attn.q_proj.weight")
+
+
+def restored(folder: Path, data: bytes) -> None:
+    """A folder of `rkf export transformers`: what is written from it is sound."""
+    from rkf.bridges.transformers_restore import restore
+
+    draw, out = Choices(data), folder / "out.rkf"
+    _write_damaged(folder, seeds.exported(), "config.json", draw)
+    with suppress(RkfError):
+        restore(folder, out)
+    if out.exists():
+        open_file(out).close()
+
+
+def questions(folder: Path, data: bytes) -> None:
+    """The questions of `rkf eval choices`."""
+    draw = Choices(data)
+    sound = {"context": "The sky is", "endings": [" blue", " green"], "label": 0}
+    changed = (
+        json.dumps(damaged_json(sound, draw)).encode() if draw(4) else damaged_bytes(json.dumps(sound).encode(), draw)
+    )
+    (folder / "questions.jsonl").write_bytes(changed)
+    with suppress(RkfError):
+        choices.parse(read_text(folder / "questions.jsonl"), "questions.jsonl")
 
 
 def recipe(folder: Path, data: bytes) -> None:
@@ -169,6 +219,9 @@ TARGETS: dict[str, Target] = {
     "tokenizer_config": _checkpoint("tokenizer_config.json"),
     "generation_config": _checkpoint("generation_config.json"),
     "special_tokens_map": _checkpoint("special_tokens_map.json"),
+    "adapter": adapter,
+    "restored": restored,
+    "questions": questions,
     "recipe": recipe,
     "kept_arrays": kept_arrays,
     "results": results,
