@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -80,6 +81,8 @@ class Serving:
                     body += part
                     if len(body) > self.body_bytes:
                         raise Refused(413, f"the body is longer than {self.body_bytes} bytes")
+        except ClientDisconnect:
+            raise Refused(499, "the client has gone") from None
         except TimeoutError:
             raise Refused(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
         try:

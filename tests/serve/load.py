@@ -19,6 +19,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import jsonschema
@@ -84,11 +85,12 @@ def served(folder):
     command = [sys.executable, "-m", "rkf", "serve", str(path), "--port", "0", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = next(int(line.split(":")[-1].split()[0]) for line in process.stderr if "serving m at" in line)
+        Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
         try:
             yield Server(port, process)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            process.wait(60)
     assert process.returncode == 0
 
 
