@@ -150,4 +150,4 @@ def test_as_a_command(tmp_path, model):
     assert len(json.loads(done.stdout)) == len(list((out / "values").iterdir()))
     command[command.index("1-1")] = "1-"
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "expected numbers and ranges" in done.stderr
+    assert done.returncode == 2 and "expected numbers from 0 to 9999 and ranges of them" in done.stderr
