@@ -37,6 +37,18 @@ def json_part(schema: Mapping[str, Any]) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACES}})
 
 
+def check(form: Form) -> None:
+    """Refuse what is wrong for every tokenizer. UsageError: the form is not valid or too large; llguidance is not
+    installed.
+    """
+    grammar = _grammar(form)
+    from llguidance import LLMatcher
+
+    error = LLMatcher.validate_grammar(grammar)
+    if error:
+        raise UsageError(f"{form.kind}: {_line(error)}")
+
+
 class Guides:
     """Makes guides for one tokenizer."""
 
@@ -49,18 +61,12 @@ class Guides:
         UsageError: the form is not valid, too large or too complex; the model has no token that ends an answer;
         llguidance is not installed.
         """
-        if find_spec("llguidance") is None:
-            raise UsageError("answers of a given form need llguidance: pip install 'rkf-llm[serve]'")
+        grammar = _grammar(form)
         if not self._eos_ids:
             raise UsageError("answers of a given form need a model with a token that ends an answer")
-        if len(form.text) > MOST_CHARS:
-            raise UsageError(f"{form.kind}: {len(form.text)} characters, expected at most {MOST_CHARS}")
         from llguidance import LLMatcher
 
-        try:
-            matcher = LLMatcher(self._tokenizer, _grammar(form), log_level=0)
-        except ValueError as error:
-            raise UsageError(f"{form.kind}: {_line(error)}") from None
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise UsageError(f"{form.kind}: {_line(matcher.get_error())}")
         return Guide(matcher, self._vocab_size)
@@ -97,11 +103,20 @@ class Guide:
 
 
 def _grammar(form: Form) -> str:
+    """The form in llguidance's own. UsageError: see `check`."""
+    if find_spec("llguidance") is None:
+        raise UsageError("answers of a given form need llguidance: pip install 'rkf-llm[serve]'")
+    if len(form.text) > MOST_CHARS:
+        raise UsageError(f"{form.kind}: {len(form.text)} characters, expected at most {MOST_CHARS}")
     from llguidance import LLMatcher
 
-    if form.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(form.text, defaults={"whitespace_pattern": _SPACES})
-    return LLMatcher.grammar_from_regex(form.text) if form.kind == "regex" else LLMatcher.grammar_from_lark(form.text)
+    try:
+        if form.kind == "json_schema":
+            return LLMatcher.grammar_from_json_schema(form.text, defaults={"whitespace_pattern": _SPACES})
+        made = LLMatcher.grammar_from_regex if form.kind == "regex" else LLMatcher.grammar_from_lark
+        return made(form.text)
+    except ValueError as error:
+        raise UsageError(f"{form.kind}: {_line(error)}") from None
 
 
 def _line(error: object) -> str:

@@ -70,6 +70,7 @@ def serve_command(
     Each model has its file's name. Without MODELS: SmolLM2-135M-Instruct. Answer options are the defaults of requests.
     """
     try:
+        from rkf.runtime.guide import check
         from rkf.serve.app import serve
         from rkf.serve.catalogue import EngineOptions, named
     except ImportError as error:
@@ -79,7 +80,7 @@ def serve_command(
             raise UsageError(f"{name} is for one model: serve that alone")
     defaults = answer_keywords(options)
     if "form" in defaults:
-        raise UsageError("--json-schema and --grammar are for run and chat: requests give their response_format")
+        check(defaults["form"])
     serve(
         named([model_path(model) for model in models or (None,)]),
         host=host,

@@ -36,7 +36,7 @@ class Conversation:
         tools, calling = _tools(asked)
         if tools and not forms.reads_calls:
             raise UsageError("tools: this model's chat template has no form of calls that the server reads")
-        form = asked.response_format.form if asked.response_format else None
+        form = serving.form(asked.response_format, default=not tools)
         messages = [_for(template, message) for message in asked.messages]
         arguments = {**serving.defaults.get("template_args", {}), **asked.template_args}
         ids = await to_thread.run_sync(

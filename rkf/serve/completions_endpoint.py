@@ -29,7 +29,7 @@ async def completions(request: HttpRequest) -> Response:
         )
     served = await serving.catalogue.get(asked.model)
     prompts = await to_thread.run_sync(lambda: [served.model.text_ids(prompt) for prompt in asked.prompts])
-    form = asked.response_format.form if asked.response_format else None
+    form = serving.form(asked.response_format)
     limits = Limits(asked.max_tokens, served.model.config.eos_ids, (*serving.defaults.get("stop", ()), *asked.stops))
     wish = Wish(serving.sampling(served, asked), limits, form, asked.logprobs, continues=True, echoed=bool(asked.echo))
     reply = await started(serving, served, prompts, asked.n, wish)

@@ -28,7 +28,7 @@ from rkf.serve.catalogue import Catalogue, Served
 from rkf.serve.driver import Answer, Driver, Reply
 from rkf.serve.metrics import Metrics
 from rkf.serve.refusals import Refused, invalid, refused
-from rkf.serve.shapes import Answering, Shape
+from rkf.serve.shapes import Answering, ResponseFormat, Shape
 from rkf.text.tokenizer import Tokenizer
 
 BODY_SECONDS = 30.0  # for a client to send its body
@@ -68,6 +68,12 @@ class Serving:
         names = set(Sampling.__dataclass_fields__)
         defaults = {name: value for name, value in self.defaults.items() if name in names}
         return sampling_for(served.model.config, {**defaults, **request.sampling})
+
+    def form(self, asked: ResponseFormat | None, *, default: bool = True) -> Form | None:
+        """The form that a request asks for, else the server's if `default`."""
+        if asked is not None:
+            return asked.form
+        return self.defaults.get("form") if default else None
 
     async def read(self, request: HttpRequest, shape: type[S]) -> S:
         """A request's body. Refused: too long, too slow, not JSON, or not of the shape."""

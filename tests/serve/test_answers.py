@@ -11,8 +11,9 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from rkf.runtime.guide import Form
 from rkf.runtime.sampling import log_probabilities
-from tests.serve.running import call, events
+from tests.serve.running import call, events, running
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The capital of France?"}]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -285,3 +286,15 @@ def test_what_else_is_served(client, port):
     text = call(port, "/metrics")[1]
     assert "rkf_generated_tokens_total" in text and 'rkf_http_responses_total{path="/health",status="200"}' in text
     assert "rkf_running_requests 0.0" in text
+
+
+def test_a_form_of_all_answers(paths):
+    form = Form("json_schema", '{"enum": ["yes", "no"]}')
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "Well?"}], "max_tokens": 20}
+    with running(paths, defaults={"form": form}) as port:
+        _, body = call(port, "/v1/chat/completions", ask)
+        assert json.loads(body["choices"][0]["message"]["content"]) in ("yes", "no")
+        _, body = call(port, "/v1/completions", {"model": "tiny", "prompt": "Well?", "max_tokens": 20})
+        assert json.loads(body["choices"][0]["text"]) in ("yes", "no")
+        _, body = call(port, "/v1/chat/completions", {**ask, "response_format": {"type": "text"}})
+        assert body["choices"][0]["message"]["content"] not in ('"yes"', '"no"')

@@ -196,7 +196,7 @@ def test_sigterm_lets_running_answers_finish(paths):
     ("arguments", "message"),
     [
         (["{tiny}", "{tiny}"], "is taken by"),
-        (["{tiny}", "--json-schema", "{tiny}"], "--json-schema and --grammar are for run and chat"),
+        (["{tiny}", "--grammar", "/dev/null"], "grammar: "),
         (["/nothing.rkf"], "nothing.rkf"),
         (["{tiny}", "--api-key-file", "/dev/null"], "expected a file"),
     ],
