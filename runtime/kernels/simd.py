@@ -365,12 +365,18 @@ def permute_bytes(typingctx, table, index):
     return I8x64(I8x64, I8x64), codegen
 
 
+def _dot(builder: Any, name: str, total: Any, a: Any, b: Any) -> Any:
+    """A sum of products. Its operands are declared as i32: LLVM 20 knows no other form, and later ones upgrade it."""
+    operands = [total, *(builder.bitcast(each, total.type) for each in (a, b))]
+    return call_llvm(builder, name, total.type, operands)
+
+
 @intrinsic
 def dot_bytes(typingctx, total, unsigned, signed):
     """llvm.x86.avx512.vpdpbusd.512 (AVX512-VNNI): total[i] += sum of four u8 * i8 products, wrapping."""
 
     def codegen(context, builder, sig, args):
-        return call_llvm(builder, "llvm.x86.avx512.vpdpbusd.512", I32x16.llvm, list(args))
+        return _dot(builder, "llvm.x86.avx512.vpdpbusd.512", *args)
 
     return I32x16(I32x16, I8x64, I8x64), codegen
 
@@ -380,7 +386,7 @@ def dot_bytes_32(typingctx, total, unsigned, signed):
     """llvm.x86.avx512.vpdpbusd.256 (AVX-VNNI): dot_bytes of half the width."""
 
     def codegen(context, builder, sig, args):
-        return call_llvm(builder, "llvm.x86.avx512.vpdpbusd.256", I32x8.llvm, list(args))
+        return _dot(builder, "llvm.x86.avx512.vpdpbusd.256", *args)
 
     return I32x8(I32x8, I8x32, I8x32), codegen
 
@@ -412,7 +418,7 @@ def dot_pairs_512(typingctx, total, a, b):
     """llvm.x86.avx512.vpdpwssd.512 (AVX512-VNNI): total[i] += sum of two neighbouring i16 * i16 products, wrapping."""
 
     def codegen(context, builder, sig, args):
-        return call_llvm(builder, "llvm.x86.avx512.vpdpwssd.512", I32x16.llvm, list(args))
+        return _dot(builder, "llvm.x86.avx512.vpdpwssd.512", *args)
 
     return I32x16(I32x16, I16x32, I16x32), codegen
 
@@ -422,6 +428,6 @@ def dot_pairs_256(typingctx, total, a, b):
     """llvm.x86.avx512.vpdpwssd.256 (AVX-VNNI): dot_pairs_512 of half the width."""
 
     def codegen(context, builder, sig, args):
-        return call_llvm(builder, "llvm.x86.avx512.vpdpwssd.256", I32x8.llvm, list(args))
+        return _dot(builder, "llvm.x86.avx512.vpdpwssd.256", *args)
 
     return I32x8(I32x8, I16x16, I16x16), codegen
