@@ -47,34 +47,34 @@ def _quarter_lookup(table, index):
 
 @inline
 def _weights1(m, table, row, column):
-    even, odd = ranks.bits(m.plane0, m.stride0, row, column)
+    even, odd = ranks.bits(m.plane0, m.stride0, row, column, m.ahead)
     zero, one = load(I8x64, table), load(I8x64, table + 64)
     return select(even, one, zero), select(odd, one, zero)
 
 
 @inline
 def _weights2(m, table, row, column):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column, m.ahead)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights3(m, table, row, column):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column, m.ahead)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
 @inline
 def _weights4(m, table, row, column):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column, m.ahead)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights5(m, table, row, column):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
@@ -87,7 +87,7 @@ def _weights6(m, table, row, column):
 @inline
 def _weights7(m, table, row, column):
     even, odd = ranks.ranks6(m, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, column, m.ahead)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
