@@ -23,14 +23,13 @@ from rkf.runtime import cpu_features
 from rkf.runtime.kernels.build import emit, machine
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import load, prefetch, store
-from rkf.runtime.kernels.ranks import AHEAD_BYTES
 from rkf.runtime.kernels.simd import splat
 from rkf.runtime.kernels.vectors import I32x16
 from rkf.runtime.structs import SLOT_BYTES
 
 Bytes = NDArray[np.uint8]
 SYMBOL = "load_only"
-STREAMS, STEP = 8, 64
+STREAMS, STEP, AHEAD_BYTES = 8, 64, cpu_features.prefetch_bytes()
 
 
 @inline

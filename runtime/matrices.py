@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rkf.format.constants import plane_bits
 from rkf.format.matrix import ClusteredMatrix, DenseTensor, Exceptions, to_f32
+from rkf.runtime import cpu_features
 from rkf.runtime.structs import MATRIX, end_column
 
 F32 = NDArray[np.float32]
@@ -80,7 +81,8 @@ def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Pre
     prepared = Prepared(kernels=Kernels("f32", "f32", "row:clustered"))
     m = prepared.struct[0]
     m["rows"], m["columns"], m["rows_per_table"] = matrix.rows, matrix.columns, matrix.rows_per_table
-    m["end"] = end = end_column(matrix.columns)
+    m["end"], m["ahead"] = end_column(matrix.columns), cpu_features.prefetch_bytes()
+    end = int(m["end"])
     for i, (plane, width) in enumerate(zip(matrix.planes, plane_bits(matrix.bits), strict=True)):
         missing = max(end * width // 8 - plane.shape[1], 0)
         rows = np.pad(plane, ((0, 0), (0, missing))) if missing else plane

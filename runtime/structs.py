@@ -44,6 +44,7 @@ def _struct(words: str, floats: str = "") -> np.dtype:
 #   multiply_one, multiply_many: addresses of kernels; decode_row: address of the kernel that writes one f32 row
 #   end: end_column(columns)
 #   plane*, stride*, width*: rank planes, the bytes of their rows, the bits of their fields (0: no such plane)
+#   ahead: how far ahead a 4-bit plane is prefetched, in bytes; others in proportion
 #   table: u8[tables, digits, table_bytes] lookup tables of the fast path; offset: added to each looked-up byte
 #   scale, shift: f32 by row (step 4) or one value (step 0): row = scale * integer row + shift * sum of activations
 #   centroids, a, b: exact decode; a_row: bytes from one row's factors to the next; group: columns per factor
@@ -53,7 +54,7 @@ def _struct(words: str, floats: str = "") -> np.dtype:
 #   bias: f32[rows], added to the output
 MATRIX = _struct(
     "multiply_one multiply_many decode_row rows columns end "
-    "plane0 plane1 plane2 stride0 stride1 stride2 width0 width1 width2 "
+    "plane0 plane1 plane2 stride0 stride1 stride2 width0 width1 width2 ahead "
     "table table_bytes digits rows_per_table offset scale scale_step shift shift_step "
     "centroids centroid_bytes a a_row b b_row group dense "
     "exception_start exception_row exception_column exception_value exception_delta bias"

@@ -61,6 +61,8 @@ def run(
         model, pipe = None, _STDIN
     if pipe is not None and (prompt is not None or prompt_file is not None):
         raise UsageError("- reads the prompt from stdin: omit it, or --prompt and --prompt-file")
+    if options["tensor_parallel"] and prompt in (None, _STDIN) and prompt_file is None:
+        raise UsageError("--tensor-parallel: processes cannot share stdin: give --prompt TEXT or --prompt-file FILE")
     text = _prompt(prompt, prompt_file)
     loading = loading_options(options)
     keywords = answer_keywords(options)

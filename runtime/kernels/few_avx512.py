@@ -99,6 +99,15 @@ def _fetch(plane, stride, width, first, last, begin, end):
             prefetch(plane + row * stride + offset, 2)
 
 
+@inline
+def fetch_rows(m, first, last):
+    """Prefetch whole rows first … last - 1."""
+    blocks = (m.columns + BLOCK - 1) // BLOCK
+    _fetch(m.plane0, m.stride0, m.width0, first, last, types.int64(0), blocks)
+    _fetch(m.plane1, m.stride1, m.width1, first, last, types.int64(0), blocks)
+    _fetch(m.plane2, m.stride2, m.width2, first, last, types.int64(0), blocks)
+
+
 def sixteen_rows(weights: Callable[..., Any]) -> Callable[..., Any]:
     """sums(m, x, tokens, row, last, digit, scratch) writes the integer sums of rows row … row + 15 to the start of
     scratch, `i32[tokens, 16]`, with tokens rounded up to a pair. Past the end, the last row repeats. The rest of

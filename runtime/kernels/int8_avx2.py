@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import types
 
-from rkf.runtime.kernels import products, ranks
+from rkf.runtime.kernels import products
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import load, prefetch
 from rkf.runtime.kernels.simd import (
@@ -39,28 +39,28 @@ def _words(values):
 
 
 @inline
-def _nibbles(plane, stride, row, column):
+def _nibbles(plane, stride, row, column, ahead):
     address = plane + row * stride + (column >> 1)
-    prefetch(address + ranks.AHEAD_BYTES, 3)
+    prefetch(address + ahead, 3)
     both = load(I8x32, address)
     return both & _constant(15), bitcast(I8x32, _words(both) >> 4) & _constant(15)
 
 
 @inline
-def _pairs(plane, stride, row, column):
+def _pairs(plane, stride, row, column, ahead):
     """Ranks in the low two bits; the others are undefined."""
     address = plane + row * stride + (column >> 2)
-    prefetch(address + ranks.AHEAD_BYTES // 2, 3)
+    prefetch(address + (ahead >> 1), 3)
     quads = zero_extend(I16x16, load(I8x16, address))
     both = quads | (quads << 4)
     return bitcast(I8x32, both), bitcast(I8x32, both >> 2)
 
 
 @inline
-def _bits(plane, stride, row, column):
+def _bits(plane, stride, row, column, ahead):
     """A byte of ones for each bit that is set."""
     address = plane + row * stride + (column >> 3)
-    prefetch(address + ranks.AHEAD_BYTES // 4, 3)
+    prefetch(address + (ahead >> 2), 3)
     spread = repeat_lanes(I8x32, load(I8x8, address))
     return _set(spread, _four_bytes(0x40100401)), _set(spread, _four_bytes(0x80200802 - (1 << 32)))
 
@@ -121,56 +121,56 @@ def _lookup16(table, index, low):
 
 @inline
 def _weights1(m, table, row, column):
-    even, odd = _bits(m.plane0, m.stride0, row, column)
+    even, odd = _bits(m.plane0, m.stride0, row, column, m.ahead)
     zero = _constant(0)
     return _lookup2(table, zero, even), _lookup2(table, zero, odd)
 
 
 @inline
 def _weights2(m, table, row, column):
-    even, odd = _pairs(m.plane0, m.stride0, row, column)
+    even, odd = _pairs(m.plane0, m.stride0, row, column, m.ahead)
     return _lookup(table, even & _constant(3)), _lookup(table, odd & _constant(3))
 
 
 @inline
 def _weights3(m, table, row, column):
-    even, odd = _pairs(m.plane0, m.stride0, row, column)
-    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, column)
+    even, odd = _pairs(m.plane0, m.stride0, row, column, m.ahead)
+    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, column, m.ahead)
     return _lookup2(table, even & _constant(3), even_bit), _lookup2(table, odd & _constant(3), odd_bit)
 
 
 @inline
 def _weights4(m, table, row, column):
-    even, odd = _nibbles(m.plane0, m.stride0, row, column)
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights5(m, table, row, column):
-    even, odd = _nibbles(m.plane0, m.stride0, row, column)
-    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, column)
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    even_bit, odd_bit = _bits(m.plane1, m.stride1, row, column, m.ahead)
     return _lookup2(table, even, even_bit), _lookup2(table, odd, odd_bit)
 
 
 @inline
 def _weights6(m, table, row, column):
-    even, odd = _nibbles(m.plane0, m.stride0, row, column)
-    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column)
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column, m.ahead)
     return _pair_lookup(table, even, low_even), _pair_lookup(table, odd, low_odd)
 
 
 @inline
 def _weights7(m, table, row, column):
-    even, odd = _nibbles(m.plane0, m.stride0, row, column)
-    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column)
-    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column)
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column, m.ahead)
+    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column, m.ahead)
     return _triple_lookup(table, even, low_even, even_bit), _triple_lookup(table, odd, low_odd, odd_bit)
 
 
 @inline
 def _weights8(m, table, row, column):
-    even, odd = _nibbles(m.plane0, m.stride0, row, column)
-    low_even, low_odd = _nibbles(m.plane1, m.stride1, row, column)
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _nibbles(m.plane1, m.stride1, row, column, m.ahead)
     return _lookup16(table, even, low_even), _lookup16(table, odd, low_odd)
 
 
@@ -183,9 +183,9 @@ def _shifted(values, count):
 @inline
 def _identity7(m, table, row, column):
     """The rank itself: the nibble, the pair and the bit, side by side."""
-    even, odd = _nibbles(m.plane0, m.stride0, row, column)
-    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column)
-    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column)
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column, m.ahead)
+    even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column, m.ahead)
     pair = _constant(6)
     # The mask of a set bit is -1.
     return (
@@ -196,8 +196,8 @@ def _identity7(m, table, row, column):
 
 @inline
 def _identity8(m, table, row, column):
-    even, odd = _nibbles(m.plane0, m.stride0, row, column)
-    low_even, low_odd = _nibbles(m.plane1, m.stride1, row, column)
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _nibbles(m.plane1, m.stride1, row, column, m.ahead)
     return _shifted(even, 4) | low_even, _shifted(odd, 4) | low_odd
 
 

@@ -19,7 +19,7 @@ from rkf.runtime.kernels.vectors import I8x64, I16x32, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, ROUNDED, TILE_ROWS
 
-_FEW = 32  # tokens; up to this number few_avx512.py is faster
+_FEW, _FEW_ROUNDED = 32, 12  # tokens; up to this number few_avx512.py is faster
 _ROUNDED_STEP_BYTES = BLOCK + BLOCK // ROUNDED * 4  # bytes, then multiples
 
 # --- ranks to bytes
@@ -47,34 +47,34 @@ def _quarter_lookup(table, index):
 
 @inline
 def _weights1(m, table, row, column):
-    even, odd = ranks.bits(m.plane0, m.stride0, row, column)
+    even, odd = ranks.bits(m.plane0, m.stride0, row, column, m.ahead)
     zero, one = load(I8x64, table), load(I8x64, table + 64)
     return select(even, one, zero), select(odd, one, zero)
 
 
 @inline
 def _weights2(m, table, row, column):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column, m.ahead)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights3(m, table, row, column):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column, m.ahead)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
 @inline
 def _weights4(m, table, row, column):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column, m.ahead)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights5(m, table, row, column):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
@@ -87,7 +87,7 @@ def _weights6(m, table, row, column):
 @inline
 def _weights7(m, table, row, column):
     even, odd = ranks.ranks6(m, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, column, m.ahead)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
 
@@ -238,16 +238,20 @@ def multiply_many(weights: Callable[..., Any]) -> Callable[..., Any]:
 
     def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
         m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
-        if tokens <= _FEW:
+        limit = _FEW if x.rounded == 0 else _FEW_ROUNDED
+        if tokens <= limit:
             few(m, x, tokens, y, y_stride, low, high, scratch)
             return
         panel_bytes = (m.columns + BLOCK - 1) // BLOCK * BLOCK * LANES
-        panels = scratch + TILE_ROWS // LANES * panel_bytes
+        panels, share = scratch + TILE_ROWS // LANES * panel_bytes, (4 * TILE_ROWS + tokens - 1) // tokens
         for row in range(low, high, TILE_ROWS):
             last = smaller(high, row + TILE_ROWS) - 1
             for digit in range(m.digits):
                 decode_panels(m, row, last, digit, scratch, panels, panel_bytes)
+                ahead, until = row + TILE_ROWS, smaller(row + 2 * TILE_ROWS, high)
                 for token in range(0, tokens, 4):
+                    few_avx512.fetch_rows(m, ahead, smaller(ahead + share, until))
+                    ahead += share
                     if x.rounded != 0:
                         t0, t1, t2, t3 = _four_tokens_rounded(panels, panel_bytes, x, token, tokens - 1)
                     else:

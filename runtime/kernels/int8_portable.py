@@ -45,33 +45,33 @@ def _with_bit(ranks_above, bit):
 
 @inline
 def _ranks1(m, row, column):
-    even, odd = ranks.bits(m.plane0, m.stride0, row, column)
+    even, odd = ranks.bits(m.plane0, m.stride0, row, column, m.ahead)
     return _with_bit(ranks.constant(0), even), _with_bit(ranks.constant(0), odd)
 
 
 @inline
 def _ranks2(m, row, column):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, column)
+    even, odd = ranks.pairs(m.plane0, m.stride0, row, column, m.ahead)
     return even & ranks.constant(3), odd & ranks.constant(3)
 
 
 @inline
 def _ranks3(m, row, column):
     even, odd = _ranks2(m, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
     return _with_bit(even, even_bit), _with_bit(odd, odd_bit)
 
 
 @inline
 def _ranks4(m, row, column):
-    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column)
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column, m.ahead)
     return even & ranks.constant(15), odd & ranks.constant(15)
 
 
 @inline
 def _ranks5(m, row, column):
     even, odd = _ranks4(m, row, column)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column)
+    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
     return _with_bit(even, even_bit), _with_bit(odd, odd_bit)
 
 

@@ -25,26 +25,48 @@ _STEP = LANES * 4
 
 @inline
 def _add_exceptions(m, values, out, begin, end):
-    """Add the corrections for exceptions begin … end - 1 to one token's output. Per token, so its vectors stay in
-    cache.
-    """
-    rows, columns, deltas = m.exception_row, m.exception_column, m.exception_delta
+    """Add the corrections for exceptions begin … end - 1 to one token's output."""
     for exception in range(begin, end):
-        row = types.int64(load(types.int32, rows + exception * 4))
-        column = types.int64(load(types.int32, columns + exception * 4))
-        add_to(out, row, number(deltas, exception) * number(values, column))
+        row, column, delta = _exception(m, exception)
+        add_to(out, row, delta * number(values, column))
+
+
+@inline
+def _add_exceptions_to_four(m, values, stride, out, y_stride, begin, end):
+    """The same for four tokens, so that each exception is read once for them; more would not stay in the cache."""
+    v1, v2, v3 = values + stride, values + 2 * stride, values + 3 * stride
+    y1, y2, y3 = out + y_stride, out + 2 * y_stride, out + 3 * y_stride
+    for exception in range(begin, end):
+        row, column, delta = _exception(m, exception)
+        a, b = delta * number(values, column), delta * number(v1, column)
+        c, d = delta * number(v2, column), delta * number(v3, column)
+        add_to(out, row, a)
+        add_to(y1, row, b)
+        add_to(y2, row, c)
+        add_to(y3, row, d)
+
+
+@inline
+def _exception(m, at):
+    row, column = load(types.int32, m.exception_row + at * 4), load(types.int32, m.exception_column + at * 4)
+    return types.int64(row), types.int64(column), number(m.exception_delta, at)
 
 
 @piece
 def _finish_rows(m, x, tokens, y, y_stride, low, high):
-    """Complete a fast product: add the exceptions' corrections and the bias."""
-    for token in range(tokens):
-        values, out = x.values + token * x.values_stride, y + token * y_stride
-        if m.exception_delta != 0:
-            _add_exceptions(m, values, out, word(m.exception_start, low), word(m.exception_start, high))
-        if m.bias != 0:
+    """Complete a fast product: add the exceptions' corrections, then the bias."""
+    if m.exception_delta != 0:
+        begin, end = word(m.exception_start, low), word(m.exception_start, high)
+        fours = tokens // 4 * 4
+        for token in range(0, fours, 4):
+            values, out = x.values + token * x.values_stride, y + token * y_stride
+            _add_exceptions_to_four(m, values, x.values_stride, out, y_stride, begin, end)
+        for token in range(fours, tokens):
+            _add_exceptions(m, x.values + token * x.values_stride, y + token * y_stride, begin, end)
+    if m.bias != 0:
+        for token in range(tokens):
             for row in range(low, high):
-                add_to(out, row, number(m.bias, row))
+                add_to(y + token * y_stride, row, number(m.bias, row))
 
 
 @piece
