@@ -211,7 +211,7 @@ def test_hundreds_of_layers_run(tmp_path):
         assert np.array_equal(found, logits(CpuBackend(container, threads=1), [IDS[:8]]))
 
 
-@pytest.mark.parametrize(("cache_format", "most"), [("int16", 0.005), ("int16-int8", 0.01), ("int8", 0.05)])
+@pytest.mark.parametrize(("cache_format", "most"), [("int16", 0.005), ("int16-int8", 0.02), ("int8", 0.05)])
 def test_a_shorter_cache_is_close(tmp_path, cache_format, most):
     with rkf.open(write_model(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), RULE)) as container:
         wanted = logits(CpuBackend(container, exact=True), PARTS)
