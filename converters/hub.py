@@ -56,12 +56,16 @@ def reported(name: HubName) -> Iterator[None]:
         raise SourceError(f"{name}: the hub cannot be used ({reason[0]})") from error
 
 
-def rkf_files(name: HubName) -> list[str]:
-    """The .rkf files at the root of a repository, in name order, without parts of others."""
+def all_files(name: HubName) -> list[str]:
+    """The files of a repository."""
     from huggingface_hub import HfApi
 
     with reported(name):
-        files = HfApi().list_repo_files(name.repo)
+        return list(HfApi().list_repo_files(name.repo))
+
+
+def rkf_files(files: list[str]) -> list[str]:
+    """The .rkf files at the root of a repository with these files, in name order, without parts of others."""
     return sorted(file for file in files if file.endswith(".rkf") and "/" not in file and index_name(file) not in files)
 
 
@@ -69,7 +73,7 @@ def the_file(name: HubName) -> HubName:
     """The file of this name, or the only .rkf file of the repository. Raises UsageError unless there is one."""
     if name.file is not None:
         return name
-    found = rkf_files(name)
+    found = rkf_files(all_files(name))
     if len(found) == 1:
         return HubName(name.repo, found[0])
     choice = f"choose one of {', '.join(found)} as {name.repo}:FILE" if found else "it has no .rkf file"

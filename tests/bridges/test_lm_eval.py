@@ -1,6 +1,8 @@
 """lm-evaluation-harness on local tasks: the scores of its own `hf` model on the same weights."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,15 @@ def test_the_scores_of_the_hf_model(folder: Path) -> None:
         scores: dict[str, Any] = expected["results"][name]
         wanted = {key: value for key, value in scores.items() if isinstance(value, float)}
         assert wanted and {key: found[name][key] for key in wanted} == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_command_line_of_the_harness(folder: Path) -> None:
+    convert(save(model_of("llama"), folder / "model"), folder / "m.rkf", k=16)
+    arguments = ["--model", "rkf", "--model_args", f"path={folder / 'm.rkf'}", "--include_path", str(folder)]
+    command = [sys.executable, "-m", "rkf.bridges.lm_eval", *arguments, "--tasks", "small_choices", "--limit", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "|small_choices|" in done.stdout and "rkf ({'path'" in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -144,6 +144,7 @@ def test_a_remote_file_is_compared(server: Hub, small: Path, tmp_path: Path, hf_
         (("pull", "user/two:b.rkf"), "structure"),
         (("run", "user/checkpoint:m.gguf", "--prompt", "a"), "is a checkpoint and no .rkf file: use `rkf convert"),
         (("push", "small.rkf", "not a name"), "expected USER/REPO"),
+        (("pull", "user/checkpoint"), "no checkpoint with config.json: name a file as user/checkpoint:FILE"),
     ],
 )
 def test_refusals(

@@ -82,3 +82,16 @@ def test_failures_are_one_line(cluster: Cluster, folder: Path, tmp_path: Path, m
     with pytest.raises(UsageError, match=r"ray 127\.0\.0\.1:1: no cluster answers"):
         convert(folder, tmp_path / "m.rkf", ray="127.0.0.1:1")
     assert not (tmp_path / "m.rkf").exists()
+
+
+def test_a_cluster_that_asks_for_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray 2.60 raises then; a cluster of this process's own would share its token."""
+
+    def init(**_: object) -> None:
+        cause = RuntimeError("Failed to connect to GCS. Last connection error: Traceback\n RPC error: InvalidAuthToken")
+        raise ConnectionError("Failed to connect to Ray cluster") from cause
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UsageError, match=r"ray auto: the cluster asks for a token: set RAY_AUTH_MODE=token"):
+        ray_tasks.ray_machines("auto").__enter__()

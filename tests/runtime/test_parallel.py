@@ -77,6 +77,12 @@ def test_alone_it_is_refused(tmp_path: Path) -> None:
         rkf.load(path, tensor_parallel=True)
 
 
+@pytest.mark.parametrize("prompt", [(), ("-",), ("--prompt", "-")])
+def test_its_processes_do_not_read_stdin(tmp_path: Path, prompt: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(cli, ["run", str(tmp_path / "m.rkf"), *prompt, "--tensor-parallel"], input="Hello")
+    assert done.exit_code == 2 and "cannot share stdin: give --prompt TEXT" in done.output
+
+
 FORMS = [
     {"affine": "none"},
     {"affine": "both", "exceptions": 40},

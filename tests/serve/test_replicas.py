@@ -15,6 +15,8 @@ import pytest
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
+from click.testing import CliRunner  # noqa: E402
+from ray.serve import scripts  # noqa: E402
 
 import rkf  # noqa: E402
 from rkf.errors import RkfError  # noqa: E402
@@ -36,16 +38,16 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(path: Path) -> Iterator[str]:
-    from rkf.serve.replicas import ReplicaOptions, replicas
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patiently(lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False))
+        patiently(lambda: ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False))
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(replicas(ReplicaOptions(models=str(path), replicas=2)), name="rkf")
+            command = ["--non-blocking", "--name", "rkf", "rkf.serve.replicas:replicas"]
+            done = CliRunner().invoke(scripts.run, [*command, f"models={path}", "replicas=2"])  # as docs/scale.md says
+            assert done.exit_code == 0, done.output
             yield f"http://127.0.0.1:{port}"
         finally:
             serve.shutdown()
