@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rkf.converters.description import describe
-from rkf.converters.families.keys import flag, number, read, text
+from rkf.converters.families.keys import flag, number, optional_size, read, text
 from rkf.converters.families.layout import Layout, Origin
 from rkf.converters.families.layout_transforms import Shape
 from rkf.converters.input_files import files_fingerprint, hash_file, read_json
@@ -38,9 +39,12 @@ _MORE = (
     *("velora_config", "monteclora_config", "kasa_config"),
 )
 _MOST_ALPHA = 1e6
+# Ways to begin a training that change the model's own weights, also where peft loads the adapter.
+_CHANGING = ("pissa", "corda", "olora", "loftq")
 # Matching a name of n characters takes n^3 steps at most: two repeats and the one of peft, none of them inside another.
 _REPEAT, _NESTED = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]|\(\?")
 _MOST_REPEATING = 50  # patterns
+_MOST_PATTERNS, _MOST_CHARACTERS = 1000, 100_000  # of a key, in all: each is tried on every module
 _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 
 
@@ -50,6 +54,7 @@ class _AdapterKeys:
 
     peft_type: str = text("LORA")
     bias: str = text("none")
+    r: int | None = optional_size()
     lora_alpha: float = number(8)
     use_rslora: bool = flag(False, or_null=True)
 
@@ -70,16 +75,22 @@ class Adapter:
         with naming(folder / CONFIG):
             self._keys = read(_AdapterKeys, config)
             _alpha(self._keys.lora_alpha)
-            self._alphas = _alphas(config.get("alpha_pattern"))
+            self._alphas = {pattern: _alpha(alpha) for pattern, alpha in _patterns(config, "alpha_pattern").items()}
+            self._ranks = _patterns(config, "rank_pattern")
             if self._keys.peft_type != "LORA" or self._keys.bias != "none":
                 raise UnsupportedError(
                     f"peft_type {self._keys.peft_type!r}, bias {self._keys.bias!r}: only LoRA without biases is applied"
                 )
             for key in _MORE:
                 if config.get(key):
-                    raise UnsupportedError(
-                        f"{key} {config[key]!r} cannot be applied: merge with peft's merge_and_unload"
-                    )
+                    shown = reprlib.repr(config[key])
+                    raise UnsupportedError(f"{key} {shown} cannot be applied: merge with peft's merge_and_unload")
+            began = config.get("init_lora_weights")
+            if isinstance(began, str) and began.lower().startswith(_CHANGING):
+                raise UnsupportedError(
+                    f"init_lora_weights {reprlib.repr(began)} also changes the model's own weights: merge with peft's "
+                    "merge_and_unload, or save the adapter with path_initial_model_for_weight_conversion"
+                )
         with naming(folder):
             self._halves = _halves(folder / WEIGHTS)
 
@@ -101,20 +112,24 @@ class Adapter:
         return b.shape[0], a.shape[1]
 
     def halves(self, module: str) -> tuple[DenseTensor, DenseTensor]:
-        """A: [rank, cols] and B: [rows, rank]."""
+        """A: [rank, cols] and B: [rows, rank]. Raises SourceError for values that are not finite."""
         a, b = (DenseTensor(_DTYPES[half.dtype], half.read()) for half in self._halves[module])
+        for name, half in (("lora_A", a), ("lora_B", b)):
+            if not np.isfinite(half.decode()).all():
+                raise SourceError(f"{self.folder / WEIGHTS}: {module}, {name}: NaN or infinite values: it is damaged")
         return a, b
 
     def scale(self, module: str) -> float:
         """The factor of the product B A."""
         rank = self._halves[module][0].shape[0]
-        alphas = (alpha for pattern, alpha in self._alphas.items() if re.match(rf"(.*\.)?({pattern})$", module))
-        return next(alphas, self._keys.lora_alpha) / (sqrt(rank) if self._keys.use_rslora else rank)
+        alpha = _of(module, self._alphas, self._keys.lora_alpha)
+        return alpha / (sqrt(rank) if self._keys.use_rslora else rank)
 
     def delta(self, module: str) -> F32:
-        """scale * B A, f32[rows, cols]."""
+        """scale * B A, f32[rows, cols]; not finite where it overflows."""
         a, b = self.halves(module)
-        return np.matmul(b.decode(), a.decode()) * np.float32(self.scale(module))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.matmul(b.decode(), a.decode()) * np.float32(self.scale(module))
 
     def places(self, layout: Layout, shapes: Mapping[str, Shape], label: str) -> dict[str, tuple[str, Origin]]:
         """The tensors of a program that it changes, each with its module and where that holds it. shapes: of all
@@ -132,26 +147,35 @@ class Adapter:
             if origin.shape(self.shape(module)) != shapes[name]:
                 expected, got = list(shapes[name]), list(self.shape(module))
                 raise SourceError(f"{self.folder}: module {module} gives {got}, expected {expected} for {name}")
+            rank, told = self._halves[module][0].shape[0], _of(module, self._ranks, self._keys.r)
+            if told is not None and rank != told:
+                raise SourceError(f"{self.folder}: module {module} has rank {rank}, but {CONFIG} says {told}")
         return found
 
 
-def _alphas(patterns: Any) -> dict[str, float]:
-    """alpha_pattern: regular expressions of modules, each with its own lora_alpha."""
+def _of(module: str, values: Mapping[re.Pattern[str], Any], default: Any) -> Any:
+    """The value of the first pattern that a module's name matches."""
+    return next((value for pattern, value in values.items() if pattern.match(module)), default)
+
+
+def _patterns(config: Mapping[str, Any], key: str) -> dict[re.Pattern[str], float]:
+    """alpha_pattern or rank_pattern: regular expressions of modules, as peft matches them, with a number for each."""
+    patterns = config.get(key)
     if patterns is None:
         return {}
-    if not isinstance(patterns, dict) or not all(type(alpha) in (int, float) for alpha in patterns.values()):
-        raise SourceError(f"alpha_pattern: expected numbers by module, got {patterns!r}")
+    if not isinstance(patterns, dict) or not all(type(value) in (int, float) for value in patterns.values()):
+        raise SourceError(f"{key}: expected numbers by module, got {reprlib.repr(patterns)}")
+    if len(patterns) > _MOST_PATTERNS or sum(map(len, patterns)) > _MOST_CHARACTERS:
+        raise SourceError(f"{key}: expected at most {_MOST_PATTERNS} patterns of {_MOST_CHARACTERS} characters in all")
     repeats = [len(_REPEAT.findall(pattern)) for pattern in patterns]
     if sum(map(bool, repeats)) > _MOST_REPEATING or max(repeats, default=0) > 2 or any(map(_NESTED.search, patterns)):
-        raise SourceError(
-            "alpha_pattern: these regular expressions may take too long: merge with peft's merge_and_unload"
-        )
+        raise SourceError(f"{key}: these regular expressions may take too long: merge with peft's merge_and_unload")
     try:
-        for pattern in patterns:
-            re.compile(pattern)
+        return {re.compile(rf"(.*\.)?({pattern})$"): value for pattern, value in patterns.items()}
+    except RecursionError as error:
+        raise SourceError(f"{key}: a regular expression is nested too deep") from error
     except (re.error, OverflowError) as error:
-        raise SourceError(f"alpha_pattern: {error}") from error
-    return {pattern: _alpha(alpha) for pattern, alpha in patterns.items()}
+        raise SourceError(f"{key}: {error}") from error
 
 
 def _alpha(alpha: float) -> float:
@@ -169,7 +193,12 @@ def _halves(path: Path) -> dict[str, tuple[StoredTensor, StoredTensor]]:
         match = _NAME.fullmatch(name)
         if match is None or tensor.dtype not in _DTYPES or len(tensor.shape) != 2:
             raise UnsupportedError(f"tensor {name} ({tensor.dtype} {list(tensor.shape)}) is not half of a LoRA product")
-        found.setdefault(match["module"], {})[match["half"]] = tensor
+        halves = found.setdefault(match["module"], {})
+        if match["half"] in halves:
+            raise SourceError(f"{match['module']}: two tensors are its lora_{match['half']}")
+        halves[match["half"]] = tensor
+    if not found:
+        raise SourceError(f"{WEIGHTS}: expected a LoRA product, got no tensor")
     pairs = {}
     for module, halves in sorted(found.items()):
         if halves.keys() != {"A", "B"} or halves["A"].shape[0] != halves["B"].shape[1] or not halves["A"].shape[0]:
@@ -214,6 +243,7 @@ class AdaptedSource(ChangedSource):
             return tensor
         module, origin = self._places[name]
         delta = origin.cut(self._adapter.delta(module))
-        for step in origin.steps:
-            delta = step.apply(delta)
-        return DenseTensor(tensor.dtype, from_f32(tensor.decode() + delta, tensor.dtype))
+        with np.errstate(over="ignore", invalid="ignore"):  # clustering refuses what is not finite, by name
+            for step in origin.steps:
+                delta = step.apply(delta)
+            return DenseTensor(tensor.dtype, from_f32(tensor.decode() + delta, tensor.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from rkf.errors import naming
 GENERATION = "generation_config.json"
 # Without do_sample the reference is greedy, and only the last option has an effect.
 SAMPLING, PENALTY = ("temperature", "top_k", "top_p", "min_p"), "repetition_penalty"
+# What the reference takes; a top_k below 1 turns it off there.
+_EXPECTED: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("a number of at least 0", lambda value: value >= 0),
+    "top_k": ("an integer", lambda value: value == int(value)),
+    "top_p": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "min_p": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    PENALTY: ("a number above 0", lambda value: value > 0),
+}
 _DEFAULTS = {"temperature": 1.0, "top_k": 50.0}  # of the reference, where do_sample is true
 
 
@@ -39,10 +48,12 @@ def generation_of(folder: Path) -> GenerationConfig:
         keys = read(_Keys, content)
     names = (*(SAMPLING if keys.do_sample else ()), PENALTY)
     given: dict[str, Any] = {name: content[name] for name in names if content.get(name) is not None}
-    options = {name: float(value) for name, value in given.items() if is_number(value)}
+    options = {
+        name: float(value) for name, value in given.items() if is_number(value) and _EXPECTED[name][1](float(value))
+    }
     notes = (
-        f"{GENERATION}: {name}: expected a number, got {reprlib.repr(given[name])}; it is ignored"
-        for name in given
+        f"{GENERATION}: {name}: expected {_EXPECTED[name][0]}, got {reprlib.repr(value)}; it is ignored"
+        for name, value in given.items()
         if name not in options
     )
     return GenerationConfig(keys.eos_token_id, (_DEFAULTS if keys.do_sample else {}) | options, tuple(notes))

@@ -79,6 +79,7 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "true or false": lambda value: type(value) is bool,
     "a finite number": lambda value: type(value) is int or (type(value) is float and _is_finite(value)),
     "a list of numbers": lambda value: isinstance(value, np.ndarray) and _is_finite(value),
+    "a list of integers": lambda value: isinstance(value, np.ndarray) and value.dtype.kind in "iu",
 }
 # Patterns over the fields that are read -> their types; the first match decides. {} is the architecture, whose other
 # fields are numbers.
@@ -92,10 +93,11 @@ _FIELD_TYPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokenizer.ggml.model", ("a text",)),
     ("tokenizer.ggml.pre", ("a text",)),
     ("tokenizer.ggml.scores", ("a list of numbers",)),
-    ("tokenizer.ggml.token_type", ("a list of numbers",)),
+    ("tokenizer.ggml.token_type", ("a list of integers",)),
     ("tokenizer.ggml.tokens", ("a list of texts",)),
     ("tokenizer.ggml.*_token_id", ("an integer",)),
     (f"*.{_EXTRA_LAYERS}", ("an integer",)),
+    ("{}.block_count", ("an integer",)),
     ("*.rope.scaling.type", ("a text",)),
     ("*.tensor_data_layout", ("a text",)),  # of old files; it says nothing that is read
     ("*.rope.dimension_sections", ("a list of numbers",)),
@@ -176,9 +178,13 @@ class GgufSource:
         """The fields of the architecture, without its prefix."""
         architecture = fields.get("general.architecture")
         own = {key.removeprefix(f"{architecture}."): each for key, each in fields.items()}
+        layers = own.get("block_count")
+        for key in _BY_LAYER:
+            if isinstance(own.get(key), np.ndarray) and len(own[key]) != layers:
+                raise SourceError(f"{self.label}: field {key}: expected {layers} numbers, one for each layer")
         own |= {key: each[0].item() for key, each in own.items() if key in _BY_LAYER and _is_uniform(each)}
-        if isinstance(own.get("block_count"), int):
-            own["block_count"] -= own.get(_EXTRA_LAYERS, 0)
+        if layers is not None:
+            own["block_count"] = layers - own.get(_EXTRA_LAYERS, 0)
         if (table := header.tensors.get("token_embd.weight")) is not None:
             own["vocab_size"] = table.shape[0]
         return own

@@ -19,7 +19,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
-from rkf.converters.input_files import read_values
+from rkf.converters.input_files import read_values, refuse_pointer
 from rkf.errors import NotRkfError, SourceError
 from rkf.file.mapped import mapped
 
@@ -103,6 +103,7 @@ def read_header(path: Path) -> GgufHeader:
     Raises NotRkfError (not GGUF at all) or SourceError: big-endian, an unknown version or type, or counts and sizes
     that do not fit the file.
     """
+    refuse_pointer(path)
     with path.open("rb") as file:
         _check_start(file.read(8), path)
         with mapped(file.fileno(), path) as data:

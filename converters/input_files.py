@@ -12,9 +12,15 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from rkf.errors import ChangedError, SourceError
+from rkf.errors import ChangedError, NotRkfError, SourceError
 from rkf.file.mapped import mapped
 from rkf.format.constants import MAX_BLOB_BYTES
+
+# Bytes of a JSON file: parsed, nested lists take 25 times as much. The largest in use (the tokens of a
+# tokenizer_config.json) have 1 MB.
+MAX_JSON_BYTES = 8 << 20
+# What a checkout without Git LFS has in place of a large file.
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_values(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
@@ -31,25 +37,40 @@ def read_values(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> ND
     return values
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file that travels in an .rkf file; SourceError if it cannot be read or is too large for that."""
+def read_bytes(path: Path, most: int = MAX_BLOB_BYTES) -> bytes:
+    """The content of a file; SourceError if it cannot be read or is larger than `most` bytes, by default what a file
+    that travels in an .rkf file may have.
+    """
     try:
         size = path.stat().st_size
-        if size > MAX_BLOB_BYTES:
-            raise SourceError(f"{path}: {size} bytes, expected at most {MAX_BLOB_BYTES}")
+        if size > most:
+            raise SourceError(f"{path}: {size} bytes, expected at most {most}")
         return path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """The object in a JSON file of a Hugging Face folder; {} if an optional file is absent."""
+def refuse_pointer(path: Path) -> None:
+    """Raise NotRkfError if the file is what Git LFS has in place of a file that was not fetched."""
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if found == _LFS_POINTER:
+        raise NotRkfError(f"{path}: a Git LFS pointer: fetch the file itself with `git lfs pull`")
+
+
+def read_json(path: Path, optional: bool = False, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file of a Hugging Face folder; {} if an optional file is absent. most: its bytes."""
     if not path.is_file():
         if optional:
             return {}
         raise SourceError(f"{path.parent}: {path.name} is missing; expected a Hugging Face folder")
+    refuse_pointer(path)
     try:
-        found = json.loads(read_bytes(path), object_pairs_hook=_object)
+        # In UTF-8 alone, as the reference reads it: these bytes travel in an .rkf file, and are exported.
+        found = json.loads(read_bytes(path, most).decode(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):

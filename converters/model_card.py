@@ -16,6 +16,7 @@ from rkf.file.footprint import footprint
 from rkf.text.reading import read_text
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(@[0-9a-f]+)?")
+_LICENCE = re.compile(r"[\w.+-]+")
 # Keys of `rkf eval … --json` that a reader compares, in order.
 _FIGURES = (
     "ppl",
@@ -39,11 +40,16 @@ def figures(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: expected the output of `rkf eval … --json`: {error}") from error
     if not isinstance(found, dict) or not any(key in found for key in _FIGURES):
         raise UsageError(f"{path}: expected the output of `rkf eval … --json`")
-    return {key: found[key] for key in _FIGURES if type(found.get(key)) in (int, float) and isfinite(found[key])}
+    kept = {key: found[key] for key in _FIGURES if type(found.get(key)) in (int, float) and isfinite(found[key])}
+    if not kept:
+        raise UsageError(f"{path}: expected a figure of `rkf eval … --json` that is a finite number")
+    return kept
 
 
 def model_card(path: Path, name: HubName, *, licence: str | None = None, quality: Sequence[Path] = ()) -> str:
     """README.md for a model file. licence: its identifier on the hub. quality: files with measured figures."""
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise UsageError(f"--licence: expected the hub's identifier, such as apache-2.0, got {licence!r}")
     ledger = footprint(path)
     with open_file(path, check="structure") as file:
         provenance, model = file.provenance, file.model
@@ -69,12 +75,13 @@ def model_card(path: Path, name: HubName, *, licence: str | None = None, quality
 
 
 def _sizes(ledger: Mapping[str, Any]) -> dict[str, str]:
-    return {
+    found = {
         "file": f"{ledger['file_bytes'] / 1e6:.1f} MB",
         "weights": f"{ledger['weights']:,}",
         "bits per weight": f"{ledger['bits_per_weight']:.3f}",
-        "bits per clustered weight": f"{ledger['clustered_bits_per_weight']:.3f}",
     }
+    clustered = ledger["clustered_bits_per_weight"]  # None where all is dense
+    return found if clustered is None else {**found, "bits per clustered weight": f"{clustered:.3f}"}
 
 
 def _table(title: str, rows: Mapping[str, str]) -> list[str]:

@@ -32,7 +32,8 @@ from rkf.format.constants import VERBATIM
 FROM_HUB = "hub:"  # before a name: convert without a copy of the checkpoint (`rkf.converters.hub_checkpoint`)
 SMALL_FILES = (
     *VERBATIM,
-    *("tokenizer.json", "chat_template.json", "chat_template.jinja", "model.safetensors.index.json"),
+    *("tokenizer.json", "added_tokens.json", "model.safetensors.index.json"),
+    *("chat_template.jinja", "additional_chat_templates/default.jinja", "chat_template.json"),
 )
 PATTERNS = (*SMALL_FILES, "model*.safetensors")
 

@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from rkf.converters import input_files
 from rkf.converters.families.keys import is_unicode
-from rkf.converters.input_files import read_json
+from rkf.converters.input_files import read_json, refuse_pointer
 from rkf.errors import SourceError
+from rkf.format.constants import MAX_BLOB_BYTES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_MOST_NAME = 255  # bytes that a name may have on most file systems
 # Types that are read -> how their values are held. 8-bit floats are held as their bits.
 _HELD = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1"}
 
@@ -73,12 +75,12 @@ def shards(folder: Path) -> list[Path]:
 
 def listed_shards(folder: Path) -> list[str]:
     """The names of the files in a checkpoint's index, in name order, whether they are there or not."""
-    weight_map = read_json(folder / INDEX).get("weight_map")
+    weight_map = read_json(folder / INDEX, most=MAX_BLOB_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{folder}: {INDEX} has no weight_map")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
-        plain = Path(name).name == name and "\\" not in name and is_unicode(name)
+        plain = Path(name).name == name and "\\" not in name and is_unicode(name) and len(name.encode()) <= _MOST_NAME
         if not plain or not name.endswith(".safetensors"):
             raise SourceError(f"{folder}: {INDEX}: {name!r} is not the plain name of a safetensors file")
     return names
@@ -94,6 +96,7 @@ def _indexed(folder: Path) -> list[Path]:
 
 def tensors_of(path: Path, weights: WeightReader = input_files) -> Mapping[str, StoredTensor]:
     """The tensors of a file by name, after the library has checked the whole header."""
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="np"):
             pass

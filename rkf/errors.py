@@ -7,11 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Characters of a message; of a longer one, which quotes a file, the middle is left out.
+MOST_MESSAGE = 2000
+_END = 500
+
 
 class RkfError(Exception):
     """The base of all errors that rkf raises on purpose; the command line prints it as one line."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > MOST_MESSAGE:
+            message = f"{message[: MOST_MESSAGE - _END - 3]} … {message[-_END:]}"
+        super().__init__(message)
 
 
 class NotRkfError(RkfError):

@@ -94,7 +94,8 @@ class Guide:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little")
         if self._matcher.is_error():
-            raise UsageError(f"the answer's form: {_line(self._matcher.get_error())}")
+            reason = self._matcher.get_error().partition("<state>")[0]  # then come pages about the parser
+            raise UsageError(f"the answer's form cannot be followed: {_line(reason)}")
         return bits.view(np.bool_)
 
     def accept(self, token: int) -> None:

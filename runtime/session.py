@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rkf.errors import BindingError, IntegrityError, UsageError
-from rkf.file.arrays import packed_arrays, read_arrays
+from rkf.file.arrays import MAGIC, packed_arrays, read_arrays
 from rkf.file.atomic import replacing
 from rkf.file.fingerprint import fingerprint
 from rkf.file.private import read_private
@@ -42,7 +42,7 @@ class Session:
         """Give the text in the file to the engine; the number of its tokens, 0 if there is no file.
 
         BindingError: it is of another model, or of other arithmetic. IntegrityError: it is damaged. UsageError: it is
-        not the user's own file, or its folder is missing.
+        not the user's own file or no session, or its folder is missing.
         """
         if not self._path.exists():
             if not self._path.parent.is_dir():
@@ -52,6 +52,8 @@ class Session:
         data = read_private(self._path, most)
         if data is None:
             raise UsageError(f"{self._path}: expected a session of your own, of at most {most} bytes: {_REMEDY}")
+        if not data.startswith(MAGIC):
+            raise UsageError(f"{self._path}: expected a session, got a file of another kind: name another file")
         try:
             arrays = read_arrays(data, _KIND, _ARRAYS, most)
             self._check_bound(dict(arrays["bound"].tolist()))

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rkf.errors import SourceError
+from rkf.format.constants import DTYPE_BYTES
 from rkf.format.tensors import parse_clusters
 from rkf.format.values_layout import Clusters
 
@@ -53,11 +54,15 @@ class LayerPart:
 
     @classmethod
     def from_json(cls, item: Mapping[str, Any], where: str) -> LayerPart:
-        clusters = item["clusters"]
+        """Raises KeyError, TypeError or StructureError for anything but what `to_json` makes."""
+        clusters, shape, block = item["clusters"], tuple(item["shape"]), item["block"]
         parsed = None if clusters is None else parse_clusters(clusters, f"{where}, clusters")
-        return cls(
-            item["tensor"], tuple(item["shape"]), item["source_dtype"], item["block"], parsed, item["most_exceptions"]
-        )
+        tensor, dtype, most = item["tensor"], item["source_dtype"], item["most_exceptions"]
+        if not isinstance(tensor, str) or not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+            raise TypeError("tensor is a text, source_dtype one of the file's")
+        if not all(type(each) is int for each in (*shape, most, 0 if block is None else block)):
+            raise TypeError("shape, block and most_exceptions are integers")
+        return cls(tensor, shape, dtype, block, parsed, most)
 
 
 @dataclass(frozen=True, slots=True)

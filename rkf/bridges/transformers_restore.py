@@ -16,13 +16,13 @@ from rkf.bridges.transformers_folder import METHOD, Layer, LayerPart
 from rkf.converters.description import Description, describe
 from rkf.converters.families.blocks import EMBEDDING, HEAD
 from rkf.converters.families.layout import Origin
-from rkf.converters.input_files import read_json
+from rkf.converters.input_files import read_bytes, read_json
 from rkf.converters.shards import shards, tensors_of
 from rkf.errors import CorruptError, SourceError, naming
 from rkf.file.writer import Writer
 from rkf.format import canonical
 from rkf.format.bitpack import unpack
-from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM, index_bits, position_bytes
+from rkf.format.constants import CHAT_TEMPLATE, MAX_BLOB_BYTES, TOKENIZER, VERBATIM, index_bits, position_bytes
 from rkf.format.matrix import Affine, Alias, ClusteredMatrix, DenseTensor, Exceptions, from_f32
 from rkf.format.values_layout import Clusters
 from rkf.model.metadata import ModelMetadata
@@ -38,7 +38,7 @@ def restore(folder: str | Path, out: str | Path, *, force: bool = False) -> None
     exists and `force` is not given.
     """
     folder, out = Path(folder), Path(out)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", most=MAX_BLOB_BYTES)
     found = config.pop("quantization_config", None)
     label = folder.resolve().name
     if not is_exported(folder):
@@ -69,9 +69,7 @@ def restore(folder: str | Path, out: str | Path, *, force: bool = False) -> None
     }
     aliases = {HEAD: EMBEDDING} if tied or description.keys.tie_word_embeddings else {}
     blobs = {
-        name: (folder / name).read_bytes()
-        for name in (*VERBATIM, TOKENIZER, CHAT_TEMPLATE)
-        if (folder / name).is_file()
+        name: read_bytes(folder / name) for name in (*VERBATIM, TOKENIZER, CHAT_TEMPLATE) if (folder / name).is_file()
     }
     blobs["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     with Writer(out, metadata=metadata, provenance=provenance, force=force) as writer:
@@ -92,7 +90,7 @@ def restore(folder: str | Path, out: str | Path, *, force: bool = False) -> None
 
 def is_exported(folder: Path) -> bool:
     """Whether config.json says that the folder holds a clustered model."""
-    found = read_json(folder / "config.json", optional=True).get("quantization_config")
+    found = read_json(folder / "config.json", optional=True, most=MAX_BLOB_BYTES).get("quantization_config")
     return isinstance(found, dict) and found.get("quant_method") == METHOD
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rkf.calibrate import kept, passes, sensitivity
 from rkf.calibrate.moments import Moments
 from rkf.errors import UnsupportedError, UsageError
+from rkf.file.arrays import MAGIC
 from rkf.format.matrix import F32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.roles import clusterable
@@ -128,7 +129,7 @@ class Calibrate:
             return made
         with self.text.open("rb") as file:
             data = read_bytes(file, str(self.text))
-        if data.startswith(kept.MAGIC):
+        if data.startswith(MAGIC):
             return _loaded(data, self.text, source)
         made = Calibration(source, _cut(data, self.text, source), self.text.name)
         place = self._place(source, made.provenance)

@@ -26,7 +26,6 @@ from rkf.format.canonical import encode
 U32 = NDArray[np.uint32]
 
 _EDITION = 1  # of texts and losses; to be raised when those of a source change
-MAGIC = b"PK\x03\x04"  # first bytes of the file
 _KIND = "calibration 1"
 _ARRAYS = {"tokens": ("u4", 2), "names": ("U", 1), "losses": ("f8", 1)}  # dtype, number of axes
 

@@ -184,6 +184,7 @@ class Recipe:
             _check(not unknown, "a recipe has description, k, defaults, rotated and rules", ", ".join(sorted(unknown)))
             if "k" in data:
                 _check_type("k", data["k"], int)
+                _check(MIN_K <= data["k"] <= MAX_K, f"k is {MIN_K} to {MAX_K}", data["k"])
             base = k if k is not None else data.get("k")
             plain = data.get("defaults", {})
             turned = {**plain, **data.get("rotated", {})}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rkf.runtime.model import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_LOADING = ("values", "adapter", "device", "threads", "kv_cache", "bits")
+_LOADING = ("draft", "values", "adapter", "device", "threads", "kv_cache", "bits", "tensor_parallel")
 MODEL = click.argument("model", required=False, type=click.Path(path_type=Path))
 _SYSTEM = click.option("--system", metavar="TEXT", help="A system message.")
 _SESSION = click.option(
@@ -45,18 +45,16 @@ def answering_options(command: Command) -> Command:
     return command
 
 
-def load_model(model: Path | None, options: dict[str, Any]) -> Model:
-    """The model of a command. Takes its options of loading out of `options`."""
+def loading_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of loading, taken out of a command's options."""
+    return {name: options.pop(name) for name in _LOADING if name in options}
+
+
+def load_model(model: Path | None, draft: Path | None, **options: Any) -> Model:
+    """The model of a command. options: those of loading."""
     from rkf.runtime.model import load
 
-    draft = options.pop("draft")
-    keywords = {name: options.pop(name) for name in _LOADING}
-    return load(
-        model_path(model),
-        draft=None if draft is None else model_path(draft),
-        tensor_parallel=options.pop("tensor_parallel", False),
-        **keywords,
-    )
+    return load(model_path(model), draft=None if draft is None else model_path(draft), **options)
 
 
 @contextmanager

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended, session
+from rkf.commands.answering import (
+    MODEL,
+    answering_options,
+    load_model,
+    loading_options,
+    say_if_cut,
+    say_recommended,
+    session,
+)
 from rkf.commands.chat_turns import ChatTurns, Turn, read_conversation
 from rkf.commands.line_editor import at_terminal, edited_lines, piped_lines
 from rkf.commands.options import answer_keywords
@@ -39,8 +47,9 @@ def chat(model: Path | None, system: str | None, session_file: Path | None, **op
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D quits, /help tells the rest. Without MODEL:
     SmolLM2-135M-Instruct.
     """
-    with load_model(model, options) as ready:
-        keywords = answer_keywords(options)
+    loading = loading_options(options)
+    keywords = answer_keywords(options)
+    with load_model(model, **loading) as ready:
         say_recommended(ready, keywords)
         if "form" in keywords:
             ready.guides.guide(keywords["form"])  # refused now, not after the first line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
+_MOST_HISTORY_BYTES = 1 << 26  # it is read whole when a chat begins
 ReadLine = Callable[[str], str | None]
 """The text that the next line begins with -> the line; None at the end of input. A pipe begins with nothing."""
 
@@ -59,7 +61,7 @@ def edited_lines() -> ReadLine:
         multiline=True,
         prompt_continuation="  ",
         key_bindings=_keys(),
-        history=_history(),
+        history=history(),
         input_processors=[Harmless()],
         interrupt_exception=_Discarded,
     )
@@ -105,17 +107,25 @@ def _keys() -> KeyBindings:
     return keys
 
 
-def _history() -> History:
+def history() -> History:
     """The lines of earlier chats, in a file that only the user can read; those of this chat alone if it cannot be."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    from rkf.file.private import private_folder
+    from rkf.file.private import private_folder, read_private
+
+    class Kept(FileHistory):
+        """A line that cannot be kept is still a line of this chat."""
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
 
     try:
         folder = cache_dir() / "chat"
         private_folder(folder)
-        history = folder / "history"
-        history.touch(mode=0o600)
-        return FileHistory(str(history))
+        path = folder / "history"
+        if not path.is_symlink():
+            path.touch(mode=0o600)
+        return InMemoryHistory() if read_private(path, _MOST_HISTORY_BYTES) is None else Kept(str(path))
     except (OutputError, OSError):
         return InMemoryHistory()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rkf.commands.quantities import NOT_NEGATIVE, POSITIVE, THREAD_COUNT, Finite, Integer
-from rkf.errors import UsageError
+from rkf.errors import UsageError, naming
 from rkf.text.reading import read_text
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ ADAPTER = click.option(
 THREADS = click.option("--threads", type=THREAD_COUNT, help="Default: one per core.")
 KV_CACHE = click.option(
     "--kv-cache",
-    type=click.Choice(["int16", "int8", "f32"]),
-    help="Number format of the key/value cache; default int16. int8 takes half the memory.",
+    type=click.Choice(["int16", "int16-int8", "int8", "f32"]),
+    help="Number format of the key/value cache; default int16. int16-int8 shortens the values and takes three quarters "
+    "of the memory; int8 takes half, with a larger error.",
 )
 BITS = click.option(
     "--bits",
@@ -44,6 +45,7 @@ DRAFT = click.option(
     metavar="MODEL",
     help="A smaller model with the same tokenizer, which guesses tokens ahead. It changes no text.",
 )
+_CONVERSATION = ("messages", "tools", "add_generation_prompt")  # variables of a template that rkf sets itself
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ANSWERS = (
     click.option("--temperature", type=NOT_NEGATIVE, help="0 always takes the most likely token."),
@@ -89,25 +91,33 @@ def answer_options(max_tokens: int | None) -> Callable[[Command], Command]:
 def answer_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `answer_options` that were given, as keywords of `Model.stream`."""
     kept = {key: value for key, value in options.items() if value is not None}
+    if "" in kept.get("stop", ()):
+        raise UsageError("--stop: expected a text that is not empty: an empty one would stop everything")
     form = _form(kept.pop("json_schema", None), kept.pop("grammar", None))
     arguments = dict(map(_template_arg, kept.pop("template_arg", ())))
     return kept | ({"form": form} if form else {}) | ({"template_args": arguments} if arguments else {})
 
 
 def _form(json_schema: Path | None, grammar: Path | None) -> Form | None:
-    from rkf.runtime.guide import Form
+    from rkf.runtime.guide import Form, check
 
     if json_schema is not None and grammar is not None:
         raise UsageError("--json-schema and --grammar exclude each other: give one")
-    if json_schema is not None:
-        return Form("json_schema", read_text(json_schema))
-    return None if grammar is None else Form("grammar", read_text(grammar))
+    path = json_schema or grammar
+    if path is None:
+        return None
+    form = Form("grammar" if json_schema is None else "json_schema", read_text(path))
+    with naming(path):
+        check(form)
+    return form
 
 
 def _template_arg(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise UsageError(f"--template-arg: expected KEY=VALUE, got {text!r}")
+    if key in _CONVERSATION:
+        raise UsageError(f"--template-arg: {key} comes from the conversation: choose another key")
     try:
         return key, json.loads(value)
     except (ValueError, RecursionError):

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkf.commands.answering import MODEL, answering_options, load_model, say_if_cut, say_recommended, session
+from rkf.commands.answering import (
+    MODEL,
+    answering_options,
+    load_model,
+    loading_options,
+    say_if_cut,
+    say_recommended,
+    session,
+)
 from rkf.commands.options import answer_keywords
 from rkf.commands.output import write_text
 from rkf.commands.several_processes import one_of_several
@@ -56,12 +64,13 @@ def run(
     if options["tensor_parallel"] and prompt in (None, _STDIN) and prompt_file is None:
         raise UsageError("--tensor-parallel: processes cannot share stdin: give --prompt TEXT or --prompt-file FILE")
     text = _prompt(prompt, prompt_file)
+    loading = loading_options(options)
+    keywords = answer_keywords(options)
     began = perf_counter()
     with ExitStack() as stack:
-        seed = stack.enter_context(one_of_several(options["device"])) if options["tensor_parallel"] else None
-        ready = stack.enter_context(load_model(model, options))
+        seed = stack.enter_context(one_of_several(loading["device"])) if loading["tensor_parallel"] else None
+        ready = stack.enter_context(load_model(model, **loading))
         loaded = perf_counter()
-        keywords = answer_keywords(options)
         if seed is not None:
             keywords.setdefault("seed", seed)
         say_recommended(ready, keywords)

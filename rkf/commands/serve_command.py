@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from rkf.commands.options import ADAPTER, BITS, DRAFT, KV_CACHE, THREADS, VALUES
 from rkf.commands.quantities import Integer, Size
 from rkf.errors import RkfError, UsageError
 from rkf.text.reading import read_text
+
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^\s/?#]+")  # as browsers send it: without a path
 
 
 @click.command("serve")
@@ -70,7 +73,6 @@ def serve_command(
     Each model has its file's name. Without MODELS: SmolLM2-135M-Instruct. Answer options are the defaults of requests.
     """
     try:
-        from rkf.runtime.guide import check
         from rkf.serve.app import serve
         from rkf.serve.catalogue import EngineOptions, named
     except ImportError as error:
@@ -78,9 +80,12 @@ def serve_command(
     for name, given in (("--values", values), ("--adapter", adapter), ("--draft", draft)):
         if given is not None and len(models) > 1:
             raise UsageError(f"{name} is for one model: serve that alone")
+    if not host.strip():  # a server would listen at every address
+        raise UsageError("--host: expected an address; 0.0.0.0 for all")
+    for origin in allow_origin:
+        if not _ORIGIN.fullmatch(origin):
+            raise UsageError(f"--allow-origin: expected an origin such as https://example.com, got {origin!r}")
     defaults = answer_keywords(options)
-    if "form" in defaults:
-        check(defaults["form"])
     serve(
         named([model_path(model) for model in models or (None,)]),
         host=host,

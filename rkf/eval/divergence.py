@@ -26,7 +26,7 @@ def windows_of(model: Model, text: str, *, ctx: int = 512, windows: int | None =
     """
     if not 4 <= ctx <= model.config.context_length:
         raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
-    for part in cut(model.tokenizer.encode(text, enough=windows and windows * ctx), ctx, windows):
+    for part in cut(model.tokenizer.encode(text, enough=windows and windows * ctx, special=False), ctx, windows):
         ids = np.array(part, np.int64)
         yield described(ids, scored_logits(model, part))
 

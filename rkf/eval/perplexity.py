@@ -24,13 +24,14 @@ def perplexity(
     """exp of the mean negative log-likelihood of the text's tokens: {"ppl", "ppl_stderr", "tokens"}.
 
     The text's tokens are cut into windows of `ctx` that do not overlap; the incomplete one at the end is dropped.
-    `windows` limits the number of windows. In each, tokens ctx/2 + 1 .. ctx - 1 are scored, given all earlier tokens
-    of the window. BOS replaces a window's first token if the model wants one. ppl_stderr: the standard error of the
-    mean, times ppl. UsageError: the text is shorter than one window, or ctx is out of range.
+    Special tokens that the text spells are text, as for llama.cpp. `windows` limits the number of windows. In
+    each, tokens ctx/2 + 1 .. ctx - 1 are scored, given all earlier tokens of the window. BOS replaces a window's first
+    token if the model wants one. ppl_stderr: the standard error of the mean, times ppl. UsageError: the text is shorter
+    than one window, or ctx is out of range.
     """
     if not 4 <= ctx <= model.config.context_length:
         raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
-    parts = cut(model.tokenizer.encode(text, enough=windows and windows * ctx), ctx, windows)
+    parts = cut(model.tokenizer.encode(text, enough=windows and windows * ctx, special=False), ctx, windows)
     losses = []
     for done, part in enumerate(parts, 1):
         losses.append(window_losses(model, part))

@@ -18,7 +18,7 @@ from rkf.errors import CorruptError
 from rkf.eval.distributions import DRAWS, F32, TOP, Distribution, Sampled
 from rkf.file.arrays import packed_arrays, read_arrays
 from rkf.file.atomic import replacing
-from rkf.text.reading import read_bytes
+from rkf.text.reading import open_regular, read_bytes
 
 _KIND = "reference 1"
 _ARRAYS = {"tokens": ("u4", 2), "ids": ("u4", 2), "log_p": ("f4", 2), "target": ("f4", 1), "noise": ("f8", 1)}
@@ -54,7 +54,7 @@ def write(path: Path, windows: list[Window], force: bool = False) -> None:
 def read(path: Path) -> list[Window]:
     """The windows of a file. Raises CorruptError if it is not a `.kld` file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return list(_windows(read_arrays(read_bytes(file, str(path)), _KIND, _ARRAYS)))
     except ValueError as error:
         raise CorruptError(f"{path}: not a reference written by `rkf eval kld --save`: {error}") from error

@@ -19,6 +19,7 @@ from blake3 import blake3
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+MAGIC = b"PK\x03\x04"  # first bytes of the file
 MOST = 1 << 29  # bytes of all arrays together
 _HEADER = 10_000  # bytes; numpy's own limit for headers that nobody vouches for
 _KEPT = "kept"

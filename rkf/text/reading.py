@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +28,18 @@ def read_text(path: Path) -> str:
             return read_stream(file, str(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The open file; UsageError if it cannot be read, or is no regular file: a pipe is not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{path}: expected a regular file, got a folder, pipe or device")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_stream(stream: BinaryIO, label: str) -> str:

@@ -56,22 +56,24 @@ class Tokenizer:
             raise StructureError(f"chat_template.jinja: expected UTF-8: {error}") from None
         self._model = model
 
-    def encode(self, text: str, *, bos: bool = True, enough: int | None = None) -> list[int]:
-        """Token ids of `text`; special tokens in it are recognised. bos: start with BOS if the model wants it.
+    def encode(self, text: str, *, bos: bool = True, enough: int | None = None, special: bool = True) -> list[int]:
+        """Token ids of `text`. bos: start with BOS if the model wants it. special: recognise special tokens in it;
+        otherwise they are text.
 
         enough: how many tokens suffice; the rest of a long text is then not encoded. Raises UsageError for a lone
         surrogate, StructureError if the tokenizer fails.
         """
         ids: list[int] = []
-        for piece in self._pieces(text):
-            ids += self._encoding(piece).ids
+        encoding = self._encoding if special else self._plain_encoding
+        for piece in self._pieces(text, encoding):
+            ids += encoding(piece).ids
             if enough is not None and len(ids) >= enough:
                 break
         if bos and self._model.add_bos and self._model.bos_id is not None and ids[:1] != [self._model.bos_id]:
             ids.insert(0, self._model.bos_id)
         return ids
 
-    def _pieces(self, text: str) -> Iterator[str]:
+    def _pieces(self, text: str, encoding: Callable[[str], tokenizers.Encoding]) -> Iterator[str]:
         """The text in parts that can be encoded one by one, so that a long one takes little memory and linear time."""
         try:
             text.encode()
@@ -80,28 +82,19 @@ class Tokenizer:
             raise UsageError(f"the text is not valid Unicode: {reason}") from None
         start = 0
         while len(text) - start > 2 * _PIECE:
-            end, following = self._seam(text, start + _PIECE)
+            end, following = _seam(text, start + _PIECE, encoding)
             yield text[start:end]
             start = following
         yield text[start:]
 
-    def _seam(self, text: str, at: int) -> tuple[int, int]:
-        """The end of a part and the start of the next, at `at` or soon after: between words, where both sides have the
-        tokens that they have together. Some tokenizers put the space there themselves. In a text without such a place
-        it is `at`.
-        """
-        for found in islice(_BETWEEN_WORDS.finditer(text, at, at + _SEARCHED), _TRIED):
-            end = found.end()
-            before, after = text[max(0, end - _CONTEXT) : end], text[end : end + _CONTEXT]
-            left, both = self._encoding(before).ids, self._encoding(before + after).ids
-            for following in (end, end + 1):
-                if both == left + self._encoding(text[following : end + _CONTEXT]).ids:
-                    return end, following
-        return at, at
-
     def _encoding(self, text: str) -> tokenizers.Encoding:
         with one_line("tokenizer.json: a text cannot be encoded"):
             return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _plain_encoding(self, text: str) -> tokenizers.Encoding:
+        """As `_encoding`, with special tokens as text."""
+        with one_line("tokenizer.json: a text cannot be encoded"):
+            return self._without_special[0].encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids. special: show special tokens instead of leaving them out."""
@@ -246,6 +239,21 @@ class Tokenizer:
         special tokens.
         """
         return TextStream(partial(self.decode, special=special), context)
+
+
+def _seam(text: str, at: int, encoding: Callable[[str], tokenizers.Encoding]) -> tuple[int, int]:
+    """The end of a part and the start of the next, at `at` or soon after: between words, where both sides have the
+    tokens that they have together. Some tokenizers put the space there themselves. In a text without such a place
+    it is `at`.
+    """
+    for found in islice(_BETWEEN_WORDS.finditer(text, at, at + _SEARCHED), _TRIED):
+        end = found.end()
+        before, after = text[max(0, end - _CONTEXT) : end], text[end : end + _CONTEXT]
+        left, both = encoding(before).ids, encoding(before + after).ids
+        for following in (end, end + 1):
+            if both == left + encoding(text[following : end + _CONTEXT]).ids:
+                return end, following
+    return at, at
 
 
 def open_tokenizer(container: Container) -> Tokenizer:

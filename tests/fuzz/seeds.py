@@ -33,6 +33,13 @@ CONFIG = {
     "tie_word_embeddings": False,
 }
 SETTINGS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": tiny.CHAT_TEMPLATE}
+_TOKEN = {"content": "<|im_end|>", "special": True, "lstrip": False, "normalized": False, "single_word": False}
+ADDED = {"<|a|>": VOCAB - 2, "<|b|>": VOCAB - 1}
+ALL_SETTINGS = SETTINGS | {
+    **{"added_tokens_decoder": {"2": _TOKEN, str(VOCAB - 1): {"content": "<|b|>"}}, "eos_token": _TOKEN},
+    **{"additional_special_tokens": ["<|a|>", _TOKEN], "extra_special_tokens": {"image_token": "<|b|>"}},
+    **{"chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}], "model_max_length": 64},
+}
 GENERATION = {"bos_token_id": 1, "eos_token_id": [2], "temperature": 0.7, "top_k": 40, "top_p": 0.9}
 RECIPE = """k = 16
 [defaults]
@@ -115,11 +122,25 @@ def checkpoint() -> dict[str, bytes]:
     return {path.name: path.read_bytes()} | {name: json.dumps(value).encode() for name, value in told.items()}
 
 
-def write_checkpoint(folder: Path, **changed: bytes) -> Path:
-    """The folder with other contents for some files; their names have _ for the dot."""
+@cache
+def sharded() -> dict[str, bytes]:
+    """The weights in two files, and their index, by name."""
+    tensors, files, places = _weights(), dict[str, bytes](), dict[str, str]()
+    for number in range(2):
+        name = f"model-{number + 1:05}-of-00002.safetensors"
+        part = dict(list(tensors.items())[number::2])
+        save_file(part, FOLDER / name)
+        files[name] = (FOLDER / name).read_bytes()
+        places |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    return {**files, "model.safetensors.index.json": json.dumps(index).encode()}
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """The folder, which may exist."""
     folder.mkdir(exist_ok=True)
     for name, content in checkpoint().items():
-        (folder / name).write_bytes(changed.get(name.replace(".", "_"), content))
+        (folder / name).write_bytes(content)
     return folder
 
 

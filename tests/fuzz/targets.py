@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from rkf.calibrate.calibration import Calibrate
 from rkf.cluster.recipe import Recipe
 from rkf.commands.chat_turns import read_conversation
 from rkf.converters.adapter import AdaptedSource, Adapter
-from rkf.converters.shards import tensors_of
+from rkf.converters.shards import INDEX, SINGLE, tensors_of
 from rkf.converters.source import open_source
 from rkf.errors import RkfError
 from rkf.eval import choices, reference
@@ -68,14 +69,29 @@ def _damaged_safetensors(sound: bytes, draw: Choices) -> bytes:
     return len(text).to_bytes(8, "little") + text + sound[end:]
 
 
-def _checkpoint(name: str) -> Target:
+def _checkpoint(name: str, value: Any = None) -> Target:
+    """A JSON file of a checkpoint. value: what it says, if the tiny checkpoint's own says too little."""
+
     def target(folder: Path, data: bytes) -> None:
-        draw, sound = Choices(data), seeds.checkpoint()[name]
+        draw, sound = Choices(data), json.dumps(value).encode() if value else seeds.checkpoint()[name]
         changed = json.dumps(damaged_json(json.loads(sound), draw)).encode() if draw(8) else damaged_bytes(sound, draw)
+        (seeds.write_checkpoint(folder / "hf") / name).write_bytes(changed)
         with suppress(RkfError):
-            open_source(seeds.write_checkpoint(folder / "hf", **{name.replace(".", "_"): changed}))
+            open_source(folder / "hf")
 
     return target
+
+
+def index(folder: Path, data: bytes) -> None:
+    """The index of a checkpoint in two files."""
+    draw, hf = Choices(data), seeds.write_checkpoint(folder / "hf")
+    (hf / SINGLE).unlink()
+    for name, sound in seeds.sharded().items():
+        (hf / name).write_bytes(sound)
+    found = json.loads(seeds.sharded()[INDEX])
+    (hf / INDEX).write_text(json.dumps(damaged_json(found, draw)), encoding="utf-8")
+    with suppress(RkfError):
+        open_source(hf)
 
 
 def _write_damaged(folder: Path, files: dict[str, bytes], config: str, draw: Choices) -> None:
@@ -160,7 +176,8 @@ def _damaged_arrays(kind: str, sound: bytes, draw: Choices) -> bytes:
         case 2 if arrays[name].dtype.kind == "f" and arrays[name].size:
             arrays[name].flat[draw(arrays[name].size)] = (np.nan, np.inf, -1.0, 1e30)[draw(4)]
         case 2 if arrays[name].dtype.kind == "u" and arrays[name].size:
-            arrays[name].flat[draw(arrays[name].size)] = (0, seeds.VOCAB, (1 << 32) - 1)[draw(3)]
+            most = np.iinfo(arrays[name].dtype).max
+            arrays[name].flat[draw(arrays[name].size)] = min((0, seeds.VOCAB, (1 << 32) - 1)[draw(3)], most)
         case _:
             del arrays[name]
     return bytes(packed_arrays(kind, arrays))
@@ -219,6 +236,9 @@ TARGETS: dict[str, Target] = {
     "tokenizer_config": _checkpoint("tokenizer_config.json"),
     "generation_config": _checkpoint("generation_config.json"),
     "special_tokens_map": _checkpoint("special_tokens_map.json"),
+    "added_tokens": _checkpoint("added_tokens.json", seeds.ADDED),
+    "added_decoder": _checkpoint("tokenizer_config.json", seeds.ALL_SETTINGS),
+    "index": index,
     "adapter": adapter,
     "restored": restored,
     "questions": questions,

@@ -74,7 +74,7 @@ def ask(model, session, prompt, **options):
     return text, generation.request.cached_tokens, len(generation.prompt)
 
 
-@pytest.mark.parametrize("kv_cache", ["int16", "int8", "f32"])
+@pytest.mark.parametrize("kv_cache", ["int16", "int16-int8", "int8", "f32"])
 def test_a_prompt_is_computed_once(model, tmp_path, kv_cache):
     path = tmp_path / "s"
     with rkf.load(model, threads=1, kv_cache=kv_cache) as ready:
@@ -152,7 +152,7 @@ def test_damage_is_one_line_and_what_is_sealed_again_is_checked(backends, tmp_pa
     try:
         Session(path, container, backend, other).load()
     except RkfError as error:
-        assert isinstance(error, IntegrityError | BindingError) and "\n" not in str(error)
+        assert isinstance(error, IntegrityError | UsageError) and "\n" not in str(error)
         assert str(error).startswith(str(path))
     else:
         run(other, Recorded([1, 2, 3, 1, 2], 8))  # another text, but no crash
@@ -164,6 +164,15 @@ def test_what_is_not_the_users_own_file_is_refused(model, tmp_path):
     link.symlink_to(own)
     with pytest.raises(UsageError, match="expected a session of your own"):
         ask(model, link, "The")
+
+
+def test_a_file_of_another_kind_is_not_to_be_removed(model, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for path in (model, tmp_path / "notes"):
+        before = path.read_bytes()
+        with pytest.raises(UsageError, match="expected a session, got a file of another kind: name another file"):
+            ask(model, path, "The")
+        assert path.read_bytes() == before
 
 
 def test_the_commands_take_a_session(model, tmp_path):

@@ -85,7 +85,7 @@ def test_a_long_text_in_parts_has_the_tokens_of_the_whole(raw, monkeypatch):
     text = " ".join([*tiny.CORPUS * 3, " the  the\n\n the", "\tthe the\nthe " * 20])
     whole = tokenizer.encode(text)
     monkeypatch.setattr(module, "_PIECE", 40)
-    assert len(list(tokenizer._pieces(text))) > 10
+    assert len(list(tokenizer._pieces(text, tokenizer._encoding))) > 10
     assert tokenizer.encode(text) == whole
     assert len(tokenizer.encode(text, enough=5)) < len(whole) / 4
     found = tokenizer.decode(tokenizer.encode("x" * 300))  # no place to cut

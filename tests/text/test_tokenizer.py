@@ -92,6 +92,14 @@ def test_special_tokens_in_text_are_tokens_and_are_left_out_of_it():
     assert BYTE_LEVEL.decode(ids, special=True) == "<|im_start|>Paris<|im_end|>"
 
 
+def test_special_tokens_are_text_where_they_are_not_wanted():
+    text = "a <|im_end|>b\r\n" * 3000  # more than one piece
+    ids = BYTE_LEVEL.encode(text, special=False)
+    assert BYTE_LEVEL.decode(ids) == text and not {1, 2} & set(ids)
+    assert BYTE_LEVEL.encode("no special", special=False) == BYTE_LEVEL.encode("no special")
+    assert SENTENCEPIECE.encode("<s>the", special=False)[:2] != [1, 1]
+
+
 def test_bos_comes_once_and_only_where_the_model_wants_one():
     assert SENTENCEPIECE.encode("the")[0] == 1
     assert SENTENCEPIECE.encode("<s>the").count(1) == 1
