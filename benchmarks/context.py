@@ -19,7 +19,7 @@ import numpy as np
 from rkf.file.container import open_file
 from rkf.runtime.backend import Row
 from rkf.runtime.cpu import CpuBackend
-from rkf.runtime.kv_cache import CacheLayout, Page
+from rkf.runtime.kv_cache import FORMATS, CacheLayout, Page
 from rkf.runtime.paged_sequence import PagedSequence
 from rkf.runtime.resident import resident
 from rkf.runtime.structs import PAGE
@@ -54,9 +54,10 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--kv-cache", choices=FORMATS, default="int16")
     options = parser.parse_args()
     with open_file(options.model) as container:
-        backend = CpuBackend(container, threads=options.threads)
+        backend = CpuBackend(container, threads=options.threads, cache_format=options.kv_cache)
         step_s(backend, filled(backend, PAGE))
         before = resident(options.model)
         long = filled(backend, options.tokens)
@@ -68,7 +69,7 @@ def main() -> None:
         report = {
             "tokens": options.tokens,
             "threads": backend.threads,
-            "told_bytes": CacheLayout(backend.metadata.program, "int16").bytes_of(options.tokens),
+            "told_bytes": CacheLayout(backend.metadata.program, options.kv_cache).bytes_of(options.tokens),
             "taken_bytes": taken[1] - taken[0],
             "short_s": median(short for short, _ in pairs),
             "long_s": median(long for _, long in pairs),

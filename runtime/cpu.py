@@ -29,10 +29,10 @@ MAX_BITS = index_bits(MAX_K)
 class CpuBackend:
     """A model ready to run. exact: f32 arithmetic on the decoded weights, the reference for the fast path.
 
-    cache_format: "f32", "int16" or "int8"; None: f32 in exact mode, otherwise int16. bits: read only the rank planes
-        that fit into this many bits per weight (rkf/file/prefix.py).
+    cache_format: of kv_cache.FORMATS; None: f32 in exact mode, otherwise int16. bits: read only the rank planes that
+    fit into this many bits per weight (rkf/file/prefix.py).
 
-        arithmetic: what the bits of keys and values depend on, beside the weights.
+    arithmetic: what the bits of keys and values depend on, beside the weights.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from rkf.runtime.held_bytes import HeldBytes
 from rkf.runtime.snapshots import MOST
 from rkf.runtime.structs import LANES, PAGE, WIDE
 
-FORMATS = {"f32": 4, "int16": 2, "int8": 1}  # bytes per number
+FORMATS = {"f32": (4, 4), "int16": (2, 2), "int16-int8": (2, 1), "int8": (1, 1)}  # bytes per number of keys, of values
 
 
 def padded_value_dim(op: Attention) -> int:
@@ -133,8 +133,9 @@ def _state_bytes(program: Program, op: Recurrent) -> int:
 
 def _head_bytes(op: Attention, number_format: str) -> int:
     """Bytes of one head's keys and values in a page; integers add two f32 scales per position."""
-    numbers = PAGE * (padded(op.head_dim, 2) + padded_value_dim(op)) * FORMATS[number_format]
-    return numbers + (0 if number_format == "f32" else 8 * PAGE)
+    key_size, value_size = FORMATS[number_format]
+    numbers = padded(op.head_dim, 2) * key_size + padded_value_dim(op) * value_size
+    return PAGE * (numbers + (0 if number_format == "f32" else 8))
 
 
 class Page:

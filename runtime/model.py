@@ -277,9 +277,9 @@ def load(
     threads: default one per core, within affinity and quota. exact: f32 throughout, with the weights of the normative
     decode; otherwise integer products where they are faster. values: a `.rkv` file to use in place of the file's own
     values. adapter: the folder of a PEFT LoRA adapter, applied while the model runs. kv_cache: number format of the
-    key/value cache, "int16" (the default), "int8" or "f32" (the default with exact). bits: run a coarser model from the
-    rank planes that fit into this many bits per weight. device: "cpu", or, with the torch extra, "cpu-torch" (f32) and
-    "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
+    key/value cache, "int16" (the default), "int16-int8" (keys, values), "int8" or "f32" (the default with exact).
+    bits: run a coarser model from the rank planes that fit into this many bits per weight. device: "cpu", or, with the
+    torch extra, "cpu-torch" (f32) and "cuda" (bf16), which do not accept `exact`, `kv_cache` or `bits`.
     draft: a smaller model with the same tokenizer that guesses tokens of the answers (draft.py); no text changes by it.
     tensor_parallel: share the model with the other processes that torchrun started, which make the same calls
     (torch_parallel.py); for the torch devices.

@@ -30,8 +30,9 @@ ADAPTER = click.option(
 THREADS = click.option("--threads", type=THREAD_COUNT, help="Default: one per core.")
 KV_CACHE = click.option(
     "--kv-cache",
-    type=click.Choice(["int16", "int8", "f32"]),
-    help="Number format of the key/value cache; default int16. int8 takes half the memory.",
+    type=click.Choice(["int16", "int16-int8", "int8", "f32"]),
+    help="Number format of the key/value cache; default int16. int16-int8 shortens the values and takes three quarters "
+    "of the memory; int8 takes half, with a larger error.",
 )
 BITS = click.option(
     "--bits",

@@ -218,7 +218,8 @@ def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[...,
                 position = block // 4 * SPAN + block // 2 % 2 * LANES
                 low, high = zeros(), zeros()
                 for at in range(0, head_dim, step):
-                    k0, k1 = cache.read(region, key_block(position, at, head_dim), keys_apart(head_dim))
+                    at_key = key_block(position, at, head_dim)
+                    k0, k1 = cache.read_keys(region, head_dim, at_key, keys_apart(head_dim))
                     low, high = add(low, query, at * factor, k0), add(high, query, at * factor, k1)
                 store_scores(out, position * 4, low, high)
 
@@ -230,7 +231,8 @@ def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[...,
                 for first in range(begin, stop, span):
                     low, high = zeros(), zeros()
                     for position in range(first, smaller(stop, first + span), step):
-                        v0, v1 = cache.read(region, value_row(position, column, head_dim), PAGE * LANES)
+                        at_value = value_row(position, column)
+                        v0, v1 = cache.read_values(region, head_dim, at_value, PAGE * LANES)
                         low, high = add(low, weights, position * factor, v0), add(high, weights, position * factor, v1)
                     add_span(out, column, first // span, low, high)
 

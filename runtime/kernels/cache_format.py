@@ -43,6 +43,7 @@ from rkf.runtime.kernels.simd import (
     truncate,
 )
 from rkf.runtime.kernels.vectors import F32x16, I8x32, I16x16, I16x32, I32x8, I32x16
+from rkf.runtime.kv_cache import FORMATS
 from rkf.runtime.structs import LANES, PAGE, SPAN, WIDE
 
 _ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to the nearest even integer, which is then in the low bits
@@ -60,7 +61,8 @@ class CacheFormat(NamedTuple):
     step: dimensions of a key, or positions of values, in a pair. factor_bytes: of one number of a query, or one weight.
     span: positions whose weighted values are added before they become f32.
 
-    read(region, index, apart): 16 * step numbers from there on (`key_block`, `value_row`), and those `apart` on.
+    read_keys(region, head_dim, index, apart): 16 * step numbers from there on (`key_block`), and those `apart` on.
+    read_values: the same of values (`value_row`).
     query(source, target, head_dim): a query as factors; returns the scale of its scores.
     scale_keys(scores, region, position, head_dim, padded) and scale_values(weights, …): of sixteen positions.
     weights(row, position, a, b, c, d, partial): store the weights of a span as factors, in a row of f32 scores.
@@ -72,7 +74,8 @@ class CacheFormat(NamedTuple):
     step: int
     factor_bytes: int
     span: int
-    read: Callable[..., Any]
+    read_keys: Callable[..., Any]
+    read_values: Callable[..., Any]
     query: Callable[..., Any]
     scale_keys: Callable[..., Any]
     scale_values: Callable[..., Any]
@@ -93,9 +96,9 @@ def key_block(position, d, head_dim):
 
 
 @inline
-def value_row(position, column, head_dim):
+def value_row(position, column):
     """Index of the values of one position, the first of a pair, in 16 columns, the first a multiple of 16."""
-    return PAGE * (_even(head_dim) + column) + position * LANES
+    return PAGE * column + position * LANES
 
 
 @inline
@@ -115,13 +118,13 @@ def _key_at(slot, d, head_dim, step):
 
 
 @inline
-def _value_at(slot, i, head_dim, step):
-    return value_row(slot // step * step, i // LANES * LANES, head_dim) + i % LANES * step + slot % step
+def _value_at(slot, i, step):
+    return value_row(slot // step * step, i // LANES * LANES) + i % LANES * step + slot % step
 
 
 @inline
-def _scales(region, head_dim, padded, size):
-    return region + PAGE * (_even(head_dim) + padded) * size
+def _values(region, head_dim, key_size):
+    return region + PAGE * _even(head_dim) * key_size
 
 
 # --- f32
@@ -132,7 +135,7 @@ def _remember_f32(region, slot, key, value, head_dim, value_dim, padded):
     for i in range(head_dim):
         store(region + _key_at(slot, i, head_dim, 1) * 4, number(key, i))
     for i in range(value_dim):
-        store(region + _value_at(slot, i, head_dim, 1) * 4, number(value, i))
+        store(_values(region, head_dim, 4) + _value_at(slot, i, 1) * 4, number(value, i))
 
 
 @inline
@@ -147,6 +150,16 @@ def _read_f32(region, index, apart):
     address = region + index * 4
     _prefetch(address, apart * 4)
     return load(F32x16, address), load(F32x16, address + apart * 4)
+
+
+@inline
+def _read_f32_keys(region, head_dim, index, apart):
+    return _read_f32(region, index, apart)
+
+
+@inline
+def _read_f32_values(region, head_dim, index, apart):
+    return _read_f32(_values(region, head_dim, 4), index, apart)
 
 
 @inline
@@ -200,7 +213,8 @@ _F32 = CacheFormat(
     step=1,
     factor_bytes=4,
     span=PAGE,
-    read=_read_f32,
+    read_keys=_read_f32_keys,
+    read_values=_read_f32_values,
     query=_query_f32,
     scale_keys=_unscaled,
     scale_values=_unscaled,
@@ -320,6 +334,7 @@ def _dot_portable(total, x, pairs):
     return total + even + odd
 
 
+_KINDS = {2: types.int16, 1: types.int8}
 _DOTS = {"avx512": _dot_avx512, "avxvnni": _dot_avxvnni, "avx2": _dot_avx2}
 
 
@@ -333,39 +348,63 @@ def _bytes(address):
     return sign_extend(I16x32, load(I8x32, address))
 
 
-def _integers(size: int, level: str) -> CacheFormat:
+def _integers(key_size: int, value_size: int, level: str) -> CacheFormat:
     """Integers of 2 bytes or 1."""
-    kind = types.int16 if size == 2 else types.int8
-    read_at = _words if size == 2 else _bytes
-    key_size, key_most = (_length, _KEY_LENGTH) if size == 2 else (_largest, 127.0)
-    value_most = _VALUE_MOST if size == 2 else 127.0
+    key_kind, value_kind = _KINDS[key_size], _KINDS[value_size]
+    key_length, key_most = (_length, _KEY_LENGTH) if key_size == 2 else (_largest, 127.0)
+    value_most = _VALUE_MOST if value_size == 2 else 127.0
     dot = _DOTS.get(level, _dot_portable)
 
     @inline
-    def remember(region, slot, key, value, head_dim, value_dim, padded):
-        scales = _scales(region, head_dim, padded, size)
-        scale, key_step = _steps(key_size(key, head_dim), key_most)
-        for i in range(head_dim):
-            store(region + _key_at(slot, i, head_dim, 2) * size, kind(_rounded_one(number(key, i), scale)))
-        scale, value_step = _steps(_largest(value, value_dim), value_most)
-        for i in range(value_dim):
-            store(region + _value_at(slot, i, head_dim, 2) * size, kind(_rounded_one(number(value, i), scale)))
-        store(scales + slot * 4, key_step)
-        store(scales + (PAGE + slot) * 4, value_step)
+    def scales(region, head_dim, padded):
+        return _values(region, head_dim, key_size) + PAGE * padded * value_size
 
     @inline
-    def read(region, index, apart):
-        address = region + index * size
-        _prefetch(address, apart * size)
-        return read_at(address), read_at(address + apart * size)
+    def remember(region, slot, key, value, head_dim, value_dim, padded):
+        values, steps = _values(region, head_dim, key_size), scales(region, head_dim, padded)
+        scale, key_step = _steps(key_length(key, head_dim), key_most)
+        for i in range(head_dim):
+            rounded = key_kind(_rounded_one(number(key, i), scale))
+            store(region + _key_at(slot, i, head_dim, 2) * key_size, rounded)
+        scale, value_step = _steps(_largest(value, value_dim), value_most)
+        for i in range(value_dim):
+            store(values + _value_at(slot, i, 2) * value_size, value_kind(_rounded_one(number(value, i), scale)))
+        store(steps + slot * 4, key_step)
+        store(steps + (PAGE + slot) * 4, value_step)
+
+    def reader(size: int) -> Callable[..., Any]:
+        read_at = _words if size == 2 else _bytes
+
+        @inline
+        def read(base, index, apart, ahead):
+            """ahead: bytes. The values lie as far behind the keys, and the next head's keys behind the values; they
+            come into the second-level cache while scores become weights too.
+            """
+            address = base + index * size
+            _prefetch(address, apart * size)
+            prefetch(address + ahead, 2)
+            prefetch(address + apart * size + ahead, 2)
+            return read_at(address), read_at(address + apart * size)
+
+        return read
+
+    read_key, read_value = reader(key_size), reader(value_size)
+
+    @inline
+    def read_keys(region, head_dim, index, apart):
+        return read_key(region, index, apart, _values(0, head_dim, key_size))
+
+    @inline
+    def read_values(region, head_dim, index, apart):
+        return read_value(_values(region, head_dim, key_size), index, apart, _values(0, head_dim, key_size))
 
     @inline
     def scale_keys(x, region, position, head_dim, padded):
-        return x * load(F32x16, _scales(region, head_dim, padded, size) + position * 4)
+        return x * load(F32x16, scales(region, head_dim, padded) + position * 4)
 
     @inline
     def scale_values(x, region, position, head_dim, padded):
-        return x * load(F32x16, _scales(region, head_dim, padded, size) + (PAGE + position) * 4)
+        return x * load(F32x16, scales(region, head_dim, padded) + (PAGE + position) * 4)
 
     @inline
     def add(total, address, x):
@@ -376,7 +415,8 @@ def _integers(size: int, level: str) -> CacheFormat:
         step=2,
         factor_bytes=2,
         span=SPAN,
-        read=read,
+        read_keys=read_keys,
+        read_values=read_values,
         query=_query,
         scale_keys=scale_keys,
         scale_values=scale_values,
@@ -389,5 +429,5 @@ def _integers(size: int, level: str) -> CacheFormat:
 
 
 def cache_format(name: str, level: str) -> CacheFormat:
-    """f32, int16 or int8 for a level of CPU."""
-    return _F32 if name == "f32" else _integers({"int16": 2, "int8": 1}[name], level)
+    """A format of kv_cache.FORMATS for a level of CPU."""
+    return _F32 if name == "f32" else _integers(*FORMATS[name], level)

@@ -74,7 +74,7 @@ def ask(model, session, prompt, **options):
     return text, generation.request.cached_tokens, len(generation.prompt)
 
 
-@pytest.mark.parametrize("kv_cache", ["int16", "int8", "f32"])
+@pytest.mark.parametrize("kv_cache", ["int16", "int16-int8", "int8", "f32"])
 def test_a_prompt_is_computed_once(model, tmp_path, kv_cache):
     path = tmp_path / "s"
     with rkf.load(model, threads=1, kv_cache=kv_cache) as ready:
