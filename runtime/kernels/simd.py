@@ -38,7 +38,9 @@ from rkf.runtime.kernels.vectors import (
 def splat(typingctx, kind, scalar):
     """One scalar in all lanes."""
     result = instance(kind)
-    element = {"f32": types.float32, "i8": types.int8, "i16": types.int16, "i32": types.int32}[result.element]
+    element = {"f32": types.float32, "i8": types.int8, "i16": types.int16, "i32": types.int32, "i64": types.int64}[
+        result.element
+    ]
 
     def codegen(context, builder, sig, args):
         return broadcast(builder, result, args[1])
@@ -361,6 +363,18 @@ def permute_bytes(typingctx, table, index):
 
     def codegen(context, builder, sig, args):
         return call_llvm(builder, "llvm.x86.avx512.permvar.qi.512", I8x64.llvm, [args[0], args[1]])
+
+    return I8x64(I8x64, I8x64), codegen
+
+
+@intrinsic
+def shifted_bytes(typingctx, data, shifts):
+    """llvm.x86.avx512.pmultishift.qb.512 (AVX512-VBMI): in each eight bytes, byte i is the low byte of the eight
+    rotated right by shifts[i] & 63 bits.
+    """
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, "llvm.x86.avx512.pmultishift.qb.512", I8x64.llvm, [args[1], args[0]])
 
     return I8x64(I8x64, I8x64), codegen
 
