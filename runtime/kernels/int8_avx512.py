@@ -13,12 +13,14 @@ from typing import Any
 
 from numba import types
 
+from rkf.format.constants import plane_bits
 from rkf.runtime.kernels import few_avx512, products, ranks
 from rkf.runtime.kernels.inline import inline, piece, smaller
 from rkf.runtime.kernels.memory import load, prefetch
 from rkf.runtime.kernels.simd import (
     bitcast,
     dot_bytes,
+    merged_bits,
     permute_bytes,
     select,
     shifted_bytes,
@@ -86,7 +88,7 @@ _BITS_AT_2, _BITS_AT_4 = _fields(1, 2), _fields(1, 4)
 @inline
 def _above(low, count, high):
     """The low `count` bits of `low`, the others of `high`."""
-    return ranks.select_bits(ranks.constant((1 << count) - 1), low, high)
+    return merged_bits(ranks.constant((1 << count) - 1), low, high)
 
 
 @inline
@@ -165,6 +167,12 @@ WEIGHTS = {
 
 
 SUMS = products.two_digits(I8x64, I32x16, dot_bytes)
+
+
+def multiply_one(width: str) -> Callable[..., Any]:
+    """products.multiply_one for a width of WEIGHTS. Eight rows at a time of several planes do not fit the registers."""
+    planes = len(plane_bits(int(width[0])))
+    return products.multiply_one(WEIGHTS[width], SUMS._replace(rows=8 if planes == 1 else 4))
 
 
 # --- many tokens

@@ -379,6 +379,20 @@ def shifted_bytes(typingctx, data, shifts):
     return I8x64(I8x64, I8x64), codegen
 
 
+@intrinsic
+def merged_bits(typingctx, mask, a, b):
+    """llvm.x86.avx512.pternlog.d.512: bits of a where the mask is set, of b elsewhere. Of plain operations with a
+    constant mask LLVM makes two instructions.
+    """
+
+    def codegen(context, builder, sig, args):
+        words = [builder.bitcast(each, I32x16.llvm) for each in args]
+        merged = call_llvm(builder, "llvm.x86.avx512.pternlog.d.512", I32x16.llvm, [*words, I32(0xCA)])
+        return builder.bitcast(merged, I8x64.llvm)
+
+    return I8x64(I8x64, I8x64, I8x64), codegen
+
+
 def _dot(builder: Any, name: str, total: Any, a: Any, b: Any) -> Any:
     """A sum of products. Its operands are declared as i32: LLVM 20 knows no other form, and later ones upgrade it."""
     operands = [total, *(builder.bitcast(each, total.type) for each in (a, b))]
