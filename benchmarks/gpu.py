@@ -147,8 +147,8 @@ def speed(backend: Backend) -> Figures:
         for token in range(STEPS):
             backend.forward([Row(sequence, np.array([token]))])
         done = perf_counter()
-        rates = {"prefill_tok_s": round(PROMPT / (read - began), 1), "decode_tok_s": round(STEPS / (done - read), 1)}
-    return rates
+        rates = {"prefill_tok_s": PROMPT / (read - began), "decode_tok_s": STEPS / (done - read)}
+    return {name: float(f"{rate:.3g}") for name, rate in rates.items()}
 
 
 if __name__ == "__main__":

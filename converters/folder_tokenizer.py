@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from rkf.converters.families.keys import flag, optional_flag, read, text
-from rkf.converters.input_files import read_bytes, read_json
+from rkf.converters.input_files import read_bytes, read_json, refuse_pointer
 from rkf.errors import SourceError, StructureError, naming
 from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import SpecialToken
@@ -72,6 +72,7 @@ class FolderTokenizer:
                 f"{label}: tokenizer.json is missing; write one with "
                 "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
+        refuse_pointer(path)
         self.json = read_bytes(path)
         self._tokenizer = load_tokenizer(self.json, label)
         named, added = _tokens_of(folder)
@@ -80,6 +81,8 @@ class FolderTokenizer:
                 self.json = self._tokenizer.to_str(pretty=False).encode()
         if self._largest() >= rows:
             self._cut(rows, label)
+        if (count := self._tokenizer.get_vocab_size(with_added_tokens=True)) > rows:
+            raise SourceError(f"{label}: tokenizer.json has {count} tokens for {rows} rows: two of them share an id")
         with _as_source(label), one_line(TOKENIZER):
             self.first_id = self._first()
         self.special_tokens = {

@@ -44,16 +44,22 @@ class HubName:
 
 @contextmanager
 def reported(name: HubName) -> Iterator[None]:
-    """Turn the hub's errors into one SourceError."""
+    """Turn the hub's errors into one SourceError, and keep its library from telling of every try."""
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging
 
     # The first base class of the hub's error is the base class of its HTTP library, which depends on the hub's version.
-    http_error: Any = HfHubHTTPError.__base__
+    # Not __base__: that is OSError.
+    http_error: Any = HfHubHTTPError.__bases__[0]
+    verbosity = logging.get_verbosity()
     try:
+        logging.set_verbosity_error()
         yield
     except (OSError, ValueError, RuntimeError, http_error) as error:  # RuntimeError: of a thread of an upload
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise SourceError(f"{name}: the hub cannot be used ({reason[0]})") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def all_files(name: HubName) -> list[str]:

@@ -83,7 +83,7 @@ def _decode_s(model: Model, prompt: np.ndarray, steps: int) -> float:
 def _batch_s(model: Model, sequences: int, steps: int) -> float:
     backend = model.backend
     together = [backend.new_sequence(steps) for _ in range(sequences)]
-    tokens = np.arange(sequences)
+    tokens = np.arange(sequences) % model.config.vocab_size
     began = perf_counter()
     for _ in range(steps):
         rows = [Row(sequence, tokens[n : n + 1]) for n, sequence in enumerate(together)]

@@ -7,8 +7,6 @@ from __future__ import annotations
 import os
 from functools import cache
 
-import llvmlite.binding as llvm
-
 from rkf.errors import UsageError
 
 # The features that each level's kernels may use (kernels/build.py): those of x86-64-v3 at avx2, one more at avxvnni,
@@ -26,6 +24,8 @@ LEVELS = {
 @cache
 def host_features() -> frozenset[str]:
     """The names of the features that LLVM finds; empty if it cannot tell (then everything is portable)."""
+    import llvmlite.binding as llvm  # 100 ms, which `rkf info` need not wait
+
     return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
 
 
@@ -34,6 +34,8 @@ def prefetch_bytes() -> int:
     """How far ahead of its reads each of a product's streams prefetches. Without any, reading planes from the outer
     caches or from memory takes half as long again (docs/log.md).
     """
+    import llvmlite.binding as llvm
+
     return 384 if llvm.get_host_cpu_name().startswith("znver") else 640
 
 

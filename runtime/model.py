@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import UsageError
+from rkf.errors import SemanticsError, UsageError, naming
 from rkf.file.container import Container, open_file
 from rkf.model.metadata import ModelMetadata
 from rkf.runtime.backend import NO_HIDDEN, Row
@@ -211,8 +211,12 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close it. Logits that are not finite are those of this file."""
         self.close()
+        if isinstance(error, SemanticsError):
+            with naming(self._container.path):
+                raise error
 
     def _draft_of(self, draft: Model) -> Draft:
         """UsageError: another tokenizer, or a model that can take no guesses."""

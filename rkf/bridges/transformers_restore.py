@@ -43,6 +43,8 @@ def restore(folder: str | Path, out: str | Path, *, force: bool = False) -> None
     label = folder.resolve().name
     if not is_exported(folder):
         raise SourceError(f"{label}: config.json has no quantization_config of rkf")
+    if not (folder / TOKENIZER).is_file():  # a model's save_pretrained writes none
+        raise SourceError(f"{label}: {TOKENIZER} is missing: write it there too, with the tokenizer's save_pretrained")
     try:
         container = canonical.decode(base64.b64decode(found["container"], validate=True))
         metadata, provenance = container["metadata"], container["provenance"]

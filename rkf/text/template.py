@@ -44,7 +44,8 @@ def render(
     messages, or they are not JSON. UnsupportedError: it cannot be rendered within the limits.
     """
     if len(template) > MAX_TEMPLATE_CHARS:
-        raise UnsupportedError(f"chat template: {len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}")
+        size = f"{len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}"
+        raise UnsupportedError(f"chat template: {size}; use --raw to prompt without it")
     request = {
         "template": template,
         "variables": {

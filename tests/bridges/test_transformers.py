@@ -63,6 +63,16 @@ def save_again(model: Any, folder: Path, out: Path) -> None:
     (out / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
 
 
+def test_a_folder_without_its_tokenizer_is_refused(small: Path, tmp_path: Path) -> None:
+    export_transformers(small, tmp_path / "clustered")
+    loaded(tmp_path / "clustered").save_pretrained(tmp_path / "again")
+    with pytest.raises(SourceError, match=r"again: tokenizer\.json is missing: write it there too"):
+        restore(tmp_path / "again", tmp_path / "restored.rkf")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "clustered").save_pretrained(tmp_path / "again")
+    restore(tmp_path / "again", tmp_path / "restored.rkf")
+    assert ranks_of(tmp_path / "restored.rkf") == ranks_of(small)
+
+
 def test_a_rotated_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rkf.calibrate.calibration.CTX", 16)
     path = tmp_path / "m.rkf"

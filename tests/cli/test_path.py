@@ -107,6 +107,7 @@ def test_bench(model):
     assert result["load_s"] < result["first_token_s"]
     options = ["--prefill", 16, "--decode", 4, "--batch", 3, "--kv-cache", "int8", "--bits", 2]
     assert "3 sequences together" in rkf("bench", model, *options)
+    assert "500 sequences" in rkf("bench", model, "--prefill", 4, "--decode", 2, "--batch", 500)  # more than tokens
     rkf("bench", model, "--prefill", 5000, code=2)
 
 

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from click.testing import CliRunner, Result
 
+import rkf.bridges.transformers as registered  # noqa: F401 - its import registers the quantizer
 from rkf.cli import cli
 from rkf.converters.pipeline import convert
 from rkf.file.split import join
@@ -101,6 +104,18 @@ def test_a_model_in_parts(server: Hub, small: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 3 and "expected part 1, got part 2" in refused.output
     answer = ("run", "--raw", "--prompt", "Hello", "--max-tokens", "2", "--temperature", "0")
     assert rkf(*answer, fetched).stdout == rkf(*answer, small).stdout
+
+
+def test_transformers_loads_a_clustered_folder(server: Hub, small: Path, tmp_path: Path) -> None:
+    assert rkf("export", "transformers", small, tmp_path / "clustered").exit_code == 0
+    server.files["user/clustered"] = {path.name: path.read_bytes() for path in (tmp_path / "clustered").iterdir()}
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        found, expected = (
+            transformers.AutoModelForCausalLM.from_pretrained(name)(ids).logits
+            for name in ("user/clustered", tmp_path / "clustered")
+        )
+    assert torch.equal(found, expected)
 
 
 def test_a_card_is_printed(small: Path) -> None:

@@ -45,6 +45,17 @@ def shards(folder: Path) -> dict[str, Any]:
     return index
 
 
+def test_two_tokens_of_one_id_make_no_file_that_cannot_be_run(folder: Path) -> None:
+    said = json.loads((folder / "tokenizer.json").read_bytes())
+    said["model"]["vocab"]["another"] = 5
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(SourceError, match=r"^hf: tokenizer.json has 401 tokens for 400 rows: two of them share an id$"):
+        open_source(folder)
+    (folder / "tokenizer.json").write_bytes(POINTER)
+    with pytest.raises(NotRkfError, match=r"tokenizer\.json: a Git LFS pointer"):
+        open_source(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     ("content", "problem"),

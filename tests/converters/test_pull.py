@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rkf.converters import pull as room
+from rkf.converters.hub import HubName, reported
 from rkf.converters.pull import MODELS, Wheel, locate, pull
 from rkf.errors import IntegrityError, SourceError, UsageError
 
@@ -33,6 +34,22 @@ def test_hub_out_of_reach(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match=r"org/model: the hub cannot be used \(.+\)$") as caught:
         pull("org/model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_connection_that_fails_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """The errors of the hub's HTTP library, which are not all those of the hub, and what it logs at every try."""
+    import logging
+
+    from huggingface_hub.errors import HfHubHTTPError
+
+    class ConnectError(HfHubHTTPError.__bases__[0]):  # type: ignore[misc, name-defined]
+        """As of a name that no server knows."""
+
+    expected = r"^org/model: the hub cannot be used \(no such server\)$"
+    with pytest.raises(SourceError, match=expected), reported(HubName("org/model")):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise ConnectError("no such server")
+    assert capfd.readouterr().err == ""
 
 
 def test_pypi_out_of_reach(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

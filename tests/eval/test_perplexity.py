@@ -18,10 +18,10 @@ WEIGHTS = tiny.weights(CONFIG)
 TEXT = "\n".join(tiny.CORPUS) * 3
 
 
-def model(tmp_path, config=CONFIG):
+def model(tmp_path, config=CONFIG, weights=WEIGHTS):
     container = rkf.open(tiny.write(tmp_path / "tiny.rkf", config, WEIGHTS))
     tokenizer = Tokenizer(container.blob("tokenizer.json"), config)
-    return Model(container, NumpyBackend(config, WEIGHTS), tokenizer)
+    return Model(container, NumpyBackend(config, weights), tokenizer)
 
 
 def slow(ready, ids, ctx, windows, bos=None):
@@ -76,6 +76,18 @@ def test_no_figure_hides_logits_that_are_not_finite():
             finite(np.array([[0, bad]], np.float32))
     with pytest.raises(SemanticsError, match="too much for a perplexity"):
         summary(np.array([800.0, 900.0]))
+
+
+def test_logits_that_are_not_finite_are_those_of_a_file(tmp_path):
+    bad = WEIGHTS | {"model.norm.weight": WEIGHTS["model.norm.weight"] * np.float32(np.nan)}
+    asks = {
+        "the model's logits": lambda ready: perplexity(ready, TEXT, ctx=16),
+        "the largest logit": lambda ready: ready.generate("The", max_tokens=2),
+    }
+    for number, (problem, ask) in enumerate(asks.items()):
+        (folder := tmp_path / str(number)).mkdir()
+        with pytest.raises(SemanticsError, match=rf"tiny\.rkf: {problem}"), model(folder, weights=bad) as ready:
+            ask(ready)
 
 
 @pytest.mark.parametrize(("ctx", "windows"), [(3, None), (257, None), (16, 0)])

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from rkf.cli import cli, main
 WAYS = ("fails", "is killed", "is told to end")
 _PATCHED = ("write", "fsync", "copy_file_range")
 _EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
-_LIMIT_S = 300
+_LIMIT_S, _NO_END = 900, 124  # of a run: wall time, since other jobs may stop it for minutes; its code then
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,23 @@ def run(command: Sequence[str] | Callable[[], object], folder: Path, at: int = 0
         child = os.fork()
         if child == 0:
             _child(command, folder, at, way, told.fileno(), steps.fileno())
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = _ended(child)
         told.seek(0), steps.seek(0)
         return Run(code, int(steps.read() or 0), told.read().decode())
+
+
+def _ended(child: int) -> int:
+    """The exit code of a process, negative for a signal. Not by an alarm in there: `rkf` takes that signal itself."""
+    end = time.monotonic() + _LIMIT_S
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return _NO_END
+        time.sleep(0.005)
 
 
 def _child(
@@ -114,7 +129,6 @@ def _child(
         tempfile.tempdir = str(folder / "tmp")
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(told, 2)
-        signal.alarm(_LIMIT_S)
         if callable(command):
             verb = click.command("call")(command)
             cli.add_command(verb)
@@ -162,6 +176,8 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
             anew()
             seen = run(scenario.command, work, at, way)
             where = f"{scenario.name}: step {at} of {sound.steps} {way}: "
+            if seen.code == _NO_END:
+                yield f"{where}no end after {_LIMIT_S} s"
             if way == "fails" and not (seen.code == 0 or _is_one_line(seen.told)):
                 yield f"{where}exit code {seen.code}: {seen.told[-1000:]}"
             if way == "is told to end" and seen.code not in (0, 130):

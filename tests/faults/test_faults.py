@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-QUICK = ["pack", "unpack", "split", "join", "gguf", "hf", "values", "fold", "edit"]
+QUICK = ["pack", "unpack", "split", "join", "gguf", "hf", "values", "fold", "edit", "chat", "history"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks")
