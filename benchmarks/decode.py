@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--kv-cache", choices=FORMATS, help="number format of rkf's key/value cache")
     parser.add_argument("--out", type=Path, help="a folder for a JSON file of each pair's results")
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     loader = Loader()
     loop, plain = loader.check()
     print(f"load-only loop {loop / 1e9:.1f} GB/s over a large array on one thread, numpy's sum {plain / 1e9:.1f}")

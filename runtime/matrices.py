@@ -151,11 +151,12 @@ def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint
         return values
     if level == "neon":  # whole registers of 16 with the values themselves
         return np.tile(values ^ 128, max(16 >> bits, 1))
-    if level == "avx512":  # registers of 64; for odd widths: the values of even ranks, then those of odd ranks
+    if level == "avx512":  # registers of 64 (int8_avx512.py)
         if bits == 8:
             return values
-        parts = [values] if bits % 2 == 0 else [values[..., 0::2], values[..., 1::2]]
-        return np.concatenate([np.tile(part, 64 // part.shape[-1]) for part in parts], axis=-1)
+        parts = [values[..., 0::2], values[..., 1::2]] if bits in (1, 7) else [values]
+        order = _ranks_by_index(part_bits := (parts[0].shape[-1] - 1).bit_length())
+        return np.concatenate([np.tile(part[..., order], 64 >> part_bits) for part in parts], axis=-1)
     # avx2, avxvnni: registers of twice 16, one for each set of the bits below the first plane (int8_avx2.py)
     below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
     parts = [values[..., low::below].copy() for low in range(below)]
@@ -164,6 +165,13 @@ def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint
             if low >> bit & 1:
                 parts[low] ^= parts[low ^ 1 << bit]
     return np.concatenate([np.tile(part, 32 // part.shape[-1]) for part in parts], axis=-1)
+
+
+def _ranks_by_index(bits: int) -> NDArray[np.int64]:
+    """The rank at each index of a table whose lowest bits are those of the first plane."""
+    first = plane_bits(bits)[0] if bits else 0
+    index = np.arange(1 << bits)
+    return (index & (1 << first) - 1) << bits - first | index >> first
 
 
 def _row_factors(matrix: ClusteredMatrix, m: NDArray, memory: Memory, units: NDArray[np.float64]) -> None:

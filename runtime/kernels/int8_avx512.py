@@ -1,7 +1,9 @@
 """Fast products on AVX-512 (VBMI, VNNI): vpermb looks up 64 ranks at once, vpdpbusd multiplies the bytes.
 
-Tables repeat to fill a register, so undefined bits above a rank do no harm. A table for an odd width is two registers,
-the values of even ranks and those of odd ones; the 1-bit plane chooses between them.
+The index of a value in its table has the bits of the first plane lowest and those of later planes above them, because
+so they need not be moved; runtime/matrices.py orders tables by it. Tables repeat to fill a register, so undefined bits
+above an index do no harm. A table of 7 bits is two registers, for even and odd ranks: the 1-bit plane chooses between
+them.
 """
 
 from __future__ import annotations
@@ -11,11 +13,22 @@ from typing import Any
 
 from numba import types
 
+from rkf.format.constants import plane_bits
 from rkf.runtime.kernels import few_avx512, products, ranks
 from rkf.runtime.kernels.inline import inline, piece, smaller
-from rkf.runtime.kernels.memory import load
-from rkf.runtime.kernels.simd import bitcast, dot_bytes, permute_bytes, select, splat, transpose_words
-from rkf.runtime.kernels.vectors import I8x64, I16x32, I32x16
+from rkf.runtime.kernels.memory import load, prefetch
+from rkf.runtime.kernels.simd import (
+    bitcast,
+    dot_bytes,
+    merged_bits,
+    permute_bytes,
+    select,
+    shifted_bytes,
+    splat,
+    transpose_words,
+    zero_extend,
+)
+from rkf.runtime.kernels.vectors import I8x64, I16x8, I16x32, I32x8, I32x16, I64x8
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, BLOCK, LANES, MATRIX, PACKED_BLOCK_BYTES, ROUNDED, TILE_ROWS
 
@@ -45,6 +58,39 @@ def _quarter_lookup(table, index):
     return values
 
 
+def _shifts(field: int, odd: int, to: int) -> int:
+    """The shifts that bring field 2 i + odd of eight bytes, `field` bits wide, to bit `to` of byte i."""
+    return sum(((2 * i + odd) * field - to) % 64 << 8 * i for i in range(8))
+
+
+def _fields(width: int, at: int) -> Callable[..., Any]:
+    """fields(plane, stride, row, column, ahead): even and odd fields of a plane of 1 or 2 bits, from bit `at` of each
+    byte on; the other bits are undefined.
+    """
+    even_shifts, odd_shifts = _shifts(width, 0, at), _shifts(width, 1, at)
+    sixteen = I16x8 if width == 1 else I32x8  # 16 columns to an element
+
+    @inline
+    def fields(plane, stride, row, column, ahead):
+        address = plane + row * stride + (column * width >> 3)
+        prefetch(address + (ahead * width >> 2), 3)
+        data = bitcast(I8x64, zero_extend(I64x8, load(sixteen, address)))
+        even, odd = splat(I64x8, types.int64(even_shifts)), splat(I64x8, types.int64(odd_shifts))
+        return shifted_bytes(data, bitcast(I8x64, even)), shifted_bytes(data, bitcast(I8x64, odd))
+
+    return fields
+
+
+_PAIRS, _PAIRS_AT_4 = _fields(2, 0), _fields(2, 4)
+_BITS_AT_2, _BITS_AT_4 = _fields(1, 2), _fields(1, 4)
+
+
+@inline
+def _above(low, count, high):
+    """The low `count` bits of `low`, the others of `high`."""
+    return merged_bits(ranks.constant((1 << count) - 1), low, high)
+
+
 @inline
 def _weights1(m, table, row, column):
     even, odd = ranks.bits(m.plane0, m.stride0, row, column, m.ahead)
@@ -54,15 +100,15 @@ def _weights1(m, table, row, column):
 
 @inline
 def _weights2(m, table, row, column):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, column, m.ahead)
+    even, odd = _PAIRS(m.plane0, m.stride0, row, column, m.ahead)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights3(m, table, row, column):
-    even, odd = ranks.pairs(m.plane0, m.stride0, row, column, m.ahead)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
-    return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
+    even, odd = _PAIRS(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _BITS_AT_2(m.plane1, m.stride1, row, column, m.ahead)
+    return _lookup(table, _above(even, 2, low_even)), _lookup(table, _above(odd, 2, low_odd))
 
 
 @inline
@@ -74,19 +120,26 @@ def _weights4(m, table, row, column):
 @inline
 def _weights5(m, table, row, column):
     even, odd = ranks.nibbles(m.plane0, m.stride0, row, column, m.ahead)
-    even_bit, odd_bit = ranks.bits(m.plane1, m.stride1, row, column, m.ahead)
-    return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
+    low_even, low_odd = _BITS_AT_4(m.plane1, m.stride1, row, column, m.ahead)
+    return _lookup(table, _above(even, 4, low_even)), _lookup(table, _above(odd, 4, low_odd))
+
+
+@inline
+def _six_bits(m, row, column):
+    even, odd = ranks.nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _PAIRS_AT_4(m.plane1, m.stride1, row, column, m.ahead)
+    return _above(even, 4, low_even), _above(odd, 4, low_odd)
 
 
 @inline
 def _weights6(m, table, row, column):
-    even, odd = ranks.ranks6(m, row, column)
+    even, odd = _six_bits(m, row, column)
     return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights7(m, table, row, column):
-    even, odd = ranks.ranks6(m, row, column)
+    even, odd = _six_bits(m, row, column)
     even_bit, odd_bit = ranks.bits(m.plane2, m.stride2, row, column, m.ahead)
     return _split_lookup(table, even, even_bit), _split_lookup(table, odd, odd_bit)
 
@@ -114,6 +167,12 @@ WEIGHTS = {
 
 
 SUMS = products.two_digits(I8x64, I32x16, dot_bytes)
+
+
+def multiply_one(width: str) -> Callable[..., Any]:
+    """products.multiply_one for a width of WEIGHTS. Eight rows at a time of several planes do not fit the registers."""
+    planes = len(plane_bits(int(width[0])))
+    return products.multiply_one(WEIGHTS[width], SUMS._replace(rows=8 if planes == 1 else 4))
 
 
 # --- many tokens

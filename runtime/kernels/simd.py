@@ -38,7 +38,9 @@ from rkf.runtime.kernels.vectors import (
 def splat(typingctx, kind, scalar):
     """One scalar in all lanes."""
     result = instance(kind)
-    element = {"f32": types.float32, "i8": types.int8, "i16": types.int16, "i32": types.int32}[result.element]
+    element = {"f32": types.float32, "i8": types.int8, "i16": types.int16, "i32": types.int32, "i64": types.int64}[
+        result.element
+    ]
 
     def codegen(context, builder, sig, args):
         return broadcast(builder, result, args[1])
@@ -363,6 +365,32 @@ def permute_bytes(typingctx, table, index):
         return call_llvm(builder, "llvm.x86.avx512.permvar.qi.512", I8x64.llvm, [args[0], args[1]])
 
     return I8x64(I8x64, I8x64), codegen
+
+
+@intrinsic
+def shifted_bytes(typingctx, data, shifts):
+    """llvm.x86.avx512.pmultishift.qb.512 (AVX512-VBMI): in each eight bytes, byte i is the low byte of the eight
+    rotated right by shifts[i] & 63 bits.
+    """
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, "llvm.x86.avx512.pmultishift.qb.512", I8x64.llvm, [args[1], args[0]])
+
+    return I8x64(I8x64, I8x64), codegen
+
+
+@intrinsic
+def merged_bits(typingctx, mask, a, b):
+    """llvm.x86.avx512.pternlog.d.512: bits of a where the mask is set, of b elsewhere. Of plain operations with a
+    constant mask LLVM makes two instructions.
+    """
+
+    def codegen(context, builder, sig, args):
+        words = [builder.bitcast(each, I32x16.llvm) for each in args]
+        merged = call_llvm(builder, "llvm.x86.avx512.pternlog.d.512", I32x16.llvm, [*words, I32(0xCA)])
+        return builder.bitcast(merged, I8x64.llvm)
+
+    return I8x64(I8x64, I8x64, I8x64), codegen
 
 
 def _dot(builder: Any, name: str, total: Any, a: Any, b: Any) -> Any:

@@ -54,6 +54,7 @@ class _VectorModel(models.PrimitiveModel):
 I8x8, I8x16, I8x32, I8x64 = (Vector("i8", n) for n in (8, 16, 32, 64))
 I16x8, I16x16, I16x32 = (Vector("i16", n) for n in (8, 16, 32))
 I32x4, I32x8, I32x16 = (Vector("i32", n) for n in (4, 8, 16))
+I64x8 = Vector("i64", 8)
 F16x16 = Vector("f16", 16)
 F32x8, F32x16 = Vector("f32", 8), Vector("f32", 16)
 MASK16, MASK64 = Vector("i1", 16), Vector("i1", 64)
