@@ -7,9 +7,9 @@ workers nor on which finishes first. Only a bounded number of weights is in memo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -258,12 +258,14 @@ class _Job:
             part_bytes=self.part_bytes,
         )
         try:
-            with writer, _pool(workers, "rkf-experts") as experts:  # the writer's lock also covers the work folder
+            # The results are closed first, which waits for their threads: no tensor may come into the work folder after
+            # it was removed. The writer's lock also covers that folder.
+            with writer, _pool(workers, "rkf-experts") as experts, closing(self._results(workers)) as results:
                 self.each = experts.map
                 self.work.open(self._fingerprint(), resume)
                 self.frequent = calibration.frequent if calibration else None
                 suited = self._suit(calibration, workers, report) if calibration else set()
-                rows = self._write(writer, self._reported(self._results(workers), report, suited))
+                rows = self._write(writer, self._reported(results, report, suited))
         except BaseException:
             self.work.close(keep=resume)
             raise
@@ -285,7 +287,7 @@ class _Job:
         self.source.refuse_changed()
         return rows
 
-    def _results(self, workers: int) -> Iterator[tuple[str, _Result]]:
+    def _results(self, workers: int) -> Generator[tuple[str, _Result], None, None]:
         """Every tensor, in name order. While one is consumed, later ones are computed, as many as memory allows."""
         specs = self.source.tensors
         waiting: deque[tuple[str, int, Future[_Result]]] = deque()

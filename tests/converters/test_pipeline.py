@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
+from typing import Any
 
 import gguf
 import numpy as np
@@ -180,8 +182,22 @@ def test_arguments(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_ctrl_c_leaves_nothing_unless_resuming(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_unless_resuming(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, out = hf_folder("llama"), tmp_path / "out.rkf"
+    save, remove = WorkFolder.save, WorkFolder._empty
+
+    def late(*arguments: Any) -> None:  # other threads are not done when the first tensor is reported
+        sleep(0.05)
+        save(*arguments)
+
+    def slow(folder: WorkFolder) -> None:  # what they would write now would stay
+        remove(folder)
+        sleep(0.2)
+
+    monkeypatch.setattr(WorkFolder, "save", late)
+    monkeypatch.setattr(WorkFolder, "_empty", slow)
 
     def interrupt(step: Step) -> None:
         raise KeyboardInterrupt
