@@ -56,7 +56,9 @@ def write(source: Source, out: Path) -> int:
             else:
                 size += tensor.data.nbytes
             file.add(name, tensor)
+        blobs = {**source.verbatim, TOKENIZER: source.tokenizer_json}
         if source.chat_template is not None:
-            file.blob(CHAT_TEMPLATE, source.chat_template.encode())
-        file.blob(TOKENIZER, source.tokenizer_json)
+            blobs[CHAT_TEMPLATE] = source.chat_template.encode()
+        for name in sorted(blobs):
+            file.blob(name, blobs[name])
     return size
