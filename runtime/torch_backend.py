@@ -40,12 +40,12 @@ class TorchBackend:
         if threads is not None:
             torch.set_num_threads(chosen(threads))
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        program = None
+        program = container.model.program
         if parallel:
             torch_parallel.join(device)
             program = torch_parallel.divide(container)
         self._device = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
-        self._decoder = Decoder(container, dtype, program).to(self._device).requires_grad_(False)
+        self._decoder = Decoder(container, program, dtype).to(self._device).requires_grad_(False)
         self._graph: TokenGraph | None = None
         fused = device == "cuda" and find_spec("triton") is not None
         self._graphs = fused and not parallel and has_fixed_shapes(self._decoder.program)

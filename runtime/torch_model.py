@@ -1,4 +1,4 @@
-"""A file's program as a torch module: any number of sequences, with a past or, for training, without. Knows no text."""
+"""A model's program as a torch module: any number of sequences, with a past, or without for training. Knows no text."""
 
 from __future__ import annotations
 
@@ -14,24 +14,19 @@ from rkf.runtime.held_bytes import HeldBytes
 from rkf.runtime.torch_ops import TorchHead, TorchOps
 from rkf.runtime.torch_pass import RopeTables, TorchPass
 from rkf.runtime.torch_past import NoPast, Past, TorchCache
-from rkf.runtime.torch_tensors import TorchTensors
+from rkf.runtime.torch_tensors import TensorSource, TorchTensors
 from rkf.torch import ClusteredWeight
 
 
 class Decoder(nn.Module):
     """ids: i64[sequences, tokens] -> the input of the head, `[sequences, tokens, width]`; `head` computes logits from
-    it. dtype: that of dense matrices and activations. program: in place of the
-    model's own (torch_parallel.py).
+    it. dtype: that of dense matrices and activations.
     """
 
-    def __init__(
-        self, container: Container, dtype: torch.dtype = torch.float32, program: Program | None = None
-    ) -> None:
+    def __init__(self, source: TensorSource, program: Program, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        if container.model is None:
-            raise UsageError(f"{container.path}: expected a whole model, got a file without one")
-        self.program, self.dtype = program or container.model.program, dtype
-        tensors = TorchTensors(container, dtype)
+        self.program, self.dtype = program, dtype
+        tensors = TorchTensors(source, dtype)
         self.ropes = RopeTables(self.program.ropes)
         self.stem = TorchOps(self.program.stem, tensors)
         self.layers = nn.ModuleList(
@@ -43,6 +38,13 @@ class Decoder(nn.Module):
         self.head = TorchHead(self.program.logits, tensors)
         self._clustered = tensors.clustered
         self.held = HeldBytes()  # by all caches
+
+    @classmethod
+    def of(cls, container: Container, dtype: torch.dtype = torch.float32) -> Decoder:
+        """The model of a file. Raises UsageError if it has none."""
+        if container.model is None:
+            raise UsageError(f"{container.path}: expected a whole model, got a file without one")
+        return cls(container, container.model.program, dtype)
 
     def clustered(self) -> dict[str, ClusteredWeight]:
         """Every clustered matrix by the name of its tensor; tied ones once."""

@@ -1,18 +1,30 @@
-"""The tensors of a container as torch modules, by the names that ops give them; tied ones are shared. Knows no op."""
+"""The tensors of a model as torch modules, by the names that ops give them; tied ones are shared. Knows no op."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rkf.file.container import Container
-from rkf.format.matrix import ClusteredMatrix
+from rkf.format.matrix import F32, ClusteredMatrix, DenseTensor
 from rkf.model.program import layer_prefix
 from rkf.torch import ClusteredEmbedding, ClusteredLinear, ClusteredStack, ClusteredWeight
 from rkf.torch.loading import dense
+
+
+class TensorSource(Protocol):
+    """Tensors by name: those of a container, or of a checkpoint."""
+
+    def stored_name(self, name: str) -> str:
+        """The tensor that stores a tensor's numbers: an alias followed, any other name as it is."""
+        ...
+
+    def load(self, name: str) -> DenseTensor | ClusteredMatrix: ...
+
+    def decode(self, name: str) -> F32: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +34,7 @@ class TorchTensors:
     clustered: every clustered matrix so far, by the name under which it is stored.
     """
 
-    container: Container
+    source: TensorSource
     dtype: torch.dtype
     layer: int | None = None
     clustered: dict[str, ClusteredWeight] = field(default_factory=dict)
@@ -34,7 +46,7 @@ class TorchTensors:
 
     def vector(self, name: str, dtype: torch.dtype = torch.float32) -> nn.Parameter:
         """A small tensor, decoded: norms, biases, routers."""
-        values = torch.from_numpy(self.container.decode(self._full(name)).copy())
+        values = torch.from_numpy(self.source.decode(self._full(name)).copy())
         return nn.Parameter(values.to(dtype), requires_grad=False)
 
     def optional(self, name: str | None, dtype: torch.dtype = torch.float32) -> nn.Parameter | None:
@@ -67,12 +79,12 @@ class TorchTensors:
         return name if self.layer is None else layer_prefix(self.layer) + name
 
     def _matrix(self, name: str) -> nn.Parameter | ClusteredWeight:
-        stored = self.container.stored_name(self._full(name))
+        stored = self.source.stored_name(self._full(name))
         if stored in self.clustered:
             return self.clustered[stored]
         if stored in self.dense:
             return self.dense[stored]
-        tensor = self.container.load(stored)
+        tensor = self.source.load(stored)
         if isinstance(tensor, ClusteredMatrix):
             return self.clustered.setdefault(stored, ClusteredWeight(tensor))
         return self.dense.setdefault(stored, nn.Parameter(dense(tensor).to(self.dtype), requires_grad=False))

@@ -16,14 +16,15 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from rkf.calibrate import kept, passes, sensitivity
+from rkf.calibrate import kept, passes
+from rkf.calibrate.devices import Cpu, Device
+from rkf.calibrate.divergences import Coarse
 from rkf.calibrate.moments import Moments
 from rkf.errors import UnsupportedError, UsageError
 from rkf.file.arrays import MAGIC
 from rkf.format.matrix import F32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.roles import clusterable
-from rkf.numbers import eight_bits
 from rkf.text.reading import decoded, read_bytes
 from rkf.text.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ WRITTEN, WRITTEN_CTX = 128, 128
 # Every other text drops its first tokens and gets as many more at its end: it starts mid-text, as user prompts often
 # do. The first token causes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
+_CPU = Cpu()
 SHORT = Path(__file__).with_name("short.txt")  # 1,300 to 2,000 tokens of many kinds, for conversions in seconds
 # Half of the texts start with BOS alone, a quarter as an answer in a chat, a quarter with one of these questions.
 _QUESTIONS = (
@@ -56,7 +58,7 @@ _BEGINNINGS = ("The", "In 19", "It was", "= ", "# ", "def ", "According to", "1.
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """tokens: u32[sequences, ctx] for one checkpoint; origin: "self", or a file's name; measured: losses, if known;
-    place: where to keep them; notes: lines for the user.
+    place: where to keep them; notes: lines for the user; device: where the passes run.
     """
 
     source: Source
@@ -65,6 +67,7 @@ class Calibration:
     measured: Mapping[str, float] | None = None
     place: Path | None = None
     notes: tuple[str, ...] = ()
+    device: Device = _CPU
 
     def of(self, source: Source) -> Calibration:
         """The same text, and losses, for another form of the same model."""
@@ -72,16 +75,17 @@ class Calibration:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return _provenance(self.origin, self.tokens.shape, blake3(self.tokens.astype("<u4").tobytes()).hexdigest())
+        digest = blake3(self.tokens.astype("<u4").tobytes()).hexdigest()
+        return _provenance(self.origin, self.tokens.shape, digest, self.device)
 
     def moments(self) -> Iterator[Mapping[str, Moments]]:
-        return passes.moments(self.source.model.program, _reader(self.source), self.tokens)
+        return self.device.moments(self.source.model.program, _reader(self.source), self.tokens)
 
-    def losses(self, coarse: sensitivity.Coarse) -> Mapping[str, float]:
+    def losses(self, coarse: Coarse) -> Mapping[str, float]:
         """Known losses, otherwise those measured with `coarse` (`rkf.calibrate.sensitivity`), which are then kept."""
         if self.measured:
             return self.measured
-        found = sensitivity.losses(self.source.model.program, _reader(self.source), coarse, self.tokens)
+        found = self.device.losses(self.source.model.program, _reader(self.source), coarse, self.tokens)
         if self.place is not None:
             self.source.refuse_changed()
             kept.keep(self.place, self.tokens, found)
@@ -99,30 +103,34 @@ class Calibrate:
     """Makes a Calibration from text that the model generates, from a text file, or from a file of `rkf.calibrate.kept`.
 
     progress: of the generation: (tokens done, tokens in all) of a sequence. store: a folder that keeps generated
-    tokens, and losses, for the next conversion of the same source; None keeps nothing.
+    tokens, and losses, for the next conversion of the same source; None keeps nothing. device: where the passes run.
     """
 
     text: Path | None = None
     progress: Callable[[int, int], None] | None = None
     store: Path | None = None
+    device: Device = _CPU
 
     @property
     def announced(self) -> dict[str, Any]:
         """The final provenance without the hash."""
         if self.text is None:
-            return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64)
-        return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64)
+            return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64, self.device)
+        return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64, self.device)
 
     def __call__(self, source: Source, folder: Path | None = None) -> Calibration:
         """folder: for a temporary file of the source's size in 8 bits; the system's own by default.
 
         Raises UsageError for a text that is not UTF-8 or shorter than one sequence, OutputError if the disk is full.
         """
+        return replace(self._made(source, folder), device=self.device)
+
+    def _made(self, source: Source, folder: Path | None) -> Calibration:
         if self.text is None:
             place = self._place(source, self.announced)
             if (found := _kept(source, place, "self")) is not None:
                 return found
-            made = replace(self_written(source, folder, self.progress), place=place)
+            made = replace(self_written(source, folder, self.progress, self.device), place=place)
             if place is not None:
                 source.refuse_changed()
                 kept.keep(place, made.tokens, {})
@@ -131,7 +139,7 @@ class Calibrate:
             data = read_bytes(file, str(self.text))
         if data.startswith(MAGIC):
             return _loaded(data, self.text, source)
-        made = Calibration(source, _cut(data, self.text, source), self.text.name)
+        made = Calibration(source, _cut(data, self.text, source), self.text.name, device=self.device)
         place = self._place(source, made.provenance)
         return _kept(source, place, made.origin) or replace(made, place=place)
 
@@ -140,15 +148,17 @@ class Calibrate:
 
 
 def self_written(
-    source: Source, folder: Path | None = None, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device: Device = _CPU,
 ) -> Calibration:
     """WRITTEN texts of WRITTEN_CTX tokens, generated by the model; the same weights give the same texts."""
     ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
     beginnings, notes = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
     begun = [beginnings[number // 2 % len(beginnings)] for number in range(WRITTEN)]  # once with a cut, once without
-    with eight_bits.mapped(folder or Path(gettempdir())) as keep:
-        reader = _reader(source)
-        text = passes.write_text(source.model.program, reader, begun, ctx=ctx, keep=keep, progress=progress)
+    folder = folder or Path(gettempdir())
+    text = device.write_text(source.model.program, _reader(source), begun, ctx=ctx, folder=folder, progress=progress)
     text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
     return Calibration(source, text[:, : ctx - _LOST], "self", notes=notes)
 
@@ -208,5 +218,6 @@ def _reader(source: Source) -> passes.TensorReader:
     return passes.TensorReader(read, source.aliases)
 
 
-def _provenance(origin: str, shape: tuple[int, ...], digest: str) -> dict[str, Any]:
-    return {"ctx": shape[1], "origin": origin, "sequences": shape[0], "tokens_blake3": digest}
+def _provenance(origin: str, shape: tuple[int, ...], digest: str, device: Device) -> dict[str, Any]:
+    found = {"ctx": shape[1], "origin": origin, "sequences": shape[0], "tokens_blake3": digest}
+    return found if device.name == _CPU.name else found | {"device": device.name}

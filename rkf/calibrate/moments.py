@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import combinations_with_replacement
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,23 @@ class StackMoments:
         products = (inputs.T @ inputs for inputs in (seen.inputs() for seen in self._inputs[expert]))
         total: F32 = np.asarray(sum(products), np.float32)
         tokens = sum(seen.tokens for seen in self._inputs[expert])
-        return _shrunk(total / np.float32(tokens), tokens)
+        return shrunk(total / np.float32(tokens), tokens)
 
 
-Moments = F32 | StackMoments
+class MomentsByMatrix(Protocol):
+    """The second moments of the inputs of each matrix of a stack."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many tokens each matrix saw."""
+        ...
+
+    def of(self, expert: int) -> F32:
+        """E[x^T x] of the inputs of one that saw some, f32[cols, cols]."""
+        ...
+
+
+Moments = F32 | MomentsByMatrix
 """E[x^T x] of a matrix, f32[cols, cols], or of each matrix of a stack."""
 
 
@@ -99,10 +112,10 @@ class _Mean:
             found[end:, rows] = found[rows, end:].T
 
         list(pool.map(block, range(0, len(found), _BLOCK)))
-        return _shrunk(found, self._tokens)
+        return shrunk(found, self._tokens)
 
 
-def _shrunk(mean: F32, tokens: int) -> F32:
+def shrunk(mean: F32, tokens: int) -> F32:
     """The mean of x^T x over some tokens, with a share of its trace added to the diagonal, in place: the fewer tokens,
     the less the mean says about other text.
     """

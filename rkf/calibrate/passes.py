@@ -95,20 +95,15 @@ def write_text(
         for start in range(0, len(prompts), _WRITTEN_SEQUENCES)
     ]
     caches = [BatchCache(program, len(chunk), ctx) for chunk in chunks]
-    tokens = np.zeros((len(prompts), ctx), np.uint32)
-    given = np.zeros((len(prompts), ctx), np.bool_)
-    for number, prompt in enumerate(prompts):
-        start = list(prompt)[:ctx]
-        tokens[number, : len(start)], given[number, : len(start)] = start, True
+    tokens, given = given_tokens(prompts, ctx)
 
     def step(chunk: range, cache: BatchCache, position: int) -> None:
         rows = slice(chunk.start, chunk.stop)
-        points = np.random.Generator(np.random.Philox(key=seed, counter=position)).random(size=len(prompts))
         flow = Flow(tokens[rows, position - 1][:, None])
         for stretch in model:
             flow = stretch(kept, flow, cache)
         cache.advance(1)
-        drawn = _drawn(logits(op, flow.values[op.src][:, 0], head, bias), points[rows])
+        drawn = _drawn(logits(op, flow.values[op.src][:, 0], head, bias), points(seed, position, len(prompts))[rows])
         tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
@@ -117,6 +112,21 @@ def write_text(
             if progress is not None:
                 progress(position + 1, ctx)
     return tokens
+
+
+def given_tokens(prompts: Sequence[Sequence[int]], ctx: int) -> tuple[U32, NDArray[np.bool_]]:
+    """(Texts of ctx tokens that begin with the prompts, whether a token is a prompt's), [prompts, ctx] each."""
+    tokens = np.zeros((len(prompts), ctx), np.uint32)
+    given = np.zeros((len(prompts), ctx), np.bool_)
+    for number, prompt in enumerate(prompts):
+        start = list(prompt)[:ctx]
+        tokens[number, : len(start)], given[number, : len(start)] = start, True
+    return tokens, given
+
+
+def points(seed: int, position: int, count: int) -> F64:
+    """The draws of the tokens at a position of `count` sequences: f64[count] in [0, 1)."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=position)).random(size=count)
 
 
 def moments(program: Program, reader: TensorReader, tokens: U32) -> Iterator[Mapping[str, Moments]]:

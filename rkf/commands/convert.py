@@ -22,8 +22,17 @@ from rkf.text.terminal import printable
 
 if TYPE_CHECKING:
     from rkf.calibrate.calibration import Calibrate
+    from rkf.calibrate.devices import Device
     from rkf.converters.ledger import Ledger
 
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cpu-torch", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the passes over the calibration text run; cpu-torch and cuda need torch. Matrices are clustered on "
+    "the CPU.",
+)
 FORCE = click.option("--force", is_flag=True, help="Overwrite OUT.")
 
 
@@ -105,6 +114,7 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     metavar="MINUTES",
     help="Then tune the file's values for this long, as `rkf tune` does. Needs torch.",
 )
+@DEVICE
 @click.option("--workers", type=THREAD_COUNT, help="Default: one per core. Any number gives the same bytes.")
 @click.option("--ray", metavar="ADDRESS", help="Cluster the matrices on a Ray cluster: auto, or HOST:PORT. Same bytes.")
 @click.option(
@@ -121,18 +131,25 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     help="Resume an interrupted conversion. If given from the start, Ctrl-C keeps the finished part.",
 )
 @FORCE
-def convert(src: str, out: Path, calibrate: str, limit: int | None, minutes: float | None, **options: Any) -> None:
+def convert(
+    src: str, out: Path, calibrate: str, device: str, limit: int | None, minutes: float | None, **options: Any
+) -> None:
     """Convert a checkpoint to an rkf file.
 
     SRC: a Hugging Face folder, a hub id or a GGUF file. hub:USER/REPO keeps no copy of the weights: tensors are fetched
     as they are read. OUT: the file to write.
     """
     from rkf.calibrate.calibration import SHORT, Calibrate
+    from rkf.calibrate.devices import device_of
     from rkf.converters.pipeline import convert as run
 
+    if calibrate == "none" and device != "cpu":
+        raise UsageError(f"--device {device}: nothing runs there with --calibrate none: omit it")
+    where = device_of(device)
     with progress_bar("calibration text", "token") if calibrate == "self" else nullcontext() as bar:
         quick = calibrate == "quick"
-        chosen = Calibrate(SHORT) if quick else calibration(calibrate, reporter(bar) if bar is not None else None)
+        shown = reporter(bar) if bar is not None else None
+        chosen = Calibrate(SHORT, device=where) if quick else calibration(calibrate, where, shown)
         given = {"size": limit, "calibrate": chosen, "compensate": not quick, **options}
         ledger = run(src, out, **given) if minutes is None or options["dry_run"] else _tuned(src, out, minutes, given)
     if options["dry_run"]:
@@ -195,26 +212,27 @@ def _chosen(ledger: Ledger) -> str:
     return f"{'; '.join(parts)}; {ledger.clustered_bits_per_weight:.3f} bits per clustered weight"
 
 
-def calibration(choice: str, progress: Callable[[int, int], None] | None) -> Calibrate | None:
-    """The meaning of `--calibrate`. progress: of the text that a model generates."""
+def calibration(choice: str, device: Device, progress: Callable[[int, int], None] | None = None) -> Calibrate | None:
+    """The meaning of `--calibrate`. device: where its passes run. progress: of the text that a model generates."""
     if choice == "none":
         return None
     from rkf.calibrate.calibration import Calibrate
 
     store = cache_dir() / "calibrations"
     if choice == "self":
-        return Calibrate(progress=progress, store=store)
+        return Calibrate(progress=progress, store=store, device=device)
     if not Path(choice).is_file():
         raise UsageError(f"--calibrate {choice}: no such file; expected self, none, or a file of text")
-    return Calibrate(Path(choice), store=store)
+    return Calibrate(Path(choice), store=store, device=device)
 
 
 @click.command()
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the model's own.")
+@DEVICE
 @FORCE
-def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
+def calibrate(src: str, out: Path, text: Path | None, device: str, force: bool) -> None:
     """Prepare a calibration for `rkf convert`.
 
     It holds the tokens of a text and each matrix's loss on them; use it as `rkf convert --calibrate OUT`.
@@ -222,6 +240,7 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
     SRC: a Hugging Face folder, a hub id or a GGUF file. OUT: the file to write.
     """
     from rkf.calibrate.calibration import Calibrate
+    from rkf.calibrate.devices import device_of
     from rkf.calibrate.kept import save
     from rkf.cluster.allocation import coarse
     from rkf.converters.pull import locate
@@ -230,11 +249,12 @@ def calibrate(src: str, out: Path, text: Path | None, force: bool) -> None:
 
     refuse_existing(out, force)
     refuse_same_file(out, text)
+    where = device_of(device)
     with progress_bar("calibration text", "token") as bar:
         path = locate(src)
         source = open_source(path)
         refuse_source(out, path, source)
-        made = Calibrate(text, reporter(bar), cache_dir() / "calibrations")(source, out.parent)
+        made = Calibrate(text, reporter(bar), cache_dir() / "calibrations", where)(source, out.parent)
     for note in made.notes:
         click.echo(f"note: {printable(note)}", err=True)
     losses = made.of(RotatedSource(source)).losses(coarse)

@@ -75,6 +75,7 @@ def _sweep(
     src: str, out: Path, ks: list[int] | None, calibrate: str | None, reference: Path | None, seeds: int, **options: Any
 ) -> list[Any]:
     from rkf.calibrate.calibration import Calibrate
+    from rkf.calibrate.devices import Cpu
     from rkf.calibrate.kept import save
     from rkf.converters.input_files import hash_file
     from rkf.converters.pipeline import convert
@@ -84,7 +85,7 @@ def _sweep(
 
     if reference:
         raise UsageError("study sweep: its reference is the checkpoint: omit --reference")
-    chosen = calibration(calibrate or "none", None)
+    chosen = calibration(calibrate or "none", Cpu())
     text = None if chosen is None else "self" if chosen.text is None else hash_file(chosen.text)
     source = open_source(locate(src))
 

@@ -66,7 +66,7 @@ def tune(
         lesson_hash = fingerprint([source], [seed, words or "self"])
         checkpoint = Checkpoint(out, lesson_hash, fingerprint([container], [lesson_hash, rows]), resume)
         lesson = _lesson(source, metadata, checkpoint, words, on, seed, progress)
-        decoder = Decoder(container).to(on).requires_grad_(False)
+        decoder = Decoder.of(container).to(on).requires_grad_(False)
         live = {name: LiveValues(weight, container.counts(name), rows) for name, weight in decoder.clustered().items()}
         learner = Learner(decoder, live, *lesson.split(max(len(lesson.ids) // 16, 1)))
         spent = checkpoint.restore(learner)
@@ -115,7 +115,7 @@ def _lesson(
     progress: Progress,
 ) -> Lesson:
     """The text and the reference's outputs on it, from the checkpoint if present; keeps only the reference's head."""
-    teacher = Decoder(source).to(device).requires_grad_(False)
+    teacher = Decoder.of(source).to(device).requires_grad_(False)
     width = metadata.program.widths()[metadata.program.logits.src]
     found = checkpoint.lesson(metadata.vocab_size, width) if isinstance(width, int) else None
     if found is None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rkf.calibrate import passes, sensitivity
+from rkf.calibrate import divergences, passes, sensitivity
 from rkf.calibrate.passes import TensorReader
 from tests.calibrate.test_calibration import ALIASES, oracle
 from tests.runtime import tiny
@@ -54,7 +54,7 @@ def test_losses_that_are_not_followed_to_the_end_are_close(monkeypatch):
     weights = tiny.weights(config)
     program, reader = config.program(weights), TensorReader(weights.__getitem__, ALIASES)
     found = sensitivity.losses(program, reader, coarse, TOKENS)
-    monkeypatch.setattr(sensitivity, "_EVERY", 1)
+    monkeypatch.setattr(divergences, "_EVERY", 1)
     whole = sensitivity.losses(program, reader, coarse, TOKENS)
     assert found.keys() == whole.keys()
     equal = {layer for layer in range(11) if found[LAYER.format(layer)] == whole[LAYER.format(layer)]}

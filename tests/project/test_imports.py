@@ -22,7 +22,7 @@ MAY = {
     "text": FILE,
     "cluster": FILE | {"numbers"},
     "converters": FILE | {"numbers", "text", "cluster"},
-    "calibrate": FILE | {"numbers", "text"},
+    "calibrate": FILE | {"numbers", "text", "torch", "runtime"},
     "torch": FILE,
     "runtime": FILE | {"text", "torch", "converters"},
     "eval": FILE | {"text", "runtime"},

@@ -151,7 +151,7 @@ def test_steps_of_standing_buffers_equal_the_decoder(tmp_path, window):
     config = tiny.config(architecture="mistral", sliding_window=window)
     path = write_model(tmp_path / "m.rkf", config, tiny.weights(config), RULES["groups"])
     with rkf.open(path) as container, torch.inference_mode():
-        decoder = Decoder(container)
+        decoder = Decoder.of(container)
         expected = decoder.head(decoder(torch.from_numpy(IDS)[None])[0])
         cache = decoder.new_cache(1, 256)
         decoder(torch.from_numpy(IDS[:100])[None], cache)

@@ -31,7 +31,7 @@ def small(request):
 
 def decoder_of(tmp_path, program, weights, rule=None):
     with rkf.open(write_program(tmp_path / "m.rkf", program, weights, rule)) as container:
-        return Decoder(container)
+        return Decoder.of(container)
 
 
 def in_chunks(decoder, ids, sizes, capacity=64):
@@ -66,7 +66,7 @@ def test_bfloat16_is_no_further_off_than_that_of_transformers(tmp_path):
         model, program, weights = small_model(family)
         wanted = model(IDS).logits
         with rkf.open(write_program(tmp_path / f"{family}.rkf", program, weights)) as container:
-            decoder = Decoder(container, torch.bfloat16)
+            decoder = Decoder.of(container, torch.bfloat16)
         theirs = root_mean_square(model.bfloat16()(IDS).logits - wanted)
         for found in (decoder.head(decoder(IDS)), in_chunks(decoder, IDS, [5, 1, 3])):
             assert found.dtype == torch.bfloat16
@@ -86,7 +86,7 @@ def test_gives_the_logits_of_the_vectors(entry, monkeypatch):
     golden = json.loads((VECTORS / entry["logits"]).read_text())
     ids, wanted = torch.tensor(golden["tokens"])[None], torch.tensor(golden["logits"], dtype=torch.float64)
     with rkf.open(VECTORS / entry["file"]) as container:
-        decoder = Decoder(container)
+        decoder = Decoder.of(container)
     monkeypatch.setattr(torch_attention, "_SCORES", 100)  # so that a few tokens are several parts
     positions = golden.get("positions", len(golden["tokens"]))
     bound = {"program-recurrent.rkf": 1e-4, "model-band.rkf": 2e-5}.get(entry["file"], 1e-5)
@@ -99,7 +99,7 @@ def test_gives_the_logits_of_the_vectors(entry, monkeypatch):
 def test_steps_of_standing_buffers_equal_the_decoder(name):
     ids = torch.arange(3, 20)
     with rkf.open(VECTORS / f"program-{name}.rkf") as container:
-        decoder = Decoder(container)
+        decoder = Decoder.of(container)
     assert has_fixed_shapes(decoder.program)
     wanted = in_chunks(decoder, ids[None], [len(ids)])[0]
     cache = decoder.new_cache(1, 64)
@@ -130,7 +130,7 @@ def test_clustered_stacks_equal_the_dense_ones_that_they_decode_to(tmp_path, rul
     _, program, weights = small_model("gpt_oss")
     path = write_program(tmp_path / "clustered.rkf", program, weights, a_table_an_expert(rule))
     with rkf.open(path) as container:
-        decoder = Decoder(container)
+        decoder = Decoder.of(container)
         assert decoder.clustered()["model.layers.0.mlp.experts.gate"].centroids.shape[0] == 4
         dense = decoder_of(tmp_path, program, {name: container.decode(name) for name in container.tensors})
     assert relative(decoder.head(decoder(IDS)), dense.head(dense(IDS))) < 1e-5
