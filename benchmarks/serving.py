@@ -22,9 +22,29 @@ from typing import NamedTuple
 SYSTEM = "You answer questions about cities, rivers and mountains of the world, in a few plain sentences. " * 4
 
 
+class Streamed(NamedTuple):
+    """One streamed answer. whole_s: from the request to the end; parts: of the body, with the time since the request.
+
+    Events are read out of the parts after all answers have come, so that clients take little of the server's time.
+    """
+
+    whole_s: float
+    parts: list[tuple[float, bytes]]
+
+    def timed(self) -> Timed:
+        first, counted, pieces, line = 0.0, 0, 0, b""
+        for arrived, part in self.parts:
+            *lines, line = (line + part).split(b"\n")
+            for event in (json.loads(each[6:]) for each in lines if each.startswith(b"data: {")):
+                counted = (event.get("usage") or {}).get("completion_tokens", counted)
+                if event["choices"] and event["choices"][0]["delta"].get("content"):
+                    first, pieces = first or arrived, pieces + 1
+        return Timed(first, self.whole_s, counted or pieces)
+
+
 class Timed(NamedTuple):
-    """One streamed answer. first_s: from the request to the first text; whole_s: to the end; tokens: as the
-    server counts them, or one for each piece of text if it does not.
+    """One answer. first_s: from the request to the first text; whole_s: to the end; tokens: as the server counts them,
+    or one for each piece of text if it does not.
     """
 
     first_s: float
@@ -32,7 +52,7 @@ class Timed(NamedTuple):
     tokens: int
 
 
-def ask(port: int, model: str, number: int, tokens: int) -> Timed:
+def ask(port: int, model: str, number: int, tokens: int) -> Streamed:
     """Stream one answer of at most `tokens` tokens."""
     body = {
         "model": model,
@@ -51,25 +71,22 @@ def ask(port: int, model: str, number: int, tokens: int) -> Timed:
     response = connection.getresponse()
     if response.status != 200:
         raise SystemExit(response.read().decode())
-    first, counted, pieces = 0.0, 0, 0
-    for line in response:
-        if line.startswith(b"data: {"):
-            event = json.loads(line[6:])
-            counted = (event.get("usage") or {}).get("completion_tokens", counted)
-            if event["choices"] and event["choices"][0]["delta"].get("content"):
-                first, pieces = first or perf_counter() - began, pieces + 1
+    parts = []
+    while part := response.read1():
+        parts.append((perf_counter() - began, part))
     connection.close()
-    return Timed(first, perf_counter() - began, counted or pieces)
+    return Streamed(perf_counter() - began, parts)
 
 
 def measured(port: int, model: str, clients: int, tokens: int) -> dict[str, float]:
     """Rates of one client, then of all at once."""
     ask(port, model, -1, 4)  # the common beginning
-    alone = [ask(port, model, number, tokens) for number in (-2, -3)]
+    alone = [ask(port, model, number, tokens).timed() for number in (-2, -3)]
     began = perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        crowd = list(pool.map(lambda number: ask(port, model, number, tokens), range(clients)))
+        streams = list(pool.map(lambda number: ask(port, model, number, tokens), range(clients)))
     elapsed = perf_counter() - began
+    crowd = [stream.timed() for stream in streams]
     return {
         "one_tok_s": max(each.tokens / each.whole_s for each in alone),
         "one_first_s": min(each.first_s for each in alone),

@@ -87,16 +87,14 @@ def _product(section: PlanSection, product: Product) -> dict[str, Any]:
     if product.logits is not None:
         op = product.logits
         return fields | {"scale": op.scale, "softcap": op.softcap or 0.0}
-    fields["y"] = section.write(product.dst, product.rows)
     if product.added is not None:
-        fields |= {"out": section.places[product.added.a], "scale": product.added.scale}
+        return fields | {"out": section.places[product.added.a], "scale": product.added.scale}
     if product.partner is not None and product.gate is not None:
         partner, gate = product.partner, product.gate
         fields["partner"] = section.matrix(partner.weight, partner.bias)
-        fields["partner_y"] = section.write(partner.dst, partner.rows)
         fields |= {"limit": gate.limit or inf, "alpha": gate.alpha, "shift": gate.shift}
-        fields["out"] = section.write(gate.dst, product.rows)
-    return fields
+        return fields | {"out": section.write(gate.dst, product.rows)}
+    return fields | {"out": section.write(product.dst, product.rows)}
 
 
 def _work_phase(section: PlanSection, work: Work) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rkf.format.constants import plane_bits
 from rkf.format.matrix import ClusteredMatrix, DenseTensor, Exceptions, to_f32
 from rkf.runtime import cpu_features
-from rkf.runtime.structs import MATRIX, end_column
+from rkf.runtime.structs import LANES, MATRIX, end_column
 
 F32 = NDArray[np.float32]
 GRID = 127
@@ -84,8 +84,9 @@ def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Pre
     m["end"], m["ahead"] = end_column(matrix.columns), cpu_features.prefetch_bytes()
     end = int(m["end"])
     for i, (plane, width) in enumerate(zip(matrix.planes, plane_bits(matrix.bits), strict=True)):
-        missing = max(end * width // 8 - plane.shape[1], 0)
-        rows = np.pad(plane, ((0, 0), (0, missing))) if missing else plane
+        # Kernels read whole panels of rows, and whole steps of columns.
+        missing = max(LANES - matrix.rows, 0), max(end * width // 8 - plane.shape[1], 0)
+        rows = np.pad(plane, [(0, each) for each in missing]) if any(missing) else plane
         m[f"plane{i}"], m[f"stride{i}"], m[f"width{i}"] = memory.hold(rows), rows.shape[1], width
     _exact_values(matrix, m, memory)
     unit = None

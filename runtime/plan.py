@@ -30,6 +30,7 @@ from rkf.runtime.structs import (
     BLOCK_TOKENS,
     CLAIM_SLOTS,
     COUNT_BITS,
+    LANES,
     PAGE,
     PHASE,
     PLAN,
@@ -196,6 +197,7 @@ class Plan:
             thread["memory"] = ground.buffers.thread_memory()
             thread["scratch"], thread["scores"] = self._memory.zeros(scratch), self._memory.zeros(scores)
             thread["totals"], thread["parts"] = self._memory.zeros(totals), self._memory.zeros(totals)
+            thread["outputs"] = self._memory.zeros(2 * TILE * 4 * padded(ground.buffers.widest, LANES))
 
 
 def _stem_values(model: ModelMetadata) -> tuple[str, ...]:

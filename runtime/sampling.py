@@ -78,12 +78,14 @@ def sample(
     `prompt_tokens` first; allowed: bool[vocab], the tokens to choose from (None: all).
     """
     logits = adjusted(logits, sampling, previous, prompt_tokens)
-    if not np.isfinite(best := logits.max()):
-        raise SemanticsError(f"the largest logit after {len(previous)} tokens is {best}; `rkf verify` checks the file")
+    best = int(np.argmax(logits))
+    if not np.isfinite(logits[best]):
+        problem = f"the largest logit after {len(previous)} tokens is {logits[best]}"
+        raise SemanticsError(f"{problem}; `rkf verify` checks the file")
     if allowed is not None:
         logits = np.where(allowed, logits, np.float32(-np.inf))
     if sampling.temperature == 0.0:
-        return int(np.argmax(logits))
+        return best if allowed is None else int(np.argmax(logits))
     ids, probabilities = candidates(logits, sampling)
     return int(ids[choose(probabilities, uniform(sampling.seed, len(previous)))])
 

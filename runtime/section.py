@@ -18,7 +18,7 @@ from rkf.runtime.matrices import Memory
 from rkf.runtime.weights import Weights
 
 _JOB_ROWS = 32  # the rows of a job are a multiple of this
-_JOBS_PER_THREAD = 4  # per phase: enough for the other threads to take over a late thread's share
+_JOBS_PER_THREAD = 2  # per phase: others can take over a late thread's share, and rows seldom change cores
 
 
 class TokenArrays:

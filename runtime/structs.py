@@ -71,14 +71,13 @@ VALUE = _struct("address stride private")
 
 # One Linear, as the jobs of its phase read it.
 #   input: address of its ACTIVATION, input_private: as in VALUE
-#   y: the matrix's output; partner, partner_y: another matrix of the same input, computed together with it (gates)
-#   out: the result from y: its sum with the present values, or act(y) * partner_y; columns of a row past the last are
-#   zeros and stay zeros
+#   partner: another matrix of the same input, computed together with it (gates)
+#   out: the result: the matrix's output y, its sum with the present values, or act(y) * the partner's output; columns
+#   of a row past the last are zeros and stay zeros
 #   scale: of y in the sum, and of logits; limit, alpha, shift: of the gate (rkf/model/ops.py); softcap: of logits
 PRODUCT = np.dtype(
-    [(name, _WORD) for name in ("matrix", "input", "input_private", "top")]
-    + [(name, VALUE) for name in ("y", "partner_y", "out")]
-    + [("partner", _WORD)]
+    [(name, _WORD) for name in ("matrix", "input", "input_private", "top", "partner")]
+    + [("out", VALUE)]
     + [(name, "<f4") for name in ("scale", "limit", "alpha", "shift", "softcap")],
     align=True,
 )
@@ -246,8 +245,9 @@ SCAN = np.dtype(
 PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count hidden hidden_count slots")
 
 # One thread's private memory: values and activations, a tile of decoded weights, scores of a page, partial attentions
-# of the pages so far and of one page; clock: where to count time (PARTS), 0 to count nothing.
-THREAD = _struct("memory scratch scores totals parts clock")
+# of the pages so far and of one page, outputs that a job makes a result of; clock: where to count time (PARTS), 0 to
+# count nothing.
+THREAD = _struct("memory scratch scores totals parts outputs clock")
 
 # One call. wanted: tokens that get logits, f32 rows at `logits`; hidden: 1 if they get hidden states instead, which are
 # left in the plan's memory; position: that of the token, if there is only one; blocks: of neighbouring tokens that

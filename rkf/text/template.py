@@ -47,7 +47,6 @@ def render(
         size = f"{len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}"
         raise UnsupportedError(f"chat template: {size}; use --raw to prompt without it")
     request = {
-        "template": template,
         "variables": {
             "documents": None,
             **special_tokens,
@@ -65,12 +64,12 @@ def render(
         encoded = json.dumps(request).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"messages: expected values that JSON has: {error}") from error
-    return _run_worker(encoded)
+    return _run_worker(template.encode("utf-8", "surrogatepass"), encoded)
 
 
-def _run_worker(request: bytes) -> str:
+def _run_worker(template: bytes, request: bytes) -> str:
     try:
-        done = _POOL.run(request, WALL_SECONDS)
+        done = _POOL.run(template, request, WALL_SECONDS)
     except TimeoutError:
         raise UnsupportedError(f"chat template: not rendered within {WALL_SECONDS} s") from None
     if done.code == 0:

@@ -44,13 +44,14 @@ class _Worker:
         )
         self.pid = os.getpid()
 
-    def run(self, request: bytes, seconds: float) -> Rendered:
+    def run(self, template: bytes, request: bytes, seconds: float) -> Rendered:
         """Raises TimeoutError; EOFError if the process is gone."""
         process, ends = self._process, monotonic() + seconds
         if process.stdin is None or process.stdout is None:
             raise EOFError
         try:
-            process.stdin.write(len(request).to_bytes(8, "little") + request)
+            for part in (template, request):
+                process.stdin.write(len(part).to_bytes(8, "little") + part)
             process.stdin.flush()
         except BrokenPipeError:
             raise EOFError from None
@@ -85,11 +86,11 @@ class TemplatePool:
         self._changed = threading.Condition()
         atexit.register(self.close)
 
-    def run(self, request: bytes, seconds: float) -> Rendered:
+    def run(self, template: bytes, request: bytes, seconds: float) -> Rendered:
         """Render in a process of its own. Raises TimeoutError after so many seconds."""
         worker = self._taken()
         try:
-            done = worker.run(request, seconds)
+            done = worker.run(template, request, seconds)
         except BaseException as error:
             self._end(worker)
             if isinstance(error, EOFError):

@@ -3,12 +3,16 @@
 `rkf.text.template_pool` runs it as a script and never imports it. The sandbox keeps a template away from Python. The
 separate process stops `'a' * 10**10` and nested loops from using up the machine.
 
-On stdin come requests: their length as u64, then JSON. Each is rendered in a forked child with limits of its own. To
-stdout go the child's exit code as i32, the length of its output as u64 (both little-endian), and the output. Exit
-codes: 0 rendered, 2 the template refused the messages (`raise_exception`), 4 it cannot be rendered.
+On stdin come requests: a template and JSON, each after its length as u64. Each is rendered in a forked child with
+limits of its own. To stdout go the child's exit code as i32, the length of its output as u64 (both little-endian), and
+the output. Exit codes: 0 rendered, 2 the template refused the messages (`raise_exception`), 4 it cannot be rendered.
+
+A child before it has compiled the template, under the same limits. Its code is kept for later requests, because
+compiling takes several times as long as rendering.
 """
 
 import json
+import marshal
 import os
 import struct
 import sys
@@ -19,6 +23,8 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 REFUSED, FAILED = 2, 4
+MOST_CODE = 4 << 20  # bytes of a compiled template that is kept
+MOST_TEMPLATES = 8  # of which code is kept
 
 
 class Refusal(Exception):
@@ -35,21 +41,32 @@ class GenerationTag(Extension):
         return nodes.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line)
 
 
-def render(request):
-    """The text for a request with the keys template, variables, now (ISO date and time), max_chars."""
-    environment = ImmutableSandboxedEnvironment(
+def environment():
+    found = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = datetime.fromisoformat(request["now"]).strftime
+    found.filters["tojson"] = _tojson
+    found.globals["raise_exception"] = _refuse
+    return found
+
+
+def compiled(template, request):
+    """The code of a template, marshalled."""
+    return marshal.dumps(environment().compile(template.decode("utf-8", "surrogatepass")))
+
+
+def rendered(code, request):
+    """The text for a request with the keys variables, now (ISO date and time), max_chars."""
+    jinja = environment()
+    jinja.globals["strftime_now"] = datetime.fromisoformat(request["now"]).strftime
+    template = jinja.template_class.from_code(jinja, marshal.loads(code), jinja.make_globals(None))
     pieces, room = [], request["max_chars"]
-    for piece in environment.from_string(request["template"]).generate(request["variables"]):
+    for piece in template.generate(request["variables"]):
         room -= len(piece)
         if room < 0:
             raise MemoryError(f"more than {request['max_chars']} characters")
         pieces.append(piece)
-    return "".join(pieces)
+    return "".join(pieces).encode("utf-8", "surrogatepass")
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
@@ -75,12 +92,12 @@ def _limit(memory_bytes, cpu_seconds):
         resource.setrlimit(which, (least, least))
 
 
-def answer(data):
-    """(exit code, output) of a request."""
+def answer(task, source, data):
+    """(exit code, output) of a task, `compiled` or `rendered`, for a request."""
     request = json.loads(data)
     _limit(request["memory_bytes"], request["cpu_seconds"])
     try:
-        return 0, render(request).encode("utf-8", "surrogatepass")
+        return 0, task(source, request)
     except Refusal as refusal:
         return REFUSED, _message(str(refusal))
     # A template can raise Jinja's errors and any error that Python raises for its expressions.
@@ -102,15 +119,15 @@ def _message(text):
     return text[:500].encode(errors="replace")
 
 
-def in_child(data):
-    """(exit code or minus a signal, output) of a request, from a forked process."""
+def in_child(task, source, data):
+    """(exit code or minus a signal, output) of a task, from a forked process."""
     readable, writable = os.pipe()
     child = os.fork()
     if not child:
         code = FAILED
         try:
             os.close(readable)
-            code, output = answer(data)
+            code, output = answer(task, source, data)
             with open(writable, "wb") as pipe:  # noqa: PTH123 - a descriptor
                 pipe.write(output)
         finally:
@@ -121,9 +138,21 @@ def in_child(data):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
 
 
+def _part(head):
+    return sys.stdin.buffer.read(int.from_bytes(head, "little"))
+
+
 def main():
+    known = {}
     while head := sys.stdin.buffer.read(8):
-        code, output = in_child(sys.stdin.buffer.read(int.from_bytes(head, "little")))
+        template, data = _part(head), _part(sys.stdin.buffer.read(8))
+        code, output = (0, known[template]) if template in known else in_child(compiled, template, data)
+        if code == 0:
+            if len(output) <= MOST_CODE:
+                known[template] = output
+            if len(known) > MOST_TEMPLATES:
+                del known[next(iter(known))]
+            code, output = in_child(rendered, output, data)
         sys.stdout.buffer.write(struct.pack("<iQ", code, len(output)) + output)
         sys.stdout.buffer.flush()
 

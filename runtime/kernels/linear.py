@@ -1,6 +1,7 @@
 """The items of a product phase: some rows of a matrix times the rows of its input, and the work fused after it.
 
-All four write whole rows of tokens in lanes. Columns past the last row of a matrix are not changed; they stay zero.
+Columns past the last row of a matrix are not changed; they stay zero. Outputs that only their job needs are in its
+thread's memory, its rows alone: in memory that threads share, they would change cores from layer to layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from numba import types
 
 from rkf.runtime.kernels.activations import gate, hyperbolic_tangent
 from rkf.runtime.kernels.inline import inline, piece, smaller
-from rkf.runtime.kernels.memory import call8, load, load_first, store, store_first
+from rkf.runtime.kernels.memory import call8, load, load_first, store_first
 from rkf.runtime.kernels.operands import add_to, number, row_of, word
 from rkf.runtime.kernels.simd import splat
 from rkf.runtime.kernels.vectors import F32x16
@@ -93,25 +94,34 @@ def _rows(p, batch):
     return batch.tokens
 
 
+@inline
+def _row_bytes(job):
+    """A token's outputs of a job, in whole lanes."""
+    return (job.high - job.low + LANES - 1) // LANES * _STEP
+
+
 def linear(item, jobs, batch_address, thread_address):
     """y = matrix times input."""
     job, batch, thread = view(JOB, jobs + item * _JOB_BYTES), view(BATCH, batch_address), view(THREAD, thread_address)
     p = view(PRODUCT, job.product)
-    y = row_of(p.y, thread, 0)
-    multiply(p.matrix, _input(p, thread), _rows(p, batch), y, p.y.stride, job.low, job.high, thread.scratch)
+    y = row_of(p.out, thread, 0)
+    multiply(p.matrix, _input(p, thread), _rows(p, batch), y, p.out.stride, job.low, job.high, thread.scratch)
 
 
 def linear_added(item, jobs, batch_address, thread_address):
     """out += scale * (matrix times input)."""
     job, batch, thread = view(JOB, jobs + item * _JOB_BYTES), view(BATCH, batch_address), view(THREAD, thread_address)
     p = view(PRODUCT, job.product)
-    rows, y = _rows(p, batch), row_of(p.y, thread, 0)
-    multiply(p.matrix, _input(p, thread), rows, y, p.y.stride, job.low, job.high, thread.scratch)
+    rows, low, high = _rows(p, batch), job.low, job.high
+    y, stride = thread.outputs - low * 4, _row_bytes(job)
+    multiply(p.matrix, _input(p, thread), rows, y, stride, low, high, thread.scratch)
     scale = splat(F32x16, p.scale)
     for token in range(rows):
-        target, delta = row_of(p.out, thread, token), y + token * p.y.stride
-        for at in range(job.low * 4, job.high * 4, _STEP):  # both are padded, and zero past the last row
-            store(target + at, load(F32x16, target + at) + load(F32x16, delta + at) * scale)
+        target, delta = row_of(p.out, thread, token), y + token * stride
+        for row in range(low, high, LANES):
+            count, at = smaller(high - row, LANES), row * 4
+            total = load_first(F32x16, target + at, count) + load(F32x16, delta + at) * scale
+            store_first(target + at, total, count)
 
 
 def linear_gated(act: str) -> Callable[..., Any]:
@@ -123,11 +133,13 @@ def linear_gated(act: str) -> Callable[..., Any]:
         thread = view(THREAD, thread_address)
         p = view(PRODUCT, job.product)
         rows, x, low, high = _rows(p, batch), _input(p, thread), job.low, job.high
-        a, b = row_of(p.y, thread, 0), row_of(p.partner_y, thread, 0)
-        multiply(p.matrix, x, rows, a, p.y.stride, low, high, thread.scratch)
-        multiply(p.partner, x, rows, b, p.partner_y.stride, low, high, thread.scratch)
+        stride = _row_bytes(job)
+        a = thread.outputs - low * 4
+        b = a + rows * stride
+        multiply(p.matrix, x, rows, a, stride, low, high, thread.scratch)
+        multiply(p.partner, x, rows, b, stride, low, high, thread.scratch)
         for token in range(rows):
-            gates, values = a + token * p.y.stride, b + token * p.partner_y.stride
+            gates, values = a + token * stride, b + token * stride
             gated(gates + low * 4, values + low * 4, row_of(p.out, thread, token) + low * 4, high - low, p)
 
     return kernel

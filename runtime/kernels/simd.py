@@ -19,6 +19,7 @@ from rkf.runtime.kernels.vectors import (
     I8x64,
     I16x16,
     I16x32,
+    I32x4,
     I32x8,
     I32x16,
     Vector,
@@ -349,6 +350,35 @@ def transpose_words(typingctx, source, stride, target):
                     rows[i], rows[i + distance] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
         for i, row in enumerate(rows):
             builder.store(row, pointer_to(builder, builder.add(args[2], I64(64 * i)), vector), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def transpose_quads(typingctx, source, stride, target):
+    """Sixteen rows of four i32, `stride` bytes apart, stored as four contiguous columns: two rounds of shuffles within
+    quarters of a register, which holds every fourth row.
+    """
+
+    def codegen(context, builder, sig, args):
+        quad = I32x4.llvm
+        rows = []
+        for i in range(16):
+            address = builder.add(args[0], builder.mul(args[1], I64(i)))
+            rows.append(builder.load(pointer_to(builder, address, quad), align=1))
+        a, b, c, d = (side_by_side(builder, rows[i::4]) for i in range(4))
+        quarters = range(0, 16, 4)
+        low = [lane for q in quarters for lane in (q, q + 16, q + 1, q + 17)]
+        high = [lane for q in quarters for lane in (q + 2, q + 18, q + 3, q + 19)]
+        left = [lane for q in quarters for lane in (q, q + 1, q + 16, q + 17)]
+        right = [lane for q in quarters for lane in (q + 2, q + 3, q + 18, q + 19)]
+        at = args[2]
+        for lanes in (low, high):
+            first, second = shuffle(builder, a, b, lanes), shuffle(builder, c, d, lanes)
+            for half in (left, right):
+                builder.store(shuffle(builder, first, second, half), pointer_to(builder, at, I32x16.llvm), align=1)
+                at = builder.add(at, I64(64))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen

@@ -35,6 +35,7 @@ from rkf.runtime.kernels import (
     int8_portable,
     linear,
     many_avx2,
+    many_avx512,
     many_avxvnni,
     mixing,
     norms,
@@ -154,9 +155,10 @@ def kernel(name: str, level: str) -> Kernel:
     if family == "f32":
         return f32.multiply, _PRODUCT
     level_kernels = _LEVELS[level]
-    weights = level_kernels.WEIGHTS[variant]
     if level == "avx512":
-        return int8_avx512.multiply_one(variant) if family == "one" else int8_avx512.multiply_many(weights), _PRODUCT
+        build = int8_avx512.multiply_one if family == "one" else many_avx512.multiply_many
+        return build(variant), _PRODUCT
+    weights = level_kernels.WEIGHTS[variant]
     if family == "one":
         return products.multiply_one(weights, level_kernels.SUMS), _PRODUCT
     few = products.multiply_many(weights, level_kernels.SUMS)

@@ -28,3 +28,18 @@ def test_fast_grid_products_equal_the_decode(k):
         matrix = random_matrix(k, 37, columns, seed=columns)
         whole, scale = whole_activations(tokens, columns)
         close(product(matrix, whole, scale, LEVEL), expected(matrix, whole, scale), whole, scale, matrix)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 100])
+@pytest.mark.parametrize("tables", [1, 3])
+def test_rows_that_fill_no_panel(rows, tables):
+    for k, tokens in itertools.product((16, 100), (3, 60)):
+        matrix = random_matrix(k, rows, 200, tables=min(tables, rows))
+        whole, scale = whole_activations(tokens, 200)
+        wanted = expected(matrix, whole, scale)
+        close(product(matrix, whole, scale, LEVEL), wanted, whole, scale, matrix)
+        low, high = rows // 3, rows - rows // 4
+        some = product(matrix, whole, scale, LEVEL, span=(low, high))
+        assert np.isnan(some[:, :low]).all()
+        assert np.isnan(some[:, high:]).all()
+        assert np.array_equal(some[:, low:high], product(matrix, whole, scale, LEVEL)[:, low:high])

@@ -149,3 +149,12 @@ def test_a_broken_template_is_one_line(source):
 def test_an_oversized_template_is_refused_unread():
     with pytest.raises(UnsupportedError, match="expected at most"):
         template.render(" " * (template.MAX_TEMPLATE_CHARS + 1), MESSAGES, special_tokens={})
+
+
+def test_more_templates_than_are_kept_compiled():
+    for _ in range(2):
+        for number in range(10):
+            source = f"{number}: {{{{ messages[{number % 2}].content }}}}"
+            assert (
+                template.render(source, MESSAGES, special_tokens={}) == f"{number}: {MESSAGES[number % 2]['content']}"
+            )
