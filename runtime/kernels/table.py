@@ -155,10 +155,12 @@ def kernel(name: str, level: str) -> Kernel:
         return f32.multiply, _PRODUCT
     level_kernels = _LEVELS[level]
     weights = level_kernels.WEIGHTS[variant]
-    if level == "avx512":
-        return int8_avx512.multiply_one(variant) if family == "one" else int8_avx512.multiply_many(weights), _PRODUCT
+    if family == "one" and level in ("avx2", "avx512"):
+        return level_kernels.multiply_one(variant), _PRODUCT
     if family == "one":
         return products.multiply_one(weights, level_kernels.SUMS), _PRODUCT
+    if level == "avx512":
+        return int8_avx512.multiply_many(weights), _PRODUCT
     few = products.multiply_many(weights, level_kernels.SUMS)
     panels = {"avx2": many_avx2, "avxvnni": many_avxvnni}.get(level)
     return panels.multiply_many(weights, inline(few)) if panels else few, _PRODUCT
