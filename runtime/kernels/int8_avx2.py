@@ -12,7 +12,6 @@ from typing import Any
 
 from numba import types
 
-from rkf.format.constants import plane_bits
 from rkf.runtime.kernels import packing, products
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import load, prefetch
@@ -297,9 +296,12 @@ def _sum_of_negatives(m, packed):
 
 
 def multiply_one(width: str) -> Callable[..., Any]:
-    """products.multiply_one for a width of WEIGHTS, with less arithmetic for rounded activations."""
-    planes, weights = len(plane_bits(int(width[0]))), WEIGHTS[width]
-    rows = 8 if planes == 1 else 2
+    """products.multiply_one for a width of WEIGHTS, with less arithmetic for rounded activations.
+
+    Tables of 64 values and more leave no registers for the totals of eight rows. Two at a time would not spill either,
+    but of long rows they push the activations out of the first-level cache.
+    """
+    weights, rows = WEIGHTS[width], 8 if int(width[0]) < 6 else 4
     exact = products.one_token(weights, SUMS._replace(rows=rows))
     rounded = products.one_token(weights, ROUNDED_SUMS._replace(rows=rows))
 
