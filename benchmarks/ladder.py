@@ -72,7 +72,7 @@ def streams(read: Callable[..., Any]) -> Callable[..., Any]:
 
 def row_by_row(read: Callable[..., Any]) -> Callable[..., Any]:
     """Eight tokens: each block of a row is decoded once, in registers, and multiplied with all of them."""
-    _, zero, activations, add, join, _ = int8_avx512.SUMS
+    _, zero, activations, add, join, *_ = int8_avx512.SUMS
 
     @inline
     def step(total, even, odd, packed):

@@ -158,13 +158,9 @@ def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint
         parts = [values[..., 0::2], values[..., 1::2]] if bits in (1, 7) else [values]
         order = _ranks_by_index(part_bits := (parts[0].shape[-1] - 1).bit_length())
         return np.concatenate([np.tile(part[..., order], 64 >> part_bits) for part in parts], axis=-1)
-    # avx2, avxvnni: registers of twice 16, one for each set of the bits below the first plane (int8_avx2.py)
+    # avx2, avxvnni: registers of twice 16, one for each value of the bits below the first plane (int8_avx2.py)
     below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
-    parts = [values[..., low::below].copy() for low in range(below)]
-    for bit in range(below.bit_length() - 1):
-        for low in range(below):
-            if low >> bit & 1:
-                parts[low] ^= parts[low ^ 1 << bit]
+    parts = [values[..., low::below] for low in range(below)]
     return np.concatenate([np.tile(part, 32 // part.shape[-1]) for part in parts], axis=-1)
 
 

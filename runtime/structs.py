@@ -26,11 +26,11 @@ ACTIVATION_LIMIT = 16256
 ACTIVATION_SUM_LIMIT = 0.99 * 2**24
 # Rounded activations: each ROUNDED neighbours are signed bytes times one whole number of at most 128, their multiple.
 # Rounding makes the sum of absolute values at most an eighth larger. After the integers of a row come, for each step of
-# a kernel, its bytes and its multiples (i32).
+# a kernel, its bytes and its multiples (i32), or what AVX2 has in their place (packing.py).
 ROUNDED = 32
 ROUNDED_LIMIT = 127.4  # a byte before it is rounded
 ROUNDED_SUM_LIMIT = 0.87 * 2**24
-ROUNDED_BLOCK_BYTES = 192  # in a block: 128 bytes and 4 multiples, in whole cache lines
+ROUNDED_BLOCK_BYTES = 320  # in a block, in whole cache lines: what AVX2 needs, more than the others
 LANES = 16  # f32 sums run in this many lanes on every CPU, so that every CPU gives the same bits
 
 _WORD = "<i8"

@@ -1,21 +1,26 @@
 """Fast products on AVX2: vpshufb looks ranks up in tables of 16, vpmaddwd multiplies the values as 16-bit numbers.
 
-(vpmaddubsw multiplies bytes. With the sign moved to the activations and two digits of these, 32 weights take nine
-instructions after the lookup. Words take six.)
+Rounded activations of one token are multiplied as bytes, by vpmaddubsw: 32 weights then take four instructions after
+the lookup, where words take six. Two digits of other activations would take seven.
 A step covers 64 columns, in two registers of 32 bytes: even columns and odd ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from numba import types
 
-from rkf.runtime.kernels import products
+from rkf.runtime.kernels import packing, products
 from rkf.runtime.kernels.inline import inline
 from rkf.runtime.kernels.memory import load, prefetch
 from rkf.runtime.kernels.simd import (
     any_bit,
     bitcast,
+    dot_byte_pairs,
     dot_pairs,
+    lane_sum,
     lane_sums,
     permute_16,
     repeat_lanes,
@@ -24,6 +29,8 @@ from rkf.runtime.kernels.simd import (
     zero_extend,
 )
 from rkf.runtime.kernels.vectors import I8x8, I8x16, I8x32, I16x16, I32x8
+from rkf.runtime.kernels.views import view
+from rkf.runtime.structs import ACTIVATION, MATRIX
 
 # --- planes to registers of ranks, as in ranks.py
 
@@ -39,6 +46,12 @@ def _words(values):
 
 
 @inline
+def _shifted(values, count):
+    """Whole 16-bit lanes to the left, so bits come in from the neighbouring byte."""
+    return bitcast(I8x32, _words(values) << count)
+
+
+@inline
 def _nibbles(plane, stride, row, column, ahead):
     address = plane + row * stride + (column >> 1)
     prefetch(address + ahead, 3)
@@ -47,13 +60,28 @@ def _nibbles(plane, stride, row, column, ahead):
 
 
 @inline
-def _pairs(plane, stride, row, column, ahead):
-    """Ranks in the low two bits; the others are undefined."""
+def _quads(plane, stride, row, column, ahead):
+    """Words with the ranks of columns 4 i and 4 i + 1 from bit 0 on, of 4 i + 2 and 4 i + 3 from bit 8 on; the other
+    bits are undefined.
+    """
     address = plane + row * stride + (column >> 2)
     prefetch(address + (ahead >> 1), 3)
     quads = zero_extend(I16x16, load(I8x16, address))
-    both = quads | (quads << 4)
-    return bitcast(I8x32, both), bitcast(I8x32, both >> 2)
+    return quads | (quads << 4)
+
+
+@inline
+def _pairs(plane, stride, row, column, ahead):
+    """Ranks of two bits, without undefined bits."""
+    quads = _quads(plane, stride, row, column, ahead)
+    return bitcast(I8x32, quads) & _constant(3), bitcast(I8x32, quads >> 2) & _constant(3)
+
+
+@inline
+def _high_pairs(plane, stride, row, column, ahead):
+    """Ranks in the high two bits of each byte; the others are undefined."""
+    quads = _quads(plane, stride, row, column, ahead)
+    return bitcast(I8x32, quads << 6), bitcast(I8x32, quads << 4)
 
 
 @inline
@@ -76,9 +104,13 @@ def _set(values, bits):
     return select(any_bit(values, bits), _constant(-1), _constant(0))
 
 
-# --- ranks to bytes. A table of 16 bytes is stored twice, to fill a register. A wider table is one table for each set
-# of the bits below the first plane. The value is the xor of the tables of all subsets of the bits that are set: two
-# instructions a table, where a blend takes two or three.
+# --- ranks to bytes. A table of 16 bytes is stored twice, to fill a register. A wider table is one table for each value
+# of the bits below the first plane. Their highest bits choose: that is all that vpblendvb looks at.
+
+
+@inline
+def _chosen(bit, one, zero):
+    return select(bit < _constant(0), one, zero)
 
 
 @inline
@@ -88,35 +120,26 @@ def _lookup(table, index):
 
 
 @inline
-def _lookup2(table, index, bit0):
-    return _lookup(table, index) ^ (_lookup(table + 32, index) & bit0)
+def _lookup2(table, index, bits):
+    return _chosen(bits, _lookup(table + 32, index), _lookup(table, index))
 
 
 @inline
-def _lookup4(table, index, bit0, bit1):
-    return _lookup2(table, index, bit0) ^ (_lookup2(table + 64, index, bit0) & bit1)
+def _lookup4(table, index, bits):
+    low = _shifted(bits, 1)
+    return _chosen(bits, _lookup2(table + 64, index, low), _lookup2(table, index, low))
 
 
 @inline
-def _lookup8(table, index, bit0, bit1, bit2):
-    return _lookup4(table, index, bit0, bit1) ^ (_lookup4(table + 128, index, bit0, bit1) & bit2)
+def _lookup8(table, index, bits):
+    low = _shifted(bits, 1)
+    return _chosen(bits, _lookup4(table + 128, index, low), _lookup4(table, index, low))
 
 
 @inline
-def _pair_lookup(table, index, pair):
-    return _lookup4(table, index, _set(pair, _constant(1)), _set(pair, _constant(2)))
-
-
-@inline
-def _triple_lookup(table, index, pair, bit):
-    return _lookup8(table, index, bit, _set(pair, _constant(1)), _set(pair, _constant(2)))
-
-
-@inline
-def _lookup16(table, index, low):
-    bit0, bit1, bit2 = _set(low, _constant(1)), _set(low, _constant(2)), _set(low, _constant(4))
-    high = _lookup8(table + 256, index, bit0, bit1, bit2) & _set(low, _constant(8))
-    return _lookup8(table, index, bit0, bit1, bit2) ^ high
+def _lookup16(table, index, bits):
+    low = _shifted(bits, 1)
+    return _chosen(bits, _lookup8(table + 256, index, low), _lookup8(table, index, low))
 
 
 @inline
@@ -129,14 +152,14 @@ def _weights1(m, table, row, column):
 @inline
 def _weights2(m, table, row, column):
     even, odd = _pairs(m.plane0, m.stride0, row, column, m.ahead)
-    return _lookup(table, even & _constant(3)), _lookup(table, odd & _constant(3))
+    return _lookup(table, even), _lookup(table, odd)
 
 
 @inline
 def _weights3(m, table, row, column):
     even, odd = _pairs(m.plane0, m.stride0, row, column, m.ahead)
     even_bit, odd_bit = _bits(m.plane1, m.stride1, row, column, m.ahead)
-    return _lookup2(table, even & _constant(3), even_bit), _lookup2(table, odd & _constant(3), odd_bit)
+    return _lookup2(table, even, even_bit), _lookup2(table, odd, odd_bit)
 
 
 @inline
@@ -155,29 +178,29 @@ def _weights5(m, table, row, column):
 @inline
 def _weights6(m, table, row, column):
     even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
-    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column, m.ahead)
-    return _pair_lookup(table, even, low_even), _pair_lookup(table, odd, low_odd)
+    low_even, low_odd = _high_pairs(m.plane1, m.stride1, row, column, m.ahead)
+    return _lookup4(table, even, low_even), _lookup4(table, odd, low_odd)
+
+
+@inline
+def _with_bit(pair, bit):
+    """Three bits at the top of each byte: the pair's, then the bit."""
+    return (pair & _constant(-64)) | (bit & _constant(32))
 
 
 @inline
 def _weights7(m, table, row, column):
     even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
-    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column, m.ahead)
+    low_even, low_odd = _high_pairs(m.plane1, m.stride1, row, column, m.ahead)
     even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column, m.ahead)
-    return _triple_lookup(table, even, low_even, even_bit), _triple_lookup(table, odd, low_odd, odd_bit)
+    return _lookup8(table, even, _with_bit(low_even, even_bit)), _lookup8(table, odd, _with_bit(low_odd, odd_bit))
 
 
 @inline
 def _weights8(m, table, row, column):
     even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
     low_even, low_odd = _nibbles(m.plane1, m.stride1, row, column, m.ahead)
-    return _lookup16(table, even, low_even), _lookup16(table, odd, low_odd)
-
-
-@inline
-def _shifted(values, count):
-    """Whole 16-bit lanes to the left, so bits come in from the neighbouring byte."""
-    return bitcast(I8x32, _words(values) << count)
+    return _lookup16(table, even, _shifted(low_even, 4)), _lookup16(table, odd, _shifted(low_odd, 4))
 
 
 @inline
@@ -186,11 +209,10 @@ def _identity7(m, table, row, column):
     even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
     low_even, low_odd = _pairs(m.plane1, m.stride1, row, column, m.ahead)
     even_bit, odd_bit = _bits(m.plane2, m.stride2, row, column, m.ahead)
-    pair = _constant(6)
     # The mask of a set bit is -1.
     return (
-        _shifted(even, 3) + (_shifted(low_even, 1) & pair) - even_bit,
-        _shifted(odd, 3) + (_shifted(low_odd, 1) & pair) - odd_bit,
+        _shifted(even, 3) + _shifted(low_even, 1) - even_bit,
+        _shifted(odd, 3) + _shifted(low_odd, 1) - odd_bit,
     )
 
 
@@ -242,3 +264,56 @@ def _add(total, even, odd, x):
 
 
 SUMS = products.Sums(I8x32, _zero, _address, _add, lane_sums)
+
+
+@inline
+def _rounded(step):
+    """Magnitudes of even and of odd columns, their signs, and the multiples (packing.py)."""
+    signs = load(I8x32, step + 64), load(I8x32, step + 96)
+    return load(I8x32, step), load(I8x32, step + 32), signs[0], signs[1], load(I16x16, step + 128)
+
+
+@inline
+def _add_rounded(total, even, odd, x):
+    """vpmaddubsw wants one factor without a sign, so the weights take the sign of the activations: value + 128 becomes
+    the value by its highest bit, and -1 - value by all its bits where the activation is negative. Sums of two products
+    stay within 2 * 127 * 128.
+    """
+    first = dot_pairs(dot_byte_pairs(x[0], even ^ x[2]), x[4])
+    return total + (first + dot_pairs(dot_byte_pairs(x[1], odd ^ x[3]), x[4]))
+
+
+ROUNDED_SUMS = products.Sums(I8x32, _zero, _rounded, _add_rounded, lane_sums, step_bytes=packing.ROUNDED_AVX2_BYTES)
+
+
+@inline
+def _sum_of_negatives(m, packed):
+    """What the products of rounded activations add in excess: the sum of those below zero, as for a row of zeros."""
+    total, zero = _zero(), _constant(-128)
+    for step in range((m.end + 63) // 64):
+        total = _add_rounded(total, zero, zero, _rounded(packed + step * packing.ROUNDED_AVX2_BYTES))
+    return lane_sum(total)
+
+
+def multiply_one(width: str) -> Callable[..., Any]:
+    """products.multiply_one for a width of WEIGHTS, with less arithmetic for rounded activations.
+
+    Tables of 64 values and more leave no registers for the totals of eight rows. Two at a time would not spill either,
+    but of long rows they push the activations out of the first-level cache.
+    """
+    weights, rows = WEIGHTS[width], 8 if int(width[0]) < 6 else 4
+    exact = products.one_token(weights, SUMS._replace(rows=rows))
+    rounded = products.one_token(weights, ROUNDED_SUMS._replace(rows=rows))
+
+    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
+        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        total = load(types.int32, x.total)
+        if x.rounded != 0:
+            packed = x.packed + x.rounded
+            correction = (m.offset + 128) * total - _sum_of_negatives(m, packed)
+            rounded(m, packed, y, low, high, correction)
+        else:
+            exact(m, x.packed, y, low, high, m.offset * total)
+        products.scale_rows(m, x, types.int64(0), y, low, high)
+
+    return kernel

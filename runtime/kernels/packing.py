@@ -46,14 +46,21 @@ _STEP = LANES * 4
 class Order(NamedTuple):
     """A step has `columns`. store(address of a packed step, group, even, odd): 32 columns of it, the group-th, as
     integers in two registers of even and of odd columns.
+
+    For levels whose products read the bytes of rounded activations: store_rounded(address of a step of them, group,
+    even, odd, multiple), the bytes as integers; rounded_bytes: of such a step.
     """
 
     columns: int
     store: Callable[..., Any]
+    store_rounded: Callable[..., Any] | None = None
+    rounded_bytes: int = 0
 
 
 def _bytes(columns: int) -> Order:
-    """High bytes of a step's even columns and of its odd ones, then the low bytes."""
+    """High bytes of a step's even columns and of its odd ones, then the low bytes. Rounded: bytes of even columns, of
+    odd ones, then multiples.
+    """
     half_step = columns // 2
 
     @inline
@@ -65,7 +72,13 @@ def _bytes(columns: int) -> Order:
         store(address + 2 * half_step, truncate(I8x16, even - (even_high << 7)))
         store(address + 3 * half_step, truncate(I8x16, odd - (odd_high << 7)))
 
-    return Order(columns, store_bytes)
+    @inline
+    def store_rounded(step, group, even, odd, multiple):
+        store(step + group * 16, truncate(I8x16, even))
+        store(step + group * 16 + half_step, truncate(I8x16, odd))
+        store(step + columns + group * 4, multiple)
+
+    return Order(columns, store_bytes, store_rounded, columns + columns // ROUNDED * 4)
 
 
 @inline
@@ -85,14 +98,35 @@ def _store_words_by_4(step, group, even, odd):
     store(address + 96, part(I16x8, odd_lanes(odds, odds), 0))
 
 
+ROUNDED_AVX2_BYTES = 160  # of a step of rounded activations
+
+
+@inline
+def _store_signs_apart(step, group, even, odd, multiple):
+    """For AVX2: magnitudes of 32 even columns and of 32 odd ones; for each a byte 0x80, or 0x7f where it is negative;
+    the multiple of each two columns as a word.
+    """
+    address = step + group * 16
+    _store_magnitudes(address, truncate(I8x16, even))
+    _store_magnitudes(address + 32, truncate(I8x16, odd))
+    store(address + 128, splat(I16x8, types.int16(multiple)))
+
+
+@inline
+def _store_magnitudes(address, values):
+    zero = splat(I8x16, types.int8(0))
+    negative = values < zero
+    store(address, select(negative, zero - values, values))
+    store(address + 64, select(negative, splat(I8x16, types.int8(127)), splat(I8x16, types.int8(-128))))
+
+
 ORDERS = {
     "avx512": _bytes(128),
     "avxvnni": _bytes(64),
-    "avx2": Order(64, _store_words_by_4),
-    "neon": _bytes(128),
+    "avx2": Order(64, _store_words_by_4, _store_signs_apart, ROUNDED_AVX2_BYTES),
+    "neon": Order(128, _bytes(128).store),
     "portable": Order(128, _store_words),
 }
-READ_BYTES = ("avx512", "avxvnni")  # the levels whose products read the bytes of rounded activations
 
 
 def packer(level: str, rounded: bool) -> Callable[..., Any]:
@@ -100,12 +134,12 @@ def packer(level: str, rounded: bool) -> Callable[..., Any]:
 
     One scale per token: int16 activations need no scales by block, and sums stay integers to the end. rounded: each 32
     neighbours become multiples, by signed bytes, of one number. They are integers like any others, so every product
-    has the same sums. But a product of many tokens can multiply the bytes, with half of the arithmetic.
+    has the same sums. But some multiply the bytes, with less arithmetic.
     """
-    columns, store_integers = ORDERS[level]
+    columns, store_integers, store_rounded, rounded_bytes = ORDERS[level]
     zero = types.int32(0)
     sum_limit = ROUNDED_SUM_LIMIT if rounded else ACTIVATION_SUM_LIMIT
-    bytes_too = rounded and level in READ_BYTES
+    bytes_too = rounded and rounded_bytes > 0
 
     @inline
     def scale_of(a, values):
@@ -154,14 +188,12 @@ def packer(level: str, rounded: bool) -> Callable[..., Any]:
                 if done > group * 32:
                     low, high = without_first(low, done - group * 32), without_first(high, done - group * 32 - LANES)
                 if bytes_too:
-                    store(bytes_step + group * 16, truncate(I8x16, even_lanes(low, high)))
-                    store(bytes_step + group * 16 + columns // 2, truncate(I8x16, odd_lanes(low, high)))
-                    store(bytes_step + columns + group * 4, multiple)
+                    store_rounded(bytes_step, group, even_lanes(low, high), odd_lanes(low, high), multiple)
                 if rounded:
                     low, high = low * splat(I32x16, multiple), high * splat(I32x16, multiple)
                 whole = whole + low + high
                 store_integers(packed + 2 * first, group, even_lanes(low, high), odd_lanes(low, high))
-            bytes_step += columns + columns // ROUNDED * 4
+            bytes_step += rounded_bytes
         store(a.scale + token * 4, scale)
         store(a.total + token * 4, lane_sum(whole))
 

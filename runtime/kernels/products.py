@@ -23,7 +23,8 @@ from rkf.runtime.structs import ACTIVATION, LANES, MATRIX
 
 class Sums(NamedTuple):
     """register: the type of a register of weights; a step has twice as many columns as that has lanes. rows: how many
-    are summed at a time, 8 or 4, so that their totals fit the CPU's registers.
+    are summed at a time, 8, 4 or 2, so that their totals fit the CPU's registers. step_bytes: of a packed step; 0: two
+    a column.
 
     zero() -> total; activations(address of a packed step) -> x; add(total, even, odd, x) -> total; join(eight totals)
     -> I32x8.
@@ -35,6 +36,7 @@ class Sums(NamedTuple):
     add: Callable[..., Any]
     join: Callable[..., Any]
     rows: int = 8
+    step_bytes: int = 0
 
 
 def two_digits(register: Vector, totals: Vector, dot: Callable[..., Any], rows: int = 8) -> Sums:
@@ -77,6 +79,7 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
     """
     zero, activations, add, join = sums.zero, sums.activations, sums.add, sums.join
     columns, rows_at_a_time = 2 * sums.register.lanes, sums.rows
+    step_bytes = sums.step_bytes or 2 * columns
 
     @inline
     def step(total, m, table, row, column, x):
@@ -84,10 +87,19 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
         return add(total, even, odd, x)
 
     @inline
+    def two(m, table, packed, r0, r1):
+        t0 = t1 = zero()
+        for first in range(0, m.end, columns):
+            x, column = activations(packed + first // columns * step_bytes), smaller(first, m.end - columns)
+            t0 = step(t0, m, table, r0, column, x)
+            t1 = step(t1, m, table, r1, column, x)
+        return t0, t1
+
+    @inline
     def four(m, table, packed, r0, r1, r2, r3):
         t0 = t1 = t2 = t3 = zero()
         for first in range(0, m.end, columns):
-            x, column = activations(packed + 2 * first), smaller(first, m.end - columns)
+            x, column = activations(packed + first // columns * step_bytes), smaller(first, m.end - columns)
             t0 = step(t0, m, table, r0, column, x)
             t1 = step(t1, m, table, r1, column, x)
             t2 = step(t2, m, table, r2, column, x)
@@ -99,11 +111,14 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
         r1, r2, r3 = smaller(row + apart, last), smaller(row + 2 * apart, last), smaller(row + 3 * apart, last)
         r4, r5, r6 = smaller(row + 4 * apart, last), smaller(row + 5 * apart, last), smaller(row + 6 * apart, last)
         r7 = smaller(row + 7 * apart, last)
+        if rows_at_a_time == 2:
+            first_four = (*two(m, table, packed, row, r1), *two(m, table, packed, r2, r3))
+            return join(*first_four, *two(m, table, packed, r4, r5), *two(m, table, packed, r6, r7))
         if rows_at_a_time == 4:
             return join(*four(m, table, packed, row, r1, r2, r3), *four(m, table, packed, r4, r5, r6, r7))
         t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = zero()
         for first in range(0, m.end, columns):
-            x, column = activations(packed + 2 * first), smaller(first, m.end - columns)
+            x, column = activations(packed + first // columns * step_bytes), smaller(first, m.end - columns)
             t0 = step(t0, m, table, row, column, x)
             t1 = step(t1, m, table, r1, column, x)
             t2 = step(t2, m, table, r2, column, x)
@@ -117,13 +132,14 @@ def eight_rows(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
     return eight
 
 
-def multiply_one(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
-    """y[row] = row of the matrix times one token, in eight streams of consecutive rows. Arguments: kernels/table.py."""
+def one_token(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
+    """product(m, packed, y, low, high, correction): y[row] = the integer sums of rows low … high - 1 with one token,
+    each plus the correction, as f32. Rows are read in eight streams of consecutive ones.
+    """
     eight = eight_rows(weights, sums)
 
     @inline
     def streams(m, table, packed, y, low, high, correction):
-        """y[row] = the integer sums of rows low … high - 1, as f32."""
         apart = (high - low + 7) // 8
         for i in range(apart):
             row = low + i
@@ -133,15 +149,26 @@ def multiply_one(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
                 values = joined_digits(values, to_float(F32x8, lower), F32x8)
             store_lanes(y + row * 4, apart * 4, values, (high - row + apart - 1) // apart)
 
-    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
-        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
-        correction = splat(I32x8, types.int32(m.offset * load(types.int32, x.total)))
+    @inline
+    def product(m, packed, y, low, high, correction):
         row = low
         while row < high:
             index = row // m.rows_per_table
             end = smaller(high, (index + 1) * m.rows_per_table)
-            streams(m, m.table + index * m.digits * m.table_bytes, x.packed, y, row, end, correction)
+            table = m.table + index * m.digits * m.table_bytes
+            streams(m, table, packed, y, row, end, splat(I32x8, types.int32(correction)))
             row = end
+
+    return product
+
+
+def multiply_one(weights: Callable[..., Any], sums: Sums) -> Callable[..., Any]:
+    """y[row] = row of the matrix times one token. Arguments: kernels/table.py."""
+    product = one_token(weights, sums)
+
+    def kernel(matrix, activation, tokens, y, y_stride, low, high, scratch):
+        m, x = view(MATRIX, matrix), view(ACTIVATION, activation)
+        product(m, x.packed, y, low, high, m.offset * load(types.int32, x.total))
         scale_rows(m, x, types.int64(0), y, low, high)
 
     return kernel

@@ -462,6 +462,16 @@ def permute_16(typingctx, table, index):
 
 
 @intrinsic
+def dot_byte_pairs(typingctx, unsigned, signed):
+    """llvm.x86.avx2.pmadd.ub.sw (vpmaddubsw): sums of two neighbouring u8 * i8 products as i16, saturated."""
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, "llvm.x86.avx2.pmadd.ub.sw", I16x16.llvm, list(args))
+
+    return I16x16(I8x32, I8x32), codegen
+
+
+@intrinsic
 def dot_pairs(typingctx, a, b):
     """llvm.x86.avx2.pmadd.wd (vpmaddwd): sums of two neighbouring i16 * i16 products."""
 

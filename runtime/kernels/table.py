@@ -155,9 +155,10 @@ def kernel(name: str, level: str) -> Kernel:
     if family == "f32":
         return f32.multiply, _PRODUCT
     level_kernels = _LEVELS[level]
+    if family == "one" and level in ("avx2", "avx512"):
+        return level_kernels.multiply_one(variant), _PRODUCT
     if level == "avx512":
-        build = int8_avx512.multiply_one if family == "one" else many_avx512.multiply_many
-        return build(variant), _PRODUCT
+        return many_avx512.multiply_many(variant), _PRODUCT
     weights = level_kernels.WEIGHTS[variant]
     if family == "one":
         return products.multiply_one(weights, level_kernels.SUMS), _PRODUCT
