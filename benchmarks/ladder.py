@@ -21,7 +21,7 @@ from numba import types
 from benchmarks.ceiling import Loader
 from rkf.format.matrix import ClusteredMatrix
 from rkf.runtime import cpu_features
-from rkf.runtime.kernels import int8_avx512, products
+from rkf.runtime.kernels import int8_avx512, many_avx512, products
 from rkf.runtime.kernels.build import emit, machine
 from rkf.runtime.kernels.inline import inline, smaller
 from rkf.runtime.kernels.memory import load, load_first, prefetch, store_first, store_lanes
@@ -121,7 +121,7 @@ ONE_TOKEN = {
 
 
 EIGHT_TOKENS = {
-    "the product in use": int8_avx512.multiply_many(int8_avx512.WEIGHTS["4"]),
+    "the product in use": many_avx512.multiply_many("4"),
     "one row at a time": row_by_row(int8_avx512.WEIGHTS["4"]),
 }
 
