@@ -152,7 +152,7 @@ def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint
         return values
     if level == "neon":  # whole registers of 16 with the values themselves
         return np.tile(values ^ 128, max(16 >> bits, 1))
-    if level == "avx512":  # registers of 64 (int8_avx512.py)
+    if level == "avx512":  # registers of 64 (weights_avx512.py)
         if bits == 8:
             return values
         parts = [values[..., 0::2], values[..., 1::2]] if bits in (1, 7) else [values]

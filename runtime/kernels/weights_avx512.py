@@ -32,7 +32,7 @@ PANEL_PLANE_BYTES = 1024  # of a plane of 4 bits: 128 columns of 16 rows
 PANEL_BYTES = 3 * PANEL_PLANE_BYTES
 
 
-class Fields(NamedTuple):
+class PlaneFields(NamedTuple):
     """How the fields of a plane get into registers: for its number, a function of (source, row, column) -> registers of
     even and of odd columns.
 
@@ -121,8 +121,8 @@ def _row_masks(number: int) -> Callable[..., Any]:
     return masks
 
 
-# --- eight columns of sixteen rows: a panel has the planes of a block as columns of words (few_avx512.py); `row` is the
-# --- number of the eight columns
+# --- eight columns of sixteen rows: a panel has the planes of a block as columns of words (many_avx512.py), and `row` is
+# --- the number of the eight columns
 
 
 def _panel_nibbles(number: int) -> Callable[..., Any]:
@@ -201,7 +201,7 @@ def _appended(high, low, bit):
     return six + six + select(bit, ranks.constant(1), ranks.constant(0))
 
 
-def _by_width(fields: Fields) -> dict[str, Callable[..., Any]]:
+def _by_width(fields: PlaneFields) -> dict[str, Callable[..., Any]]:
     """weights(source, table, row, column) -> the values of even and of odd columns, for each width."""
     nibbles, low_nibbles, pairs, bits_at_2 = fields.nibbles(0), fields.nibbles(1), fields.pairs(0, 0), fields.bits(1, 2)
     bits_at_4, pairs_at_4, low_pairs = fields.bits(1, 4), fields.pairs(1, 4), fields.pairs(1, 0)
@@ -275,5 +275,5 @@ def _by_width(fields: Fields) -> dict[str, Callable[..., Any]]:
     return {str(width): weights for width, weights in enumerate(looked_up, 1)} | {"7i": ranks7, "8i": ranks8}
 
 
-WEIGHTS = _by_width(Fields(_row_nibbles, _row_fields(2), _row_fields(1), _row_masks))
-PANEL_WEIGHTS = _by_width(Fields(_panel_nibbles, _panel_fields(2), _panel_fields(1), _panel_masks))
+WEIGHTS = _by_width(PlaneFields(_row_nibbles, _row_fields(2), _row_fields(1), _row_masks))
+PANEL_WEIGHTS = _by_width(PlaneFields(_panel_nibbles, _panel_fields(2), _panel_fields(1), _panel_masks))
