@@ -1,7 +1,7 @@
 """Runs commands of which a chosen step fails, or at which the process is killed or told to end.
 
 A step is whatever changes the disk: a file opened for writing, a write, fsync, truncation, rename, removal, a new
-folder. Every run is a fork of one process that has imported the commands, so a run costs the command alone.
+folder. Every run is a fork of one process that has imported what the command imports, so a run costs the command alone.
 
     python -m tests.faults                 # every step of every command in every way
     python -m tests.faults convert pack    # of some
@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,12 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Run:
-    """code: the exit code, negative for a signal; steps: how many there were; told: stderr."""
+    """code: the exit code, negative for a signal; steps: how many there were; told: stderr; imported: modules."""
 
     code: int
     steps: int
     told: str
+    imported: tuple[str, ...]
 
 
 class _Faults:
@@ -97,13 +100,14 @@ class _Faults:
 
 def run(command: Sequence[str] | Callable[[], object], folder: Path, at: int = 0, way: str = "") -> Run:
     """`rkf COMMAND`, or a call, in `folder`, whose temporary files are there too; its step `at` goes wrong."""
-    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as steps:
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as counted:
         child = os.fork()
         if child == 0:
-            _child(command, folder, at, way, told.fileno(), steps.fileno())
+            _child(command, folder, at, way, told.fileno(), counted.fileno())
         code = _ended(child)
-        told.seek(0), steps.seek(0)
-        return Run(code, int(steps.read() or 0), told.read().decode())
+        told.seek(0), counted.seek(0)
+        steps, *imported = counted.read().decode().split() or ["0"]
+        return Run(code, int(steps), told.read().decode(), tuple(imported))
 
 
 def _ended(child: int) -> int:
@@ -121,7 +125,7 @@ def _ended(child: int) -> int:
 
 
 def _child(
-    command: Sequence[str] | Callable[[], object], folder: Path, at: int, way: str, told: int, steps: int
+    command: Sequence[str] | Callable[[], object], folder: Path, at: int, way: str, told: int, counted: int
 ) -> None:
     code = 70
     try:
@@ -134,13 +138,14 @@ def _child(
             cli.add_command(verb)
             command = ["call"]
         sys.argv = ["rkf", *command]
+        before = set(sys.modules)
         faults = _Faults(at, way)
         try:
             main()
         except SystemExit as end:
             code = int(end.code or 0)
         faults.stop()
-        os.pwrite(steps, str(faults.count).encode(), 0)
+        os.pwrite(counted, " ".join([str(faults.count), *sorted(sys.modules.keys() - before)]).encode(), 0)
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -162,6 +167,10 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
         scenario.prepare(work)
 
     anew()
+    for name in run(scenario.command, work).imported:
+        with suppress(ImportError):  # some are made by others, and cannot be imported
+            import_module(name)
+    anew()
     before = contents(work)
     sound = run(scenario.command, work)
     if sound.code:
@@ -171,6 +180,7 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
     steps = range(1, sound.steps + 1)
     if most is not None and most < len(steps):
         steps = sorted({round(1 + n * (len(steps) - 1) / (most - 1)) for n in range(most)})
+    print(f"{scenario.name}: {len(steps)} of {sound.steps} steps", file=sys.stderr, flush=True)
     for at in steps:
         for way in WAYS:
             anew()

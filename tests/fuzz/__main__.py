@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,8 @@ except ImportError:
     atheris = None
     from tests.fuzz.targets import TARGETS, Target
 else:
-    with atheris.instrument_imports(include=["rkf"], exclude=compiled()):  # of what is imported in here
+    instrumented = partial(atheris.instrument_imports, include=["rkf"], exclude=compiled())  # of what is imported in it
+    with instrumented():
         from tests.fuzz.targets import TARGETS, Target
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -52,12 +54,19 @@ def run_once(target: Target, data: bytes) -> None:
         raise TimeoutError(f"{took:.0f} s of CPU, expected at most {LIMIT_S}")
 
 
+def mutated(data: bytes, most: int, seed: int) -> bytes:
+    """Changed bytes, of full length: each that is missing would choose the first place or value there is."""
+    return atheris.Mutate(data + random.Random(seed).randbytes(max(0, LENGTH - len(data))), most)
+
+
 def steered(name: str, seconds: int) -> None:
     """Atheris ends the process itself: with the bytes in a file at the first failure, else after the time."""
+    with instrumented():
+        run_once(TARGETS[name], b"")  # imports the readers that are imported where they are first used
     (CORPUS / name).mkdir(parents=True, exist_ok=True)
     limits = [f"-max_total_time={seconds}", f"-timeout={HANG_S}", f"-report_slow_units={HANG_S}", "-rss_limit_mb=4096"]
-    inputs = [f"-max_len={LENGTH}", "-len_control=0", f"-artifact_prefix={CORPUS / name}/"]
-    atheris.Setup([name, *limits, *inputs], lambda data: run_once(TARGETS[name], data))
+    inputs = [f"-max_len={LENGTH}", "-len_control=0", "-reduce_inputs=0", f"-artifact_prefix={CORPUS / name}/"]
+    atheris.Setup([name, *limits, *inputs], lambda data: run_once(TARGETS[name], data), custom_mutator=mutated)
     atheris.Fuzz()
 
 
