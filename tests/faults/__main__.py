@@ -6,13 +6,16 @@ What the library of the hub writes to its own cache is left out.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from rkf.commands.chat_turns import ChatTurns
 from rkf.converters import pull
 from rkf.converters.pipeline import convert
 from rkf.errors import RkfError
+from rkf.file import kept_json
 from rkf.file.archive import pack
 from rkf.file.edit import edit
 from rkf.file.fold import fold
@@ -95,6 +99,20 @@ def convert_keeping() -> None:
     convert("hf", "out.rkf", k=4, calibrate=Calibrate(Path("text.txt"), store=Path("kept")), workers=1, force=True)
 
 
+def in_folder_hashed(folder: Path) -> bool:
+    """Whether a model is whole, and what is kept of the hashes is too."""
+    hashes = folder.glob("out/cache/hashes/*.json")
+    with suppress(ValueError):
+        return is_whole(folder) and all(kept_json.opened("hash 1", path.read_bytes()) for path in hashes)
+    return False
+
+
+def convert_from_the_hub() -> None:
+    """Without a copy of the weights, whose hashes are kept."""
+    os.environ["RKF_CACHE"] = str(Path("out/cache").absolute())
+    convert("hub:user/hf", "out/m.rkf", k=4, workers=1, force=True)
+
+
 def convert_tune() -> None:
     """With tuning, on a text of a few tokens."""
     from rkf.tune import tuning
@@ -117,6 +135,14 @@ def sweep_one_recipe() -> None:
 
     del RECIPES["exceptions"], RECIPES["calibrated"]
     cli.main(list(SWEEP), standalone_mode=False)
+
+
+def score_own_tasks() -> None:
+    """Without the harness's own tasks, whose list takes seconds to read."""
+    from rkf.bridges import harness
+
+    harness.TaskManager = partial(harness.TaskManager, include_defaults=False)
+    cli.main(list(TASKS), standalone_mode=False)
 
 
 def extract() -> None:
@@ -154,10 +180,23 @@ STUDY = ("study", "interpolate", "m.rkf", "out", "--text", "text.txt", "--ctx", 
 ASK = ("run", "m.rkf", "--raw", "--temperature", "0", "--max-tokens", "4", "--threads", "1")
 SESSION = (*ASK, "--prompt", "4 5 6 7", "--session", "out.session")
 SWEEP = ("study", "sweep", "hf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--k", "4")
+TASKS = ("eval", "tasks", "m.rkf", "--tasks", "own", "--include-path", "tasks")
+TASK = """
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {test: tasks/items.jsonl}, cache_dir: tmp/data sets}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{endings}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc}]
+"""
 SCENARIOS = [
     Scenario("convert", CONVERT, "out.rkf", old("out.rkf")),
     Scenario("resume", (*CONVERT, "--resume"), "out.rkf", old("out.rkf"), kept=("out.rkf.work",)),
     Scenario("convert-keeping", convert_keeping, "out.rkf", old("out.rkf"), kept=("kept",)),
+    Scenario("hub", convert_from_the_hub, "out", in_folder, in_folder_hashed, kept=("out/cache",), noisy=True),
     Scenario("convert-tune", convert_tune, "out.rkf", old("out.rkf"), is_model, kept=("out.rkf.",)),
     Scenario("calibrate", ("calibrate", "hf", "out.tok", "--text", "text.txt", "--force"), "out.tok", old("out.tok")),
     Scenario("pack", ("pack", "m.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
@@ -182,6 +221,7 @@ SCENARIOS = [
     Scenario("wheel", extract, "out/model", inputs),
     Scenario("kernel", lambda: objects.write(Path("out"), "step", b"code"), "out/step.o", inputs),
     Scenario("study", study_a_path, "out/results.json", inputs, lambda folder: True, kept=("out",)),
+    Scenario("tasks", score_own_tasks, "nothing", inputs, lambda folder: True, spare=True, noisy=True),
     Scenario("sweep", sweep_one_recipe, "out/results.json", inputs, lambda folder: True, kept=("out",)),
 ]
 
@@ -205,8 +245,22 @@ def make(folder: Path, names: list[str]) -> None:
         from rkf.bridges.transformers_export import export_transformers
 
         export_transformers(folder / "m.rkf", folder / "transformers")
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "own.yaml").write_text(TASK, encoding="utf-8")
+    item = {"question": "1 2 3", "endings": [" 4", " 7"], "label": 0}
+    (folder / "tasks" / "items.jsonl").write_text(json.dumps(item), encoding="utf-8")
     with zipfile.ZipFile(folder / "m.whl", "w") as wheel:
         wheel.write(folder / "m.rkf", "m.rkf")
+
+
+@contextmanager
+def hub(folder: Path) -> Iterator[None]:
+    """A hub of a process of its own has the folder. Its library reads the address when it is imported."""
+    command = [sys.executable, "-m", "tests.converters.hub_server", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and "huggingface_hub" not in sys.modules
+        os.environ |= {"HF_ENDPOINT": server.stdout.readline().strip(), "HF_HUB_DISABLE_XET": "1"}
+        yield
 
 
 def main() -> None:
@@ -224,7 +278,7 @@ def main() -> None:
     # Loads most of what Numba compiled for conversions, which each fork would load again.
     cluster(DenseTensor("f32", np.eye(64, dtype=np.float32)), Rule(k=4), "a matrix")
     count = 0
-    with tempfile.TemporaryDirectory(prefix="rkf-faults-") as folder:
+    with hub(MADE / "hf"), tempfile.TemporaryDirectory(prefix="rkf-faults-") as folder:
         for scenario in SCENARIOS:
             if not given.names or scenario.name in given.names:
                 for broken in broken_promises(scenario, Path(folder, "work"), given.most):

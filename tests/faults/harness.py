@@ -30,6 +30,7 @@ from rkf.cli import cli, main
 WAYS = ("fails", "is killed", "is told to end")
 _PATCHED = ("write", "fsync", "copy_file_range")
 _EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+_DEVICES = (os.devnull, "/dev/tty")
 _LIMIT_S, _NO_END = 900, 124  # of a run: wall time, since other jobs may stop it for minutes; its code then
 
 
@@ -40,6 +41,7 @@ class Scenario:
     prepare: makes the inputs and the old output in a folder. valid: whether an output that is neither byte for byte
     the old nor the new one is complete all the same. kept: beginnings of names that may stay after an error, from which
     the next run goes on. once: the command refuses to replace its output. spare: the command may do without its output.
+    noisy: libraries tell their progress on stderr, before what the command tells.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Scenario:
     kept: tuple[str, ...] = ()
     once: bool = False
     spare: bool = False
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class _Faults:
 
     def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in _EVENTS or (writes and "/dev/" not in str(arguments[0])):
+        if event in _EVENTS or (writes and arguments[0] not in _DEVICES):
             self._step()
 
     def _step(self) -> None:
@@ -188,7 +191,7 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
             where = f"{scenario.name}: step {at} of {sound.steps} {way}: "
             if seen.code == _NO_END:
                 yield f"{where}no end after {_LIMIT_S} s"
-            if way == "fails" and not (seen.code == 0 or _is_one_line(seen.told)):
+            if way == "fails" and not (seen.code == 0 or _is_one_line(seen.told, scenario.noisy)):
                 yield f"{where}exit code {seen.code}: {seen.told[-1000:]}"
             if way == "is told to end" and seen.code not in (0, 130):
                 yield f"{where}exit code {seen.code}: {seen.told[-1000:]}"
@@ -215,5 +218,7 @@ def _of(found: dict[str, bytes], output: str) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if name == output or name.startswith(f"{output}/")}
 
 
-def _is_one_line(told: str) -> bool:
+def _is_one_line(told: str, noisy: bool) -> bool:
+    if noisy and "Traceback" not in told:
+        told = told.splitlines(keepends=True)[-1]
     return told.startswith("rkf: ") and told.count("\n") == 1
