@@ -257,7 +257,8 @@ def make(folder: Path, names: list[str]) -> None:
 def hub(folder: Path) -> Iterator[None]:
     """A hub of a process of its own has the folder. Its library reads the address when it is imported."""
     command = [sys.executable, "-m", "tests.converters.hub_server", str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # it complains of clients that are killed
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True) as server:
         assert server.stdout is not None and "huggingface_hub" not in sys.modules
         os.environ |= {"HF_ENDPOINT": server.stdout.readline().strip(), "HF_HUB_DISABLE_XET": "1"}
         yield

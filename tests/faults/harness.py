@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def _child(
             cli.add_command(verb)
             command = ["call"]
         sys.argv = ["rkf", *command]
+        weakref.finalize._registry.clear()  # what the parent will remove
         before = set(sys.modules)
         faults = _Faults(at, way)
         try:
@@ -148,6 +150,7 @@ def _child(
         except SystemExit as end:
             code = int(end.code or 0)
         faults.stop()
+        weakref.finalize._exitfunc()  # as the end of an interpreter does
         os.pwrite(counted, " ".join([str(faults.count), *sorted(sys.modules.keys() - before)]).encode(), 0)
     finally:
         sys.stderr.flush()
