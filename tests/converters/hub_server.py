@@ -54,6 +54,7 @@ def hub() -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits for the answer to its headers
 
     def log_message(self, *_: object) -> None:
         """Nothing: pytest shows what fails."""
