@@ -276,7 +276,9 @@ def main() -> None:
     if given.make:
         make(given.make, given.names)
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine torch's threads spend most of their time on each other
+    # One thread each for torch and for rkf: on a busy machine several spend most of their time on each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.sched_getaffinity = lambda process: {0}
     # By another process: a fork of one that has started threads waits for them for ever.
     subprocess.run([sys.executable, "-m", "tests.faults", "--make", str(MADE), *given.names], check=True)
     # Loads most of what Numba compiled for conversions, which each fork would load again.
