@@ -113,12 +113,17 @@ def are_hashes(folder: Path) -> bool:
     return False
 
 
+def call(*words: str) -> None:
+    """`rkf WORDS`, in a scenario that has made it smaller."""
+    sys.exit(cli.main(words, standalone_mode=False))
+
+
 def convert_tune() -> None:
     """With tuning, on a text of a few tokens."""
     from rkf.tune import tuning
 
     tuning.SEQUENCES, tuning.TOKENS = 4, 8
-    cli.main([*CONVERT, "--tune", "0.001"], standalone_mode=False)
+    call(*CONVERT, "--tune", "0.001")
 
 
 def study_a_path() -> None:
@@ -128,7 +133,7 @@ def study_a_path() -> None:
     charts = interpolate.charts
     interpolate.charts = lambda rows: charts(rows)[:1]
     interpolate.ENDS, interpolate.STEPS = {"reverse": interpolate.ENDS["reverse"]}, 2
-    cli.main(list(STUDY), standalone_mode=False)
+    call(*STUDY)
 
 
 def sweep_one_recipe() -> None:
@@ -137,7 +142,7 @@ def sweep_one_recipe() -> None:
     charts = sweep.charts
     sweep.charts = lambda *rows: charts(*rows)[:1]
     sweep.RECIPES = {"plain": sweep.RECIPES["plain"]}
-    cli.main(list(SWEEP), standalone_mode=False)
+    call(*SWEEP)
 
 
 def score_own_tasks() -> None:
@@ -145,7 +150,7 @@ def score_own_tasks() -> None:
     from rkf.bridges import harness
 
     harness.TaskManager = partial(harness.TaskManager, include_defaults=False)
-    cli.main(list(TASKS), standalone_mode=False)
+    call(*TASKS)
 
 
 def extract() -> None:
