@@ -61,7 +61,9 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-@pytest.mark.parametrize(("token", "problem"), [(1 << 29, "expected ids of at most"), (398, "a text cannot be encoded")])
+@pytest.mark.parametrize(
+    ("token", "problem"), [(1 << 29, "expected ids of at most"), (398, "a text cannot be encoded")]
+)
 def test_a_vocabulary_that_cannot_be_written_again(use, token, problem):
     """The library took gigabytes for what lies before a large id; and errors for an id twice were no RkfError."""
     config = tiny.config()
