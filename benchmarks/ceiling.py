@@ -29,12 +29,13 @@ from rkf.runtime.structs import SLOT_BYTES
 
 Bytes = NDArray[np.uint8]
 SYMBOL = "load_only"
-STREAMS, STEP, AHEAD_BYTES = 8, 64, cpu_features.prefetch_bytes()
+STREAMS, STEP, AHEAD_BYTES = 8, 64, cpu_features.prefetch_bytes(cpu_features.level())
+LOCALITY = 2 if cpu_features.prefetches_far(cpu_features.level()) else 3
 
 
 @inline
 def _next(total, address):
-    prefetch(address + AHEAD_BYTES, 3)
+    prefetch(address + AHEAD_BYTES, LOCALITY)
     return total + load(I32x16, address)
 
 

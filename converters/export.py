@@ -8,7 +8,6 @@ determines names and layouts.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from rkf.errors import StructureError, UnsupportedError, UsageError, naming
 from rkf.file.atomic import alone, refuse_same_file, replacing, reporting
 from rkf.file.container import Container, open_file
 from rkf.file.private import private_folder
-from rkf.file.scratch import scratch
+from rkf.file.scratch import remove_folder, scratch
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
 from rkf.format.matrix import F32, from_f32
 from rkf.model.metadata import ModelMetadata
@@ -206,9 +205,9 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     own = folder.with_name(f".{folder.name}.staging")
     with alone(folder), ExitStack() as stack:
         private_folder(own)
-        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        stack.callback(remove_folder, own)
         staging = own / folder.name  # the result has the user's usual mode
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_folder(staging)
         with reporting(folder):
             staging.mkdir()
         yield staging

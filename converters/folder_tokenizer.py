@@ -22,7 +22,7 @@ from rkf.converters.input_files import read_bytes, read_json, refuse_pointer
 from rkf.errors import SourceError, StructureError, naming
 from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import SpecialToken
-from rkf.text.tokenizer_json import load, one_line
+from rkf.text.tokenizer_json import load, one_line, to_json
 
 SETTINGS, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # Names that every tokenizer may give. Others are names only where their value is a text.
@@ -78,7 +78,7 @@ class FolderTokenizer:
         named, added = _tokens_of(folder)
         with _as_source(label), one_line(TOKENIZER):
             if self._add(added, named):
-                self.json = self._tokenizer.to_str(pretty=False).encode()
+                self.json = to_json(self._tokenizer).encode()
         if self._largest() >= rows:
             self._cut(rows, label)
         if (count := self._tokenizer.get_vocab_size(with_added_tokens=True)) > rows:

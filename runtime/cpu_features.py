@@ -30,13 +30,26 @@ def host_features() -> frozenset[str]:
 
 
 @cache
-def prefetch_bytes() -> int:
-    """How far ahead of its reads each of a product's streams prefetches. Without any, reading planes from the outer
-    caches or from memory takes half as long again (docs/log.md).
-    """
+def _is_zen() -> bool:
     import llvmlite.binding as llvm
 
-    return 384 if llvm.get_host_cpu_name().startswith("znver") else 640
+    return llvm.get_host_cpu_name().startswith("znver")
+
+
+def prefetches_far(level: str | None) -> bool:
+    """Whether products of one token prefetch into the second-level cache alone. On Zen this lets a core have more reads
+    of memory under way, but on AVX2 arithmetic is the limit.
+    """
+    return level == "avx512" and _is_zen()
+
+
+def prefetch_bytes(level: str | None) -> int:
+    """How far ahead of its reads each of a product's streams prefetches. Without any, reading planes from the outer
+    caches or from memory takes half as long again (docs/log.md). level: of the products; None: exact ones.
+    """
+    if prefetches_far(level):
+        return 1536
+    return 384 if _is_zen() else 640
 
 
 def level() -> str:

@@ -81,7 +81,7 @@ def clustered(matrix: ClusteredMatrix, memory: Memory, level: str | None) -> Pre
     prepared = Prepared(kernels=Kernels("f32", "f32", "row:clustered"))
     m = prepared.struct[0]
     m["rows"], m["columns"], m["rows_per_table"] = matrix.rows, matrix.columns, matrix.rows_per_table
-    m["end"], m["ahead"] = end_column(matrix.columns), cpu_features.prefetch_bytes()
+    m["end"], m["ahead"] = end_column(matrix.columns), cpu_features.prefetch_bytes(level)
     end = int(m["end"])
     for i, (plane, width) in enumerate(zip(matrix.planes, plane_bits(matrix.bits), strict=True)):
         # Kernels read whole panels of rows, and whole steps of columns.
@@ -125,7 +125,8 @@ def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory, le
     if matrix.bits >= 7 and digits.shape[:2] == (1, 1) and (np.diff(digits) == 1).all():
         # Apart from an offset, ranks are the values: no lookup. With signed bytes, 8-bit ranks become rank - 128.
         width, m["offset"] = f"{width}i", digits[0, 0, 0] + (128 if signed and matrix.bits == 8 else 0)
-    prepared.kernels.one, prepared.kernels.many = f"one:{width}", f"many:{width}"
+    one = "far" if cpu_features.prefetches_far(level) else "one"
+    prepared.kernels.one, prepared.kernels.many = f"{one}:{width}", f"many:{width}"
     tables = _tables(digits, matrix.bits, level)
     m["table"], m["table_bytes"], m["digits"] = memory.hold(tables), tables.shape[-1], digits.shape[1]
     _row_factors(matrix, m, memory, units)

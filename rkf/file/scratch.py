@@ -31,9 +31,18 @@ def scratch() -> Iterator[Path]:
                 if other.is_dir() and not _in_use(other):
                     shutil.rmtree(other, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(dir=home))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(remove_folder, folder)
             stack.enter_context(_locked(folder / _LOCK))
         yield folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it, as far as possible; if a signal comes in between, the rest too."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _in_use(folder: Path) -> bool:

@@ -36,6 +36,7 @@ class Records:
                 holds = "a study of another model, text, calibration or layers"
                 raise UsageError(f"{folder}: holds {holds}: choose another folder")
             self.about = {**earlier, **about}
+            self._save_table()  # a run that was killed between the two files left an older one
 
     def own(self, name: str) -> Path:
         """The path of a file or folder that only runs with the same fingerprint may share."""
@@ -56,6 +57,9 @@ class Records:
         about = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in whole.items())
         trials = ",\n".join(map(json.dumps, self.rows))  # one per line, readable and easy to diff
         write_text(self._folder / RESULTS, f'{{{about}"trials": [\n{trials}\n]}}\n')
+        self._save_table()
+
+    def _save_table(self) -> None:
         write_text(self._folder / TABLE, _csv(self.rows))
 
 
@@ -76,7 +80,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
 def write_text(path: Path, text: str) -> None:
     """Replace the file at once: after a failure it is the old one."""
     with replacing(path, force=True) as output:
-        output.write(text.encode())
+        output.write(text.encode(errors="backslashreplace"))  # results of others may hold half a surrogate pair
 
 
 def _csv(rows: Iterable[Row]) -> str:

@@ -23,7 +23,7 @@ from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
 from rkf.text.spelling import Spelling
 from rkf.text.template import Message
-from rkf.text.tokenizer_json import load, one_line
+from rkf.text.tokenizer_json import load, one_line, to_json
 
 _INCOMPLETE = "\ufffd"  # a decoder's output for bytes that are not a whole character (yet)
 _CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
@@ -104,9 +104,9 @@ class Tokenizer:
 
     @property
     def json(self) -> str:
-        """The tokenizer as tokenizer.json."""
-        text: str = self._tokenizer.to_str()
-        return text
+        """The tokenizer as tokenizer.json. Raises StructureError."""
+        with one_line("tokenizer.json"):
+            return to_json(self._tokenizer)
 
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether both have the same tokens, each with the same id."""
@@ -197,10 +197,11 @@ class Tokenizer:
 
     def _as_text(self, text: str, begins: bool) -> list[int]:
         """Token ids of a text without special tokens, which begins the prompt or follows a token."""
-        tokenizer, anchor = self._without_special
-        if begins:
-            return list(tokenizer.encode(text, add_special_tokens=False).ids)
-        return list(tokenizer.encode(anchor + text, add_special_tokens=False).ids[1:])
+        with one_line("tokenizer.json: a text cannot be encoded"):
+            tokenizer, anchor = self._without_special
+            if begins:
+                return list(tokenizer.encode(text, add_special_tokens=False).ids)
+            return list(tokenizer.encode(anchor + text, add_special_tokens=False).ids[1:])
 
     @cached_property
     def _special(self) -> dict[int, str]:
@@ -220,8 +221,10 @@ class Tokenizer:
 
     @cached_property
     def _without_special(self) -> tuple[tokenizers.Tokenizer, str]:
-        """The tokenizer as one that knows no special tokens, and the text of a token to put before other text."""
-        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        """The tokenizer as one that knows no special tokens, and the text of a token to put before other text. Use it
+        under `one_line`.
+        """
+        tokenizer = tokenizers.Tokenizer.from_str(to_json(self._tokenizer))
         tokenizer.encode_special_tokens = True
         anchor = secrets.token_hex()
         tokenizer.add_tokens([tokenizers.AddedToken(anchor, special=False, normalized=False)])

@@ -21,6 +21,7 @@ from rkf.errors import StructureError
 MAX_GROWTH = 1000  # bytes that the replacements of a normalizer or a decoder make of one; those of real models make 64
 MAX_COMPONENTS = 64
 MAX_AFFIX = 64  # bytes that a BPE puts before or behind the letters of a word
+MAX_ID = 1 << 22  # the largest vocabularies have 300,000 tokens
 MAX_WORD = 1000  # letters of a word that WordPiece tries in quadratic time; 100 by default
 
 _NORMALIZERS = (
@@ -48,6 +49,17 @@ def load(tokenizer_json: bytes) -> tokenizers.Tokenizer:
     _check("pre_tokenizer", tokenizer.pre_tokenizer, _PRE_TOKENIZERS)
     _check("decoder", tokenizer.decoder, _DECODERS)
     return tokenizer
+
+
+def to_json(tokenizer: tokenizers.Tokenizer) -> str:
+    """The tokenizer as tokenizer.json. Use it under `one_line`; ValueError: an id beyond MAX_ID. The library makes a
+    list of all ids that no token has, up to the largest.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest > MAX_ID:
+        raise ValueError(f"expected ids of at most {MAX_ID}, got {largest}")
+    text: str = tokenizer.to_str()
+    return text
 
 
 @contextmanager

@@ -12,12 +12,14 @@ from rkf.format.constants import plane_bits
 from rkf.runtime.kernels import products
 from rkf.runtime.kernels.simd import dot_bytes
 from rkf.runtime.kernels.vectors import I8x64, I32x16
-from rkf.runtime.kernels.weights_avx512 import WEIGHTS
+from rkf.runtime.kernels.weights_avx512 import FAR_WEIGHTS, WEIGHTS
 
 SUMS = products.two_digits(I8x64, I32x16, dot_bytes)
 
 
-def multiply_one(width: str) -> Callable[..., Any]:
-    """products.multiply_one for a width of WEIGHTS. Eight rows at a time of several planes do not fit the registers."""
+def multiply_one(width: str, far: bool = False) -> Callable[..., Any]:
+    """products.multiply_one for a width of WEIGHTS. Eight rows at a time of several planes do not fit the registers.
+    far: prefetch into the second-level cache.
+    """
     planes = len(plane_bits(int(width[0])))
-    return products.multiply_one(WEIGHTS[width], SUMS._replace(rows=8 if planes == 1 else 4))
+    return products.multiply_one((FAR_WEIGHTS if far else WEIGHTS)[width], SUMS._replace(rows=8 if planes == 1 else 4))

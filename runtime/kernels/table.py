@@ -5,6 +5,7 @@ serve, publish              a worker thread's loop, and the start of a call (thr
 row:f32|bf16|f16|clustered  one row of a matrix as f32
 f32                         product in f32, any number of tokens
 one:W, many:W               fast products of one token and of many; W: index width, or 7i, 8i where ranks are the values
+    far:W                       one:W with prefetches into the second-level cache (AVX-512)
 
 Work of phases, and micro-ops (kernels/linear.py, mixing.py, token_ops.py, norms.py, rope.py, hadamard.py, packing.py);
 C: a format of the cache, "capped" with a softcap:
@@ -157,6 +158,8 @@ def kernel(name: str, level: str) -> Kernel:
     level_kernels = _LEVELS[level]
     if family == "one" and level in ("avx2", "avx512"):
         return level_kernels.multiply_one(variant), _PRODUCT
+    if family == "far":
+        return int8_avx512.multiply_one(variant, far=True), _PRODUCT
     if level == "avx512":
         return many_avx512.multiply_many(variant), _PRODUCT
     weights = level_kernels.WEIGHTS[variant]
@@ -171,9 +174,5 @@ def names(level: str) -> list[str]:
     """Every kernel of a CPU level."""
     fixed = ["step", "serve", "publish", "f32", *(f"row:{kind}" for kind in ("f32", "bf16", "f16", "clustered"))]
     work = [_joined(family, variant) for family, (_, variants) in _FAMILIES.items() for variant in variants]
-    return (
-        fixed
-        + [*_PLAIN]
-        + work
-        + [f"{tokens}:{width}" for tokens in ("one", "many") for width in _LEVELS[level].WEIGHTS]
-    )
+    families = ["one", "far", "many"] if level == "avx512" else ["one", "many"]
+    return fixed + [*_PLAIN] + work + [f"{name}:{width}" for name in families for width in _LEVELS[level].WEIGHTS]

@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from numba import types
@@ -80,18 +81,21 @@ def _shifted(data, shifts):
     return shifted_bytes(data, bitcast(I8x64, splat(I64x8, types.int64(shifts))))
 
 
-def _row_nibbles(number: int) -> Callable[..., Any]:
+def _row_nibbles(locality: int, number: int) -> Callable[..., Any]:
     plane = _PLANES[number]
 
     @inline
     def nibbles(m, row, column):
-        address, stride = plane(m)
-        return ranks.nibbles(address, stride, row, column, m.ahead)
+        start, stride = plane(m)
+        address = start + row * stride + (column >> 1)
+        prefetch(address + m.ahead, locality)
+        both = load(I8x64, address)
+        return both, bitcast(I8x64, bitcast(I16x32, both) >> 4)
 
     return nibbles
 
 
-def _row_fields(width: int) -> Callable[[int, int], Callable[..., Any]]:
+def _row_fields(locality: int, width: int) -> Callable[[int, int], Callable[..., Any]]:
     sixteen = I16x8 if width == 1 else I32x8  # 16 columns to an element
 
     def fields_of(number: int, at: int) -> Callable[..., Any]:
@@ -101,7 +105,7 @@ def _row_fields(width: int) -> Callable[[int, int], Callable[..., Any]]:
         def fields(m, row, column):
             start, stride = plane(m)
             address = start + row * stride + (column * width >> 3)
-            prefetch(address + (m.ahead * width >> 2), 3)
+            prefetch(address + (m.ahead * width >> 2), locality)
             data = bitcast(I8x64, zero_extend(I64x8, load(sixteen, address)))
             return _shifted(data, even), _shifted(data, odd)
 
@@ -121,8 +125,8 @@ def _row_masks(number: int) -> Callable[..., Any]:
     return masks
 
 
-# --- eight columns of sixteen rows: a panel has the planes of a block as columns of words (many_avx512.py), and `row` is
-# --- the number of the eight columns
+# --- eight columns of sixteen rows: a panel has the planes of a block as columns of words (many_avx512.py), and `row`
+# --- is the number of the eight columns
 
 
 def _panel_nibbles(number: int) -> Callable[..., Any]:
@@ -275,5 +279,11 @@ def _by_width(fields: PlaneFields) -> dict[str, Callable[..., Any]]:
     return {str(width): weights for width, weights in enumerate(looked_up, 1)} | {"7i": ranks7, "8i": ranks8}
 
 
-WEIGHTS = _by_width(PlaneFields(_row_nibbles, _row_fields(2), _row_fields(1), _row_masks))
+def _of_rows(locality: int) -> dict[str, Callable[..., Any]]:
+    """locality: 3 prefetches into the first-level cache, 2 into the second."""
+    pairs, bits = _row_fields(locality, 2), _row_fields(locality, 1)
+    return _by_width(PlaneFields(partial(_row_nibbles, locality), pairs, bits, _row_masks))
+
+
+WEIGHTS, FAR_WEIGHTS = _of_rows(3), _of_rows(2)
 PANEL_WEIGHTS = _by_width(PlaneFields(_panel_nibbles, _panel_fields(2), _panel_fields(1), _panel_masks))

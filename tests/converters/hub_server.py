@@ -1,6 +1,8 @@
 """A server on loopback that speaks as much of the hub's protocol as huggingface_hub's client uses here.
 
 Files lie in memory: {repo: {file: bytes}}. Requests are kept as (method, path, Range header).
+
+    python -m tests.converters.hub_server FOLDER    # as user/NAME; prints the address, and ends when stdin does
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -50,6 +54,7 @@ def hub() -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits for the answer to its headers
 
     def log_message(self, *_: object) -> None:
         """Nothing: pytest shows what fails."""
@@ -157,3 +162,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":  # a body here would be read as the next answer
             self.wfile.write(data)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    with hub() as server:
+        server.files[f"user/{folder.name}"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        print(server.address, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

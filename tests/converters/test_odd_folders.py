@@ -56,6 +56,16 @@ def test_two_tokens_of_one_id_make_no_file_that_cannot_be_run(folder: Path) -> N
         open_source(folder)
 
 
+def test_a_huge_id_is_refused_before_it_takes_memory(folder: Path) -> None:
+    """Tokens of other files are added to tokenizer.json, which the library then writes."""
+    said = json.loads((folder / "tokenizer.json").read_bytes())
+    said["model"]["vocab"]["another"] = 1 << 29
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|new|>": 400}))
+    with pytest.raises(SourceError, match=r"^hf: tokenizer\.json: expected ids of at most 4194304, got 536870912$"):
+        open_source(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     ("content", "problem"),

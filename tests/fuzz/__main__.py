@@ -1,5 +1,6 @@
 """Fuzzes one target: `python -m tests.fuzz TARGET --minutes N`, or all of them in turn: `make fuzz MINUTES=N`.
 
+The minutes are of CPU time, since other jobs may stop this one.
 With atheris (the extra `fuzz`) the bytes are chosen for the branches that they reach, otherwise by chance. Bytes that
 break a target are kept in `tests/fuzz/corpus/TARGET/`, where `make test` repeats them.
 """
@@ -7,12 +8,14 @@ break a target are kept in `tests/fuzz/corpus/TARGET/`, where `make test` repeat
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +38,8 @@ except ImportError:
     atheris = None
     from tests.fuzz.targets import TARGETS, Target
 else:
-    with atheris.instrument_imports(include=["rkf"], exclude=compiled()):  # of what is imported in here
+    instrumented = partial(atheris.instrument_imports, include=["rkf"], exclude=compiled())  # of what is imported in it
+    with instrumented():
         from tests.fuzz.targets import TARGETS, Target
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -52,18 +56,35 @@ def run_once(target: Target, data: bytes) -> None:
         raise TimeoutError(f"{took:.0f} s of CPU, expected at most {LIMIT_S}")
 
 
+def mutated(data: bytes, most: int, seed: int) -> bytes:
+    """Changed bytes, of full length: each that is missing would choose the first place or value there is."""
+    return atheris.Mutate(data + random.Random(seed).randbytes(max(0, LENGTH - len(data))), most)
+
+
 def steered(name: str, seconds: int) -> None:
-    """Atheris ends the process itself: with the bytes in a file at the first failure, else after the time."""
+    """Atheris ends the process itself at the first failure, with the bytes in a file."""
+    count = 0
+
+    def one(data: bytes) -> None:
+        nonlocal count
+        run_once(TARGETS[name], data)
+        count += 1
+        if time.process_time() > seconds:
+            print(f"{name}: {count} inputs, nothing found", flush=True)
+            os._exit(0)
+
+    with instrumented():
+        run_once(TARGETS[name], b"")  # imports the readers that are imported where they are first used
     (CORPUS / name).mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_total_time={seconds}", f"-timeout={HANG_S}", f"-report_slow_units={HANG_S}", "-rss_limit_mb=4096"]
-    inputs = [f"-max_len={LENGTH}", "-len_control=0", f"-artifact_prefix={CORPUS / name}/"]
-    atheris.Setup([name, *limits, *inputs], lambda data: run_once(TARGETS[name], data))
+    limits = [f"-timeout={HANG_S}", f"-report_slow_units={HANG_S}", "-rss_limit_mb=4096"]
+    inputs = [f"-max_len={LENGTH}", "-len_control=0", "-reduce_inputs=0", f"-artifact_prefix={CORPUS / name}/"]
+    atheris.Setup([name, *limits, *inputs], one, custom_mutator=mutated)
     atheris.Fuzz()
 
 
 def by_chance(name: str, seconds: int) -> None:
-    rng, end, count = random.Random(), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
+    rng, count = random.Random(), 0
+    while time.process_time() < seconds:
         data = rng.randbytes(LENGTH)
         try:
             run_once(TARGETS[name], data)

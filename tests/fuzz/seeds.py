@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from rkf.eval import reference
 from rkf.eval.distributions import DRAWS, TOP, Sampled
 from rkf.eval.reference import Window
 from rkf.file.container import Container, open_file
+from rkf.model.metadata import ModelMetadata
 from rkf.runtime.cpu import CpuBackend
 from rkf.runtime.engine import Engine, Request
 from rkf.runtime.session import Session
@@ -41,6 +43,46 @@ ALL_SETTINGS = SETTINGS | {
     **{"chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}], "model_max_length": 64},
 }
 GENERATION = {"bos_token_id": 1, "eos_token_id": [2], "temperature": 0.7, "top_k": 40, "top_p": 0.9}
+_MODELS: tuple[dict[str, Any], ...] = (
+    {
+        **{"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "fuse_unk": True},
+        **{"end_of_word_suffix": None, "byte_fallback": True, "ignore_merges": False, "merges": [["a", "b"]]},
+        "vocab": {"<unk>": 0, "<|s|>": 1, "a": 2, "b": 3, "ab": 4, "\u2581": 5, "<0xC3>": 6, "Ġ": 7, "1": 8},
+    },
+    {
+        **{"type": "Unigram", "unk_id": 0, "byte_fallback": True},
+        "vocab": [["<unk>", 0.0], ["<|s|>", 0.0], ["a", -1.0], ["\u2581a", -2.0], ["b", -3.0], ["<0xC3>", -4.0]],
+    },
+    {
+        **{"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##"},
+        **{"max_input_chars_per_word": 100, "vocab": {"<unk>": 0, "<|s|>": 1, "a": 2, "##b": 3}},
+    },
+    {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "<|s|>": 1, "a": 2, "b": 3}},
+)
+_SPLIT = {"type": "Split", "pattern": {"Regex": "\\s+|[^\\s]+"}, "behavior": "Isolated", "invert": False}
+_PARTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "normalizers": (
+        *({"type": "NFC"}, {"type": "Prepend", "prepend": "\u2581"}, {"type": "Lowercase"}),
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        {"type": "Strip", "strip_left": True, "strip_right": False},
+        {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+        | {"strip_accents": None, "lowercase": True},
+    ),
+    "pretokenizers": (
+        *(_SPLIT, {"type": "Digits", "individual_digits": True}, {"type": "FixedLength", "length": 5}),
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": True},
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        {"type": "Punctuation", "behavior": "Contiguous"},
+    ),
+    "decoders": (
+        *({"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}),
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        *({"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "BPEDecoder", "suffix": "</w>"}),
+        {"type": "CTC", "pad_token": "a", "word_delimiter_token": "|", "cleanup": True},
+    ),
+}
 RECIPE = """k = 16
 [defaults]
 exceptions = 0.01
@@ -89,6 +131,22 @@ def vectors() -> tuple[bytes, ...]:
 @cache
 def tokenizer() -> dict[str, Any]:
     return json.loads(tiny.byte_level_tokenizer(VOCAB).to_str())
+
+
+def small_tokenizer(draw: Callable[[int], int]) -> dict[str, Any]:
+    """A tokenizer.json with each kind of model, and up to three parts of every kind."""
+
+    def chosen(kind: str) -> dict[str, Any]:
+        return {"type": "Sequence", kind: [_PARTS[kind][draw(len(_PARTS[kind]))] for _ in range(draw(4))]}
+
+    special = {"id": 1, "content": "<|s|>", "special": True, "normalized": False}
+    own = {"id": 9, "content": "b a", "special": False, "normalized": True}
+    sides = {"single_word": False, "lstrip": False, "rstrip": False}
+    return {
+        **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": [special | sides, own | sides]},
+        **{"normalizer": chosen("normalizers"), "pre_tokenizer": chosen("pretokenizers"), "post_processor": None},
+        **{"decoder": chosen("decoders"), "model": _MODELS[draw(len(_MODELS))]},
+    }
 
 
 def _weights() -> dict[str, Any]:
@@ -150,6 +208,13 @@ def rkf_file() -> Path:
     path = FOLDER / "dense.rkf"
     convert(write_checkpoint(FOLDER / "hf"), path, recipe="dense")
     return path
+
+
+@cache
+def model() -> ModelMetadata:
+    with open_file(rkf_file()) as container:
+        assert container.model is not None
+        return container.model
 
 
 @cache

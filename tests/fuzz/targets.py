@@ -28,6 +28,7 @@ from rkf.runtime.engine import Engine, Request
 from rkf.runtime.session import Session
 from rkf.study import records
 from rkf.text.reading import read_text
+from rkf.text.tokenizer import Tokenizer
 from tests.fuzz import seeds
 from tests.fuzz.mutate import Choices, damaged_bytes, damaged_json
 from tests.hostile.mutations import damaged
@@ -227,6 +228,25 @@ def conversation(folder: Path, data: bytes) -> None:
         assert read_conversation(path).turns == found.turns
 
 
+def text(folder: Path, data: bytes) -> None:
+    """A tokenizer.json that runs: texts, a conversation and tokens."""
+    draw = Choices(data)
+    changed = json.dumps(damaged_json(seeds.small_tokenizer(draw), draw)).encode()
+    model = seeds.model()
+    chat = [{"role": "user", "content": "a <|s|> b"}]
+    with suppress(RkfError):
+        made = Tokenizer(changed, model, "<|s|>{{ messages[0].content }}<|s|>")
+        ids = made.encode("Ab a b1 \u2581é<|s|>\n" * 3)
+        stream = made.stream()
+        stream = made.stream()
+        for token in ids:
+            stream.push(token)
+        stream.finish()
+        made.encode("a <|s|> b", special=False)
+        made.decode([*ids, 0, 399, 1 << 31], special=True)
+        made.encode_chat(chat)
+
+
 TARGETS: dict[str, Target] = {
     "container": container,
     "gguf": gguf,
@@ -236,6 +256,7 @@ TARGETS: dict[str, Target] = {
     "tokenizer_config": _checkpoint("tokenizer_config.json"),
     "generation_config": _checkpoint("generation_config.json"),
     "special_tokens_map": _checkpoint("special_tokens_map.json"),
+    "text": text,
     "added_tokens": _checkpoint("added_tokens.json", seeds.ADDED),
     "added_decoder": _checkpoint("tokenizer_config.json", seeds.ALL_SETTINGS),
     "index": index,

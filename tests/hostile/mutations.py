@@ -87,9 +87,9 @@ def change_packed(forge: Forge, draw: Draw) -> None:
 
 
 def change_superblock(forge: Forge, draw: Draw) -> None:
-    """Change one field, or a byte of padding."""
+    """Change one field, or a byte of padding or of the sections, of which an index of parts has none."""
     fields = ("major", "minor", "kind", "required", "optional", "directory_offset", "directory_length", "file_length")
-    if draw(2):
+    if draw(2) or len(forge.body) == 128:
         forge.edit(f"superblock/{fields[draw(len(fields))]}", draw(70))
     else:
         forge.edit(f"padding/{128 + draw(len(forge.body) - 128)}", draw(256))

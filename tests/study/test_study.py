@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -92,6 +93,17 @@ def test_an_interruption_costs_nothing_and_seeds_extend(tmp_path, study, studied
     assert rows(tmp_path) == rows(studied("scramble"))
     for path in (tmp_path / "values").glob("*.rkv"):
         assert path.read_bytes() == (studied("scramble") / "values" / path.name).read_bytes()
+
+
+def test_a_table_that_a_killed_run_left_behind_its_results(tmp_path, study, studied):
+    """The next run has no trial left, and once left the table as it was."""
+    shutil.copytree(studied("scramble"), tmp_path, dirs_exist_ok=True)
+    table, partial = tmp_path / "results.csv", tmp_path / ".results.csv.partial"
+    whole = table.read_bytes()
+    table.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    partial.write_bytes(b"trial")
+    study("scramble", tmp_path, seeds=2)
+    assert table.read_bytes() == whole and not partial.exists()
 
 
 def rows(folder):

@@ -54,6 +54,28 @@ def test_refused_in_one_line(changes, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+USES = {
+    "ordinary text": lambda made: made.encode("a", special=False),
+    "conversation": lambda made: made.encode_chat([{"role": "user", "content": "<|im_end|>"}]),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+@pytest.mark.parametrize(
+    ("token", "problem"), [(1 << 29, "expected ids of at most"), (398, "a text cannot be encoded")]
+)
+def test_a_vocabulary_that_cannot_be_written_again(use, token, problem):
+    """The library took gigabytes for what lies before a large id; and errors for an id twice were no RkfError."""
+    config = tiny.config()
+    model = ModelMetadata.of_first_form(metadata_of(config), tiny.weights(config))
+    vocab = SOUND["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    changed = SOUND | {"model": SOUND["model"] | {"vocab": vocab | {last: token}}}
+    made = Tokenizer(json.dumps(changed).encode(), model, "{{ messages[0].content }}")
+    with pytest.raises(StructureError, match=rf"^tokenizer\.json: [^\n]*{problem}"):
+        use(made)
+
+
 def test_what_changes_tokens_unsaid_has_no_effect():
     twice = {"type": "TemplateProcessing", "single": TWICE, "pair": TWICE, "special_tokens": {}}
     text = "The river that runs through it"
