@@ -121,7 +121,7 @@ def _row_masks(number: int) -> Callable[..., Any]:
     return masks
 
 
-# --- eight columns of sixteen rows: a panel has the planes of a block as columns of words (many_avx512.py), and `row` is
+# --- eight columns of sixteen rows: a panel has the planes of a block as columns of words (many_avx512.py); `row` is
 # --- the number of the eight columns
 
 
