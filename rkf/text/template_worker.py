@@ -143,7 +143,7 @@ def _part(head):
 
 
 def main():
-    known = {}
+    known: dict[bytes, bytes] = {}
     while head := sys.stdin.buffer.read(8):
         template, data = _part(head), _part(sys.stdin.buffer.read(8))
         code, output = (0, known[template]) if template in known else in_child(compiled, template, data)
