@@ -72,5 +72,6 @@ def _struct(section: PlanSection, op: Attention, **places: Place) -> int:
         partials=ground.partials,
         partial_bytes=partial_bytes(op),
         score_bytes=score_bytes(op),
+        threads=ground.threads,
         softcap=op.softcap or 0.0,
     )

@@ -149,7 +149,7 @@ class Plan:
     ) -> int:
         """Lower all phases; returns the maximum number of a call."""
         plan, memory, counts = self.plan_array[0], self._memory, []
-        plan["slots"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES)
+        plan["slots"], plan["threads"] = memory.zeros(2 * CLAIM_SLOTS * SLOT_BYTES), ground.threads
         for many, (stem, *layers, top) in sections.items():
             first = PlanSection(ground, "", None, {}, top=False)
             body = lowered(first, stem)

@@ -142,7 +142,7 @@ ROPE = np.dtype(
 #   sequences, positions: i64[tokens] (BATCH); group: a sequence's page table; padded: value_dim in whole strips
 #   seen: the last so many positions, if negative those of the own chunk of -seen, 0: all
 #   sinks: f32[heads]; partials: of one token, [pages, heads], partial_bytes each; score_bytes: of a thread's scores, a
-#   query
+#   query; threads: that take the pages of one token in turn
 #   blocks: i64[blocks + 1], the first token of each block of neighbours
 ATTENTION = np.dtype(
     [(name, VALUE) for name in ("q", "k", "v", "out")]
@@ -151,7 +151,7 @@ ATTENTION = np.dtype(
         for name in (
             *("sequences", "positions", "blocks", "group", "offset", "head_bytes"),
             *("heads", "kv_heads", "head_dim", "value_dim", "padded", "seen", "sinks", "partials"),
-            *("partial_bytes", "score_bytes"),
+            *("partial_bytes", "score_bytes", "threads"),
         )
     ]
     + [("softcap", "<f4")],
@@ -242,7 +242,9 @@ SCAN = np.dtype(
 
 # The constant data between calls. Phases of the layers for one token and for several, and of the top for one wanted
 # token and for several, and of the top up to hidden states; slots: how threads share phases (kernels/sync.py).
-PLAN = _struct("one one_count many many_count top_one top_one_count top_many top_many_count hidden hidden_count slots")
+PLAN = _struct(
+    "one one_count many many_count top_one top_one_count top_many top_many_count hidden hidden_count slots threads"
+)
 
 # One thread's private memory: values and activations, a tile of decoded weights, scores of a page, partial attentions
 # of the pages so far and of one page, outputs that a job makes a result of; clock: where to count time (PARTS), 0 to

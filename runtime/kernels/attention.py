@@ -3,6 +3,9 @@
 Keys and values are read once for eight of these queries, or for four. Each page yields (maximum, sum, weighted values)
 per query. They are merged in page order, so the result depends neither on the thread of each page nor on the tokens
 computed together.
+
+Meanwhile the region that is read next comes into the second-level cache: three quarters of it with the reads of this
+one, the rest while scores become weights, so that memory is never idle (docs/log.md).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from numba import types
 from rkf.runtime.kernels.activations import constant, exponential, hyperbolic_tangent
 from rkf.runtime.kernels.cache_format import CacheFormat, key_block, keys_apart, value_row
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
-from rkf.runtime.kernels.memory import load, store
+from rkf.runtime.kernels.memory import load, prefetch, store
 from rkf.runtime.kernels.operands import first_seen
 from rkf.runtime.kernels.simd import first_lane, lane_maximum, lane_sum, lanes_below, maximum, select, splat
 from rkf.runtime.kernels.vectors import MASK16, F32x16
@@ -23,6 +26,7 @@ from rkf.runtime.structs import LANES, PAGE, PARTIAL_HEADER, SPAN, WIDE
 
 _LOWEST = -1e30
 _FAINTEST = -60.0  # of a score below the maximum: e^-60 times a scale is no subnormal number, which would be slow
+_LINE = 64  # bytes of a line of the caches
 _SCALE = 8  # bytes of a partial result before the scale of the query's scores
 
 
@@ -146,13 +150,14 @@ def _eight(cache: CacheFormat) -> QueryGroup:
 
 
 def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[..., Any]:
-    """attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, op, scores, out).
+    """attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, following, op, scores, out).
 
     queries: f32[head_dim] each, already scaled, of neighbouring tokens and of heads that share a key head; position:
-    the first token's (it may be past the page); page: the page's first position; region: the head's in the page; op:
-    the ATTENTION; scores: op.score_bytes of scratch a query, f32[256] and the query as factors; out: a partial result
-    per query, op.partial_bytes apart: maximum, sum (f32), then f32[padded] at PARTIAL_HEADER. capped: scores are
-    softcap * tanh(score / softcap). most: the queries at a time, 8 or 4; up to four are taken as four.
+    the first token's (it may be past the page); page: the page's first position; region: the head's in the page;
+    following: the region that is read next; op: the ATTENTION; scores: op.score_bytes of scratch a query, f32[256] and
+    the query as factors; out: a partial result per query, op.partial_bytes apart: maximum, sum (f32), then f32[padded]
+    at PARTIAL_HEADER. capped: scores are softcap * tanh(score / softcap). most: the queries at a time, 8 or 4; up to
+    four are taken as four.
     """
 
     @inline
@@ -211,7 +216,7 @@ def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[...,
         _, rows_of, zeros, add, store_scores, add_span = some
 
         @inline
-        def score(queries, scores, size, i, last, region, begin, stop, head_dim):
+        def score(queries, scores, size, i, last, keys, ahead, begin, stop, head_dim):
             """Queries against 32 keys at a time, positions p … p + 15 and p + 32 … p + 47."""
             query, out = rows_of(queries, size, i, last), rows_of(scores, size, i, last)
             for block in range(begin // LANES, stop // LANES, 2):
@@ -219,12 +224,12 @@ def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[...,
                 low, high = zeros(), zeros()
                 for at in range(0, head_dim, step):
                     at_key = key_block(position, at, head_dim)
-                    k0, k1 = cache.read_keys(region, head_dim, at_key, keys_apart(head_dim))
+                    k0, k1 = cache.read_keys(keys, at_key, keys_apart(head_dim), ahead)
                     low, high = add(low, query, at * factor, k0), add(high, query, at * factor, k1)
                 store_scores(out, position * 4, low, high)
 
         @inline
-        def weigh(scores, size, parts, part_size, i, last, region, begin, stop, head_dim, padded):
+        def weigh(scores, size, parts, part_size, i, last, values, ahead, begin, stop, padded):
             """Sums of weight * values over positions begin … stop - 1, 32 columns at a time."""
             weights, out = rows_of(scores, size, i, last), rows_of(parts, part_size, i, last)
             for column in range(0, padded, WIDE):
@@ -232,7 +237,7 @@ def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[...,
                     low, high = zeros(), zeros()
                     for position in range(first, smaller(stop, first + span), step):
                         at_value = value_row(position, column)
-                        v0, v1 = cache.read_values(region, head_dim, at_value, PAGE * LANES)
+                        v0, v1 = cache.read_values(values, at_value, PAGE * LANES, ahead)
                         low, high = add(low, weights, position * factor, v0), add(high, weights, position * factor, v1)
                     add_span(out, column, first // span, low, high)
 
@@ -242,9 +247,11 @@ def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[...,
     score_group, weigh_group = passes(_eight(cache)) if most == 8 else (score_few, weigh_few)
 
     @piece
-    def attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, op, scores, out):
+    def attend(queries, query_bytes, token_bytes, tokens, heads, position, page, region, following, op, scores, out):
         head_dim, padded, size, part_size = op.head_dim, op.padded, op.score_bytes, op.partial_bytes
-        count, factors = tokens * heads, scores + PAGE * 4
+        count, factors, values = tokens * heads, scores + PAGE * 4, cache.values(region, head_dim)
+        ahead_of_values = following + (values - region) * 3 // 4
+        rest = following + (cache.scales(region, head_dim, padded) - region) * 3 // 4
         last = count - 1
         begin = _first_in(page, position, op.seen) // SPAN * SPAN
         stop = (smaller(position - page + tokens, PAGE) + SPAN - 1) // SPAN * SPAN
@@ -253,19 +260,22 @@ def page_attention(cache: CacheFormat, capped: bool, most: int) -> Callable[...,
             store(out + i * part_size + _SCALE, cache.query(query, factors + i * size, head_dim))
         for i in range(0, count, most):
             if most > 4 and count - i > 4:
-                score_group(factors, scores, size, i, last, region, begin, stop, head_dim)
+                score_group(factors, scores, size, i, last, region, following, begin, stop, head_dim)
             else:
-                score_few(factors, scores, size, i, last, region, begin, stop, head_dim)
+                score_few(factors, scores, size, i, last, region, following, begin, stop, head_dim)
         for i in range(count):
+            if stop - begin == PAGE:  # of a part of a page, most would not be read
+                for line in range(rest + i * _LINE, following + op.head_bytes, count * _LINE):
+                    prefetch(line, 2)
             own = position + i // heads
             first, end = _first_in(page, own, op.seen), smaller(own - page + 1, PAGE)
             part, scale = out + i * part_size, load(types.float32, out + i * part_size + _SCALE)
             soften(scores + i * size, scale, begin, stop, first, end, region, head_dim, padded, op.softcap, part)
         for i in range(0, count, most):
             if most > 4 and count - i > 4:
-                weigh_group(scores, size, out, part_size, i, last, region, begin, stop, head_dim, padded)
+                weigh_group(scores, size, out, part_size, i, last, values, ahead_of_values, begin, stop, padded)
             else:
-                weigh_few(scores, size, out, part_size, i, last, region, begin, stop, head_dim, padded)
+                weigh_few(scores, size, out, part_size, i, last, values, ahead_of_values, begin, stop, padded)
 
     return attend
 

@@ -61,8 +61,10 @@ class CacheFormat(NamedTuple):
     step: dimensions of a key, or positions of values, in a pair. factor_bytes: of one number of a query, or one weight.
     span: positions whose weighted values are added before they become f32.
 
-    read_keys(region, head_dim, index, apart): 16 * step numbers from there on (`key_block`), and those `apart` on.
-    read_values: the same of values (`value_row`).
+    values(region, head_dim), scales(region, head_dim, padded): their addresses; f32 has no scales, and ends there.
+    read_keys(keys, index, apart, ahead): 16 * step numbers from there on (`key_block`), and those `apart` on. Reading
+    all brings the memory from `ahead` on, three quarters of the keys' size, into the second-level cache.
+    read_values(values, index, apart, ahead): the same of values (`value_row`).
     query(source, target, head_dim): a query as factors; returns the scale of its scores.
     scale_keys(scores, region, position, head_dim, padded) and scale_values(weights, …): of sixteen positions.
     weights(row, position, a, b, c, d, partial): store the weights of a span as factors, in a row of f32 scores.
@@ -74,6 +76,8 @@ class CacheFormat(NamedTuple):
     step: int
     factor_bytes: int
     span: int
+    values: Callable[..., Any]
+    scales: Callable[..., Any]
     read_keys: Callable[..., Any]
     read_values: Callable[..., Any]
     query: Callable[..., Any]
@@ -122,12 +126,60 @@ def _value_at(slot, i, step):
     return value_row(slot // step * step, i // LANES * LANES) + i % LANES * step + slot % step
 
 
+def _places(key_size: int, value_size: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """CacheFormat's `values` and `scales`."""
+
+    @inline
+    def values(region, head_dim):
+        return region + PAGE * _even(head_dim) * key_size
+
+    @inline
+    def scales(region, head_dim, padded):
+        return values(region, head_dim) + PAGE * padded * value_size
+
+    return values, scales
+
+
+# --- reading
+
+
+def _reader(read: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """read_keys or read_values. read(address): 16 * step numbers of `size` bytes."""
+
+    @inline
+    def read_two(base, index, apart, ahead):
+        """Each of two streams continues where the other ends, so its next numbers are twice the distance ahead."""
+        address, apart_bytes = base + index * size, apart * size
+        prefetch(address + 2 * apart_bytes, 3)
+        prefetch(address + 3 * apart_bytes, 3)
+        prefetch(ahead + index * size * 3 // 4, 2)
+        prefetch(ahead + (index * size + apart_bytes) * 3 // 4, 2)
+        return read(address), read(address + apart_bytes)
+
+    return read_two
+
+
 @inline
-def _values(region, head_dim, key_size):
-    return region + PAGE * _even(head_dim) * key_size
+def _floats(address):
+    return load(F32x16, address)
+
+
+@inline
+def _words(address):
+    return load(I16x32, address)
+
+
+@inline
+def _bytes(address):
+    return sign_extend(I16x32, load(I8x32, address))
+
+
+_READS = {4: _floats, 2: _words, 1: _bytes}
 
 
 # --- f32
+
+_f32_values, _f32_scales = _places(4, 4)
 
 
 @inline
@@ -135,31 +187,7 @@ def _remember_f32(region, slot, key, value, head_dim, value_dim, padded):
     for i in range(head_dim):
         store(region + _key_at(slot, i, head_dim, 1) * 4, number(key, i))
     for i in range(value_dim):
-        store(_values(region, head_dim, 4) + _value_at(slot, i, 1) * 4, number(value, i))
-
-
-@inline
-def _prefetch(address, apart):
-    """Each of two streams continues where the other ends, so its next numbers are twice the distance ahead."""
-    prefetch(address + 2 * apart, 3)
-    prefetch(address + 3 * apart, 3)
-
-
-@inline
-def _read_f32(region, index, apart):
-    address = region + index * 4
-    _prefetch(address, apart * 4)
-    return load(F32x16, address), load(F32x16, address + apart * 4)
-
-
-@inline
-def _read_f32_keys(region, head_dim, index, apart):
-    return _read_f32(region, index, apart)
-
-
-@inline
-def _read_f32_values(region, head_dim, index, apart):
-    return _read_f32(_values(region, head_dim, 4), index, apart)
+        store(_f32_values(region, head_dim) + _value_at(slot, i, 1) * 4, number(value, i))
 
 
 @inline
@@ -213,8 +241,10 @@ _F32 = CacheFormat(
     step=1,
     factor_bytes=4,
     span=PAGE,
-    read_keys=_read_f32_keys,
-    read_values=_read_f32_values,
+    values=_f32_values,
+    scales=_f32_scales,
+    read_keys=_reader(_floats, 4),
+    read_values=_reader(_floats, 4),
     query=_query_f32,
     scale_keys=_unscaled,
     scale_values=_unscaled,
@@ -338,16 +368,6 @@ _KINDS = {2: types.int16, 1: types.int8}
 _DOTS = {"avx512": _dot_avx512, "avxvnni": _dot_avxvnni, "avx2": _dot_avx2}
 
 
-@inline
-def _words(address):
-    return load(I16x32, address)
-
-
-@inline
-def _bytes(address):
-    return sign_extend(I16x32, load(I8x32, address))
-
-
 def _integers(key_size: int, value_size: int, level: str) -> CacheFormat:
     """Integers of 2 bytes or 1."""
     key_kind, value_kind = _KINDS[key_size], _KINDS[value_size]
@@ -355,13 +375,11 @@ def _integers(key_size: int, value_size: int, level: str) -> CacheFormat:
     value_most = _VALUE_MOST if value_size == 2 else 127.0
     dot = _DOTS.get(level, _dot_portable)
 
-    @inline
-    def scales(region, head_dim, padded):
-        return _values(region, head_dim, key_size) + PAGE * padded * value_size
+    values_of, scales = _places(key_size, value_size)
 
     @inline
     def remember(region, slot, key, value, head_dim, value_dim, padded):
-        values, steps = _values(region, head_dim, key_size), scales(region, head_dim, padded)
+        values, steps = values_of(region, head_dim), scales(region, head_dim, padded)
         scale, key_step = _steps(key_length(key, head_dim), key_most)
         for i in range(head_dim):
             rounded = key_kind(_rounded_one(number(key, i), scale))
@@ -371,32 +389,6 @@ def _integers(key_size: int, value_size: int, level: str) -> CacheFormat:
             store(values + _value_at(slot, i, 2) * value_size, value_kind(_rounded_one(number(value, i), scale)))
         store(steps + slot * 4, key_step)
         store(steps + (PAGE + slot) * 4, value_step)
-
-    def reader(size: int) -> Callable[..., Any]:
-        read_at = _words if size == 2 else _bytes
-
-        @inline
-        def read(base, index, apart, ahead):
-            """ahead: bytes. The values lie as far behind the keys, and the next head's keys behind the values; they
-            come into the second-level cache while scores become weights too.
-            """
-            address = base + index * size
-            _prefetch(address, apart * size)
-            prefetch(address + ahead, 2)
-            prefetch(address + apart * size + ahead, 2)
-            return read_at(address), read_at(address + apart * size)
-
-        return read
-
-    read_key, read_value = reader(key_size), reader(value_size)
-
-    @inline
-    def read_keys(region, head_dim, index, apart):
-        return read_key(region, index, apart, _values(0, head_dim, key_size))
-
-    @inline
-    def read_values(region, head_dim, index, apart):
-        return read_value(_values(region, head_dim, key_size), index, apart, _values(0, head_dim, key_size))
 
     @inline
     def scale_keys(x, region, position, head_dim, padded):
@@ -415,8 +407,10 @@ def _integers(key_size: int, value_size: int, level: str) -> CacheFormat:
         step=2,
         factor_bytes=2,
         span=SPAN,
-        read_keys=read_keys,
-        read_values=read_values,
+        values=values_of,
+        scales=scales,
+        read_keys=_reader(_READS[key_size], key_size),
+        read_values=_reader(_READS[value_size], value_size),
         query=_query,
         scale_keys=scale_keys,
         scale_values=scale_values,

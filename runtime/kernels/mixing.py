@@ -13,7 +13,7 @@ from typing import Any
 
 from rkf.runtime.kernels import attention
 from rkf.runtime.kernels.cache_format import CacheFormat, cache_format
-from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.inline import inline, smaller
 from rkf.runtime.kernels.operands import first_seen, row_of, word
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ATTENTION, BATCH, PAGE, THREAD
@@ -54,12 +54,15 @@ def _page_attention(cache_name: str, level: str, capped: bool) -> Callable[..., 
     attend = attention.page_attention(form, capped, 8 if level == "avx512" else 4)
 
     @inline
-    def attend_page(op, token, tokens, kv_head, page, thread, out):
-        """The queries of some neighbouring tokens, from `token` on, and of one group of heads, over one page."""
+    def attend_page(op, token, tokens, kv_head, page, following, thread, out):
+        """The queries of some neighbouring tokens, from `token` on, and of one group of heads, over one page.
+        following: the region that is read next.
+        """
         group, head_bytes = op.heads // op.kv_heads, op.head_dim * 4
         queries = row_of(op.q, thread, token) + kv_head * group * head_bytes
         position, region = word(op.positions, token), _region(op, token, page, kv_head)
-        attend(queries, head_bytes, op.q.stride, tokens, group, position, page * PAGE, region, op, thread.scores, out)
+        first, scores = page * PAGE, thread.scores
+        attend(queries, head_bytes, op.q.stride, tokens, group, position, first, region, following, op, scores, out)
 
     return attend_page
 
@@ -72,7 +75,11 @@ def attend_one(cache_name: str, level: str, capped: bool) -> Callable[..., Any]:
         op, batch, thread = view(ATTENTION, arguments), view(BATCH, batch_address), view(THREAD, thread_address)
         kv_head, page = item % op.kv_heads, item // op.kv_heads
         out = op.partials + (page * op.heads + kv_head * (op.heads // op.kv_heads)) * op.partial_bytes
-        attend_page(op, 0, 1, kv_head, _first_page(op, batch.position) + page, thread, out)
+        first, next_page, next_head = _first_page(op, batch.position), page, kv_head + 1
+        if next_head == op.kv_heads:
+            next_page, next_head = page + op.threads, 0
+        following = _region(op, 0, smaller(first + next_page, batch.position // PAGE), next_head)
+        attend_page(op, 0, 1, kv_head, first + page, following, thread, out)
 
     return kernel
 
@@ -103,8 +110,10 @@ def attend_many(cache_name: str, level: str, capped: bool) -> Callable[..., Any]
         totals, parts = thread.totals, thread.parts
         for i in range(count):
             attention.start(totals + i * size, size, op.sinks, kv_head * group + i % group)
-        for page in range(_first_page(op, position), (position + tokens - 1) // PAGE + 1):
-            attend_page(op, token, tokens, kv_head, page, thread, parts)
+        last = (position + tokens - 1) // PAGE
+        for page in range(_first_page(op, position), last + 1):
+            following = _region(op, token, smaller(page + 1, last), kv_head)
+            attend_page(op, token, tokens, kv_head, page, following, thread, parts)
             for i in range(count):
                 attention.merge(totals + i * size, parts + i * size, size)
         for i in range(count):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from numba import types
 
 from rkf.runtime.kernels import sync
-from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.inline import inline, smaller
 from rkf.runtime.kernels.memory import call4, load, store, ticks
 from rkf.runtime.kernels.operands import first_seen
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import BATCH, COUNTED, PAGE, PARTS, PHASE, PLAN, THREAD
 
+_WHOLE_PAGES = 16  # with so many a thread, it takes all heads of a page, which lie side by side in memory
 _PHASE_BYTES = PHASE.itemsize
 _ONCE, _TOKENS, _BLOCKS, _PAGES, _SEGMENTS = range(len(COUNTED))
 _OUTSIDE, _WAITING = PARTS.index("outside"), PARTS.index("waiting")
@@ -46,14 +47,24 @@ def _items(phase, batch, rows):
 
 
 @inline
-def _share(phase, items, slots, batch_address, thread_address, tag):
+def _run_of(phase, items, threads):
+    """How many neighbouring items a thread claims at once."""
+    if phase.counted == _PAGES and items >= _WHOLE_PAGES * threads * phase.times:
+        return phase.times
+    return types.int64(1)
+
+
+@inline
+def _share(phase, items, run, slots, batch_address, thread_address, tag):
     """Run the items of a phase, claimed by the threads; returns the next phase's tag."""
     thread = view(THREAD, thread_address)
-    item = sync.claim(slots, tag, items)
-    while item >= 0:
-        call4(phase.work, item, phase.arguments, batch_address, thread_address)
-        sync.finish(slots, tag)
-        item = sync.claim(slots, tag, items)
+    first = sync.claim(slots, tag, items, run)
+    while first >= 0:
+        end = smaller(first + run, items)
+        for item in range(first, end):
+            call4(phase.work, item, phase.arguments, batch_address, thread_address)
+        sync.finish(slots, tag, end - first)
+        first = sync.claim(slots, tag, items, run)
     _lap(phase.part, thread)
     sync.wait(slots, tag, items)
     _lap(_WAITING, thread)
@@ -61,7 +72,7 @@ def _share(phase, items, slots, batch_address, thread_address, tag):
 
 
 @inline
-def _run(phases, count, rows, slots, batch_address, thread_address, tag):
+def _run(plan, phases, count, rows, batch_address, thread_address, tag):
     """Run some phases, for this number of rows; returns the tag after the last."""
     batch, thread = view(BATCH, batch_address), view(THREAD, thread_address)
     for index in range(count):
@@ -71,7 +82,8 @@ def _run(phases, count, rows, slots, batch_address, thread_address, tag):
             _lap(phase.part, thread)
         else:
             items = _items(phase, batch, rows)
-            tag = _share(phase, items, slots, batch_address, thread_address, tag)
+            run = _run_of(phase, items, plan.threads)
+            tag = _share(phase, items, run, plan.slots, batch_address, thread_address, tag)
     return tag
 
 
@@ -82,7 +94,7 @@ def step(plan_address, batch_address, thread_address, tag):
     phases, count = plan.many, plan.many_count
     if batch.tokens == 1:
         phases, count = plan.one, plan.one_count
-    tag = _run(phases, count, batch.tokens, plan.slots, batch_address, thread_address, tag)
+    tag = _run(plan, phases, count, batch.tokens, batch_address, thread_address, tag)
     if batch.wanted == 0:
         return
     phases, count = plan.top_many, plan.top_many_count
@@ -90,4 +102,4 @@ def step(plan_address, batch_address, thread_address, tag):
         phases, count = plan.hidden, plan.hidden_count
     elif batch.wanted == 1:
         phases, count = plan.top_one, plan.top_one_count
-    _run(phases, count, batch.wanted, plan.slots, batch_address, thread_address, tag)
+    _run(plan, phases, count, batch.wanted, batch_address, thread_address, tag)
