@@ -164,7 +164,7 @@ class GgufSource:
             for key in described.family.gguf.ignored
             if own.get(key)
         )
-        self.notes = (*tokenizer.notes, *applied)
+        self.notes = (*tokenizer.notes, *applied, *described.family.gguf.notes(own))
         self.chat_template: str | None = fields.get("tokenizer.chat_template")
         pad = self.model.special_tokens.get("pad_token")
         told = {

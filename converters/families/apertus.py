@@ -95,5 +95,6 @@ FAMILY = Family(
         lambda config: renamed(_NAMES),
         activation=_XIELU,
         numbers={name: name.replace("mlp.act_fn", _XIELU) for name in (_ALPHA_P, _ALPHA_N, _BETA, _EPS)},
+        factors=True,
     ),
 )

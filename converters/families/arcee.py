@@ -60,5 +60,5 @@ FAMILY = Family(
     class_name="ArceeForCausalLM",
     keys=ArceeKeys,
     program=_program,
-    gguf=GgufForm("arcee", _to_config, _to_fields, unpermuted, activation="relu2"),
+    gguf=GgufForm("arcee", _to_config, _to_fields, unpermuted, activation="relu2", factors=True),
 )

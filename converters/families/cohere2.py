@@ -11,7 +11,7 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, layer_norm_fields, whole_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import SLIDING, flag, number, size, token, tokens
-from rkf.converters.families.windows import Windowed, periodic, window_config
+from rkf.converters.families.windows import Windowed, always_windowed, periodic, window_config
 from rkf.errors import UnsupportedError
 from rkf.model.program import MAX_LAYERS, Program
 
@@ -64,6 +64,7 @@ def _layer(config: Cohere2Keys, kind: str) -> Layer:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
+    always_windowed(own)
     return {
         "layer_norm_eps": shortest(own.get(LAYER_NORM_EPSILON)),
         "logit_scale": shortest(own.get("logit_scale")),

@@ -139,6 +139,7 @@ def _to_fields(config: Ernie45MoeKeys) -> GgufFields:
     """A GGUF has no moe_norm_min; a sum of the highest softmax values never comes near it."""
     ends = config.moe_layer_end_index not in (None, config.num_hidden_layers - 1)
     config.refuse(ends, "moe_layer_end_index", "-1: llama.cpp has experts up to the last layer")
+    config.refuse(config.moe_layer_interval != 1, "moe_layer_interval", "1: llama.cpp looks for experts in each layer")
     config.refuse(config.use_bias, "use_bias", "false: llama.cpp has no biases here")
     own = {
         **expert_fields(config.moe_num_experts, config.moe_k, config.moe_intermediate_size),

@@ -77,5 +77,5 @@ FAMILY = Family(
     class_name="Exaone4ForCausalLM",
     keys=Exaone4Keys,
     program=_program,
-    gguf=GgufForm("exaone4", _to_config, _to_fields),
+    gguf=GgufForm("exaone4", _to_config, _to_fields, factors=True),
 )

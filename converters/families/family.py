@@ -85,7 +85,8 @@ class GgufForm(Generic[C]):
     UnsupportedError if a GGUF has no field for a value. layout: over Hugging Face's names, which gguf's tables
     translate. ignored: fields that rkf applies, as the reference does, and llama.cpp ignores. unused: whether llama.cpp
     ignores a tensor, by its name there. numbers: tensors of one number in each layer, by their names in it -> the whole
-    key of the field in which a GGUF has the numbers of all layers.
+    key of the field in which a GGUF has the numbers of all layers. factors: whether llama.cpp has divisors of the
+    frequencies of rope. notes: what rkf computes in another way than llama.cpp, by the fields of a file.
     """
 
     architecture: str
@@ -97,6 +98,8 @@ class GgufForm(Generic[C]):
     numbers: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     unused: Callable[[C, str], bool] = lambda config, name: False
+    factors: bool = False
+    notes: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda own: ()
 
 
 @dataclass(frozen=True, slots=True)

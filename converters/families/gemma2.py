@@ -13,15 +13,16 @@ from rkf.converters.families.gguf_config import head_size, whole_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import activation, flag, optional_number, optional_size, size, token, tokens
 from rkf.converters.families.layout import one_added
-from rkf.converters.families.windows import Windowed, one_theta, periodic, window_config
+from rkf.converters.families.windows import WINDOW, Windowed, always_windowed, one_rope, periodic, window_config
 from rkf.errors import UnsupportedError
 from rkf.model.frequencies import Frequencies
 from rkf.model.program import MAX_LAYERS, Program
 
 _PERIOD = 2
 _LAYERS_27B = 46
-_SCORES, _LOGITS = 50.0, 30.0  # softcaps, which llama.cpp also assumes where a GGUF has none
-
+# What llama.cpp also assumes where a GGUF has none: softcaps, and the window.
+_SCORES, _LOGITS = 50.0, 30.0
+_WINDOW = 4096
 
 # The norms of a layer, in order of use; 1 is added to the weights of every norm.
 _NORMS = (
@@ -101,10 +102,11 @@ def _attention(config: Gemma2Keys, kind: str) -> Layer:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    own = model.own
-    one_theta(own)
+    own = {WINDOW: _WINDOW, **model.own}
+    one_rope(own)
+    always_windowed(own)
     return {
-        **window_config({"attention.sliding_window": 4096, **own}, _PERIOD),
+        **window_config(own, _PERIOD),
         "query_pre_attn_scalar": assumed_scalar(model, _LAYERS_27B),
         "attn_logit_softcapping": shortest(own.get("attn_logit_softcapping", _SCORES)),
         "final_logit_softcapping": shortest(own.get("final_logit_softcapping", _LOGITS)),
@@ -122,7 +124,7 @@ def _to_fields(config: Gemma2Keys) -> GgufFields:
     if config.kinds != periodic(config.num_hidden_layers, _PERIOD):
         raise UnsupportedError("layer_types: llama.cpp assumes a window in every second layer, the first one included")
     own = {
-        "attention.sliding_window": config.sliding_window,
+        WINDOW: config.sliding_window,
         "attn_logit_softcapping": config.attn_logit_softcapping,
         "final_logit_softcapping": config.final_logit_softcapping,
     }

@@ -14,9 +14,10 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gemma2 import GemmaKeys, assumed_scalar, program, refuse_attention
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_rope import rope_config, rope_fields, shortest
+from rkf.converters.families.gguf_yarn import MAGNITUDE
 from rkf.converters.families.keys import FULL, SLIDING, number, size
 from rkf.converters.families.layout import one_added
-from rkf.converters.families.windows import window_config, window_fields
+from rkf.converters.families.windows import WINDOW, window_config, window_fields
 from rkf.errors import UnsupportedError
 from rkf.model.program import Program
 
@@ -63,6 +64,8 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
     own, width = model.own, head_size(model)
     only_whole_heads(own, width)
     full = rope_config(model, width)
+    if own.get(WINDOW) and own.get(MAGNITUDE, 1.0) != 1:
+        raise UnsupportedError(f"{MAGNITUDE}: {own[MAGNITUDE]} is not supported: llama.cpp applies it to windows too")
     local = {"rope_type": "default", "rope_theta": shortest(own.get("rope.freq_base_swa", _LOCAL_THETA))}
     return {
         **window_config(own, period=6),
@@ -84,7 +87,10 @@ def _to_fields(config: Gemma3Keys) -> GgufFields:
         "final_logit_softcapping": config.final_logit_softcapping,
         **window_fields(config),
     }
-    return rope_fields(full, config.head_size).plus(own)
+    found = rope_fields(full, config.head_size)
+    if MAGNITUDE in found.own and SLIDING in config.kinds:
+        raise UnsupportedError("attention_factor, mscale: llama.cpp applies them in layers with a window too")
+    return found.plus(own)
 
 
 FAMILY = Family(

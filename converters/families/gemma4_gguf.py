@@ -166,4 +166,4 @@ def _unused(config: Gemma4Keys, name: str) -> bool:
     return match is not None and int(match[1]) >= config.first_shared
 
 
-GGUF = GgufForm("gemma4", _to_config, _to_fields, _layout, activation="gelu_tanh", unused=_unused)
+GGUF = GgufForm("gemma4", _to_config, _to_fields, _layout, activation="gelu_tanh", unused=_unused, factors=True)

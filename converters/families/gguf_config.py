@@ -12,7 +12,7 @@ from rkf.converters.families import rope_scaling
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufModel
 from rkf.converters.families.gguf_experts import INNER, USED
-from rkf.converters.families.gguf_rope import rope_config, shortest
+from rkf.converters.families.gguf_rope import FACTORS, rope_config, shortest
 from rkf.errors import SourceError, UnsupportedError
 
 C = TypeVar("C", bound=DecoderKeys)
@@ -117,6 +117,8 @@ def fields_of(family: Family[C], config: C) -> GgufFields:
     activation = family.gguf.activation
     config.refuse(config.hidden_act != activation, "hidden_act", f"{activation}, which llama.cpp computes")
     own = family.gguf.to_fields(config)
+    if FACTORS in own.extra and not family.gguf.factors:
+        raise UnsupportedError(f"rope scaling 'llama3' is not supported: llama.cpp has no tensor {FACTORS} here")
     common: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
     common |= {
         "attention.head_count_kv": config.kv_heads,

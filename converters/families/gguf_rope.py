@@ -34,8 +34,8 @@ def rope_config(model: GgufModel, head_size: int, *, tuned_yarn: bool = False) -
     kind, theta = own.get("rope.scaling.type", "linear"), shortest(own.get("rope.freq_base", 10000.0))
     if kind not in _KINDS:
         raise UnsupportedError(f"rope scaling {kind!r} is not supported in a GGUF; known: {', '.join(_KINDS)}")
-    given = next((key for key in (FACTOR, _OLD_FACTOR) if key in own), FACTOR)
-    factor = 1.0 if kind == "none" else shortest(own.get(given) or 1.0)
+    given, factor = stretch(own)
+    factor = 1.0 if kind == "none" else factor
     magnitude = own.get(MAGNITUDE, 1.0)
     if (LONG in model.extra) != (SHORT in model.extra):
         raise SourceError(f"tensors {LONG} and {SHORT}: expected both or none")
@@ -53,6 +53,12 @@ def rope_config(model: GgufModel, head_size: int, *, tuned_yarn: bool = False) -
     if factor == 1:
         return {"rope_type": "default", "rope_theta": theta}
     return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
+
+
+def stretch(own: Mapping[str, Any]) -> tuple[str, float]:
+    """The field that has the factor, and the factor."""
+    given = next((key for key in (FACTOR, _OLD_FACTOR) if key in own), FACTOR)
+    return given, shortest(own.get(given) or 1.0)
 
 
 def rope_fields(rope: Mapping[str, Any], head_size: int, *, tuned_yarn: bool = False) -> GgufFields:

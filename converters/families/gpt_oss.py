@@ -5,6 +5,7 @@ The stacks of a checkpoint are transposed and interleave gate and up; those in M
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,11 @@ from rkf.converters.families.blocks import Layer, assemble, attention, pre_norm_
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
 from rkf.converters.families.gguf_config import head_size, only_whole_heads
 from rkf.converters.families.gguf_experts import INNER, expert_config, expert_fields
-from rkf.converters.families.gguf_rope import rope_config, rope_fields
+from rkf.converters.families.gguf_rope import rope_config, rope_fields, stretch
 from rkf.converters.families.keys import FULL, SLIDING, flag, number, optional_size, size, tokens
 from rkf.converters.families.layout import Layout, Origin, as_named
 from rkf.converters.families.layout_transforms import Transposed
-from rkf.converters.families.windows import Windowed, one_theta, periodic, window_config
+from rkf.converters.families.windows import Windowed, always_windowed, one_rope, periodic, window_config
 from rkf.errors import UnsupportedError
 from rkf.model.ops import Experts, Route
 from rkf.model.program import MAX_LAYERS, Program
@@ -130,9 +131,10 @@ def _gguf_layout(config: GptOssKeys) -> Layout:
 
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
-    """A GGUF cannot say whether yarn's ramp is rounded. In the published models it is not."""
+    """A GGUF cannot say whether yarn's ramp is rounded. In the published models it is not; llama.cpp rounds it."""
     own = model.own
-    one_theta(own)
+    one_rope(own)
+    always_windowed(own)
     only_whole_heads(own, head_size(model))
     rope = rope_config(model, head_size(model))
     exact = rope | {"truncate": False} if rope["rope_type"] == "yarn" else rope
@@ -142,6 +144,12 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         "intermediate_size": own.get(INNER) or own["feed_forward_length"],
         **rope_scaling.spelt(exact),
     }
+
+
+def _notes(own: Mapping[str, Any]) -> tuple[str, ...]:
+    if own.get("rope.scaling.type") != "yarn" or stretch(own)[1] == 1:
+        return ()
+    return ("the edges of yarn's ramp are exact, as in the published models of gpt_oss; llama.cpp rounds them",)
 
 
 def _to_fields(config: GptOssKeys) -> GgufFields:
@@ -166,5 +174,5 @@ FAMILY = Family(
     keys=GptOssKeys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("gpt-oss", _to_config, _to_fields, _gguf_layout),
+    gguf=GgufForm("gpt-oss", _to_config, _to_fields, _gguf_layout, notes=_notes),
 )

@@ -83,5 +83,5 @@ FAMILY = Family(
     class_name="GraniteForCausalLM",
     keys=GraniteKeys,
     program=_program,
-    gguf=GgufForm("granite", _to_config, to_fields, unpermuted),
+    gguf=GgufForm("granite", _to_config, to_fields, unpermuted, factors=True),
 )

@@ -65,5 +65,5 @@ FAMILY = Family(
     keys=GraniteMoeKeys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("granitemoe", _to_config, _to_fields, unpermuted),
+    gguf=GgufForm("granitemoe", _to_config, _to_fields, unpermuted, factors=True),
 )

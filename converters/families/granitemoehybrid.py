@@ -169,5 +169,5 @@ FAMILY = Family(
     keys=GraniteMoeHybridKeys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("granitehybrid", _to_config, _to_fields, _gguf_layout),
+    gguf=GgufForm("granitehybrid", _to_config, _to_fields, _gguf_layout, factors=True),
 )

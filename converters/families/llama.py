@@ -68,5 +68,5 @@ FAMILY = Family(
     class_name="LlamaForCausalLM",
     keys=LlamaKeys,
     program=_program,
-    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims),
+    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims, factors=True),
 )

@@ -38,7 +38,7 @@ from rkf.converters.families.keys import (
 from rkf.converters.families.layout import Layout, Origin, as_named
 from rkf.converters.families.layout_transforms import Transposed
 from rkf.converters.families.roped_layers import INTERVAL, RopedLayers
-from rkf.converters.families.windows import WINDOW, layer_windows, one_theta, periodic
+from rkf.converters.families.windows import WINDOW, one_rope, periodic, window_config
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.op import Op
 from rkf.model.ops import Attention, Norm, Route
@@ -166,8 +166,8 @@ def _layout(config: Llama4Keys) -> Layout:
 
 def _to_config(model: GgufModel) -> dict[str, Any]:
     own = model.own
-    one_theta(own)
-    kinds = layer_windows({**own, WINDOW: _CHUNK}, INTERVAL)["layer_types"]  # it takes 8192 for any number but 0
+    one_rope(own)
+    kinds = window_config({**own, WINDOW: _CHUNK}, INTERVAL)["layer_types"]  # it takes 8192 for any number but 0
     if own.get(WINDOW) == 0 or tuple(kinds) != periodic(own["block_count"], INTERVAL):
         raise UnsupportedError(f"{WINDOW}: chunks are supported only in every layer but each {INTERVAL}th")
     return {
@@ -210,6 +210,6 @@ FAMILY = Family(
     keys=Llama4Keys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("llama4", _to_config, _to_fields),
+    gguf=GgufForm("llama4", _to_config, _to_fields, factors=True),
     wrapper=Wrapper("llama4", ("language_model.model.",), ("vision_model.", "multi_modal_projector."), False),
 )

@@ -91,6 +91,6 @@ FAMILY = Family(
     class_name="Ministral3ForCausalLM",
     keys=Ministral3Keys,
     program=_program,
-    gguf=GgufForm("mistral3", _to_config, _to_fields, unpermuted, _claims),
+    gguf=GgufForm("mistral3", _to_config, _to_fields, unpermuted, _claims, factors=True),
     wrapper=WRAPPER,
 )

@@ -61,6 +61,6 @@ FAMILY = Family(
     class_name="MistralForCausalLM",
     keys=MistralKeys,
     program=_program,
-    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims, ignored=(WINDOW,)),
+    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims, ignored=(WINDOW,), factors=True),
     wrapper=WRAPPER,
 )

@@ -76,5 +76,5 @@ FAMILY = Family(
     keys=MixtralKeys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims, ignored=(WINDOW,)),
+    gguf=GgufForm("llama", _to_config, _to_fields, unpermuted, _claims, ignored=(WINDOW,), factors=True),
 )

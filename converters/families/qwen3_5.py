@@ -5,8 +5,11 @@ Norms have (1 + w), but for the one after the delta rule. From a checkpoint with
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import (
@@ -21,7 +24,7 @@ from rkf.converters.families.blocks import (
 )
 from rkf.converters.families.decoder_keys import DecoderKeys
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel, Wrapper
-from rkf.converters.families.gguf_config import head_size
+from rkf.converters.families.gguf_config import RMS_EPSILON, head_size
 from rkf.converters.families.gguf_rope import rope_config, rope_fields
 from rkf.converters.families.keys import FULL, LINEAR, flag, layer_types, optional_number, optional_size, size
 from rkf.converters.families.layout import Layout, Origin, as_named
@@ -30,8 +33,11 @@ from rkf.errors import SourceError, UnsupportedError
 from rkf.model.ops import Conv, Delta, Gate, Norm
 from rkf.model.program import Program
 
-_RECURRENT = "attention.recurrent_layers"
+_RECURRENT, _SECTIONS = "attention.recurrent_layers", "rope.dimension_sections"
 _INTERVAL = 4
+# llama.cpp takes the epsilon of the layers for keys and queries of linear attention too, where the reference has 1e-6.
+# Up to this one, logits of a small random model differ by at most 4e-5 of the largest.
+_EPSILON = 1e-5
 _STYLE = NormStyle(offset=1.0)
 _DELTA_NORM = "linear_attn.norm.weight"
 
@@ -177,8 +183,21 @@ def _regrouped(config: Qwen35Keys, name: str) -> tuple[Transform, ...]:
     return (*steps, Regrouped(groups, copies, axis=1 if "out_proj" in name else 0, start=start))
 
 
+def _refuse_still_pairs(sections: Sequence[int], pairs: int, key: str) -> None:
+    """Refuse sections of rope that leave pairs unturned in llama.cpp. For text, three of its four positions are that of
+    the token and the fourth is 0, which a pair gets unless its section reaches it. Source: `ggml_mrope_cache_init` in
+    ops.cpp. The reference gives each such pair the first position.
+    """
+    reach = min(pairs, sum(sections))
+    if reach < 1 or any(-(-(reach - number) // 3) > sections[number] for number in range(3)):
+        raise UnsupportedError(f"{key}: {sections} is not supported: llama.cpp would leave some of {pairs} pairs still")
+
+
 def to_config(model: GgufModel) -> dict[str, Any]:
     own, width = model.own, head_size(model)
+    turned = own.get("rope.dimension_count", width)
+    if _SECTIONS in own:
+        _refuse_still_pairs([*map(int, own[_SECTIONS]), 0, 0, 0][:4], turned // 2, _SECTIONS)
     values = own.get("ssm.time_step_rank", 1)
     recurrent = own.get(_RECURRENT)  # newer files have it; it also counts layers of prediction
     kinds = None if recurrent is None else [LINEAR if each else FULL for each in recurrent[: own["block_count"]]]
@@ -190,14 +209,23 @@ def to_config(model: GgufModel) -> dict[str, Any]:
         "linear_value_head_dim": own.get("ssm.inner_size", 0) // values,
         "linear_num_key_heads": own.get("ssm.group_count"),
         "linear_num_value_heads": values,
-        **rope_scaling.spelt(
-            rope_config(model, width) | {"partial_rotary_factor": own.get("rope.dimension_count", width) / width}
-        ),
+        **rope_scaling.spelt(rope_config(model, width) | {"partial_rotary_factor": turned / width}),
     }
+
+
+def notes(own: Mapping[str, Any]) -> tuple[str, ...]:
+    if own.get(RMS_EPSILON, 0) <= np.float32(_EPSILON):
+        return ()
+    return (
+        f"{RMS_EPSILON} is of the layers' norms alone, as in the reference; llama.cpp takes it in linear attention too",
+    )
 
 
 def to_fields(config: Qwen35Keys) -> GgufFields:
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
+    config.refuse(
+        config.rms_norm_eps > _EPSILON, "rms_norm_eps", f"at most {_EPSILON:g}: llama.cpp has one for all norms"
+    )
     widths = config.linear_value_head_dim != config.linear_key_head_dim
     config.refuse(widths, "linear_value_head_dim", f"{config.linear_key_head_dim}, the width of keys, as in llama.cpp")
     interval = next((number + 1 for number, kind in enumerate(config.kinds) if kind == FULL), len(config.kinds) + 1)
@@ -205,10 +233,11 @@ def to_fields(config: Qwen35Keys) -> GgufFields:
         raise UnsupportedError(f"layer_types: a GGUF can store {FULL} only at a fixed interval")
     found = rope_fields(config.rope, config.head_size)
     pairs = int(found.own["rope.dimension_count"]) // 2
-    thirds = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
-    sections = [*config.rope.get("mrope_section", thirds[:3]), 0][:4]
+    thirds = [-(-(pairs - number) // 3) for number in range(3)]
+    sections = [*config.rope.get("mrope_section", thirds), 0][:4]
+    _refuse_still_pairs(sections, pairs, "mrope_section")
     own = {
-        "rope.dimension_sections": sections,
+        _SECTIONS: sections,
         "full_attention_interval": interval,
         _RECURRENT: [kind == LINEAR for kind in config.kinds],
         "ssm.conv_kernel": config.linear_conv_kernel_dim,
@@ -235,7 +264,7 @@ FAMILY = Family(
     keys=Qwen35Keys,
     program=_program,
     layout=layout,
-    gguf=GgufForm("qwen35", to_config, to_fields, gguf_layout),
+    gguf=GgufForm("qwen35", to_config, to_fields, gguf_layout, notes=notes),
     wrapper=wrapper("qwen3_5"),
     unused=lambda config, name: name.startswith("mtp."),
 )

@@ -11,7 +11,16 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_experts import INNER, SHARED_INNER, expert_config, expert_fields, inner_width
 from rkf.converters.families.keys import optional_size, size
 from rkf.converters.families.layout import Layout
-from rkf.converters.families.qwen3_5 import Qwen35Keys, gguf_layout, layout, program, to_config, to_fields, wrapper
+from rkf.converters.families.qwen3_5 import (
+    Qwen35Keys,
+    gguf_layout,
+    layout,
+    notes,
+    program,
+    to_config,
+    to_fields,
+    wrapper,
+)
 from rkf.model.program import MAX_LAYERS, Program
 
 
@@ -46,7 +55,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
         **expert_config(own),
         "intermediate_size": own.get("feed_forward_length") or own.get(INNER),
         "moe_intermediate_size": inner_width(own),
-        "shared_expert_intermediate_size": own.get(SHARED_INNER),
+        "shared_expert_intermediate_size": own.get(SHARED_INNER) or own.get("feed_forward_length"),
     }
 
 
@@ -62,7 +71,7 @@ FAMILY = Family(
     keys=Qwen35MoeKeys,
     program=_program,
     layout=_layout,
-    gguf=GgufForm("qwen35moe", _to_config, _to_fields, gguf_layout),
+    gguf=GgufForm("qwen35moe", _to_config, _to_fields, gguf_layout, notes=notes),
     wrapper=wrapper("qwen3_5_moe"),
     unused=lambda config, name: name.startswith("mtp."),
 )

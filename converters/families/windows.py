@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rkf.converters.families.decoder_keys import DecoderKeys
+from rkf.converters.families.gguf_rope import stretch
 from rkf.converters.families.keys import FULL, SLIDING, layer_types, optional_size
 from rkf.errors import SourceError, UnsupportedError
 
@@ -73,11 +74,21 @@ def layer_windows(own: Mapping[str, Any], period: int) -> dict[str, Any]:
     return {"sliding_window": window, "layer_types": kinds}
 
 
-def one_theta(own: Mapping[str, Any]) -> None:
-    """Refuse a rope of its own in layers with a window."""
-    theta = own.get("rope.freq_base", 10000.0)
+def always_windowed(own: Mapping[str, Any]) -> None:
+    """Refuse a file without a window, for an architecture in which llama.cpp always has one."""
+    if not own.get(WINDOW):
+        raise SourceError(f"field {WINDOW}: expected an integer above 0 in this architecture, got {own.get(WINDOW)}")
+
+
+def one_rope(own: Mapping[str, Any]) -> None:
+    """Refuse a rope of its own in layers with a window. These are stretched in llama.cpp whatever the kind of scaling
+    (`get_rope_freq_scale` in llama-model.cpp).
+    """
+    theta, (given, factor) = own.get("rope.freq_base", 10000.0), stretch(own)
     if own.get("rope.freq_base_swa", theta) != theta:
         raise UnsupportedError(f"rope.freq_base_swa is {own['rope.freq_base_swa']}, expected {theta} as rope.freq_base")
+    if own.get("rope.scaling.type") == "none" and factor != 1:
+        raise UnsupportedError(f"{given}: {factor} is not supported with rope scaling 'none' here; expected 1")
 
 
 def window_fields(config: Windowed) -> dict[str, Any]:

@@ -10,18 +10,22 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from rkf.converters.description import describe
 from rkf.converters.export import export_gguf, export_hf
 from rkf.converters.families import FAMILIES
 from rkf.converters.families.family import GgufFields, GgufModel
-from rkf.converters.families.gguf_config import RMS_EPSILON, config_of
+from rkf.converters.families.gguf_config import RMS_EPSILON, config_of, fields_of
 from rkf.converters.families.gguf_rope import FACTORS
+from rkf.converters.families.gguf_yarn import MAGNITUDE
 from rkf.converters.families.layout import Layout
+from rkf.converters.families.windows import WINDOW
 from rkf.converters.gguf_header import read_header
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
 from rkf.errors import RkfError, UnsupportedError
 from rkf.model.ops import Attention
 
+from .common_keys import COMMON, LLAMA3, YARN
 from .models import VARIANTS, loaded, logits_of, model_of, save, tokens
 
 # Why a variant has no GGUF.
@@ -165,7 +169,8 @@ def test_windows_that_llama_cpp_assumes() -> None:
 def test_the_width_of_experts_that_llama_cpp_assumes(family: str) -> None:
     own = {"block_count": 4, "attention.head_count": 2, "embedding_length": 32, "context_length": 9, RMS_EPSILON: 1e-5}
     own |= {"feed_forward_length": 64, "expert_count": 8, "expert_used_count": 2}
-    assert config_of(FAMILIES[family], GgufModel(own, (), {}))["moe_intermediate_size"] == 32
+    config = config_of(FAMILIES[family], GgufModel(own, (), {}))
+    assert (config["moe_intermediate_size"], config.get("shared_expert_intermediate_size", 64)) == (32, 64)
     with pytest.raises(UnsupportedError, match="expert_used_count: layers with different experts"):
         config_of(FAMILIES[family], GgufModel(own | {"expert_used_count": np.array([2, 1, 2, 2])}, (), {}))
 
@@ -213,3 +218,99 @@ def test_latent_attention_of_an_older_gguf(tmp_path: Path, monkeypatch: pytest.M
     assert after.model.program.kinds == before.model.program.kinds
     for name in before.tensors:
         np.testing.assert_array_equal(after.read(name).decode(), before.read(name).decode(), name)
+
+
+_SECTIONS = "rope.dimension_sections"
+_PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
+_OLD = {"rope.scaling.factor": None, "rope.scale_linear": 2.0}
+# Fields of a file -> why it is refused, where llama.cpp computes something else than the keys can say, or nothing.
+_FIELDS: list[tuple[str, dict[str, Any], str]] = [
+    ("gemma2", {"rope.scaling.type": "none"} | _OLD, "rope.scale_linear: 2.0 is not supported"),
+    ("gpt_oss", {"rope.scaling.type": "none"}, "rope.scaling.factor: 4.0 is not supported"),
+    ("llama4_text", {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, "rope.scaling.factor: 4.0"),
+    ("llama4_text", {"rope.dimension_count_swa": 8}, "rope.dimension_count_swa is 8, expected 16"),
+    ("gemma2", {WINDOW: 0}, f"field {WINDOW}: expected an integer above 0 in this architecture, got 0"),
+    ("gpt_oss", {WINDOW: 0}, f"field {WINDOW}: expected an integer above 0"),
+    ("cohere2", {WINDOW: None}, f"field {WINDOW}: expected an integer above 0"),
+    ("gemma3_text", {MAGNITUDE: 1.5}, f"{MAGNITUDE}: 1.5 is not supported: llama.cpp applies it to windows too"),
+    ("qwen3_5_text", {_SECTIONS: [4, 4, 0, 0]}, rf"{_SECTIONS}: \[4, 4, 0, 0\] is not supported"),
+    ("qwen3_5_moe_text", {_SECTIONS: [2, 2, 2, 2]}, rf"{_SECTIONS}: \[2, 2, 2, 2\] is not supported"),
+    ("qwen3_5_text", {_SECTIONS: [0, 0, 0, 0]}, rf"{_SECTIONS}: \[0, 0, 0, 0\] is not supported"),
+]
+_YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+
+
+def fields(**more: Any) -> dict[str, Any]:
+    """The fields of a file of any of the architectures above."""
+    own = {"block_count": 4, "attention.head_count": 2, "embedding_length": 32, "context_length": 96, RMS_EPSILON: 1e-6}
+    own |= {"attention.key_length": 16, "rope.dimension_count": 16, WINDOW: 8, "feed_forward_length": 64}
+    own |= {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 32, "logit_scale": 0.5}
+    own |= {_SECTIONS: np.array([3, 3, 2, 0])} | _YARN
+    return {key: each for key, each in (own | more).items() if each is not None}
+
+
+@pytest.mark.parametrize(("family", "changes", "reason"), _FIELDS)
+def test_fields_with_another_meaning_in_llama_cpp(family: str, changes: dict[str, Any], reason: str) -> None:
+    config_of(FAMILIES[family], GgufModel(fields(), (), {}))
+    with pytest.raises(RkfError, match=reason):
+        config_of(FAMILIES[family], GgufModel(fields(**changes), (), {}))
+
+
+def test_sections_and_magnitudes_that_change_nothing() -> None:
+    """More sections than pairs turn all of them, and a model without windows has one rope."""
+    wide = fields(**{_SECTIONS: np.array([11, 11, 10, 0])})
+    assert config_of(FAMILIES["qwen3_5_text"], GgufModel(wide, (), {})) == config_of(
+        FAMILIES["qwen3_5_text"], GgufModel(fields(), (), {})
+    )
+    full = fields(**{WINDOW: None, MAGNITUDE: 1.5})
+    rope = config_of(FAMILIES["gemma3_text"], GgufModel(full, (), {}))["rope_parameters"]["full_attention"]
+    assert rope["attention_factor"] == pytest.approx(1.5 * (0.1 * np.log(4) + 1))
+
+
+def test_what_is_computed_in_another_way_than_llama_cpp_is_told(tmp_path: Path) -> None:
+    notes = FAMILIES["gpt_oss"].gguf.notes
+    assert notes(fields()) == open_source(written(tmp_path, "gpt_oss")).notes
+    assert "llama.cpp rounds them" in notes(fields())[0]
+    assert notes(fields(**{"rope.scaling.type": "linear"})) == notes(fields(**{"rope.scaling.factor": 1.0})) == ()
+    for family in ("qwen3_5_text", "qwen3_5_moe_text"):
+        notes = FAMILIES[family].gguf.notes
+        assert notes(fields()) == notes(fields(**{RMS_EPSILON: float(np.float32(1e-5))})) == ()
+        assert "llama.cpp takes it in linear attention too" in notes(fields(**{RMS_EPSILON: 1e-3}))[0]
+
+
+# Keys of a variant -> why there is no GGUF of it.
+_KEYS: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "olmo2",
+        {"rope_parameters": LLAMA3},
+        "rope scaling 'llama3' is not supported: llama.cpp has no tensor rope_freqs",
+    ),
+    ("ernie4_5_moe", {"moe_layer_interval": 2}, "moe_layer_interval: 2 is not supported; expected 1"),
+    ("qwen3_5", {"rms_norm_eps": 1e-3}, "rms_norm_eps: 0.001 is not supported; expected at most 1e-05"),
+    ("qwen3_5", {"rope_parameters": _PARTIAL | {"mrope_section": [2, 2, 0]}}, r"mrope_section: \[2, 2, 0, 0\]"),
+    (
+        "gemma3",
+        {"rope_parameters": {"full_attention": YARN | {"attention_factor": 1.5}}},
+        "attention_factor, mscale: llama.cpp applies them in layers with a window too",
+    ),
+]
+
+
+def written_fields(variant: str, **changes: Any) -> dict[str, Any]:
+    """The fields of a GGUF of a variant with some keys changed."""
+    name, keys = VARIANTS[variant]
+    described = describe({"model_type": name, **COMMON, **keys, **changes}, "config.json")
+    return dict(fields_of(described.family, described.keys).own)
+
+
+@pytest.mark.parametrize(("variant", "changes", "reason"), _KEYS)
+def test_keys_that_llama_cpp_cannot_follow(variant: str, changes: dict[str, Any], reason: str) -> None:
+    written_fields(variant)
+    with pytest.raises(UnsupportedError, match=reason):
+        written_fields(variant, **changes)
+
+
+@pytest.mark.parametrize(("pairs", "sections"), [(32, [11, 11, 10, 0]), (5, [2, 2, 1, 0]), (4, [2, 1, 1, 0])])
+def test_sections_reach_all_pairs(pairs: int, sections: list[int]) -> None:
+    rope = _PARTIAL | {"partial_rotary_factor": pairs / 32}
+    assert written_fields("qwen3_5", head_dim=64, rope_parameters=rope)[_SECTIONS] == sections
