@@ -102,3 +102,18 @@ def test_the_command(folder: Path) -> None:
     assert 0 <= json.loads(done.stdout)["small_choices"]["acc,none"] <= 1
     with pytest.raises(UsageError, match="no task 'nothing'"):
         tasks(folder / "m.rkf", tasks="nothing")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [("choices.jsonl", "{"), ("choices.jsonl", '{"question": 1}'), ("choices.yaml", "{{nothing.at}}")],
+)
+def test_a_task_that_fails_is_one_line(folder: Path, name: str, damaged: str) -> None:
+    """Whatever the library of data sets or a template raises."""
+    convert(save(model_of("llama"), folder / "model"), folder / "m.rkf", k=16)
+    if name.endswith("yaml"):
+        damaged = (folder / name).read_text().replace("{{question}}", damaged)
+    (folder / name).write_text(damaged)
+    with pytest.raises(UsageError, match=r"tasks small_choices: lm-evaluation-harness fails: [A-Z]"):
+        tasks(folder / "m.rkf", tasks="small_choices", include_path=folder)
