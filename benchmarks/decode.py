@@ -20,6 +20,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 
 import rkf
@@ -150,8 +151,10 @@ def compared(
 
 
 def cpu_class() -> str:
-    """The maker of the processor and the level of its kernels. Figures hold for the class that was measured."""
-    makers = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
+    """The maker of the processor, AMD's generation, and the level of its kernels. Figures hold for one class."""
+    name = llvm.get_host_cpu_name()
+    amd = name.replace("znver", "AMD Zen ") if name.startswith("znver") else "AMD"
+    makers = {"GenuineIntel": "Intel", "AuthenticAMD": amd}
     levels = {"avx512": "AVX-512", "avxvnni": "AVX-VNNI", "avx2": "AVX2", "neon": "NEON"}
     maker, level = of_cpu("vendor_id"), cpu_features.level()
     return f"{makers.get(maker, maker)}, {levels.get(level, level)}"
