@@ -24,8 +24,9 @@ from rkf.runtime import cpu_features
 from rkf.runtime.kernels import int8_avx512, many_avx512, products
 from rkf.runtime.kernels.build import emit, machine
 from rkf.runtime.kernels.inline import inline, smaller
+from rkf.runtime.kernels.instructions import permute_bytes
 from rkf.runtime.kernels.memory import load, load_first, prefetch, store_first, store_lanes
-from rkf.runtime.kernels.simd import bitcast, permute_bytes, splat, to_float
+from rkf.runtime.kernels.simd import bitcast, splat, to_float
 from rkf.runtime.kernels.vectors import F32x8, I8x64, I16x32, I32x8
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, BLOCK, MATRIX

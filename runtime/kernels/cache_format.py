@@ -21,14 +21,12 @@ from numba import types
 
 from rkf.runtime.kernels.activations import constant
 from rkf.runtime.kernels.inline import inline, smaller
+from rkf.runtime.kernels.instructions import dot_pairs, dot_pairs_256, dot_pairs_512
 from rkf.runtime.kernels.memory import load, load_first, prefetch, store
 from rkf.runtime.kernels.operands import number
 from rkf.runtime.kernels.simd import (
     absolute,
     bitcast,
-    dot_pairs,
-    dot_pairs_256,
-    dot_pairs_512,
     even_lanes,
     fma,
     join,

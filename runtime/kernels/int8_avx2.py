@@ -14,20 +14,9 @@ from numba import types
 
 from rkf.runtime.kernels import packing, products
 from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.instructions import dot_byte_pairs, dot_pairs, permute_16
 from rkf.runtime.kernels.memory import load, prefetch
-from rkf.runtime.kernels.simd import (
-    any_bit,
-    bitcast,
-    dot_byte_pairs,
-    dot_pairs,
-    lane_sum,
-    lane_sums,
-    permute_16,
-    repeat_lanes,
-    select,
-    splat,
-    zero_extend,
-)
+from rkf.runtime.kernels.simd import any_bit, bitcast, lane_sum, lane_sums, repeat_lanes, select, splat, zero_extend
 from rkf.runtime.kernels.vectors import I8x8, I8x16, I8x32, I16x16, I32x8
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, MATRIX

@@ -10,7 +10,7 @@ from typing import Any
 
 from rkf.format.constants import plane_bits
 from rkf.runtime.kernels import products
-from rkf.runtime.kernels.simd import dot_bytes
+from rkf.runtime.kernels.instructions import dot_bytes
 from rkf.runtime.kernels.vectors import I8x64, I32x16
 from rkf.runtime.kernels.weights_avx512 import FAR_WEIGHTS, WEIGHTS
 

@@ -6,7 +6,7 @@ Four rows at a time: their eight totals and a step's activations fit sixteen reg
 from __future__ import annotations
 
 from rkf.runtime.kernels import int8_avx2, products
-from rkf.runtime.kernels.simd import dot_bytes_32
+from rkf.runtime.kernels.instructions import dot_bytes_32
 from rkf.runtime.kernels.vectors import I8x32, I32x8
 
 WEIGHTS = int8_avx2.WEIGHTS

@@ -13,8 +13,9 @@ from numba import types
 
 from rkf.runtime.kernels import products
 from rkf.runtime.kernels.inline import inline, piece, smaller
+from rkf.runtime.kernels.instructions import dot_pairs
 from rkf.runtime.kernels.memory import load, store
-from rkf.runtime.kernels.simd import bitcast, dot_pairs, join, splat, transpose_words
+from rkf.runtime.kernels.simd import bitcast, join, splat, transpose_words
 from rkf.runtime.kernels.vectors import I16x16, I32x8, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, MATRIX

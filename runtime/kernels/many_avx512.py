@@ -15,8 +15,9 @@ from numba import types
 
 from rkf.runtime.kernels import products
 from rkf.runtime.kernels.inline import inline, larger, piece, smaller
+from rkf.runtime.kernels.instructions import dot_bytes
 from rkf.runtime.kernels.memory import load, local_bytes, prefetch, store
-from rkf.runtime.kernels.simd import bitcast, dot_bytes, splat, transpose_quads
+from rkf.runtime.kernels.simd import bitcast, splat, transpose_quads
 from rkf.runtime.kernels.vectors import I8x64, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.kernels.weights_avx512 import PANEL_BYTES, PANEL_PLANE_BYTES, PANEL_WEIGHTS

@@ -14,8 +14,9 @@ from numba import types
 
 from rkf.runtime.kernels import products
 from rkf.runtime.kernels.inline import inline, piece, smaller
+from rkf.runtime.kernels.instructions import dot_bytes_32
 from rkf.runtime.kernels.memory import load
-from rkf.runtime.kernels.simd import bitcast, dot_bytes_32, join, splat, transpose_words
+from rkf.runtime.kernels.simd import bitcast, join, splat, transpose_words
 from rkf.runtime.kernels.vectors import I8x32, I32x8, I32x16
 from rkf.runtime.kernels.views import view
 from rkf.runtime.structs import ACTIVATION, MATRIX, ROUNDED

@@ -16,17 +16,9 @@ from numba import types
 
 from rkf.runtime.kernels import ranks
 from rkf.runtime.kernels.inline import inline
+from rkf.runtime.kernels.instructions import merged_bits, permute_bytes, shifted_bytes
 from rkf.runtime.kernels.memory import load, prefetch
-from rkf.runtime.kernels.simd import (
-    any_bit,
-    bitcast,
-    merged_bits,
-    permute_bytes,
-    select,
-    shifted_bytes,
-    splat,
-    zero_extend,
-)
+from rkf.runtime.kernels.simd import any_bit, bitcast, select, splat, zero_extend
 from rkf.runtime.kernels.vectors import I8x64, I16x8, I16x32, I32x8, I64x8
 
 PANEL_PLANE_BYTES = 1024  # of a plane of 4 bits: 128 columns of 16 rows
