@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rkf.errors import CorruptError, NotRkfError, UsageError
+from rkf.errors import CorruptError, NotRkfError, OutputError, UsageError
 from rkf.file import kept_json
 from rkf.file.atomic import OutputFile, partial, replacing, reporting
 from rkf.file.container import open_file
@@ -82,6 +82,8 @@ class WorkFolder:
         if not self._opened or keep:
             return
         try:
+            self._remove()
+        except OutputError:  # a file could not be removed, perhaps for a moment
             self._remove()
         except KeyboardInterrupt:  # in its midst: nothing need be left
             self._remove()

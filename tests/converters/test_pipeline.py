@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -209,6 +210,23 @@ def test_ctrl_c_leaves_nothing_unless_resuming(
     with pytest.raises(KeyboardInterrupt):
         convert(folder, out, progress=interrupt, resume=True)
     assert set(tmp_path.iterdir()) == before | {WorkFolder(out).path}
+
+
+def test_a_file_that_cannot_be_removed_for_a_moment(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, unlink, failed = hf_folder("llama"), tmp_path / "out.rkf", Path.unlink, []
+
+    def busy(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == WorkFolder(out).path and path.exists() and not failed:
+            failed.append(path)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", busy)
+    before = set(tmp_path.iterdir())
+    convert(folder, out)
+    assert failed and set(tmp_path.iterdir()) == before | {out}
 
 
 @pytest.mark.parametrize("resume", [False, True])
