@@ -241,7 +241,8 @@ SCAN = np.dtype(
 )
 
 # The constant data between calls. Phases of the layers for one token and for several, and of the top for one wanted
-# token and for several, and of the top up to hidden states; slots: how threads share phases (kernels/sync.py).
+# token and for several, and of the top up to hidden states; slots: how threads share phases (kernels/sync.py);
+# threads: how many there are.
 PLAN = _struct(
     "one one_count many many_count top_one top_one_count top_many top_many_count hidden hidden_count slots threads"
 )
