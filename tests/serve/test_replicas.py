@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -38,8 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(path: Path) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patiently(lambda: ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False))
@@ -52,6 +52,19 @@ def address(path: Path) -> Iterator[str]:
         finally:
             serve.shutdown()
             ray.shutdown()
+
+
+def unused_port() -> int:
+    """A port below those that the system gives to Ray's many sockets, one of which may take a higher one before it is
+    used here.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise OSError("no unused port")
 
 
 def post(address: str, **body: Any) -> bytes:
