@@ -83,14 +83,17 @@ class WorkFolder:
             return
         try:
             self._remove()
-        except OutputError:  # a file could not be removed, perhaps for a moment
-            self._remove()
         except KeyboardInterrupt:  # in its midst: nothing need be left
             self._remove()
             raise
 
     def _remove(self) -> None:
-        self._empty()
+        with suppress(OutputError):  # a file may be busy for a moment
+            self._empty()
+        try:
+            self._empty()
+        except OutputError as error:
+            raise OutputError(f"{self.path}: cannot be removed; nothing needs it now: remove it yourself") from error
         with suppress(OSError):
             self.path.rmdir()
 

@@ -229,6 +229,22 @@ def test_a_file_that_cannot_be_removed_for_a_moment(
     assert failed and set(tmp_path.iterdir()) == before | {out}
 
 
+def test_a_work_folder_that_cannot_be_removed(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, unlink = hf_folder("llama"), tmp_path / "out.rkf", Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == WorkFolder(out).path and path.exists():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(OutputError, match=r"out\.rkf\.work: cannot be removed"):
+        convert(folder, out)
+    assert out.exists()
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_source_that_changes_is_refused(gguf_file: Callable[..., Path], tmp_path: Path, resume: bool) -> None:
     """Its size and the time of its last change may be set back."""
