@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import rkf
-from rkf.calibrate.calibration import Calibrate, prompts
+from rkf.calibrate.calibration import SHORT, Calibrate, prompts
 from rkf.calibrate.kept import save
 from rkf.cli import cli
 from rkf.cluster import allocation
@@ -201,9 +201,17 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     assert kept.losses(allocation.coarse) == losses
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
-    begun, _ = prompts(source.model, Tokenizer(source.tokenizer_json, source.model, source.chat_template))
-    assert len(made.tokens) == 4 * len(begun)
-    for begins, cut, prompt in zip(made.tokens[::2], made.tokens[1::2], 2 * begun, strict=True):
+    tokenizer = Tokenizer(source.tokenizer_json, source.model, source.chat_template)
+    given, written = np.split(made.tokens, 2)
+    text = tokenizer.encode(
+        "\n".join(path.read_text("utf-8") for path in sorted(SHORT.parent.glob("*.txt"))), bos=False
+    )
+    pieces = [text[start : start + 24][1:] for start in range(0, len(text), 24)]
+    assert all(each.tolist()[1:] in pieces for each in given) and len({tuple(each) for each in given.tolist()}) > 50
+    assert (given[::2, 0] == 1).all() and (given[1::2, 0] != 1).all()
+    begun, _ = prompts(source.model, tokenizer)
+    assert len(written) == 2 * len(begun)
+    for begins, cut, prompt in zip(written[::2], written[1::2], begun, strict=True):
         assert begins[: len(prompt)].tolist() == prompt[:24]
         assert cut[: max(len(prompt) - 4, 0)].tolist() == prompt[4:28]
 
