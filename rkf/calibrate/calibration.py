@@ -156,7 +156,7 @@ def self_written(
     progress: Callable[[int, int], None] | None = None,
     device: Device = _CPU,
 ) -> Calibration:
-    """WRITTEN texts of WRITTEN_CTX tokens: at most half are pieces of rkf's own texts, and the model generates the rest.
+    """WRITTEN texts of WRITTEN_CTX tokens: at most half are pieces of rkf's texts, and the model generates the rest.
     The same weights give the same texts.
     """
     ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
