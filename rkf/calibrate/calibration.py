@@ -1,8 +1,8 @@
 """Calibration of a checkpoint: choosing its text. Joins the tokenizer, the interpreter and kept calibrations.
 
-By default the source model generates half of the text itself, which covers its own languages and domains. The other
-half are pieces of texts of many kinds that come with rkf: text that people write has more rare words than what a model
-generates (`docs/log.md`).
+By default three quarters are pieces of texts of many kinds that come with rkf, and the source model generates the rest,
+which covers its own languages and domains. What people write has more rare words than what a model generates, and
+serves several times as well (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ U32 = NDArray[np.uint32]
 # Size of a text from a file, then of a generated text.
 SEQUENCES, CTX = 32, 512
 WRITTEN, WRITTEN_CTX = 128, 128
+_GIVEN = 96  # at most so many of them are pieces of rkf's texts
 # Every other text drops its first tokens and gets as many more at its end: it starts mid-text, as user prompts often
 # do. The first token causes massive activations, and it should not always be BOS.
 _LOST = WRITTEN_CTX // 4
 _CPU = Cpu()
 SHORT = Path(__file__).with_name("short.txt")  # 1,300 to 2,000 tokens of many kinds, for conversions in seconds
-_VARIED = Path(__file__).with_name("varied.txt")  # 6,000 to 9,000 more
+_VARIED = Path(__file__).with_name("varied.txt")  # 11,000 to 17,000 more
 # Half of the generated texts start with BOS alone, a quarter as an answer to one of these questions in a chat, and a
 # quarter with one of these beginnings.
 _QUESTIONS = (
@@ -156,15 +157,14 @@ def self_written(
     progress: Callable[[int, int], None] | None = None,
     device: Device = _CPU,
 ) -> Calibration:
-    """WRITTEN texts of WRITTEN_CTX tokens: at most half are pieces of rkf's texts, and the model generates the rest.
+    """WRITTEN texts of WRITTEN_CTX tokens: most are pieces of rkf's texts, and the model generates the rest.
     The same weights give the same texts.
     """
     ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
     tokenizer = Tokenizer(source.tokenizer_json, source.model, source.chat_template)
     beginnings, notes = prompts(source.model, tokenizer)
     given = _given(tokenizer, source.model.vocab_size, beginnings[0][0], ctx - _LOST)
-    count = WRITTEN - len(given)
-    begun = [beginnings[number // 2 % len(beginnings)] for number in range(count)]  # once with a cut, once without
+    begun = [beginnings[number % len(beginnings)] for number in range(WRITTEN - len(given))]
     folder = folder or Path(gettempdir())
     text = device.write_text(source.model.program, _reader(source), begun, ctx=ctx, folder=folder, progress=progress)
     text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
@@ -176,7 +176,7 @@ def _given(tokenizer: Tokenizer, vocab_size: int, start: int, ctx: int) -> U32:
     text = "\n".join(path.read_text(encoding="utf-8") for path in (SHORT, _VARIED))
     ids = [token for token in tokenizer.encode(text, bos=False) if token < vocab_size]
     pieces = np.array(ids[: len(ids) // ctx * ctx], np.uint32).reshape(-1, ctx)
-    chosen = pieces[np.linspace(0, len(pieces) - 1, min(len(pieces), WRITTEN // 2)).astype(int)]
+    chosen = pieces[np.linspace(0, len(pieces) - 1, min(len(pieces), _GIVEN)).astype(int)]
     chosen[::2, 0] = start
     return chosen
 

@@ -32,7 +32,7 @@ U32 = NDArray[np.uint32]
 # The work of one thread, of fixed size so that results do not depend on the number of threads. When generating, a chunk
 # reads all weights for one token of each of its sequences. When reading, it holds the activations of this many tokens;
 # those of 1,024 and a width of 8,960 would take 37 MB, for which the system gives fresh pages every time.
-_WRITTEN_SEQUENCES, _READ_TOKENS = 32, 512
+_WRITTEN_SEQUENCES, _READ_TOKENS = 16, 512
 
 
 @dataclass(frozen=True, slots=True)

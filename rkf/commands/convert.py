@@ -96,7 +96,7 @@ def push(model: Path, name: str, licence: str | None, quality: tuple[Path, ...],
     metavar="self|FILE|quick|none",
     default="self",
     show_default=True,
-    help="Calibration text: half rkf's and half the model's own (self), a file (also one from `rkf calibrate`), or "
+    help="Calibration text: rkf's and some of the model's own (self), a file (also one from `rkf calibrate`), or "
     "none. A file with one kind of text serves that kind best and may harm others. quick: only scales are chosen, in "
     "seconds, on a short text of rkf's.",
 )
