@@ -161,14 +161,15 @@ def self_written(
     The same weights give the same texts.
     """
     ctx = min(WRITTEN_CTX + _LOST, source.model.context_length)
+    lost = min(_LOST, ctx // 5)  # of a short context too, something is left
     tokenizer = Tokenizer(source.tokenizer_json, source.model, source.chat_template)
     beginnings, notes = prompts(source.model, tokenizer)
-    given = _given(tokenizer, source.model.vocab_size, beginnings[0][0], ctx - _LOST)
+    given = _given(tokenizer, source.model.vocab_size, beginnings[0][0], ctx - lost)
     begun = [beginnings[number % len(beginnings)] for number in range(WRITTEN - len(given))]
     folder = folder or Path(gettempdir())
     text = device.write_text(source.model.program, _reader(source), begun, ctx=ctx, folder=folder, progress=progress)
-    text[1::2, : ctx - _LOST] = text[1::2, _LOST:]
-    return Calibration(source, np.concatenate([given, text[:, : ctx - _LOST]]), "self", notes=notes)
+    text[1::2, : ctx - lost] = text[1::2, lost:]
+    return Calibration(source, np.concatenate([given, text[:, : ctx - lost]]), "self", notes=notes)
 
 
 def _given(tokenizer: Tokenizer, vocab_size: int, start: int, ctx: int) -> U32:

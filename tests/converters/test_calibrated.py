@@ -215,6 +215,11 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
         assert found[: max(len(prompt) - lost, 0)].tolist() == prompt[lost : lost + 24]
 
 
+def test_a_context_shorter_than_the_text(hf_folder: Callable[..., Path]) -> None:
+    made = Calibrate()(open_source(hf_folder("llama", max_position_embeddings=16)))
+    assert made.tokens.shape == (128, 13)
+
+
 @pytest.mark.usefixtures("short")
 def test_a_second_size_measures_nothing(
     hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
