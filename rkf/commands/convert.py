@@ -230,7 +230,11 @@ def calibration(choice: str, device: Device, progress: Callable[[int, int], None
 @click.command()
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the model's own.")
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Default: rkf's and some of the model's own.",
+)
 @DEVICE
 @FORCE
 def calibrate(src: str, out: Path, text: Path | None, device: str, force: bool) -> None:
