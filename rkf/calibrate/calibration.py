@@ -131,7 +131,7 @@ class Calibrate:
 
     def _made(self, source: Source, folder: Path | None) -> Calibration:
         if self.text is None:
-            place = self._place(source, self.announced)
+            place = self._place(source, self.announced | {"given": blake3(_texts().encode()).hexdigest()})
             if (found := _kept(source, place, "self")) is not None:
                 return found
             made = replace(self_written(source, folder, self.progress, self.device), place=place)
@@ -172,10 +172,14 @@ def self_written(
     return Calibration(source, np.concatenate([given, text[:, : ctx - lost]]), "self", notes=notes)
 
 
+def _texts() -> str:
+    """rkf's texts."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in (SHORT, _VARIED))
+
+
 def _given(tokenizer: Tokenizer, vocab_size: int, start: int, ctx: int) -> U32:
     """Pieces of rkf's texts, u32[pieces, ctx]; every other one begins with the token `start`."""
-    text = "\n".join(path.read_text(encoding="utf-8") for path in (SHORT, _VARIED))
-    ids = [token for token in tokenizer.encode(text, bos=False) if token < vocab_size]
+    ids = [token for token in tokenizer.encode(_texts(), bos=False) if token < vocab_size]
     pieces = np.array(ids[: len(ids) // ctx * ctx], np.uint32).reshape(-1, ctx)
     chosen = pieces[np.linspace(0, len(pieces) - 1, min(len(pieces), _GIVEN)).astype(int)]
     chosen[::2, 0] = start

@@ -254,6 +254,18 @@ def test_what_is_kept_is_checked(hf_folder: Callable[..., Path], tmp_path: Path)
     np.testing.assert_array_equal(unkept.tokens, tokens)
 
 
+@pytest.mark.usefixtures("short")
+def test_other_texts_of_rkf_are_not_those_that_were_kept(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, calibrate = open_source(hf_folder("llama")), Calibrate(store=tmp_path / "kept")
+    before = calibrate(source).tokens
+    (tmp_path / "varied.txt").write_text("Another text. " * 999, encoding="utf-8")
+    monkeypatch.setattr("rkf.calibrate.calibration._VARIED", tmp_path / "varied.txt")
+    assert not np.array_equal(calibrate(source).tokens, before)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
 def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = None) -> bytes:
     """The bytes that `save` writes."""
     with TemporaryDirectory() as folder:
