@@ -56,8 +56,7 @@ class Calibrator(Protocol):
         """The file that it reads, if any."""
         ...
 
-    @property
-    def announced(self) -> Mapping[str, Any]:
+    def announced(self, source: Source) -> Mapping[str, Any]:
         """A provenance of the same length as the final one, for a dry run."""
         ...
 

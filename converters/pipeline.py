@@ -123,7 +123,7 @@ def convert(
         source = RotatedSource(plain)
     if calibrate and not rotates and not compensate:
         raise UsageError(f"recipe {recipe}: it rotates nothing, so there is nothing to scale: expected compensate")
-    announced = calibrate.announced if calibrate else None
+    announced = calibrate.announced(plain) if calibrate else None
 
     def plan(losses: Mapping[str, float] | None) -> Recipe:
         if not budgeted:

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 
 U32 = NDArray[np.uint32]
 
-# Size of a text from a file, then of a generated text.
-SEQUENCES, CTX = 32, 512
+# A text from a file: sequences of so many tokens, and so many tokens for each column of the widest matrix, within
+# limits. From 2 tokens a column to 8, the error of that matrix' outputs on other text of the kind falls by a sixth.
+CTX = 512
+_PER_COLUMN, _LEAST, _MOST = 8, 1 << 14, 1 << 17
+# The default text.
 WRITTEN, WRITTEN_CTX = 128, 128
 _GIVEN = 96  # at most so many of them are pieces of rkf's texts
 # Every other text drops its first tokens and gets as many more at its end: it starts mid-text, as user prompts often
@@ -115,12 +118,11 @@ class Calibrate:
     store: Path | None = None
     device: Device = _CPU
 
-    @property
-    def announced(self) -> dict[str, Any]:
-        """The final provenance without the hash."""
+    def announced(self, source: Source) -> dict[str, Any]:
+        """The final provenance without the hash, if the text is long enough."""
         if self.text is None:
             return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64, self.device)
-        return _provenance(self.text.name, (SEQUENCES, CTX), "0" * 64, self.device)
+        return _provenance(self.text.name, (_sequences(source), CTX), "0" * 64, self.device)
 
     def __call__(self, source: Source, folder: Path | None = None) -> Calibration:
         """folder: for a temporary file of the source's size in 8 bits; the system's own by default.
@@ -131,7 +133,7 @@ class Calibrate:
 
     def _made(self, source: Source, folder: Path | None) -> Calibration:
         if self.text is None:
-            place = self._place(source, self.announced | {"given": blake3(_texts().encode()).hexdigest()})
+            place = self._place(source, self.announced(source) | {"given": blake3(_texts().encode()).hexdigest()})
             if (found := _kept(source, place, "self")) is not None:
                 return found
             made = replace(self_written(source, folder, self.progress, self.device), place=place)
@@ -201,14 +203,21 @@ def prompts(model: ModelMetadata, tokenizer: Tokenizer) -> tuple[list[list[int]]
 
 
 def _cut(data: bytes, path: Path, source: Source) -> U32:
-    """SEQUENCES sequences of a text's tokens, evenly spread over it."""
+    """Sequences of a text's tokens, evenly spread over it."""
     ids = Tokenizer(source.tokenizer_json, source.model).encode(decoded(data, str(path)))
     ctx = min(CTX, source.model.context_length)
-    available = len(ids) // ctx
+    available, wanted = len(ids) // ctx, _sequences(source)
     if not available:
-        raise UsageError(f"{path}: {len(ids)} tokens; expected at least {ctx}, better {SEQUENCES * ctx}")
-    chosen = np.unique(np.linspace(0, available - 1, SEQUENCES).astype(int))
+        raise UsageError(f"{path}: {len(ids)} tokens; expected at least {ctx}, better {wanted * ctx}")
+    chosen = np.unique(np.linspace(0, available - 1, wanted).astype(int))
     return np.array([ids[i * ctx : (i + 1) * ctx] for i in chosen], np.uint32)
+
+
+def _sequences(source: Source) -> int:
+    """How many sequences of a long text from a file are used."""
+    matrices = set(clusterable(source.model.program)) & source.tensors.keys()
+    widest = max((source.tensors[name].shape[-1] for name in matrices), default=0)
+    return min(max(_PER_COLUMN * widest, _LEAST), _MOST) // CTX
 
 
 def _loaded(data: bytes, path: Path, source: Source) -> Calibration:

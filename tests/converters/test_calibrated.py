@@ -38,6 +38,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rkf.calibrate.calibration.CTX", 24)
+    monkeypatch.setattr("rkf.calibrate.calibration._LEAST", 32 * 24)
     monkeypatch.setattr("rkf.calibrate.calibration.WRITTEN_CTX", 24)
     monkeypatch.setattr("rkf.calibrate.calibration._LOST", 4)
 
@@ -189,6 +190,24 @@ def test_a_dry_run_knows_the_size(hf_folder: Callable[..., Path], tmp_path: Path
     folder, out = hf_folder("llama"), tmp_path / "out.rkf"
     predicted = convert(folder, out, k=8, calibrate=Calibrate(), dry_run=True)
     assert convert(folder, out, k=8, calibrate=Calibrate()).file_bytes == predicted.file_bytes
+
+
+@pytest.mark.usefixtures("short")
+def test_wide_matrices_want_more_text(
+    hf_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = hf_folder("llama"), tmp_path / "out.rkf"
+    source = open_source(folder)
+    widest = max(spec.shape[-1] for spec in source.tensors.values())
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    calibrate = Calibrate(tmp_path / "text")
+    assert len(calibrate(source).tokens) == 32
+    monkeypatch.setattr("rkf.calibrate.calibration._PER_COLUMN", 960 // widest)
+    assert len(calibrate(source).tokens) == 960 // widest * widest // 24
+    predicted = convert(folder, out, k=8, calibrate=calibrate, dry_run=True)
+    assert convert(folder, out, k=8, calibrate=calibrate).file_bytes == predicted.file_bytes
+    monkeypatch.setattr("rkf.calibrate.calibration._MOST", 33 * 24)
+    assert len(calibrate(source).tokens) == 33
 
 
 @pytest.mark.usefixtures("short")
