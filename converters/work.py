@@ -88,10 +88,11 @@ class WorkFolder:
             raise
 
     def _remove(self) -> None:
-        with suppress(OutputError):  # a file may be busy for a moment
-            self._empty()
         try:
-            self._empty()
+            try:
+                self._empty()
+            except OutputError:  # a file may be busy for a moment
+                self._empty()
         except OutputError as error:
             raise OutputError(f"{self.path}: cannot be removed; nothing needs it now: remove it yourself") from error
         with suppress(OSError):
