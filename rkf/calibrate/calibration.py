@@ -145,9 +145,13 @@ class Calibrate:
             data = read_bytes(file, str(self.text))
         if data.startswith(MAGIC):
             return _loaded(data, self.text, source)
-        made = Calibration(source, _cut(data, self.text, source), self.text.name, device=self.device)
+        tokens = _cut(data, self.text, source)
+        made = Calibration(
+            source, tokens, self.text.name, notes=_of_length(self.text, tokens, source), device=self.device
+        )
         place = self._place(source, made.provenance)
-        return _kept(source, place, made.origin) or replace(made, place=place)
+        found = _kept(source, place, made.origin) or made
+        return replace(found, place=place, notes=made.notes)
 
     def _place(self, source: Source, text: Mapping[str, Any]) -> Path | None:
         return None if self.store is None else kept.place(self.store, source.fingerprint, text)
@@ -218,6 +222,14 @@ def _sequences(source: Source) -> int:
     matrices = set(clusterable(source.model.program)) & source.tensors.keys()
     widest = max((source.tensors[name].shape[-1] for name in matrices), default=0)
     return min(max(_PER_COLUMN * widest, _LEAST), _MOST) // CTX
+
+
+def _of_length(path: Path, tokens: U32, source: Source) -> tuple[str, ...]:
+    """A note if more of a user's text would have been used."""
+    wanted = _sequences(source) * tokens.shape[1]
+    if path == SHORT or tokens.size >= wanted:
+        return ()
+    return (f"{path}: {tokens.size:,} tokens; more text of the kind, up to {wanted:,}, makes a better file",)
 
 
 def _loaded(data: bytes, path: Path, source: Source) -> Calibration:

@@ -32,8 +32,8 @@ from rkf.numbers.eight_bits import Near, Panels
 def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) -> dict[str, float]:
     """The loss of each matrix by its stored name (`rkf.calibrate.divergences.losses`).
 
-    tokens: u32[sequences, ctx]. Memory holds one layer's weights, the head, and copies of a few hundred states for each
-    matrix that is followed.
+    tokens: u32[sequences, ctx]. Memory holds one layer's weights, the head, and copies of several hundred states for
+    each matrix that is followed.
     """
     followed, head = divergences.followed(program), program.logits.weight
     batches, measured = divergences.pieces(tokens)

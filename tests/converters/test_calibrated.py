@@ -1,6 +1,7 @@
 """Conversion with calibration, end to end on a tiny checkpoint."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -202,12 +203,17 @@ def test_wide_matrices_want_more_text(
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
     calibrate = Calibrate(tmp_path / "text")
     assert len(calibrate(source).tokens) == 32
+    assert not calibrate(source).notes
     monkeypatch.setattr("rkf.calibrate.calibration._PER_COLUMN", 960 // widest)
     assert len(calibrate(source).tokens) == 960 // widest * widest // 24
     predicted = convert(folder, out, k=8, calibrate=calibrate, dry_run=True)
     assert convert(folder, out, k=8, calibrate=calibrate).file_bytes == predicted.file_bytes
     monkeypatch.setattr("rkf.calibrate.calibration._MOST", 33 * 24)
     assert len(calibrate(source).tokens) == 33
+    (tmp_path / "text").write_text(TEXT[:600], encoding="utf-8")
+    for _ in range(2):  # made, and kept
+        (note,) = Calibrate(tmp_path / "text", store=tmp_path / "kept")(source).notes
+        assert re.search(r"text: \d+ tokens; more .* up to 792, makes", note)
 
 
 @pytest.mark.usefixtures("short")
