@@ -125,9 +125,13 @@ def _fast_values(matrix: ClusteredMatrix, prepared: Prepared, memory: Memory, le
     if matrix.bits >= 7 and digits.shape[:2] == (1, 1) and (np.diff(digits) == 1).all():
         # Apart from an offset, ranks are the values: no lookup. With signed bytes, 8-bit ranks become rank - 128.
         width, m["offset"] = f"{width}i", digits[0, 0, 0] + (128 if signed and matrix.bits == 8 else 0)
+    tables = _grouped_tables(digits) if level in ("avx2", "avxvnni") and matrix.k == 64 else None
+    if tables is not None:
+        width = "6g"
+    else:
+        tables = _tables(digits, matrix.bits, level)
     one = "far" if cpu_features.prefetches_far(level) else "one"
     prepared.kernels.one, prepared.kernels.many = f"{one}:{width}", f"many:{width}"
-    tables = _tables(digits, matrix.bits, level)
     m["table"], m["table_bytes"], m["digits"] = memory.hold(tables), tables.shape[-1], digits.shape[1]
     _row_factors(matrix, m, memory, units)
     weights = 256.0 ** np.arange(digits.shape[1])[::-1]
@@ -163,6 +167,24 @@ def _tables(digits: NDArray[np.int64], bits: int, level: str) -> NDArray[np.uint
     below = 1 << (bits - plane_bits(bits)[0]) if bits > 1 else 2
     parts = [values[..., low::below] for low in range(below)]
     return np.concatenate([np.tile(part, 32 // part.shape[-1]) for part in parts], axis=-1)
+
+
+def _grouped_tables(digits: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+    """Lookup bytes of 64 values in groups of four (int8_avx2.py), in registers of twice 16, `u8[tables, 1, 96]`: the
+    first value of each group, 4 * the kind of its distances from that, and the distances of each kind. None if a table
+    has more than four kinds, or two digits.
+    """
+    if digits.shape[1] > 1:
+        return None
+    tables = []
+    for values in digits[:, 0]:
+        groups = values.reshape(16, 4)
+        kinds, kind = np.unique(groups - groups[:, :1], axis=0, return_inverse=True)
+        if len(kinds) > 4:
+            return None
+        distances = np.pad(kinds, ((0, 4 - len(kinds)), (0, 0)))
+        tables.append(np.concatenate([np.tile(part, 2) for part in (groups[:, 0] + 128, 4 * kind, distances.ravel())]))
+    return np.stack(tables)[:, None].astype(np.uint8)
 
 
 def _ranks_by_index(bits: int) -> NDArray[np.int64]:

@@ -172,6 +172,21 @@ def _weights6(m, table, row, column):
 
 
 @inline
+def _grouped(table, group, pair):
+    """Values in groups of four: the first of a group, and the distance from it, of which the group has one of four
+    kinds. pair: the place in the group.
+    """
+    return _lookup(table, group) + _lookup(table + 64, _lookup(table + 32, group) | pair)
+
+
+@inline
+def _grouped6(m, table, row, column):
+    even, odd = _nibbles(m.plane0, m.stride0, row, column, m.ahead)
+    low_even, low_odd = _pairs(m.plane1, m.stride1, row, column, m.ahead)
+    return _grouped(table, even, low_even), _grouped(table, odd, low_odd)
+
+
+@inline
 def _with_bit(pair, bit):
     """Three bits at the top of each byte: the pair's, then the bit."""
     return (pair & _constant(-64)) | (bit & _constant(32))
@@ -219,6 +234,7 @@ WEIGHTS = {
     "4": _weights4,
     "5": _weights5,
     "6": _weights6,
+    "6g": _grouped6,
     "7": _weights7,
     "8": _weights8,
     "7i": _identity7,

@@ -4,7 +4,8 @@ step                        a forward pass: the phases of a plan
 serve, publish              a worker thread's loop, and the start of a call (threads.py)
 row:f32|bf16|f16|clustered  one row of a matrix as f32
 f32                         product in f32, any number of tokens
-one:W, many:W               fast products of one token and of many; W: index width, or 7i, 8i where ranks are the values
+one:W, many:W               fast products of one token and of many; W: index width, or 7i, 8i where ranks are the
+                            values, 6g where 64 values lie in groups (AVX2)
 far:W                       one:W with prefetches into the second-level cache (AVX-512)
 
 Work of phases, and micro-ops (kernels/linear.py, mixing.py, token_ops.py, norms.py, rope.py, hadamard.py, packing.py);

@@ -16,11 +16,17 @@ ROW = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
 WORK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
 
-def random_matrix(k, rows, columns, *, grid=True, affine="row", exceptions=0, tables=1, seed=0):
-    """affine: "none", "tensor", "row", "both" (row, with b) or a group size."""
+def random_matrix(k, rows, columns, *, grid=True, grouped=False, affine="row", exceptions=0, tables=1, seed=0):
+    """affine: "none", "tensor", "row", "both" (row, with b) or a group size. grouped: 64 values, each four of which are
+    evenly spaced (`rkf.cluster.grid`).
+    """
     random = np.random.Generator(np.random.Philox(key=seed))
     indices = random.integers(0, k, (rows, columns), dtype=np.uint8)
-    if grid:
+    if grouped:
+        steps = random.choice([1, 2, 3, 4], (tables, 16, 1))
+        firsts = np.cumsum(np.pad(3 * steps[:, :-1] + 1, ((0, 0), (1, 0), (0, 0))), axis=1) - 127
+        centroids = (firsts + steps * np.arange(4)).reshape(tables, k)
+    elif grid:
         centroids = np.stack([np.sort(random.choice(np.arange(-127, 128), k, replace=False)) for _ in range(tables)])
     else:
         centroids = np.sort(random.standard_normal((tables, k)), axis=1)

@@ -30,6 +30,14 @@ def test_fast_grid_products_equal_the_decode(k):
         close(product(matrix, whole, scale, LEVEL), expected(matrix, whole, scale), whole, scale, matrix)
 
 
+@pytest.mark.parametrize("tables", [1, 3])
+def test_products_of_values_in_groups_equal_the_decode(tables):
+    for tokens, columns in itertools.product((1, 2, 40), (63, 128, 1000)):
+        matrix = random_matrix(64, 37, columns, grouped=True, tables=tables, seed=columns)
+        whole, scale = whole_activations(tokens, columns)
+        close(product(matrix, whole, scale, LEVEL), expected(matrix, whole, scale), whole, scale, matrix)
+
+
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 100])
 @pytest.mark.parametrize("tables", [1, 3])
 def test_rows_that_fill_no_panel(rows, tables):
