@@ -8,6 +8,7 @@ determines names and layouts.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from rkf.converters.generation import PENALTY, SAMPLING
 from rkf.converters.quantised import KEYS as QUANTISATION_KEYS
 from rkf.converters.tokenizer_export import gguf_fields, parsed, token_text
 from rkf.errors import StructureError, UnsupportedError, UsageError, naming
-from rkf.file.atomic import alone, refuse_same_file, replacing, reporting
-from rkf.file.container import Container, open_file
+from rkf.file.atomic import alone, replacing, reporting
+from rkf.file.container import Container, open_file, refuse_input
 from rkf.file.private import private_folder
 from rkf.file.scratch import remove_folder, scratch
 from rkf.format.constants import CHAT_TEMPLATE, TOKENIZER, VERBATIM
@@ -86,7 +87,7 @@ def export_gguf(path: str | Path, out: str | Path, *, type_name: str = "f16", fo
     that GGUF cannot express, and the errors of opening `path`.
     """
     out = Path(out)
-    refuse_same_file(out, path)
+    refuse_input(out, path)
     with open_file(path) as file, replacing(out, force) as output:
         with naming(file.path):
             model = _GgufModel(Exported(file), type_name)
@@ -327,6 +328,7 @@ class _GgufModel:
                     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
                 for name, factors in self._extra.items():
                     writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
+                _refuse_numbers(writer)
                 with reporting(path):
                     writer.write_header_to_file()
                     writer.write_kv_data_to_file()
@@ -353,6 +355,18 @@ class _GgufModel:
             return _F32
         block, _ = gguf.GGML_QUANT_SIZES[self._type]
         return self._type if tensor.shape[-1] % block == 0 else _F16
+
+
+def _refuse_numbers(writer: gguf.GGUFWriter) -> None:
+    """Raise UnsupportedError for a number that its type in a GGUF cannot hold."""
+    for key, field in (item for fields in writer.kv_data for item in fields.items()):
+        form = writer._simple_value_packing.get(field.type)
+        if form is None:  # a text or an array
+            continue
+        try:
+            struct.pack(f"<{form}", field.value)
+        except (OverflowError, struct.error) as error:
+            raise UnsupportedError(f"{key}: {field.value} is no {field.type.name.lower()}, as a GGUF has it") from error
 
 
 def _add_sampling(writer: gguf.GGUFWriter, model: ModelMetadata) -> None:

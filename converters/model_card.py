@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rkf.converters.hub import HubName
 from rkf.errors import UsageError
@@ -40,10 +40,17 @@ def figures(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: expected the output of `rkf eval … --json`: {error}") from error
     if not isinstance(found, dict) or not any(key in found for key in _FIGURES):
         raise UsageError(f"{path}: expected the output of `rkf eval … --json`")
-    kept = {key: found[key] for key in _FIGURES if type(found.get(key)) in (int, float) and isfinite(found[key])}
+    kept = {key: found[key] for key in _FIGURES if _is_figure(found.get(key))}
     if not kept:
         raise UsageError(f"{path}: expected a figure of `rkf eval … --json` that is a finite number")
     return kept
+
+
+def _is_figure(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and isfinite(cast(float, value))
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def model_card(path: Path, name: HubName, *, licence: str | None = None, quality: Sequence[Path] = ()) -> str:
@@ -56,7 +63,7 @@ def model_card(path: Path, name: HubName, *, licence: str | None = None, quality
     if model is None:
         raise UsageError(f"{path}: is not a model, so it has no card")
     file_name = name.file or path.name
-    source = str(provenance.get("source", {}).get("label", ""))
+    source = _told(provenance, "source", "label")
     base = _HUB_ID.fullmatch(source)
     front = {
         "library_name": "rkf",
@@ -70,8 +77,14 @@ def model_card(path: Path, name: HubName, *, licence: str | None = None, quality
     lines += _table("Size", _sizes(ledger))
     for each in quality:
         lines += _table(f"Measured: {each.stem}", {key: f"{value:g}" for key, value in figures(each).items()})
-    lines += ["## Recipe", "", "```toml", str(provenance.get("recipe", {}).get("text", "")).rstrip(), "```", ""]
+    lines += ["## Recipe", "", "```toml", _told(provenance, "recipe", "text").rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _told(provenance: Mapping[str, Any], what: str, key: str) -> str:
+    """What a file tells of its source or recipe; "" if that is nothing, or in another form than rkf's."""
+    found = provenance.get(what)
+    return str(found.get(key, "")) if isinstance(found, Mapping) else ""
 
 
 def _sizes(ledger: Mapping[str, Any]) -> dict[str, str]:

@@ -140,10 +140,7 @@ def convert(
     if dry_run:
         return job(source, expected, announced).rehearse()
     refuse_existing(out, force)
-    refuse_source(out, src, source)
-    if adapter is not None:
-        refuse_same_file(out, Path(adapter, CONFIG), Path(adapter, WEIGHTS))
-    refuse_same_file(out, recipe if recipe and Path(recipe).is_file() else None, calibrate.text if calibrate else None)
+    refuse_inputs(out, src, source, recipe=recipe, adapter=adapter, calibrate=calibrate)
     with ExitStack() as stack:
         machines = stack.enter_context(_machines(ray)) if ray else None
         report = progress or stack.enter_context(bar(f"converting {source.label}"))
@@ -156,6 +153,22 @@ def convert(
         chosen = plan(calibration.losses(allocation.coarse)) if calibration and budgeted else expected
         at_once = workers or (machines.cpus if machines else codec.workers())
         return job(source, chosen, text).run(at_once, force, resume, report, calibration, machines)
+
+
+def refuse_inputs(
+    out: Path,
+    src: Path,
+    source: Source,
+    *,
+    recipe: str | Path | None = None,
+    adapter: str | Path | None = None,
+    calibrate: Calibrator | None = None,
+) -> None:
+    """Raise OutputError if `out` is a file that a conversion with these arguments reads."""
+    refuse_source(out, src, source)
+    if adapter is not None:
+        refuse_same_file(out, Path(adapter, CONFIG), Path(adapter, WEIGHTS))
+    refuse_same_file(out, recipe if recipe and Path(recipe).is_file() else None, calibrate.text if calibrate else None)
 
 
 def _machines(address: str) -> AbstractContextManager[RayMachines]:

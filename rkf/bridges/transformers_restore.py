@@ -19,6 +19,7 @@ from rkf.converters.families.layout import Origin
 from rkf.converters.input_files import read_bytes, read_json
 from rkf.converters.shards import shards, tensors_of
 from rkf.errors import CorruptError, SourceError, naming
+from rkf.file.atomic import refuse_same_file
 from rkf.file.writer import Writer
 from rkf.format import canonical
 from rkf.format.bitpack import unpack
@@ -55,6 +56,8 @@ def restore(folder: str | Path, out: str | Path, *, force: bool = False) -> None
         raise SourceError(f"{label}: quantization_config of config.json is not as rkf wrote it: {error!r}") from error
     with naming(Path(label)):
         model = ModelMetadata.from_metadata(model_map)
+    read_too = [folder / name for name in ("config.json", *VERBATIM, TOKENIZER, CHAT_TEMPLATE)]
+    refuse_same_file(out, *shards(folder), *read_too)
     description = describe(config, label)
     read = _Reader(folder, description)
     blocks = rotations(model.program)

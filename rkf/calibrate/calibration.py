@@ -122,7 +122,7 @@ class Calibrate:
         """The final provenance without the hash, if the text is long enough."""
         if self.text is None:
             return _provenance("self", (WRITTEN, WRITTEN_CTX), "0" * 64, self.device)
-        return _provenance(self.text.name, (_sequences(source), CTX), "0" * 64, self.device)
+        return _provenance(self.text.name, (_sequences(source), _ctx(source)), "0" * 64, self.device)
 
     def __call__(self, source: Source, folder: Path | None = None) -> Calibration:
         """folder: for a temporary file of the source's size in 8 bits; the system's own by default.
@@ -209,7 +209,7 @@ def prompts(model: ModelMetadata, tokenizer: Tokenizer) -> tuple[list[list[int]]
 def _cut(data: bytes, path: Path, source: Source) -> U32:
     """Sequences of a text's tokens, evenly spread over it."""
     ids = Tokenizer(source.tokenizer_json, source.model).encode(decoded(data, str(path)))
-    ctx = min(CTX, source.model.context_length)
+    ctx = _ctx(source)
     available, wanted = len(ids) // ctx, _sequences(source)
     if not available:
         raise UsageError(f"{path}: {len(ids)} tokens; expected at least {ctx}, better {wanted * ctx}")
@@ -217,11 +217,16 @@ def _cut(data: bytes, path: Path, source: Source) -> U32:
     return np.array([ids[i * ctx : (i + 1) * ctx] for i in chosen], np.uint32)
 
 
+def _ctx(source: Source) -> int:
+    """The tokens of a sequence of a text from a file."""
+    return min(CTX, source.model.context_length)
+
+
 def _sequences(source: Source) -> int:
     """How many sequences of a long text from a file are used."""
     matrices = set(clusterable(source.model.program)) & source.tensors.keys()
     widest = max((source.tensors[name].shape[-1] for name in matrices), default=0)
-    return min(max(_PER_COLUMN * widest, _LEAST), _MOST) // CTX
+    return min(max(_PER_COLUMN * widest, _LEAST), _MOST) // _ctx(source)
 
 
 def _of_length(path: Path, tokens: U32, source: Source) -> tuple[str, ...]:

@@ -167,35 +167,49 @@ def convert(
         click.echo(f"chosen: {_chosen(ledger)}", err=True)
 
 
+# What tuning adds to a file, at most: a record of it, and a factor for each matrix that had none.
+_TUNED_BYTES, _TUNED_MATRIX_BYTES = 2048, 128
+
+
 def _tuned(src: str, out: Path, minutes: float, options: dict[str, Any]) -> Ledger:
     """Convert, tune towards the source, and build the values into the file. An interruption leaves a folder beside
     `out`, from which `--resume` goes on.
     """
     from rkf.converters.pipeline import convert as run
+    from rkf.converters.pipeline import refuse_inputs
     from rkf.converters.pull import locate
-    from rkf.converters.source import open_source, refuse_source
+    from rkf.converters.source import open_source
     from rkf.file.container import total_bytes
     from rkf.file.fold import fold
     from rkf.file.private import private_folder
+    from rkf.model.roles import clusterable
     from rkf.tune import tune as learn
 
     resume, force, part_bytes = options["resume"], options.pop("force"), options.pop("part_bytes")
     refuse_existing(out, force)
     source = locate(src)
-    refuse_source(out, source, open_source(source))
+    opened = open_source(source)
+    refuse_inputs(out, source, opened, **{name: options[name] for name in ("recipe", "adapter", "calibrate")})
+    if options["size"] is not None:
+        added = _TUNED_BYTES + _TUNED_MATRIX_BYTES * len(clusterable(opened.model.program))
+        options["size"] = max(options["size"] - added, 1)
+    with reporting(out):
+        out.parent.stat()
     folder = out.with_name(f"{out.name}.tuned")
     private_folder(folder)
     plain, dense, values = folder / "plain.rkf", folder / "dense.rkf", folder / "values.rkv"
-    ledger = run(source, plain, **options, force=True)
-    run(source, dense, recipe="dense", resume=resume, force=True)
-    with progress_bar("tune", "") as bar:
-        report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
-    fold(plain, values, out, provenance={"tuned": report}, force=force, part_bytes=part_bytes)
-    for path in (plain, dense, values):  # delete single files: the user may own a folder of this name
-        with reporting(path):
-            path.unlink()
-    with suppress(OSError):
-        folder.rmdir()
+    try:
+        ledger = run(source, plain, **options, force=True)
+        run(source, dense, recipe="dense", resume=resume, force=True)
+        with progress_bar("tune", "") as bar:
+            report = learn(plain, dense, values, minutes=minutes, resume=resume, force=True, progress=showing(bar))
+        fold(plain, values, out, provenance={"tuned": report}, force=force, part_bytes=part_bytes)
+        for path in (plain, dense, values):  # delete single files: the user may own a folder of this name
+            with reporting(path):
+                path.unlink()
+    finally:
+        with suppress(OSError):  # it is not empty: --resume goes on from it
+            folder.rmdir()
     click.echo(summary(out, report), err=True)
     return replace(ledger, file_bytes=total_bytes(out))
 

@@ -95,7 +95,7 @@ def kld(
     from rkf.runtime.model import load
 
     with ExitStack() as stack:
-        reference = stack.enter_context(_reference(**options, others=(model, values)))
+        reference = stack.enter_context(_reference(**options, others=(model, values, *_files_in(adapter))))
         ready = stack.enter_context(
             load(model, exact=exact, values=values, adapter=adapter, kv_cache=kv_cache, bits=bits)
         )
@@ -181,7 +181,8 @@ def _reference(
     from rkf.errors import UsageError
     from rkf.eval import reference as stored
     from rkf.eval.divergence import sampled, windows_of
-    from rkf.file.atomic import refuse_existing, refuse_same_file
+    from rkf.file.atomic import refuse_existing
+    from rkf.file.container import refuse_input
     from rkf.runtime.model import load
 
     if reference.suffix == ".kld":
@@ -193,7 +194,7 @@ def _reference(
         raise UsageError(f"{reference}: a model as the reference needs --text")
     if save:
         refuse_existing(save, force)
-        refuse_same_file(save, reference, text, *others)
+        refuse_input(save, reference, text, *others)
         _refuse_checkpoint(save, reference)
     with _as_rkf(reference) as path, load(path, exact=True) as dense:
         kept: list[Window] = []
@@ -207,6 +208,10 @@ def _reference(
         yield keeping()
     if save:
         stored.write(save, kept, force)
+
+
+def _files_in(folder: Path | None) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder and folder.is_dir() else []
 
 
 def _refuse_checkpoint(save: Path, reference: Path) -> None:

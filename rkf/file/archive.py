@@ -11,8 +11,8 @@ from collections.abc import Callable
 from itertools import accumulate, islice, pairwise
 
 from rkf.errors import UsageError
-from rkf.file.atomic import refuse_same_file, replacing
-from rkf.file.container import Container, open_file
+from rkf.file.atomic import replacing
+from rkf.file.container import Container, open_file, refuse_input
 from rkf.file.sections import SectionWriter
 from rkf.format import codec
 from rkf.format.constants import CODEC_RAW
@@ -31,7 +31,7 @@ def pack(
 
     Raises UsageError if the file is packed already or the target exists, OutputError if it cannot be written.
     """
-    refuse_same_file(target, source)
+    refuse_input(target, source)
     with open_file(source) as container, replacing(target, force) as out:
         if any(section.codec != CODEC_RAW for section in container.sections if section.kind != "blob"):
             raise UsageError(f"{source}: expected a file in run form, got one that is packed already")
@@ -67,7 +67,7 @@ def unpack(
 
     Raises UsageError if the target exists, IntegrityError for a damaged section, OutputError if it cannot be written.
     """
-    refuse_same_file(target, source)
+    refuse_input(target, source)
     with open_file(source) as container, replacing(target, force) as out:
         writer = SectionWriter(out)
         raw = [number for number, section in enumerate(container.sections) if section.kind != "blob"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -106,13 +106,14 @@ def replacing(path: str | os.PathLike[str], force: bool = False, private: bool =
 
 
 @contextmanager
-def companions(path: Path, force: bool) -> Iterator[Companions]:
+def companions(path: Path, force: bool, is_companion: Callable[[Path], bool]) -> Iterator[Companions]:
     """Files beside `path` that take their names together when the `with` ends, and leave nothing when it raises. They
     belong to `path`: use this inside its `replacing`, so that `path` takes its name last.
 
-    Files that have their names are replaced with `force`, or if `path` does not exist: a killed writer left them.
+    Files that have their names are replaced with `force`, or if `path` does not exist: a killed writer left them. Those
+    of which `is_companion` is false are someone else's, and never replaced: UsageError.
     """
-    made = Companions(path, force)
+    made = Companions(path, force, is_companion)
     try:
         made.remove_partial()
         yield made
@@ -126,8 +127,8 @@ def companions(path: Path, force: bool) -> Iterator[Companions]:
 class Companions:
     """See `companions`. names: of the files, in order; known before the `with` ends."""
 
-    def __init__(self, path: Path, force: bool) -> None:
-        self._path, self._force = path, force
+    def __init__(self, path: Path, force: bool, is_companion: Callable[[Path], bool]) -> None:
+        self._path, self._force, self._is_companion = path, force, is_companion
         self._open: list[tuple[int, Path]] = []
         self._placed: list[Path] = []
         self.names: list[str] = []
@@ -146,6 +147,11 @@ class Companions:
             for descriptor, _ in self._open:
                 os.fsync(descriptor)
             taken = [target for target in targets if target.exists()]
+            for target in taken:
+                if not self._is_companion(target):
+                    raise UsageError(
+                        f"{target}: exists already and is no part of a model: move it, or choose another name"
+                    )
             if taken and self._path.exists():
                 refuse_existing(taken[0], self._force)
                 self._path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.errors import BindingError, IntegrityError, UsageError, naming
+from rkf.errors import BindingError, CorruptError, IntegrityError, NotRkfError, UsageError, naming
+from rkf.file.atomic import refuse_same_file
 from rkf.file.body import Body, open_parts
 from rkf.file.structure import Structure
 from rkf.format import codec, integrity
@@ -290,6 +292,15 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     """The files of a model: `path`, and its parts if it is their index, in order."""
     with Container(Path(path), "structure") as container:
         return [body.path for body, _ in container._bodies]
+
+
+def refuse_input(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """`refuse_same_file`, also for the parts of each input that is the index of a model in parts."""
+    for each in inputs:
+        refuse_same_file(output, each)
+        if each is not None and Path(each).is_file():
+            with suppress(CorruptError, NotRkfError, UsageError):  # another kind of file, or its reader will say
+                refuse_same_file(output, *files_of(each))
 
 
 def total_bytes(path: str | os.PathLike[str]) -> int:

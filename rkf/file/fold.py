@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from rkf.file.atomic import refuse_same_file
-from rkf.file.container import open_file
+from rkf.file.container import open_file, refuse_input
 from rkf.file.writer import Writer
 from rkf.format.matrix import Alias
 
@@ -26,8 +25,8 @@ def fold(
 
     Raises UsageError (values for other ranks, unordered values, `out` exists or is `model`), OutputError.
     """
+    refuse_input(out, model, values)
     with open_file(model, values=values) as container:
-        refuse_same_file(out, container.path)
         told = {**container.provenance, **(provenance or {})}
         with Writer(out, metadata=container.metadata, provenance=told, force=force, part_bytes=part_bytes) as writer:
             for name, entry in container.tensors.items():

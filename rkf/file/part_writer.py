@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rkf.errors import UsageError
+from rkf.errors import CorruptError, NotRkfError, UsageError
 from rkf.file.atomic import Companions, OutputFile, companions
 from rkf.file.sections import SectionWriter, align, sealed
 from rkf.format.constants import FEATURE_PARTS, KIND_MODEL, KIND_PART, MAX_PARTS, MINOR, SUPERBLOCK_BYTES, aligned
 from rkf.format.part_directory import parse_part, part_name
+from rkf.format.superblock import parse_superblock
 
 
 def check_part_bytes(part_bytes: int) -> None:
@@ -22,9 +23,21 @@ def check_part_bytes(part_bytes: int) -> None:
 
 @contextmanager
 def part_writer(out: OutputFile, path: Path, part_bytes: int, force: bool) -> Iterator[PartWriter]:
-    """A writer of parts beside `path`, whose index goes to `out`. The parts take their names when the `with` ends."""
-    with companions(path, force) as files:
+    """A writer of parts beside `path`, whose index goes to `out`. The parts take their names when the `with` ends.
+
+    Raises UsageError for a link: the parts would lie beside it, and their index elsewhere.
+    """
+    if path.is_symlink():
+        raise UsageError(f"{path}: a link cannot be the index of a model in parts: choose another name")
+    with companions(path, force, _is_part) as files:
         yield PartWriter(out, path, files, part_bytes)
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file begins as a part of a model."""
+    with suppress(OSError, CorruptError, NotRkfError), path.open("rb") as file:
+        return parse_superblock(file.read(SUPERBLOCK_BYTES)).kind == KIND_PART
+    return False
 
 
 class PartWriter(SectionWriter):

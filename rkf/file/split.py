@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rkf.errors import UsageError
 from rkf.file.archive import Progress, copy_section, report, seal
-from rkf.file.atomic import refuse_same_file, replacing
-from rkf.file.container import Container, open_file
+from rkf.file.atomic import replacing
+from rkf.file.container import Container, open_file, refuse_input
 from rkf.file.part_writer import check_part_bytes, part_writer
 from rkf.file.sections import SectionWriter
 from rkf.format.constants import KIND_MODEL
@@ -28,7 +28,7 @@ def split(
     Raises UsageError if the source is no model or the target exists, OutputError if it cannot be written.
     """
     check_part_bytes(part_bytes)
-    refuse_same_file(target, source)
+    refuse_input(target, source)
     path = Path(target)
     with open_file(source) as container, replacing(path, force) as out:
         if container.kind != KIND_MODEL:
@@ -48,7 +48,7 @@ def join(
 
     Raises UsageError if the source is whole or the target exists, OutputError if it cannot be written.
     """
-    refuse_same_file(target, source)
+    refuse_input(target, source)
     with open_file(source) as container, replacing(target, force) as out:
         if not container.directory.parts:
             raise UsageError(f"{source}: expected the index of a model in parts, got a whole file")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rkf.errors import UsageError, naming
-from rkf.file.atomic import refuse_same_file, replacing
-from rkf.file.container import Container
+from rkf.file.atomic import replacing
+from rkf.file.container import Container, refuse_input
 from rkf.file.sections import SectionWriter
 from rkf.file.writer import ValuesSpool, values_spec
 from rkf.format.constants import KIND_VALUES
@@ -46,7 +46,7 @@ def write_values(
             raise UsageError(f"{path}: tensor {name!r}: expected a clustered tensor of {container.path}, got none")
     if not clustered:
         raise UsageError(f"{path}: {container.path} has no clustered tensor: there are no values to write")
-    refuse_same_file(path, container.path)
+    refuse_input(path, container.path)
     with naming(path), replacing(path, force) as out, ValuesSpool(path) as spool:
         sections, tensors = SectionWriter(out), []
         for name, ranks in clustered.items():

@@ -12,8 +12,8 @@ import torch
 
 from rkf.calibrate.calibration import prompts
 from rkf.errors import UsageError
-from rkf.file.atomic import refuse_existing, refuse_same_file
-from rkf.file.container import Container, open_file
+from rkf.file.atomic import refuse_existing
+from rkf.file.container import Container, open_file, refuse_input
 from rkf.file.fingerprint import fingerprint
 from rkf.file.values import write_values
 from rkf.format.constants import TOKENIZER
@@ -58,7 +58,7 @@ def tune(
     """
     out = Path(out)
     refuse_existing(out, force)
-    refuse_same_file(out, model, reference, None if data == "self" else data)
+    refuse_input(out, model, reference, None if data == "self" else data)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with open_file(model) as container, open_file(reference) as source:
         metadata = _fitting(container, source)

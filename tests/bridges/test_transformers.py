@@ -18,7 +18,7 @@ from rkf.calibrate.calibration import SHORT, Calibrate
 from rkf.cli import cli
 from rkf.converters.export import export_hf
 from rkf.converters.pipeline import convert
-from rkf.errors import SourceError
+from rkf.errors import OutputError, SourceError
 from rkf.file.container import open_file
 from rkf.torch import ClusteredWeight
 from tests.families.models import edit_json, loaded, logits_of, model_of, save, tokens
@@ -156,3 +156,12 @@ def test_a_damaged_configuration(small: Path, tmp_path: Path, change: dict[str, 
     with pytest.raises(SourceError, match="quantization_config"):
         restore(tmp_path / "c", tmp_path / "r.rkf")
     assert not (tmp_path / "r.rkf").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_no_file_of_the_folder_is_overwritten(small: Path, tmp_path: Path, name: str) -> None:
+    export_transformers(small, tmp_path / "clustered")
+    before = (tmp_path / "clustered" / name).read_bytes()
+    with pytest.raises(OutputError, match="the output is the input"):
+        restore(tmp_path / "clustered", tmp_path / "clustered" / name, force=True)
+    assert (tmp_path / "clustered" / name).read_bytes() == before

@@ -73,3 +73,40 @@ def test_memory_that_is_not_there_is_one_line(files, monkeypatch):
     done = rkf("verify", files / "m.rkf")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("rkf: not enough memory") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["split", "p.rkf", "PART", "--part-size", "1MB"],
+        ["join", "p.rkf", "PART"],
+        ["pack", "p.rkf", "PART"],
+        ["unpack", "p.rkf", "PART"],
+        ["export", "gguf", "p.rkf", "PART"],
+        ["tune", "p.rkf", "PART", "--reference", "reference.rkf"],
+        ["tune", "m.rkf", "PART", "--reference", "p.rkf"],
+        ["eval", "kld", "p.rkf", "--reference", "reference.rkf", "--text", "text.txt", "--save", "PART"],
+        ["eval", "kld", "m.rkf", "--reference", "p.rkf", "--text", "text.txt", "--save", "PART"],
+    ],
+)
+def test_no_output_is_a_part_of_an_input(files, monkeypatch, arguments):
+    monkeypatch.chdir(files)
+    assert rkf("split", "m.rkf", "p.rkf", "--part-size", "20kB").exit_code == 0
+    part = sorted(files.glob("p-*.rkf"))[-1]
+    before = part.read_bytes()
+    done = rkf(*[part.name if each == "PART" else each for each in arguments], "--force")
+    assert done.exit_code == 1 and f"the output is the input {part.name}" in done.stderr, done.output
+    assert part.read_bytes() == before
+
+
+def test_no_output_is_a_file_of_an_adapter(files, monkeypatch):
+    monkeypatch.chdir(files)
+    (files / "adapter").mkdir()
+    weights = files / "adapter" / "adapter_model.safetensors"
+    weights.write_text("kept", encoding="utf-8")
+    done = rkf(
+        *("eval", "kld", "m.rkf", "--reference", "reference.rkf", "--text", "text.txt"),
+        *("--adapter", "adapter", "--save", weights, "--force"),
+    )
+    assert done.exit_code == 1 and "the output is the input" in done.stderr, done.output
+    assert weights.read_text(encoding="utf-8") == "kept"

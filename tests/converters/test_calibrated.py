@@ -240,6 +240,14 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
         assert found[: max(len(prompt) - lost, 0)].tolist() == prompt[lost : lost + 24]
 
 
+def test_a_short_context_takes_more_sequences_of_a_file(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(TEXT * 40, encoding="utf-8")
+    calibrate = Calibrate(tmp_path / "text")
+    source = open_source(hf_folder("llama", max_position_embeddings=64))
+    assert calibrate(source).tokens.shape == (256, 64)
+    assert calibrate.announced(source)["sequences"] == 256 and calibrate.announced(source)["ctx"] == 64
+
+
 def test_a_context_shorter_than_the_text(hf_folder: Callable[..., Path]) -> None:
     made = Calibrate()(open_source(hf_folder("llama", max_position_embeddings=16)))
     assert made.tokens.shape == (128, 13)

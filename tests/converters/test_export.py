@@ -362,3 +362,19 @@ def test_weights_past_f16(hf_folder: Callable[..., Path], tmp_path: Path) -> Non
     with pytest.raises(UnsupportedError, match=r"m\.rkf: lm_head.weight: weights up to 1e\+06"):
         export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("rope", "field"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e39}, "llama.rope.freq_base"),
+        ({"rope_type": "linear", "rope_theta": 1e4, "factor": 1e300}, "llama.rope.scaling.factor"),
+    ],
+)
+def test_numbers_that_a_gguf_cannot_hold(
+    hf_folder: Callable[..., Path], tmp_path: Path, rope: dict, field: str
+) -> None:
+    convert(hf_folder("llama", rope_parameters=rope), tmp_path / "m.rkf")
+    with pytest.raises(UnsupportedError, match=rf"{field}: 1e\+\d+ is no float32"):
+        export_gguf(tmp_path / "m.rkf", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()

@@ -7,6 +7,7 @@ import pytest
 from rkf.converters.hub import HubName
 from rkf.converters.model_card import figures, model_card
 from rkf.errors import UsageError
+from rkf.file.edit import edit
 from tests.fuzz import seeds
 
 
@@ -33,3 +34,12 @@ def test_a_dense_file_has_a_card() -> None:
 def test_a_licence_is_one_word(licence: str) -> None:
     with pytest.raises(UsageError, match="--licence: expected the hub's identifier"):
         model_card(seeds.rkf_file(), HubName("user/model"), licence=licence)
+
+
+def test_what_others_wrote_into_a_file_and_huge_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "m.rkf"
+    path.write_bytes(seeds.rkf_file().read_bytes())
+    edit(path, provenance={"source": "x", "recipe": "y"})
+    assert "as ranks and values" in model_card(path, HubName("user/model"))
+    (tmp_path / "ppl.json").write_text(f'{{"ppl": 1{"0" * 400}, "tokens": 7}}')
+    assert figures(tmp_path / "ppl.json") == {"tokens": 7}

@@ -129,3 +129,33 @@ def test_a_rename_that_fails(at: int, tmp_path: Path, monkeypatch: pytest.Monkey
     assert at == 6 or not list(tmp_path.iterdir())
     split(VECTORS / "everything.rkf", tmp_path / "m.rkf", part_bytes=1000)
     rkf.open(tmp_path / "m.rkf").close()
+
+
+def test_files_that_are_no_parts_are_never_replaced(tmp_path: Path) -> None:
+    """Neither a text nor a model with the name of a part, not even the source, and by no --force."""
+    source = tmp_path / "m-00001-of-00005.rkf"
+    source.write_bytes((VECTORS / "everything.rkf").read_bytes())
+    for path, content in ((source, source.read_bytes()), (tmp_path / "m-00003-of-00005.rkf", b"precious")):
+        path.write_bytes(content)
+        for force in (False, True):
+            with pytest.raises(UsageError, match=rf"{path.name}: exists already and is no part"):
+                split(
+                    VECTORS / "everything.rkf" if path is not source else source,
+                    tmp_path / "m.rkf",
+                    part_bytes=1000,
+                    force=force,
+                )
+        assert path.read_bytes() == content
+        assert sorted(tmp_path.iterdir()) == [path]
+        path.unlink()
+    source.mkdir()
+    with pytest.raises(UsageError, match=f"{source.name}: exists already and is no part"):
+        split(VECTORS / "everything.rkf", tmp_path / "m.rkf", part_bytes=1000)
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
+def test_a_link_is_no_index(tmp_path: Path) -> None:
+    (tmp_path / "m.rkf").symlink_to(tmp_path / "elsewhere.rkf")
+    with pytest.raises(UsageError, match=r"m\.rkf: a link cannot be the index"):
+        split(VECTORS / "everything.rkf", tmp_path / "m.rkf", part_bytes=1000, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.rkf"]

@@ -124,3 +124,33 @@ def test_a_killed_conversion_goes_on_with_what_it_has_learned(tmp_path, source):
     with rkf.open(out) as tuned:
         assert tuned.provenance["tuned"]["steps"] == steps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rkf", "tiny"]
+
+
+def test_no_file_that_the_conversion_reads_is_overwritten(tmp_path, source):
+    text = tmp_path / "text.txt"
+    text.write_text("some text", encoding="utf-8")
+    done = CliRunner().invoke(
+        cli, ["convert", str(source), str(text), "--k", "8", "--calibrate", str(text), "--tune", "0.02", "--force"]
+    )
+    assert "the output is the input" in done.output
+    assert text.read_text(encoding="utf-8") == "some text"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "tiny"]
+
+
+def test_a_size_holds_with_tuning(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(tuning, "SEQUENCES", 6)
+    out = tmp_path / "out.rkf"
+    command = ["convert", str(source), str(out), "--calibrate", "none"]
+    assert CliRunner().invoke(cli, [*command, "--k", "16"]).exit_code == 0
+    size = out.stat().st_size + 4096
+    done = CliRunner().invoke(cli, [*command, "--size", str(size), "--tune", "0.02", "--force"])
+    assert done.exit_code == 0, done.output
+    assert size - 8192 < out.stat().st_size <= size
+
+
+def test_what_cannot_be_converted_leaves_nothing(tmp_path, source):
+    command = ["convert", str(source), "--calibrate", "none", "--tune", "1"]
+    for out, options in ((tmp_path / "out.rkf", ["--size", "1"]), (tmp_path / "none" / "out.rkf", ["--k", "16"])):
+        done = CliRunner().invoke(cli, [*command[:2], str(out), *command[2:], *options])
+        assert done.exit_code in (1, 2) and done.stderr.count("\n") <= 3, done.output
+        assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
