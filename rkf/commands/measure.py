@@ -211,7 +211,7 @@ def _reference(
 
 
 def _files_in(folder: Path | None) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file()] if folder and folder.is_dir() else []
+    return [path for path in folder.iterdir() if path.is_file()] if folder else []
 
 
 def _refuse_checkpoint(save: Path, reference: Path) -> None:
