@@ -24,7 +24,8 @@ POINTS = 2 * LIMIT + 1
 # 127 the grid is finer but clips, which pays at K = 128 and above. The odd points would gain less than 0.1 %.
 _REACHES = range(96, 162, 2)
 _GROUPED, _GROUP = 64, 4  # the k whose points are in groups, and the points of a group
-_STEPS = ((2, 3, 4, 8), (2, 3, 4, 9), (2, 3, 5, 9), (1, 2, 4, 10))  # others are best for no Gaussian
+# The best three for a Gaussian; the last is for longer tails.
+_STEPS = ((2, 3, 4, 8), (2, 3, 4, 9), (2, 3, 5, 9), (1, 2, 4, 10))
 _GROUPED_REACHES = range(96, 124, 3)
 _GROUPED_LOSS = 1.04  # the squared error of points in groups, at most, relative to that of the best points
 _HALVINGS = 60  # bisection steps for the logarithm of the step size
