@@ -84,8 +84,8 @@ class ChangedError(RkfError):
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put a file's name before the message of any RkfError that does not begin with it."""
+def naming(path: Path | str) -> Iterator[None]:
+    """Put the name of a file, or of a part of one, before the message of any RkfError that does not begin with it."""
     try:
         yield
     except RkfError as error:

@@ -95,8 +95,12 @@ class Calibration:
         found = self.device.losses(self.source.model.program, _reader(self.source), coarse, self.tokens)
         if self.place is not None:
             self.source.refuse_changed()
-            kept.keep(self.place, self.tokens, found)
+            kept.keep(self.place, self.kept(found))
         return found
+
+    def kept(self, losses: Mapping[str, float]) -> kept.Kept:
+        """The calibration as it is written to a file."""
+        return kept.Kept(self.tokens, losses, self.source.fingerprint, _tokenizer(self.source))
 
     @property
     def frequent(self) -> NDArray[np.int64]:
@@ -139,7 +143,7 @@ class Calibrate:
             made = replace(self_written(source, folder, self.progress, self.device), place=place)
             if place is not None:
                 source.refuse_changed()
-                kept.keep(place, made.tokens, {})
+                kept.keep(place, made.kept({}))
             return made
         with self.text.open("rb") as file:
             data = read_bytes(file, str(self.text))
@@ -239,25 +243,30 @@ def _of_length(path: Path, tokens: U32, source: Source) -> tuple[str, ...]:
 
 def _loaded(data: bytes, path: Path, source: Source) -> Calibration:
     try:
-        tokens, losses = kept.parse(data)
+        found = kept.parse(data)
     except ValueError as error:
         raise UsageError(f"{path}: not a calibration written by `rkf calibrate`: {error}") from error
-    if not _fits(source, tokens, losses):
+    if not _fits(source, found) or found.tokenizer != _tokenizer(source):
         raise UsageError(f"{path}: written for another model")
-    return Calibration(source, tokens, path.name, losses)
+    notes = () if found.weights == source.fingerprint else (f"{path}: measured on other weights than these",)
+    return Calibration(source, found.tokens, path.name, found.losses, notes=notes)
 
 
 def _kept(source: Source, place: Path | None, origin: str) -> Calibration | None:
     """The calibration at a place, if there is one for this source."""
     found = None if place is None else kept.found(place)
-    return Calibration(source, found[0], origin, found[1], place) if found and _fits(source, *found) else None
+    return Calibration(source, found.tokens, origin, found.losses, place) if found and _fits(source, found) else None
 
 
-def _fits(source: Source, tokens: U32, losses: Mapping[str, float]) -> bool:
+def _fits(source: Source, found: kept.Kept) -> bool:
     """Whether tokens and losses may be this source's."""
     matrices = set(clusterable(source.model.program)) & source.tensors.keys()
-    within = tokens.shape[1] <= source.model.context_length and tokens.max() < source.model.vocab_size
-    return bool(within) and set(losses) in (set(), matrices)
+    within = found.tokens.shape[1] <= source.model.context_length and found.tokens.max() < source.model.vocab_size
+    return bool(within) and set(found.losses) in (set(), matrices)
+
+
+def _tokenizer(source: Source) -> str:
+    return blake3(source.tokenizer_json).hexdigest()
 
 
 def _reader(source: Source) -> passes.TensorReader:

@@ -278,7 +278,7 @@ def calibrate(src: str, out: Path, text: Path | None, device: str, force: bool) 
         click.echo(f"note: {printable(note)}", err=True)
     losses = made.of(RotatedSource(source)).losses(coarse)
     source.refuse_changed()
-    save(out, made.tokens, losses, force)
+    save(out, made.kept(losses), force)
     click.echo(f"{printable(out)}: {made.tokens.shape[0]} x {made.tokens.shape[1]} tokens", err=True)
 
 

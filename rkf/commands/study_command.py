@@ -11,6 +11,7 @@ from rkf.commands.convert import calibration
 from rkf.commands.output import print_json, progress_bar
 from rkf.commands.quantities import THREAD_COUNT, Integer, Numbers
 from rkf.errors import UsageError
+from rkf.file.atomic import refuse_same_file
 from rkf.text.reading import read_text
 from rkf.text.terminal import printable
 
@@ -48,6 +49,11 @@ def study(
     results.csv, report.md, report.html, figures, and the values file of every trial, for `rkf run MODEL --values`. An
     interrupted study resumes from OUT; a larger --seeds adds trials. Needs matplotlib.
     """
+    from rkf.study.records import RESULTS, TABLE
+    from rkf.study.report import PAGES
+
+    for written in (RESULTS, TABLE, *PAGES):
+        refuse_same_file(out / written, text)
     with progress_bar(name, "trial") as bar:
 
         def show(trial: str, done: int, total: int) -> None:
@@ -92,7 +98,7 @@ def _sweep(
     def converted(out: Path, *, recipe: str, k: int | None, calibrated: bool) -> None:
         tokens = out.with_name("calibration.tok")
         if calibrated and chosen and not tokens.exists():  # one text for every K, generated once
-            save(tokens, chosen(source).tokens, {})
+            save(tokens, chosen(source).kept({}))
         convert(src, out, recipe=recipe, k=k, calibrate=Calibrate(tokens) if calibrated else None)
 
     return sweep(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rkf.errors import UsageError
+from rkf.errors import UsageError, naming
 from rkf.eval.perplexity import finite, negative_log_likelihood
 from rkf.runtime.backend import Row
 
@@ -68,7 +68,8 @@ def choices(model: Model, items: Sequence[Item], *, progress: Progress | None = 
     """
     right = []
     for done, item in enumerate(items, 1):
-        scores = _scores(model, item)
+        with naming(f"item {done}"):
+            scores = _scores(model, item)
         right.append(int(np.argmax(scores)) == item.label)
         if progress is not None:
             progress(done, len(items))
@@ -89,7 +90,7 @@ def _scores(model: Model, item: Item) -> list[float]:
     first = min(_shared(alone, row) for row in rows)  # an ending may change how the context's end is tokenised
     first = min(first, *(len(row) - 1 for row in rows))
     if first < 1:
-        raise UsageError(f"{item.context!r}: merges with an ending into one token; expected a longer context")
+        raise UsageError("the context merges with an ending into one token; expected a longer context")
     sequence = model.backend.new_sequence(max(map(len, rows)))
     before = model.backend.forward([Row(sequence, np.array(rows[0][:first], np.int64))])
     sequence.mark()

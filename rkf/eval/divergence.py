@@ -11,7 +11,7 @@ import numpy as np
 
 from rkf.errors import UsageError
 from rkf.eval.distributions import F32, F64, Sampled, Whole, log_softmax
-from rkf.eval.perplexity import Progress, cut, exp_of_mean, scored_logits
+from rkf.eval.perplexity import Progress, check_ctx, cut, exp_of_mean, scored_logits
 from rkf.eval.reference import Window
 from rkf.format.matrix import from_f32, to_f32
 
@@ -24,8 +24,7 @@ def windows_of(model: Model, text: str, *, ctx: int = 512, windows: int | None =
 
     UsageError: the text is shorter than one window, ctx is out of range.
     """
-    if not 4 <= ctx <= model.config.context_length:
-        raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
+    check_ctx(model, ctx)
     for part in cut(model.tokenizer.encode(text, enough=windows and windows * ctx, special=False), ctx, windows):
         ids = np.array(part, np.int64)
         yield described(ids, scored_logits(model, part))

@@ -29,8 +29,7 @@ def perplexity(
     token if the model wants one. ppl_stderr: the standard error of the mean, times ppl. UsageError: the text is shorter
     than one window, or ctx is out of range.
     """
-    if not 4 <= ctx <= model.config.context_length:
-        raise UsageError(f"ctx: expected 4 to {model.config.context_length}, got {ctx}")
+    check_ctx(model, ctx)
     parts = cut(model.tokenizer.encode(text, enough=windows and windows * ctx, special=False), ctx, windows)
     losses = []
     for done, part in enumerate(parts, 1):
@@ -38,6 +37,15 @@ def perplexity(
         if progress is not None:
             progress(done, len(parts))
     return summary(np.concatenate(losses))
+
+
+def check_ctx(model: Model, ctx: int) -> None:
+    """Raise UsageError for a number of tokens that a window of the model's cannot have."""
+    most = model.config.context_length
+    if most < 4:
+        raise UsageError(f"the model's context of {most} tokens is too short to measure: expected 4 or more")
+    if not 4 <= ctx <= most:
+        raise UsageError(f"ctx: expected 4 to {most}, got {ctx}")
 
 
 def cut(ids: Sequence[int], ctx: int, windows: int | None) -> list[Sequence[int]]:

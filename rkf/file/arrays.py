@@ -66,7 +66,7 @@ def read_arrays(
 def _label(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> tuple[str, str]:
     """The kind of the file, and the hash of its arrays."""
     if f"{_KEPT}.npy" not in members:
-        raise ValueError("it says no version: write it again with this version of rkf")
+        raise ValueError("another zip, or one by an early version of rkf: it has no array `kept`")
     label = _array(archive, members[f"{_KEPT}.npy"], _KEPT, "U", 1).tolist()
     if len(label) != 2:
         raise ValueError(f"{_KEPT}: expected a version and a hash")

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rkf.study.charts import Chart, svg, table
 from rkf.study.records import write_text
 
+PAGES = ("report.md", "report.html")
 _FACTS = {
     "model": "model",
     "reference": "reference",
@@ -36,7 +37,7 @@ def write(folder: Path, title: str, text: str, about: dict[str, Any], charts: li
         trim_blocks=True,
         autoescape=lambda name: "html" in (name or ""),
     )
-    for name in ("report.md", "report.html"):
+    for name in PAGES:
         page = templates.get_template(f"{name}.jinja")
         write_text(
             folder / name, page.render(title=title, text=text, facts=facts, figures=figures, command=about["command"])

@@ -1,8 +1,11 @@
 """Conversion with calibration, end to end on a tiny checkpoint."""
 
+import io
 import os
 import re
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +17,7 @@ from click.testing import CliRunner
 
 import rkf
 from rkf.calibrate.calibration import SHORT, Calibrate, prompts
-from rkf.calibrate.kept import save
+from rkf.calibrate.kept import KIND, Kept, save
 from rkf.cli import cli
 from rkf.cluster import allocation
 from rkf.converters.pipeline import convert
@@ -221,9 +224,9 @@ def test_kept_tokens_are_the_same_calibration(hf_folder: Callable[..., Path], tm
     folder = hf_folder("llama")
     source = open_source(folder)
     made = Calibrate()(source)
-    save(tmp_path / "tokens", made.tokens, losses := made.losses(allocation.coarse))
+    save(tmp_path / "tokens", made.kept(losses := made.losses(allocation.coarse)))
     kept = Calibrate(tmp_path / "tokens")(source)
-    assert kept.losses(allocation.coarse) == losses
+    assert kept.losses(allocation.coarse) == losses and not kept.notes
     np.testing.assert_array_equal(kept.tokens, made.tokens)
     assert kept.provenance["tokens_blake3"] == made.provenance["tokens_blake3"]
     tokenizer = Tokenizer(source.tokenizer_json, source.model, source.chat_template)
@@ -303,13 +306,22 @@ def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = Non
     """The bytes that `save` writes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kept"
-        save(path, np.zeros((2, 3), np.uint32) if tokens is None else tokens, losses or {})
+        tokens = np.zeros((2, 3), np.uint32) if tokens is None else tokens
+        save(path, Kept(tokens, losses or {}, "0" * 64, "0" * 64))
         return path.read_bytes()
 
 
 def _of_another_dtype() -> bytes:
-    arrays = {"tokens": np.zeros((2, 3), np.int64), "names": np.array([], np.str_), "losses": np.zeros(0)}
-    return bytes(packed_arrays("calibration 1", arrays))
+    texts = np.array([], np.str_)
+    arrays = {"tokens": np.zeros((2, 3), np.int64), "names": texts, "losses": np.zeros(0), "source": texts}
+    return bytes(packed_arrays(KIND, arrays))
+
+
+def _another_zip() -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("text.txt", "a text")
+    return packed.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -319,6 +331,8 @@ def _of_another_dtype() -> bytes:
         (b"short", "expected at least 512"),
         (b"PK\3\4 and so on", "not a calibration"),
         (_of_another_dtype(), "expected u4 with 2 axes"),
+        (_another_zip(), "another zip"),
+        (kept(), "another model"),
         (kept(tokens=np.zeros((2, 0), np.uint32)), "damaged"),
         (kept(tokens=np.full((2, 3), 1 << 30, np.uint32)), "another model"),
         (kept(losses={"model.layers.99.mlp.up_proj.weight": 1.0}), "another model"),
@@ -330,6 +344,17 @@ def test_texts_that_are_none(hf_folder: Callable[..., Path], tmp_path: Path, con
     (tmp_path / "text").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         Calibrate(tmp_path / "text")(open_source(hf_folder("llama", max_position_embeddings=512)))
+
+
+@pytest.mark.usefixtures("short")
+def test_a_calibration_of_other_weights_is_noted(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    made = Calibrate()(open_source(hf_folder("llama")))
+    save(tmp_path / "tokens", replace(made.kept({}), weights="0" * 64))
+    (note,) = Calibrate(tmp_path / "tokens")(made.source).notes
+    assert "other weights" in note
+    save(tmp_path / "tokens", replace(made.kept({}), tokenizer="0" * 64), force=True)
+    with pytest.raises(UsageError, match="another model"):
+        Calibrate(tmp_path / "tokens")(made.source)
 
 
 def test_losses_of_a_model_with_fewer_layers_are_refused(hf_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_an_ending_that_changes_the_contexts_last_token(model):
 
 def test_nothing_before_an_ending(model):
     assert len(model.tokenizer.encode(WORDS[0])) == 1
-    with pytest.raises(UsageError, match="longer context"):
-        choices(model, [Item(WORDS[0][:-1], (WORDS[0][-1], " " + WORDS[1]), 0)])
+    with pytest.raises(UsageError, match=r"^item 2: .*longer context"):
+        choices(model, [ITEMS[0], Item(WORDS[0][:-1], (WORDS[0][-1], " " + WORDS[1]), 0)])
 
 
 def test_the_command(file, tmp_path):

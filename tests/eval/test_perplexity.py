@@ -96,6 +96,13 @@ def test_options_out_of_range_are_refused(tmp_path, ctx, windows):
         perplexity(ready, TEXT, ctx=ctx, windows=windows)
 
 
+def test_a_context_too_short_for_any_window_is_named(tmp_path):
+    with model(tmp_path, tiny.config(context_length=3)) as ready:
+        for measure in (perplexity, lambda *asked: list(windows_of(*asked))):
+            with pytest.raises(UsageError, match="context of 3 tokens is too short"):
+                measure(ready, TEXT)
+
+
 def test_a_text_shorter_than_a_window_is_refused(tmp_path):
     with model(tmp_path) as ready, pytest.raises(UsageError, match="at least one window of 16"):
         perplexity(ready, "The capital", ctx=16)

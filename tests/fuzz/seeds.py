@@ -13,8 +13,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from rkf.calibrate import kept
+from rkf.calibrate.calibration import Calibration
 from rkf.converters.export import export_gguf
 from rkf.converters.pipeline import convert
+from rkf.converters.source import open_source
 from rkf.eval import reference
 from rkf.eval.distributions import DRAWS, TOP, Sampled
 from rkf.eval.reference import Window
@@ -250,7 +252,10 @@ def exported() -> dict[str, bytes]:
 def kept_calibration() -> bytes:
     path = FOLDER / "kept.tok"
     names = ["model.layers.0.mlp.up_proj.weight"]
-    kept.save(path, np.arange(32, dtype=np.uint32).reshape(2, 16), dict.fromkeys(names, 0.5))
+    tokens = np.arange(32, dtype=np.uint32).reshape(2, 16)
+    rkf_file()
+    made = Calibration(open_source(FOLDER / "hf"), tokens, "self")
+    kept.save(path, made.kept(dict.fromkeys(names, 0.5)))
     return path.read_bytes()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rkf.calibrate import kept
 from rkf.calibrate.calibration import Calibrate
 from rkf.cluster.recipe import Recipe
 from rkf.commands.chat_turns import read_conversation
@@ -153,7 +154,7 @@ def recipe(folder: Path, data: bytes) -> None:
 def kept_arrays(folder: Path, data: bytes) -> None:
     """Calibrations and references: arrays changed behind a right hash, or bytes of the zip."""
     draw, path = Choices(data), folder / "kept"
-    kind, sound = (("calibration 1", seeds.kept_calibration), ("reference 1", seeds.kept_reference))[draw(2)]
+    kind, sound = ((kept.KIND, seeds.kept_calibration), ("reference 1", seeds.kept_reference))[draw(2)]
     path.write_bytes(_damaged_arrays(kind, sound(), draw) if draw(3) else damaged_bytes(sound(), draw))
     with suppress(RkfError):
         if kind == "reference 1":

@@ -9,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import rkf
+from rkf.cli import cli
 from rkf.errors import CorruptError, UsageError
 from rkf.file import kept_json
 from rkf.study import STUDIES, records
@@ -150,6 +152,15 @@ def test_divergence_is_from_the_reference(tmp_path, model, study):
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["unchanged"]["kld"] > 0.01
     assert stored["ppl"] * stored["unchanged"]["ppl_ratio"] == pytest.approx(stored["unchanged"]["ppl"])
+
+
+def test_the_text_is_not_replaced_by_the_report(tmp_path, model):
+    for name in ("results.csv", "report.md"):
+        text = tmp_path / name
+        text.write_text(TEXT, encoding="utf-8")
+        done = CliRunner().invoke(cli, ["study", "drift", str(model), str(tmp_path), "--text", str(text)])
+        assert done.exit_code == 1 and f"the output is the input {name}" in done.output
+        assert text.read_text(encoding="utf-8") == TEXT
 
 
 def test_as_a_command(tmp_path, model):
