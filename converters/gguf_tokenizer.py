@@ -75,8 +75,11 @@ class GgufTokenizer:
         else:
             built = self._pieces(self._merges(), prefix=False)
         self._add_tokens(built)
-        if self.add_bos and self.bos_id is not None:
-            built.post_processor = _beginning(self._texts[self.bos_id], self.bos_id)
+        before = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        eos = self._token_id("eos") if self._fields.get("tokenizer.ggml.add_eos_token") else None
+        behind = [] if eos is None else [eos]
+        if before or behind:
+            built.post_processor = _around(self._texts, before, behind)
         return built.to_str(pretty=False).encode()
 
     def _ends(self) -> tuple[int, ...]:
@@ -213,12 +216,17 @@ def score_merges(vocab: Mapping[str, int], scores: Sequence[float] | NDArray[Any
     ]
 
 
-def _beginning(text: str, index: int) -> processors.PostProcessor:
-    """Puts a token before each text. The library's own constructor takes a text with a space for two tokens."""
-    token, own = {"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    second = [{"SpecialToken": {"id": text, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
-    tokens = {text: {"id": text, "ids": [index], "tokens": [text]}}
-    template = {"single": [token, own], "pair": [token, own, *second], "special_tokens": tokens}
+def _around(texts: Sequence[str], before: Sequence[int], behind: Sequence[int]) -> processors.PostProcessor:
+    """Puts tokens before and behind each text. The library's own constructor takes a text with a space for two."""
+
+    def framed(name: str, kind: int) -> list[dict[str, Any]]:
+        first, last = (
+            [{"SpecialToken": {"id": texts[each], "type_id": kind}} for each in ids] for ids in (before, behind)
+        )
+        return [*first, {"Sequence": {"id": name, "type_id": kind}}, *last]
+
+    tokens = {texts[each]: {"id": texts[each], "ids": [each], "tokens": [texts[each]]} for each in (*before, *behind)}
+    template = {"single": framed("A", 0), "pair": framed("A", 0) + framed("B", 1), "special_tokens": tokens}
     bare = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [], "version": "1.0"}
     post = {"type": "TemplateProcessing", **template}
     return Tokenizer.from_str(json.dumps(bare | {"post_processor": post})).post_processor

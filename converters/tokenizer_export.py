@@ -8,13 +8,14 @@ from typing import Any
 
 import gguf
 from gguf.constants import TokenType
+from tokenizers import Tokenizer
 
 from rkf.converters.ends import ends
 from rkf.converters.folder_tokenizer import some
 from rkf.converters.pretokenizers import PRE_TOKENIZERS, name_of
 from rkf.errors import StructureError, UnsupportedError
 from rkf.model.metadata import ModelMetadata
-from rkf.text.tokenizer_json import load
+from rkf.text.tokenizer_json import ending, load
 
 # ModelMetadata.special_tokens -> the part of the name of its field, and of the writer's method.
 _NAMES = {"unk_token": "unk", "pad_token": "pad", "sep_token": "sep", "mask_token": "mask"}
@@ -81,13 +82,16 @@ def gguf_fields(writer: gguf.GGUFWriter, tokenizer_json: bytes, model: ModelMeta
     if model.bos_id is not None:
         writer.add_bos_token_id(model.bos_id)
     writer.add_add_bos_token(model.add_bos)
-    return [*_lost(tokenizer), *_add_ends(writer, texts, model)]
+    return [
+        *_lost(tokenizer),
+        *_add_ends(writer, texts, model),
+        *_add_ending(writer, load(tokenizer_json), texts, model),
+    ]
 
 
 def _add_ends(writer: gguf.GGUFWriter, texts: Mapping[int, str], model: ModelMetadata) -> list[str]:
     """Add the tokens that end an answer. Beside the three that a GGUF names, llama.cpp knows some by their texts."""
-    eos = model.special_tokens.get("eos_token")
-    first = eos.id if eos is not None and eos.id in model.eos_ids else next(iter(model.eos_ids), None)
+    first = next(iter(_first_end(model)), None)
     known = ends([], {text: index for index, text in texts.items()}.get)
     named = [] if first is None else [first]
     named += [index for index in model.eos_ids if index != first and index not in known]
@@ -97,6 +101,23 @@ def _add_ends(writer: gguf.GGUFWriter, texts: Mapping[int, str], model: ModelMet
         add(index)
     unnamed = [texts.get(index, str(index)) for index in named[3:]]
     return [f"a GGUF cannot name these tokens as ends of an answer: {some(unnamed)}"] if unnamed else []
+
+
+def _first_end(model: ModelMetadata) -> tuple[int, ...]:
+    """The token that a GGUF names EOS, or none."""
+    eos = model.special_tokens.get("eos_token")
+    return (eos.id,) if eos is not None and eos.id in model.eos_ids else tuple(model.eos_ids[:1])
+
+
+def _add_ending(
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, texts: Mapping[int, str], model: ModelMetadata
+) -> Iterator[str]:
+    """Say that a token stands behind each text, as models for embeddings want it. A GGUF knows only EOS there."""
+    behind = ending(tokenizer)
+    if behind and behind == _first_end(model):
+        writer.add_add_eos_token(True)
+    elif behind:
+        yield f"a GGUF cannot put these tokens behind a text: {some([texts.get(each, str(each)) for each in behind])}"
 
 
 def _lost(tokenizer: Mapping[str, Any]) -> Iterator[str]:

@@ -167,7 +167,7 @@ class Model:
         was trained. UsageError: an empty text, one longer than the context, a model without a norm before its logits.
         """
         width = self.embedding_width
-        found = [Embedding(self.text_ids(text), pooling) for text in texts]
+        found = [Embedding(self.embedded_ids(text), pooling) for text in texts]
         for each in found:
             self._engine.check(each.request)
         try:
@@ -189,6 +189,14 @@ class Model:
         if any(not 0 <= token < self.config.vocab_size for token in text):
             raise UsageError(f"expected token ids below {self.config.vocab_size}, got {list(text)[:8]}")
         return list(text)
+
+    def embedded_ids(self, text: str | Sequence[int]) -> list[int]:
+        """`text_ids`, with the tokens behind a text that the tokenizer puts there: some models are trained to leave the
+        text's vector in them. An empty text stays empty.
+        """
+        ids = self.text_ids(text)
+        wanted = list(self.tokenizer.ending) if isinstance(text, str) and text else []
+        return ids if wanted and ids[-len(wanted) :] == wanted else ids + wanted
 
     def session(self, path: str | PathLike[str]) -> Session:
         """A file that keeps the keys and values of a text: `load` takes a text from it, `save` puts the last one there.

@@ -44,7 +44,7 @@ def _checked(serving: Serving, served: Served, asked: EmbeddingsRequest) -> list
     found = []
     for number, text in enumerate(asked.texts):
         try:
-            found.append(Embedding(served.model.text_ids(text), asked.pooling or serving.pooling))
+            found.append(Embedding(served.model.embedded_ids(text), asked.pooling or serving.pooling))
             served.engine.check(found[-1].request)
         except (UsageError, ContextLengthError) as error:
             code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None

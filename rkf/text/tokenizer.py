@@ -23,7 +23,7 @@ from rkf.model.metadata import ModelMetadata
 from rkf.text import template as chat_template
 from rkf.text.spelling import Spelling
 from rkf.text.template import Message
-from rkf.text.tokenizer_json import load, one_line, to_json
+from rkf.text.tokenizer_json import ending, load, one_line, to_json
 
 _INCOMPLETE = "\ufffd"  # a decoder's output for bytes that are not a whole character (yet)
 _CHARACTER_BYTES = 4  # maximum in UTF-8; a token adds at least one byte
@@ -37,13 +37,18 @@ _ROLE = re.compile(r"[\w-]+")
 
 
 class Tokenizer:
-    """The tokenizer.json, chat template and special token ids of one model."""
+    """The tokenizer.json, chat template and special token ids of one model.
+
+    ending: the tokens that tokenizer.json puts behind a text, as models for embeddings want them; `encode` does not.
+    """
 
     def __init__(self, tokenizer_json: bytes, model: ModelMetadata, template: str | bytes | None = None) -> None:
         """StructureError: tokenizer.json is not valid, or has ids beyond the model's vocabulary, or the template is not
         UTF-8.
         """
         self._tokenizer = load(tokenizer_json)
+        behind = ending(self._tokenizer)
+        self.ending = behind if all(token < model.vocab_size for token in behind) else ()
         self._tokenizer.post_processor = None  # it could repeat a text; BOS is put before one here
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         if self.vocab_size > model.vocab_size:

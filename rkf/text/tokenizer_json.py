@@ -11,7 +11,7 @@ import os
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import tokenizers
@@ -49,6 +49,16 @@ def load(tokenizer_json: bytes) -> tokenizers.Tokenizer:
     _check("pre_tokenizer", tokenizer.pre_tokenizer, _PRE_TOKENIZERS)
     _check("decoder", tokenizer.decoder, _DECODERS)
     return tokenizer
+
+
+def ending(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """The ids that the post-processor puts behind a text; none if it fails or does not leave the text whole."""
+    with suppress(StructureError), one_line("tokenizer.json: post_processor"):
+        bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+        for start in range(len(whole) - len(bare) + 1):
+            if bare and whole[start : start + len(bare)] == bare:
+                return tuple(whole[start + len(bare) :])
+    return ()
 
 
 def to_json(tokenizer: tokenizers.Tokenizer) -> str:

@@ -25,6 +25,7 @@ from rkf.errors import RkfError, SourceError, UnsupportedError
 from rkf.model.metadata import ModelMetadata
 from rkf.model.ops import Embed, Logits
 from rkf.model.program import Program
+from rkf.text.tokenizer import Tokenizer as TextTokenizer
 
 from .conftest import CORPUS, SPECIALS
 
@@ -185,7 +186,7 @@ def test_sentencepiece_encodes_like_the_original(text: str) -> None:
     ids = SPM_CONVERTED.encode(text, add_special_tokens=False).ids
     assert ids == sentencepiece_encode(text, SPM)
     if text.isprintable():
-        assert SPM_CONVERTED.decode(ids) == text
+        assert SPM_CONVERTED.decode(ids) == text.replace("▁", " ")  # its sign for a space
 
 
 def test_sentencepiece_mixed_text_and_special_tokens() -> None:
@@ -223,15 +224,23 @@ def test_special_ids() -> None:
     assert special_ids(fields | {"tokenizer.ggml.eot_token_id": 7})["eos_ids"] == (2, 7, 0)
 
 
-@pytest.mark.parametrize("kind", ["spm", *OWN])
-def test_export_gives_the_same_tokenizer(tmp_path: Path, kind: str) -> None:
-    fields = SPM if kind == "spm" else byte_level_fields(trained(kind), kind)
-    first = from_gguf(fields)
-    ids = special_ids(fields)
+def program_of(fields: dict[str, Any]) -> Program:
+    """The least program with as many tokens."""
     count = len(fields["tokenizer.ggml.tokens"])
     stem, top = Embed(dst="x", table="e", rows=count, cols=1), Logits(dst="l", src="x", weight="h", rows=count)
-    model = ModelMetadata(Program((stem,), (), (), (top,)), 1, special_tokens=special_tokens(fields), **ids)
+    return Program((stem,), (), (), (top,))
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize("kind", ["spm", *OWN])
+def test_export_gives_the_same_tokenizer(tmp_path: Path, kind: str, ending: bool) -> None:
+    fields = SPM if kind == "spm" else byte_level_fields(trained(kind), kind)
+    fields |= {"tokenizer.ggml.add_eos_token": ending}
+    first = from_gguf(fields)
+    ids = special_ids(fields)
+    model = ModelMetadata(program_of(fields), 1, special_tokens=special_tokens(fields), **ids)
     writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    assert TextTokenizer(first, model).ending == ((2,) if ending else ())
     gguf_fields(writer, first, model)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -242,6 +251,13 @@ def test_export_gives_the_same_tokenizer(tmp_path: Path, kind: str) -> None:
     assert from_gguf(again) == first
     assert special_ids(again) == ids
     assert special_tokens(again) == model.special_tokens
+
+
+def test_tokens_behind_a_text_that_a_gguf_cannot_name_are_told(tmp_path: Path) -> None:
+    fields = byte_level_fields(trained("gpt-2"), "gpt-2") | {"tokenizer.ggml.add_eos_token": True}
+    model = ModelMetadata(program_of(fields), 1, eos_ids=(1,))
+    notes = gguf_fields(gguf.GGUFWriter(tmp_path / "t.gguf", "llama"), from_gguf(fields), model)
+    assert any("behind a text" in note and SPECIALS[2] in note for note in notes)
 
 
 def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -7,6 +7,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 import rkf
 from rkf.cluster.recipe import Rule
@@ -125,6 +126,18 @@ def test_embeddings_over_http_are_those_of_this_process(client, port, model):
     single = call(port, PATH, {"model": "tiny", "input": ids[0], "encoding_format": "base64"})[1]["data"]
     assert np.array_equal(np.frombuffer(base64.b64decode(single[0]["embedding"]), "<f4"), model.embed(TEXTS[:1])[0])
     assert client.embeddings.create(model="tiny", input="x").data[0].embedding == model.embed(["x"])[0].tolist()
+
+
+def test_a_text_ends_as_its_tokenizer_ends_it(tmp_path):
+    raw = tiny.byte_level_tokenizer()
+    raw.post_processor = TemplateProcessing("$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
+    with rkf.load(tiny.write(tmp_path / "m.rkf", CONFIG, tiny.weights(CONFIG), tokenizer=raw)) as ending:
+        ids = ending.text_ids("The capital")
+        assert ids[-1] != 0
+        for given in ("The capital", "The capital<|endoftext|>", [*ids, 0]):
+            assert np.array_equal(ending.embed([given], pooling="last"), ending.embed([[*ids, 0]], pooling="last"))
+        with pytest.raises(UsageError):
+            ending.embed([""])
 
 
 def test_fewer_dimensions_are_the_first_ones_scaled_to_length_1(client, model):

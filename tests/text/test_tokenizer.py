@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from rkf.errors import StructureError, UsageError
 from rkf.text.tokenizer import Tokenizer
@@ -105,6 +106,18 @@ def test_bos_comes_once_and_only_where_the_model_wants_one():
     assert SENTENCEPIECE.encode("<s>the").count(1) == 1
     assert 1 not in SENTENCEPIECE.encode("the", bos=False)
     assert BYTE_LEVEL.encode("the") == BYTE_LEVEL.encode("the", bos=False)
+
+
+def test_what_stands_behind_a_text():
+    raw = tiny.byte_level_tokenizer()
+    for template, behind in (("<|im_start|> $A <|im_end|> <|endoftext|>", (2, 0)), ("<|im_end|> $A", ())):
+        special = [(text, number) for number, text in enumerate(tiny.SPECIALS)]
+        raw.post_processor = processors.TemplateProcessing(template, special_tokens=special)
+        tokenizer = Tokenizer(raw.to_str().encode(), tiny.config())
+        assert tokenizer.ending == behind
+        assert tokenizer.encode("the") == BYTE_LEVEL.encode("the")
+    raw.post_processor = processors.TemplateProcessing("$A <|past|>", special_tokens=[("<|past|>", 1 << 20)])
+    assert Tokenizer(raw.to_str().encode(), tiny.config()).ending == ()
 
 
 def test_a_tokenizer_that_truncates_or_pads_is_told_not_to():
