@@ -38,6 +38,10 @@ class GivenCalibration(Protocol):
         """Second moments of the inputs of matrices and stacks by name, one layer at a time."""
         ...
 
+    def of_tables(self) -> Mapping[str, Moments]:
+        """Second moments for the rows of embeddings, which have no inputs, by name."""
+        ...
+
     def losses(self, coarse: Coarse) -> Mapping[str, float]:
         """The loss of the model's predictions when one matrix alone is stored coarsely, by name."""
         ...

@@ -21,6 +21,7 @@ from rkf.calibrate import kept, passes
 from rkf.calibrate.devices import Cpu, Device
 from rkf.calibrate.divergences import Coarse
 from rkf.calibrate.moments import Moments
+from rkf.calibrate.tables import moments_of_tables
 from rkf.errors import UnsupportedError, UsageError
 from rkf.file.arrays import MAGIC
 from rkf.format.matrix import F32
@@ -88,6 +89,10 @@ class Calibration:
     def moments(self) -> Iterator[Mapping[str, Moments]]:
         return self.device.moments(self.source.model.program, _reader(self.source), self.tokens)
 
+    def of_tables(self) -> Mapping[str, Moments]:
+        """The second moments that embeddings are clustered for (`rkf.calibrate.tables`), on any device on the CPU."""
+        return moments_of_tables(self.source.model.program, _reader(self.source), self.tokens)
+
     def losses(self, coarse: Coarse) -> Mapping[str, float]:
         """Known losses, otherwise those measured with `coarse` (`rkf.calibrate.sensitivity`), which are then kept."""
         if self.measured:
@@ -98,9 +103,9 @@ class Calibration:
             kept.keep(self.place, self.kept(found))
         return found
 
-    def kept(self, losses: Mapping[str, float]) -> kept.Kept:
+    def kept(self, losses: Mapping[str, float]) -> kept.KeptCalibration:
         """The calibration as it is written to a file."""
-        return kept.Kept(self.tokens, losses, self.source.fingerprint, _tokenizer(self.source))
+        return kept.KeptCalibration(self.tokens, losses, self.source.fingerprint, _tokenizer(self.source))
 
     @property
     def frequent(self) -> NDArray[np.int64]:
@@ -258,7 +263,7 @@ def _kept(source: Source, place: Path | None, origin: str) -> Calibration | None
     return Calibration(source, found.tokens, origin, found.losses, place) if found and _fits(source, found) else None
 
 
-def _fits(source: Source, found: kept.Kept) -> bool:
+def _fits(source: Source, found: kept.KeptCalibration) -> bool:
     """Whether tokens and losses may be this source's."""
     matrices = set(clusterable(source.model.program)) & source.tensors.keys()
     within = found.tokens.shape[1] <= source.model.context_length and found.tokens.max() < source.model.vocab_size

@@ -32,7 +32,7 @@ _ARRAYS = {"tokens": ("u4", 2), "names": ("U", 1), "losses": ("f8", 1), "source"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptCalibration:
     """tokens: u32[sequences, ctx]; losses: by the matrices' names; weights, tokenizer: hashes of the source's files and
     of its tokenizer.json.
     """
@@ -43,7 +43,7 @@ class Kept:
     tokenizer: str
 
 
-def save(path: Path, kept: Kept, force: bool = False, private: bool = False) -> None:
+def save(path: Path, kept: KeptCalibration, force: bool = False, private: bool = False) -> None:
     """Write a calibration."""
     names = sorted(kept.losses)
     arrays = {
@@ -56,7 +56,7 @@ def save(path: Path, kept: Kept, force: bool = False, private: bool = False) -> 
         output.write(packed_arrays(KIND, arrays))
 
 
-def parse(data: bytes) -> Kept:
+def parse(data: bytes) -> KeptCalibration:
     """The calibration of a file's bytes. Raises ValueError, in one line, for what `save` did not write."""
     arrays = read_arrays(data, KIND, _ARRAYS)
     tokens, names, losses, source = arrays["tokens"], *(arrays[key].tolist() for key in ("names", "losses", "source"))
@@ -66,7 +66,7 @@ def parse(data: bytes) -> Kept:
         raise ValueError("damaged: expected finite losses that are not negative")
     if len(source) != 2:
         raise ValueError(f"damaged: expected the hashes of weights and tokenizer, got {len(source)} texts")
-    return Kept(tokens, dict(zip(names, losses, strict=True)), *source)
+    return KeptCalibration(tokens, dict(zip(names, losses, strict=True)), *source)
 
 
 def place(folder: Path, source: str, text: Mapping[str, Any]) -> Path:
@@ -74,7 +74,7 @@ def place(folder: Path, source: str, text: Mapping[str, Any]) -> Path:
     return folder / f"{blake3(encode([__version__, _EDITION, source, text])).hexdigest()[:32]}.npz"
 
 
-def found(path: Path) -> Kept | None:
+def found(path: Path) -> KeptCalibration | None:
     """The calibration kept at a place; None if nothing, or something damaged, is there."""
     with suppress(OutputError, ValueError):
         if path.parent.exists():
@@ -83,7 +83,7 @@ def found(path: Path) -> Kept | None:
     return None
 
 
-def keep(path: Path, kept: Kept) -> None:
+def keep(path: Path, kept: KeptCalibration) -> None:
     """Keep a calibration at a place; if that cannot be written, it is made again next time."""
     with suppress(OutputError):
         private_folder(path.parent)

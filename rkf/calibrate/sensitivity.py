@@ -8,7 +8,6 @@ Knows no clustering: a callable makes the coarse matrices.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -22,11 +21,12 @@ from threadpoolctl import threadpool_limits
 from rkf.calibrate import divergences
 from rkf.calibrate.divergences import Coarse, Measured
 from rkf.calibrate.interpreter import Flow, Stretch, Weights
+from rkf.calibrate.known import Known, known_matrices
 from rkf.calibrate.moments import Moments, tapped
 from rkf.calibrate.passes import F32, U32, TensorReader, rounded, stretches
 from rkf.format.codec import workers
 from rkf.model.program import Program
-from rkf.numbers.eight_bits import Near, Panels
+from rkf.numbers.eight_bits import Near
 
 
 def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) -> dict[str, float]:
@@ -45,13 +45,13 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
         for stretch, weights in _read_ahead(pool, reader, stretches(program, divergences.PIECE)):
             multiplied = sorted(stretch.multiplied & weights.keys())
             packed = dict(zip(multiplied, pool.map(rounded, (weights[name] for name in multiplied)), strict=True))
-            known: dict[str, F32 | _Known] = {**weights, **_known(stretch, weights, packed)}
+            known: dict[str, F32 | Known] = {**weights, **known_matrices(stretch, weights, packed)}
             passing = pool.submit(stretch, known, true)
             seen, moments = tapped(pool, stretch, {**weights, **packed}, seen, followed | {head})
             of_head = moments.pop(head, None)
             after = passing.result()
             near: dict[str, F32 | Near] = {
-                name: each.near if isinstance(each, _Known) else each for name, each in known.items()
+                name: each.near if isinstance(each, Known) else each for name, each in known.items()
             }
             disturb = partial(_disturbed, stretch, near, weights, coarse, true)
             every = sorted({*multiplied, *divergences.tables(stretch)})
@@ -93,30 +93,6 @@ class _CoarseTable:
     def __getitem__(self, ids: NDArray[np.integer]) -> F32:
         """f32[ids' shape, cols]"""
         return self._rows[np.searchsorted(self._ids, ids)]
-
-
-class _Known:
-    """A matrix in f32 that keeps the input and the output of its only product, for those of inputs `near` it."""
-
-    near: Near
-
-    def __init__(self, weights: F32, packed: Panels) -> None:
-        self._weights, self._packed = weights, packed
-
-    def product(self, x: F32) -> F32:
-        y: F32 = x @ self._weights.T
-        self.near = Near(self._packed, x, y)
-        return y
-
-
-def _known(stretch: Stretch, weights: Mapping[str, F32], packed: Mapping[str, Any]) -> dict[str, _Known]:
-    """The matrices of a stretch; not stacks, because tokens of a copy may go to other experts."""
-    uses = Counter(stretch.prefix + name for op in stretch.ops for name in op.tensor_names())
-    return {
-        name: _Known(weights[name], each)
-        for name, each in packed.items()
-        if isinstance(each, Panels) and uses[name] == 1
-    }
 
 
 def _disturbed(

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import rkf
 from rkf.calibrate.calibration import SHORT, Calibrate, prompts
-from rkf.calibrate.kept import KIND, Kept, save
+from rkf.calibrate.kept import KIND, KeptCalibration, save
 from rkf.cli import cli
 from rkf.cluster import allocation
 from rkf.converters.pipeline import convert
@@ -307,7 +307,7 @@ def kept(tokens: np.ndarray | None = None, losses: dict[str, float] | None = Non
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kept"
         tokens = np.zeros((2, 3), np.uint32) if tokens is None else tokens
-        save(path, Kept(tokens, losses or {}, "0" * 64, "0" * 64))
+        save(path, KeptCalibration(tokens, losses or {}, "0" * 64, "0" * 64))
         return path.read_bytes()
 
 
