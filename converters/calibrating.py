@@ -38,8 +38,8 @@ class GivenCalibration(Protocol):
         """Second moments of the inputs of matrices and stacks by name, one layer at a time."""
         ...
 
-    def of_tables(self) -> Mapping[str, Moments]:
-        """Second moments for the rows of embeddings, which have no inputs, by name."""
+    def metrics(self) -> Iterator[Mapping[str, Moments]]:
+        """What errors of the rows of matrices, stacks and embeddings are weighed with, by name, one layer at a time."""
         ...
 
     def losses(self, coarse: Coarse) -> Mapping[str, float]:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -323,7 +322,7 @@ class _Job:
         """Cluster the tensors that have moments into the work folder, layer by layer. Returns their names."""
         suited: set[str] = set()
         with threadpool_limits(1, "blas"), _pool(workers, "rkf-suit") as pool:
-            for moments in _ahead(chain([calibration.of_tables()], calibration.moments())):
+            for moments in _ahead(calibration.metrics()):
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
                 wanted = {id(each): pool.submit(objectives, each) for each in named.values()}
                 jobs = []

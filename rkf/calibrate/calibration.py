@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from blake3 import blake3
@@ -21,7 +21,7 @@ from rkf.calibrate import kept, passes
 from rkf.calibrate.devices import Cpu, Device
 from rkf.calibrate.divergences import Coarse
 from rkf.calibrate.moments import Moments
-from rkf.calibrate.tables import moments_of_tables
+from rkf.calibrate.tables import moments_of_tables, of_both
 from rkf.errors import UnsupportedError, UsageError
 from rkf.file.arrays import MAGIC
 from rkf.format.matrix import F32
@@ -89,9 +89,19 @@ class Calibration:
     def moments(self) -> Iterator[Mapping[str, Moments]]:
         return self.device.moments(self.source.model.program, _reader(self.source), self.tokens)
 
-    def of_tables(self) -> Mapping[str, Moments]:
-        """The second moments that embeddings are clustered for (`rkf.calibrate.tables`), on any device on the CPU."""
-        return moments_of_tables(self.source.model.program, _reader(self.source), self.tokens)
+    def metrics(self) -> Iterator[Mapping[str, Moments]]:
+        """What errors of rows are weighed with, tables first, then layer by layer: second moments of inputs; for tables
+        `rkf.calibrate.tables`, measured on the CPU with any device; for one that is the head too, both.
+        """
+        program, reader = self.source.model.program, _reader(self.source)
+        of_tables, head = moments_of_tables(program, reader, self.tokens), program.logits.weight
+        shared = next((name for name in of_tables if reader.stored(name) == reader.stored(head)), None)
+        yield {name: each for name, each in of_tables.items() if name != shared}
+        for found in self.moments():
+            if shared is None or head not in found:
+                yield found
+            else:
+                yield {**found, head: of_both(cast(F32, found[head]), of_tables[shared])}
 
     def losses(self, coarse: Coarse) -> Mapping[str, float]:
         """Known losses, otherwise those measured with `coarse` (`rkf.calibrate.sensitivity`), which are then kept."""

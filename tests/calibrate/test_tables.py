@@ -12,7 +12,7 @@ from rkf.cluster.recipe import Rule
 from rkf.format.matrix import DenseTensor
 from tests.calibrate.small_models import BASE, small_model
 
-TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+TABLE = "model.embed_tokens.weight"
 COLUMNS = BASE["hidden_size"]
 TOKENS = np.random.Generator(np.random.Philox(1)).integers(0, BASE["vocab_size"], (40, 12)).astype(np.uint32)
 
@@ -60,10 +60,11 @@ def test_rows_clustered_for_them_change_less(family, share):
     assert changes[1] < share * changes[0]
 
 
-def test_a_table_that_is_the_output_head_has_the_moments_of_the_head():
-    _, program, weights = small_model("llama")
-    reader = TensorReader(weights.__getitem__, {HEAD: TABLE})
-    assert tables.moments_of_tables(program, reader, TOKENS) == {}
+def test_a_table_that_is_the_output_head_has_a_part_of_both():
+    random = np.random.Generator(np.random.Philox(2)).standard_normal((2, 9, 4)).astype(np.float32)
+    head, table = (x.T @ x for x in random)
+    found = tables.of_both(head * 50, table)
+    np.testing.assert_allclose(found, 4 * (0.7 * head / np.trace(head) + 0.3 * table / np.trace(table)), rtol=1e-5)
 
 
 def test_they_do_not_depend_on_threads(monkeypatch):
