@@ -40,7 +40,7 @@ web:  ## copy the chat page's libraries from npm, at the versions of rkf/serve/w
 	cp build/web/node_modules/@highlightjs/cdn-assets/es/highlight.min.js $(WEB)/vendor
 	cd build/web/node_modules && cat htm/LICENSE marked/LICENSE dompurify/LICENSE @highlightjs/cdn-assets/LICENSE > ../../../$(WEB)/vendor/LICENSES
 
-paper: .venv/dev  ## make docs/paper.md from docs/paper/*/results.json; TEXT=FILE first runs the missing trials
+paper: .venv/dev  ## make docs/paper.md from docs/paper/*/*/results.json; TEXT=FILE first runs the missing trials
 	$(BIN)/python -m benchmarks.paper $(if $(TEXT),--text "$(TEXT)")
 
 vectors: .venv/dev  ## make missing golden files of the specification; the bytes of existing ones must not change

@@ -1,11 +1,12 @@
-"""docs/paper.md: each claim of arXiv 2603.17917's abstract beside our experiment.
+"""docs/paper.md: each claim of arXiv 2603.17917's abstract beside our experiment, on two models.
 
-    python -m benchmarks.paper                 # the page and its figures, from docs/paper/*/results.json
+    python -m benchmarks.paper                 # the page and its figures, from docs/paper/*/*/results.json
     python -m benchmarks.paper --text TEXT     # first runs the trials that are missing there
 
-An interrupted run resumes. To run everything again, first remove docs/paper/*/results.json and build/paper; this takes
-some hours on two cores. TEXT: the validation text of WikiText-2 with its marks undone (` @-@ ` -> `-`, ` @,@ ` -> `,`,
-` @.@ ` -> `.`, space before `, . ; : ! ? % ) ]` removed, `<unk>` -> `Unk`).
+An interrupted run resumes. To run everything again, first remove docs/paper/*/*/results.json and build/paper; this
+takes some hours on two cores. A checkpoint that lies here already is not fetched: --checkpoint Qwen2.5-Coder-0.5B=FILE.
+TEXT: the validation text of WikiText-2 with its marks undone (` @-@ ` -> `-`, ` @,@ ` -> `,`, ` @.@ ` -> `.`, space
+before `, . ; : ! ? % ) ]` removed, `<unk>` -> `Unk`).
 """
 
 from __future__ import annotations
@@ -15,22 +16,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.paper_tuning import recovered, tuning
+from benchmarks.paper_tuning import PLANS, recovered, tuning
 from rkf.commands.default_model import NAME
-from rkf.converters.pull import pull
-from rkf.study import STUDIES
-from rkf.study.charts import Chart, Row, having, lines, only, svg, table
+from rkf.converters.pull import locate
+from rkf.study.charts import Chart, Row, having, lines, only, svg
 from rkf.study.records import RESULTS, TABLE, write_text
 from rkf.study.records import read as read_results
-from rkf.study.sweep import COLLAPSE_K
 from rkf.study.sweep import charts as sweep_charts
 from rkf.study.sweep import worst as worst_trial
 from rkf.text.reading import read_text
@@ -38,14 +38,29 @@ from rkf.text.reading import read_text
 ROOT = Path(__file__).parents[1]
 PAGE, DATA = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper"
 WORK = ROOT / "build" / "paper"
-MODEL = "model.rkf"
-CONVERT = f"convert {NAME} {MODEL} --recipe paper-exceptions --k 32 --calibrate none"
+MODELS = {  # name -> what `rkf convert` takes
+    "SmolLM2-135M": NAME,
+    "Qwen2.5-Coder-0.5B": "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+}
+LAYERS = {"SmolLM2-135M": "5,11,17,29", "Qwen2.5-Coder-0.5B": "4,8,13,23"}  # of the sweeps' trials of one layer
+CONVERT = "convert SRC model.rkf --recipe paper-exceptions --k 32 --calibrate none"
+EXTENT = "--text TEXT --windows 16 --ctx 256"
 COMMANDS = {
-    "sweep": f"study sweep {NAME} sweep --text TEXT --windows 4 --layers 5,11,17,29 --calibrate self",
-    "scramble": f"study scramble {MODEL} scramble --text TEXT --windows 4 --seeds 3",
-    "preserve": f"study preserve {MODEL} preserve --text TEXT --windows 4 --seeds 3",
-    "drift": f"study drift {MODEL} drift --text TEXT --windows 4 --seeds 3",
-    "interpolate": f"study interpolate {MODEL} interpolate --text TEXT --windows 8 --seeds 1",
+    "sweep": f"study sweep SRC sweep {EXTENT} --k 8,16,32,64,256 --layers LAYERS",
+    **{name: f"study {name} model.rkf {name} {EXTENT} --seeds 3" for name in ("scramble", "preserve", "drift")},
+}
+CHANGES = {  # of all layers: (study, change) -> its label in the figure; mean and variance are restored
+    ("preserve", "ranks"): "evenly spaced",
+    ("preserve", "gaussian"): "sorted Gaussian",
+    ("preserve", "uniform"): "sorted uniform",
+    ("scramble", "swap-1"): "neighbours swapped",
+    ("scramble", "within-4"): "shuffled in fours",
+    ("scramble", "whole"): "shuffled",
+}
+ORDER = {"preserve": "kept", "scramble": "broken"}
+WHOLE: dict[str, Row] = {  # the trials that change all layers and restore mean and variance
+    "scramble": {"restored": True, "kind": None, "layer": None},
+    "preserve": {"matched": True, "where": "all"},
 }
 
 
@@ -53,44 +68,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=FILE")
     options = parser.parse_args()
     if options.text:
-        study(options.text.resolve(), options.threads)
+        sources = MODELS | dict(pair.split("=", 1) for pair in options.checkpoint)
+        for model in MODELS:
+            study(model, sources[model], options.text.resolve(), options.threads)
     text, figures = page()
     write_text(PAGE, text)
-    for path, chart in figures.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, svg(chart))
+    for path, charts in figures.items():
+        write_text(path, svg(*charts))
 
 
-def study(text: Path, threads: int) -> None:
-    """Run the missing trials in build/paper and copy results.json and results.csv back to docs/paper."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    pull(NAME)
-    if not (WORK / MODEL).exists():
-        _rkf(CONVERT.split())
+def study(model: str, source: str, text: Path, threads: int) -> None:
+    """Run a model's missing trials in build/paper and copy results.json and results.csv back to docs/paper."""
+    work = WORK / model
+    work.mkdir(parents=True, exist_ok=True)
+    given = {"SRC": str(locate(source).resolve()), "TEXT": str(text), "LAYERS": LAYERS[model]}
+
+    def rkf(command: Sequence[str]) -> None:
+        words = [given.get(word, word) for word in command]
+        subprocess.run([sys.executable, "-m", "rkf", *words], cwd=work, check=True)
+
+    def convert(out: Path, options: Sequence[str]) -> None:
+        rkf(["convert", "SRC", str(out), *options])
+
+    if not (work / "model.rkf").exists():
+        rkf(CONVERT.split())
     for name, command in COMMANDS.items():
-        with _kept(name):
-            _rkf([*(str(text) if word == "TEXT" else word for word in command.split()), "--threads", str(threads)])
-    with _kept("tune"):
-        words = read_text(text)
-        tuning(WORK / "tune", words, threads, convert=lambda out, how: _rkf(["convert", NAME, str(out), *how]))
+        with _kept(model, name):
+            rkf([*command.split(), "--threads", str(threads)])
+    if model in PLANS:
+        with _kept(model, "tune"):
+            tuning(work / "tune", PLANS[model], read_text(text), threads, convert=convert)
 
 
 @contextmanager
-def _kept(name: str) -> Iterator[None]:
+def _kept(model: str, name: str) -> Iterator[None]:
     """Start a study from its results in docs/paper and copy its results back there, even if it is interrupted."""
-    for folder in (WORK / name, DATA / name):
+    there, here = DATA / model / name, WORK / model / name
+    for folder in (there, here):
         folder.mkdir(parents=True, exist_ok=True)
-    _copy(DATA / name, WORK / name)
+    _copy(there, here)
     try:
         yield
     finally:
-        _copy(WORK / name, DATA / name)
-
-
-def _rkf(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "rkf", *arguments], cwd=WORK, check=True)
+        _copy(here, there)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -99,150 +122,155 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copy(source / name, target / name)
 
 
-def page() -> tuple[str, dict[Path, Chart]]:
-    """docs/paper.md and its figures, by file."""
-    figures: dict[Path, Chart] = {}
+def page() -> tuple[str, dict[Path, list[Chart]]]:
+    """docs/paper.md and the panels of its figures, by file."""
+    figures: dict[Path, list[Chart]] = {}
 
-    def figure(name: str, chart: str) -> str:
-        """A figure, with the command that repeats it below."""
-        path, drawn = DATA / name / f"{chart}.svg", charts(name)[chart]
-        figures[path] = drawn
-        return f"![{drawn.title}]({path.relative_to(PAGE.parent).as_posix()})\n\n{drawn.title}:\n{command(name)}"
+    def figure(name: str) -> str:
+        path, title = DATA / f"{name}.svg", FIGURES[name][0]
+        figures[path] = [replace(FIGURES[name][1](model), title=model) for model in MODELS]
+        return f"![{title}]({path.relative_to(PAGE.parent).as_posix()})"
 
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     words = {
+        "models": list(MODELS),
         "figure": figure,
-        "grid": grid,
         "value": value,
         "worst": worst,
-        "about": about,
-        "basis": basis,
         "tunings": tunings,
         "share": share,
-        "matrices": matrices,
         "stream": stream,
-        "convert": CONVERT,
-        "collapse_k": COLLAPSE_K,
-        "command": command,
+        "drifted": drifted,
+        "tuned": list(PLANS),
+        "windows": {model: plan.windows for model, plan in PLANS.items()},
+        "layers": " and ".join(f"{LAYERS[model]} ({model})" for model in MODELS),
+        "collapse": collapse,
+        "commands": [CONVERT, *COMMANDS.values()],
+        "trials": sum(len(results(model, name)[1]) for model in MODELS for name in COMMANDS),
     }
     return templates.get_template("paper.md.jinja").render(words), figures
 
 
 @cache
-def results(name: str) -> tuple[dict[str, Any], list[Row]]:
-    return read_results(DATA / name)
+def results(model: str, name: str) -> tuple[dict[str, Any], list[Row]]:
+    """The description of a study, and its trials."""
+    return read_results(DATA / model / name)
 
 
-def charts(name: str) -> dict[str, Chart]:
-    """The figures of a study by name; "order" combines several studies."""
-    if name == "order":
-        drawn = [distance(), layers()]
-    elif name == "sweep":
-        about, rows = results(name)
-        drawn = sweep_charts(rows, about["matrices"])
-    else:
-        drawn = STUDIES[name].charts(results(name)[1])
-    return {chart.name: chart for chart in drawn}
+def values(model: str) -> Chart:
+    """Perplexity by K."""
+    about, rows = results(model, "sweep")
+    return next(chart for chart in sweep_charts(rows, about["matrices"]) if chart.name == "k")
 
 
-def distance() -> Chart:
-    """Trials that change all layers: how far the weights moved, and whether the order is kept."""
-    rows = [{**row, "order": "broken"} for row in only(results("scramble")[1], kind=None, layer=None)]
-    rows += [{**row, "order": "kept"} for row in only(results("preserve")[1], where="all")]
-    near = [row for row in rows if row["error"] < 1]
-    return Chart("distance", "All layers: divergence by how far the weights moved", near, "error", "order", "kld")
+def order(model: str) -> Chart:
+    """All layers changed, order kept and broken."""
+    rows = [{**row, "change": label} for (name, change), label in CHANGES.items() for row in _all(model, name, change)]
+    return Chart("order", "", rows, x="change", series="order")
 
 
-def layers() -> Chart:
-    """One layer at a time under three kinds of change."""
-    rows = [{**row, "change": f"{row['change']}, order broken"} for row in having(results("scramble")[1], "layer")]
-    rows += [{**row, "change": "gaussian, order kept"} for row in having(results("preserve")[1], "layer")]
-    return Chart("layers", "One layer alone", rows, "layer", "change", "kld")
+def distance(model: str) -> Chart:
+    """All layers changed: how far the weights moved, and whether the order is kept."""
+    rows = [row for name in ORDER for row in _all(model, name) if row["error"] < 1]
+    return Chart("distance", "", rows, x="error", series="order", y="kld")
 
 
-def grid(name: str, chart: str) -> str:
-    """The table of a figure, in Markdown."""
-    head, *body = table(charts(name)[chart])
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] + ["---:"] * (len(head) - 1), *body))
+def layers(model: str) -> Chart:
+    """One layer at a time."""
+    rows = [
+        {**row, "order": ORDER[name]}
+        for name, change in (("preserve", "gaussian"), ("scramble", "whole"))
+        for row in having(only(results(model, name)[1], change=change), "layer")
+    ]
+    return Chart("layers", "", rows, x="layer", series="order")
 
 
-def value(name: str, y: str = "ppl_ratio", **factors: Any) -> str:
+def drift(model: str) -> Chart:
+    """More and more layers, from the first on."""
+    rows = only(results(model, "drift")[1], order="first")
+    return Chart("drift", "", having(rows, "correction"), x="replaced", series="correction")
+
+
+FIGURES: dict[str, tuple[str, Callable[[str], Chart]]] = {
+    "values": ("Perplexity by K", values),
+    "order": ("Values changed in all layers, order kept and broken", order),
+    "layers": ("Values changed in one layer: sorted Gaussian draws (order kept), shuffled (broken)", layers),
+    "drift": ("More and more layers replaced", drift),
+    "distance": ("Divergence by how far the weights moved, all layers", distance),
+}
+
+
+def _all(model: str, name: str, change: str | None = None) -> list[Row]:
+    """Trials of a study that change all layers and restore mean and variance, with whether they keep the order."""
+    found = only(results(model, name)[1], **WHOLE[name])
+    return [{**row, "order": ORDER[name]} for row in found if change in (None, row["change"])]
+
+
+def value(model: str, name: str, y: str = "ppl_ratio", **factors: Any) -> str:
     """The mean of a figure over the trials with these factors; with several seeds, also its standard error."""
-    rows = only(results(name)[1], **factors)
+    rows = only(results(model, name)[1], **factors)
     if not rows:
-        raise KeyError(f"{name}: no trial with {factors}")
+        raise KeyError(f"{model}, {name}: no trial with {factors}")
     return averaged(rows, y)
 
 
 def averaged(rows: list[Row], y: str) -> str:
     """The mean over some trials; with several, also its standard error."""
     ((point,),) = lines(Chart("", "", [{**row, "all": ""} for row in rows], x="all", y=y)).values()
-    return shown(point.mean) + (f" ({point.spread})" if point.trials > 1 else "")
+    return shown(point.mean) + (f" ({point.spread})" if point.trials > 1 and point.spread else "")
 
 
-def worst(name: str, **factors: Any) -> str:
+def worst(model: str, name: str, **factors: Any) -> str:
     """The largest ratio of perplexities among the trials of one layer with these factors."""
-    return shown(max(row["ppl_ratio"] for row in having(only(results(name)[1], **factors), "layer")))
+    return shown(max(row["ppl_ratio"] for row in having(only(results(model, name)[1], **factors), "layer")))
 
 
-def about(name: str) -> dict[str, Any]:
-    """The description of a study."""
-    return results(name)[0]
-
-
-def basis() -> str:
-    """The extent of each study, in Markdown."""
-    lines = ["| study | windows of 512 tokens | trials | seeds |", "|---|---:|---:|---:|"]
-    for name in ("sweep", *STUDIES, "tune"):
-        known, rows = results(name)
-        seeds = len({row.get("seed") for row in rows} - {None})
-        lines.append(f"| {name} | {known['windows']} | {len(rows)} | {seeds or ''} |")
-    return "\n".join(lines)
-
-
-def tunings() -> str:
-    """Models before and after tuning, in Markdown."""
-    rows = results("tune")[1]
-    lines = [
-        "| model | tuned | parameters | steps | minutes | divergence | perplexity | KLD recovered | ppl recovered |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+def tunings(model: str) -> str:
+    """A model before and after tuning, as lines of a table in Markdown."""
+    rows, found = results(model, "tune")[1], []
     for before in only(rows, factors=None):
-        lines.append(f"| {before['model']} | nothing | | | | {_figures(before)} | | |")
+        found.append(f"| {model} | {before['model']} | nothing | | | {_figures(before)} | | |")
         for row in having(only(rows, model=before["model"]), "factors"):
-            spent = f"{row['parameters']:,} | {row['steps']} | {row['minutes']}"
+            spent = f"{row['parameters']:,} | {row['steps']}"
             ppl, kld = recovered(rows, row)
             learned = f"centroids, factors per {row['factors']}"
-            lines.append(f"| | {learned} | {spent} | {_figures(row)} | {kld:.1%} | {ppl:.1%} |")
-    return "\n".join(lines)
+            found.append(f"| | | {learned} | {spent} | {_figures(row)} | {kld:.0%} | {ppl:.0%} |")
+    return "\n".join(found)
 
 
 def _figures(row: Row) -> str:
     return f"{row['kld']:.4f} ± {row['kld_stderr']:.4f} | {row['ppl']:.2f}"
 
 
-def share(model: str, factors: str) -> str:
-    """The recovered share of the added perplexity and of the divergence."""
-    rows = results("tune")[1]
-    (row,) = only(rows, model=model, factors=factors)
+def share(model: str, tuned: str, factors: str) -> str:
+    """The recovered share of the added perplexity and of the divergence, if the model is tuned."""
+    if model not in PLANS:
+        return "not repeated"
+    rows = results(model, "tune")[1]
+    (row,) = only(rows, model=tuned, factors=factors)
     return "{:.0%} ({:.0%})".format(*recovered(rows, row))
 
 
-def stream(measure: str, correction: str) -> str:
+def stream(model: str, measure: str, correction: str) -> str:
     """The residual stream after the last layer, all layers replaced: its "scale" or "spearman"."""
-    rows = only(charts("drift")["scale"].rows, correction=correction)
-    return averaged(only(rows, layer=max(row["layer"] for row in rows)), measure)
+    rows = [row for row in only(results(model, "drift")[1], correction=correction) if "profile" in row]
+    return averaged([{**row, measure: row["profile"][measure][-1]} for row in rows], measure)
 
 
-def matrices() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The matrix that collapses, and the one among the others whose largest weight loses most."""
-    guilty = worst_trial(having(results("sweep")[1], "kind"))
-    known = about("sweep")["matrices"]
-    (collapsing,) = only(known, layer=guilty["layer"], kind=guilty["kind"])
-    others = [row for row in known if row is not collapsing]
-    return collapsing, max(others, key=lambda row: float(row["largest"] - row["stored"]))
+def drifted(model: str, correction: str) -> str:
+    """The mean ratio of perplexities with all layers replaced."""
+    about, rows = results(model, "drift")
+    return averaged(only(rows, correction=correction, replaced=len(about["layers"])), "ppl_ratio")
+
+
+def collapse(model: str) -> dict[str, Any]:
+    """The matrix whose plain clustering harms the model most, with its largest weight."""
+    about, rows = results(model, "sweep")
+    guilty = worst_trial(having(rows, "kind"))
+    (found,) = only(about["matrices"], layer=guilty["layer"], kind=guilty["kind"])
+    return found | {"ppl_ratio": shown(guilty["ppl_ratio"])}
 
 
 def shown(number: float) -> str:
@@ -251,12 +279,6 @@ def shown(number: float) -> str:
         return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
     digits, exponent = f"{number:.1e}".split("e")
     return f"{digits}·10^{int(exponent)}"
-
-
-def command(name: str) -> str:
-    """The command that repeats a figure, as a user types it."""
-    names = ["scramble", "preserve"] if name == "order" else [name]
-    return ";\n".join(f"`rkf {COMMANDS[each]}`" for each in names)
 
 
 if __name__ == "__main__":

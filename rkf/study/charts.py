@@ -9,6 +9,7 @@ from math import exp, log, sqrt
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -21,6 +22,7 @@ LABELS = {
     "correlation": "correlation with the unchanged weights",
     "bits": "bits per clustered weight",
     "survive": "layers",
+    "replaced": "layers replaced",
     "largest": "largest weight, in standard deviations",
     "scale": "RMS of the residual stream, relative to the unchanged model",
     "spearman": "rank correlation with the unchanged model's residual stream",
@@ -98,18 +100,29 @@ def table(chart: Chart) -> list[list[str]]:
     return [head, *([_shown(x), *(_cell(cells.get((name, x))) for name in found)] for x in xs)]
 
 
-def svg(chart: Chart) -> str:
+def svg(*charts: Chart) -> str:
     """The figure; equal rows give equal bytes."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name, "font.size": 9}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": charts[0].name, "font.size": 9}):
         drawn = io.StringIO()
-        FigureCanvasSVG(draw(chart)).print_svg(drawn, metadata={"Date": None})
+        FigureCanvasSVG(draw(*charts)).print_svg(drawn, metadata={"Date": None})
     return drawn.getvalue()
 
 
-def draw(chart: Chart) -> Figure:
-    """The figure as a matplotlib object."""
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    axes = figure.add_subplot()
+def draw(*charts: Chart) -> Figure:
+    """The figure as a matplotlib object. Several charts lie side by side, each under its title, with one y axis."""
+    figure = Figure(figsize=(7.2, 3.8 if len(charts) == 1 else 3.4), layout="constrained")
+    panels = figure.subplots(1, len(charts), sharey=True, squeeze=False)[0]
+    for axes, chart in zip(panels, charts, strict=True):
+        _plot(axes, chart)
+        if len(charts) > 1:
+            axes.set_title(chart.title)
+    panels[0].set_ylabel(LABELS.get(charts[0].y, charts[0].y))
+    if len(lines(charts[0])) > 1:
+        panels[0].legend(title=charts[0].series, fontsize=8)
+    return figure
+
+
+def _plot(axes: Axes, chart: Chart) -> None:
     found = lines(chart)
     xs = _ordered(point.x for points in found.values() for point in points)
     numbers = all(map(_is_number, xs))
@@ -126,11 +139,7 @@ def draw(chart: Chart) -> Figure:
     if chart.y in _LOGARITHMIC:
         axes.set_yscale("log")
     axes.set_xlabel(LABELS.get(chart.x, chart.x))
-    axes.set_ylabel(LABELS.get(chart.y, chart.y))
     axes.grid(alpha=0.3)
-    if len(found) > 1:
-        axes.legend(title=chart.series, fontsize=8)
-    return figure
 
 
 def _series(chart: Chart, row: Row) -> Any:

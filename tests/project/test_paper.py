@@ -20,10 +20,8 @@ def test_the_page_is_made_of_the_stored_results():
     assert {path.name for path in PAGE.parent.joinpath("paper").rglob("*.svg")} == {path.name for path in figures}
 
 
-def test_tunings_are_measured_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(paper_tuning, "WINDOWS", 2)
-    monkeypatch.setattr(paper_tuning, "CTX", 32)
-    monkeypatch.setattr(paper_tuning, "MINUTES", {("K = 16", "matrix"): 0.01})
+def test_tunings_are_measured_and_kept(tmp_path):
+    plan = paper_tuning.Plan({("K = 16", "matrix"): 0.01}, windows=2, ctx=32)
     converted = []
 
     def convert(out, options):
@@ -31,7 +29,7 @@ def test_tunings_are_measured_and_kept(tmp_path, monkeypatch):
         write_model(out, CONFIG, tiny.weights(CONFIG), None if "dense" in options else Rule(k=4))
 
     for _ in range(2):
-        paper_tuning.tuning(tmp_path, TEXT, 1, convert=convert)
+        paper_tuning.tuning(tmp_path, plan, TEXT, 1, convert=convert)
     assert converted == ["dense.rkf", "K = 16.rkf"]
     before, after = json.loads((tmp_path / "results.json").read_text())["trials"]
     assert before["factors"] is None and after["steps"] > 0

@@ -1,5 +1,6 @@
 """Rows to points, tables and figures."""
 
+from dataclasses import replace
 from math import exp, sqrt
 
 import pytest
@@ -46,3 +47,10 @@ def test_figures_are_the_same_bytes_again():
     ):
         assert svg(chart) == svg(chart)
         assert "<svg" in svg(chart)
+
+
+def test_panels_share_a_figure_and_keep_their_titles():
+    chart = Chart("n", "one", ROWS, x="change", series="where")
+    found = svg(chart, replace(chart, title="two"))
+    assert "one" in found and "two" in found
+    assert found.count("perplexity relative to the reference") == 1  # the y axis is labelled once
