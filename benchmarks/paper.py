@@ -98,18 +98,26 @@ def study(model: str, source: str, text: Path, threads: int) -> None:
     for name, command in COMMANDS.items():
         with _kept(model, name):
             rkf([*command.split(), "--threads", str(threads)])
-    if model in PLANS:
+    if model in PLANS and _stored(model, "tune") < PLANS[model].trials:
         with _kept(model, "tune"):
             tuning(work / "tune", PLANS[model], read_text(text), threads, convert=convert)
 
 
+def _stored(model: str, name: str) -> int:
+    """The trials of a study in docs/paper. Those of a complete one stay, though later versions convert otherwise."""
+    return len(results(model, name)[1]) if (DATA / model / name / RESULTS).exists() else 0
+
+
 @contextmanager
 def _kept(model: str, name: str) -> Iterator[None]:
-    """Start a study from its results in docs/paper and copy its results back there, even if it is interrupted."""
+    """Start a study from its results in docs/paper, unless it has begun here, and copy its results there, even if it is
+    interrupted.
+    """
     there, here = DATA / model / name, WORK / model / name
     for folder in (there, here):
         folder.mkdir(parents=True, exist_ok=True)
-    _copy(there, here)
+    if not (here / RESULTS).exists():
+        _copy(there, here)
     try:
         yield
     finally:

@@ -37,6 +37,11 @@ class Plan:
     windows: int
     ctx: int = 512
 
+    @property
+    def trials(self) -> int:
+        """Each form before tuning, and each tuning."""
+        return len({name for name, _ in self.minutes}) + len(self.minutes)
+
 
 PLANS = {  # of the models that are tuned; minutes on one thread
     "SmolLM2-135M": Plan(
