@@ -35,6 +35,7 @@ _DAMPING = np.float32(0.1)
 # The part of the table's moments in those of a table that is the head too. On a 135M model, K = 16, the divergence by
 # this table alone was .096 with 0, .084 with .1, .079 with .3, .091 with .6 and .334 with 1.
 _OF_TABLE = 0.3
+_LEAST = np.float32(1e-3)  # of the largest row's size
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -69,9 +70,19 @@ def of_both(head: F32, table: F32) -> F32:
     """What errors of a table that is the output head too are weighed with. head: the second moments of the inputs of
     the logits; table: its own.
     """
-    found: F32 = head * np.float32((1 - _OF_TABLE) / np.trace(head)) + table * np.float32(_OF_TABLE / np.trace(table))
-    found *= np.float32(len(found))
+    return _scaled(head, 1 - _OF_TABLE) + _scaled(table, _OF_TABLE)
+
+
+def _scaled(moments: F32, mean: float) -> F32:
+    """The moments with this mean of their diagonal; zeros stay."""
+    found: F32 = moments * np.float32(mean * len(moments) / max(float(np.trace(moments)), 1e-30))
     return found
+
+
+def _sizes(x: F32) -> F32:
+    """The root mean square of each row. Rows of next to nothing count as larger, or their changes would be all."""
+    found = np.sqrt(np.square(x).mean(axis=-1, keepdims=True))
+    return np.maximum(found, max(_LEAST * found.max(), _TINY))
 
 
 def _damped(moments: Any) -> F32:
@@ -112,7 +123,7 @@ class _Beginning:
         known: dict[str, Any] = {**self.weights, **known_matrices(self.layer, self.weights, self.packed)}
         true = self._values(known, ids, copies)
         near = {name: each.near if isinstance(each, Known) else each for name, each in known.items()}
-        sizes = {name: np.sqrt(np.square(x).mean(axis=-1, keepdims=True)) for name, x in true.items()}
+        sizes = {name: _sizes(x) for name, x in true.items()}
         columns = rows[table].shape[-1]
         signs = np.random.Generator(np.random.Philox(key=number)).choice(
             np.array([-1, 1], np.float32), len(texts[number])
@@ -125,7 +136,7 @@ class _Beginning:
             for copy in together:
                 changed[copy, :, start + copy] += change
             after = self._values(near, ids, {**copies, table: changed})
-            parts = [(after[name] - x) / np.maximum(sizes[name], _TINY) for name, x in true.items()]
+            parts = [(after[name] - x) / sizes[name] for name, x in true.items()]
             effects.append(np.concatenate([part.reshape(_TOGETHER, -1) for part in parts], axis=1)[: len(together)])
         found = np.concatenate(effects)
         product: F32 = found @ found.T

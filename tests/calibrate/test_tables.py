@@ -67,6 +67,14 @@ def test_a_table_that_is_the_output_head_has_a_part_of_both():
     np.testing.assert_allclose(found, 4 * (0.7 * head / np.trace(head) + 0.3 * table / np.trace(table)), rtol=1e-5)
 
 
+def test_rows_of_zeros_give_finite_moments():
+    _, program, weights = small_model("llama")
+    for table in (np.where(np.arange(BASE["vocab_size"])[:, None] % 2, weights[TABLE], 0), weights[TABLE] * 0):
+        tensors = {**weights, TABLE: table}
+        found = tables.moments_of_tables(program, TensorReader(tensors.__getitem__), TOKENS)[TABLE]
+        assert np.isfinite(found).all() and np.isfinite(tables.of_both(found * 0, found)).all()
+
+
 def test_they_do_not_depend_on_threads(monkeypatch):
     _, program, weights = small_model("llama")
     found = []
