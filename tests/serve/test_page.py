@@ -90,7 +90,7 @@ def test_a_conversation(page):
 
 SLOW = """
 const plain = window.fetch;
-const slow = { async transform(chunk, out) { await new Promise((go) => setTimeout(go, 200)); out.enqueue(chunk); } };
+const slow = { async transform(chunk, out) { await new Promise((go) => setTimeout(go, 1000)); out.enqueue(chunk); } };
 window.fetch = async (...request) => {
   const answer = await plain(...request);
   return new Response(answer.body.pipeThrough(new TransformStream(slow)), answer);
@@ -99,7 +99,7 @@ window.fetch = async (...request) => {
 
 
 def test_an_answer_is_stopped(page):
-    page.add_init_script(SLOW)  # the tiny model would be done before the key is pressed
+    page.add_init_script(SLOW)  # the tiny model would be done before the key is pressed, on a busy machine too
     page.reload()
     page.wait_for_selector("header option", state="attached")
     ask(page, "A long one", tokens=900)
