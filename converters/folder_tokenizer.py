@@ -22,7 +22,7 @@ from rkf.converters.input_files import read_bytes, read_json, refuse_pointer
 from rkf.errors import SourceError, StructureError, naming
 from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import SpecialToken
-from rkf.text.tokenizer_json import load, one_line, to_json
+from rkf.text.tokenizer_json import around, load, one_line, to_json
 
 SETTINGS, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # Names that every tokenizer may give. Others are names only where their value is a text.
@@ -84,7 +84,8 @@ class FolderTokenizer:
         if (count := self._tokenizer.get_vocab_size(with_added_tokens=True)) > rows:
             raise SourceError(f"{label}: tokenizer.json has {count} tokens for {rows} rows: two of them share an id")
         with _as_source(label), one_line(TOKENIZER):
-            self.first_id = self._first()
+            before, _ = around(self._tokenizer)
+        self.first_id = before[0] if len(before) == 1 else None
         self.special_tokens = {
             name: SpecialToken(token.content, self.id_of(token.content)) for name, token in sorted(named.items())
         }
@@ -101,12 +102,6 @@ class FolderTokenizer:
         texts = {token.content for token in (*have, *wanted)}
         wanted += [token for token in named.values() if token.content not in texts]
         return self._tokenizer.add_tokens(wanted) > 0
-
-    def _first(self) -> int | None:
-        """The token that tokenizer.json puts before each text."""
-        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
-        whole = self._tokenizer.encode("a").ids
-        return whole[0] if len(whole) > len(plain) and whole[1 : 1 + len(plain)] == plain else None
 
     def _largest(self) -> int:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)

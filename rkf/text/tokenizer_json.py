@@ -23,6 +23,7 @@ MAX_COMPONENTS = 64
 MAX_AFFIX = 64  # bytes that a BPE puts before or behind the letters of a word
 MAX_ID = 1 << 22  # the largest vocabularies have 300,000 tokens
 MAX_WORD = 1000  # letters of a word that WordPiece tries in quadratic time; 100 by default
+_TRIED = 64  # tokens whose texts are tried where the letter a has none
 
 _NORMALIZERS = (
     *("BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Strip", "StripAccents"),
@@ -51,13 +52,29 @@ def load(tokenizer_json: bytes) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the post-processor puts before and behind a text; none if it does not leave the text whole.
+
+    Use it under `one_line`: a post-processor can fail.
+    """
+    for text in _probes(tokenizer):
+        bare, whole = tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.encode(text).ids
+        for start in range(len(whole) - len(bare) + 1 if bare else 0):
+            if whole[start : start + len(bare)] == bare:
+                return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    return (), ()
+
+
+def _probes(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
+    """Short texts, of which a tokenizer knows one at least."""
+    yield "a"
+    yield from sorted(tokenizer.get_vocab(with_added_tokens=False))[:_TRIED]
+
+
 def ending(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """The ids that the post-processor puts behind a text; none if it fails or does not leave the text whole."""
+    """The ids that the post-processor puts behind a text; none if it fails."""
     with suppress(StructureError), one_line("tokenizer.json: post_processor"):
-        bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
-        for start in range(len(whole) - len(bare) + 1):
-            if bare and whole[start : start + len(bare)] == bare:
-                return tuple(whole[start + len(bare) :])
+        return around(tokenizer)[1]
     return ()
 
 

@@ -1,12 +1,14 @@
 """Encode, decode, and a stream that never breaks a character."""
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
 from rkf.errors import StructureError, UsageError
 from rkf.text.tokenizer import Tokenizer
+from rkf.text.tokenizer_json import around
 from tests.runtime import tiny
 
 BYTE_LEVEL = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), tiny.config())
@@ -118,6 +120,17 @@ def test_what_stands_behind_a_text():
         assert tokenizer.encode("the") == BYTE_LEVEL.encode("the")
     raw.post_processor = processors.TemplateProcessing("$A <|past|>", special_tokens=[("<|past|>", 1 << 20)])
     assert Tokenizer(raw.to_str().encode(), tiny.config()).ending == ()
+
+
+def test_what_stands_around_a_text_of_a_tokenizer_without_the_letter_a():
+    digits = {"<s>": 0, "</s>": 1} | {digit: 2 + number for number, digit in enumerate("0123456789")}
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE(digits, []))
+    assert around(raw) == ((), ())
+    special = [("<s>", 0), ("</s>", 1)]
+    for template, expected in (("<s> $A", ((0,), ())), ("$A </s>", ((), (1,))), ("<s> $A </s>", ((0,), (1,)))):
+        raw.post_processor = processors.TemplateProcessing(template, special_tokens=special)
+        assert around(raw) == expected
+    assert around(tokenizers.Tokenizer(tokenizers.models.BPE({}, []))) == ((), ())
 
 
 def test_a_tokenizer_that_truncates_or_pads_is_told_not_to():
