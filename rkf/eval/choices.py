@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rkf.errors import UsageError, naming
 from rkf.eval.perplexity import finite, negative_log_likelihood
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rkf.runtime.model import Model
 
 Progress = Callable[[int, int], None]  # (items done, items in all)
+I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,9 @@ def choices(model: Model, items: Sequence[Item], *, progress: Progress | None = 
 
 
 def _scores(model: Model, item: Item) -> list[float]:
-    """Log-likelihood per byte of each ending. The tokens that all endings share are computed once."""
+    """Log-likelihood per byte of each ending. The tokens that all endings share are computed once, what follows
+    in passes of many endings.
+    """
     enough = model.config.context_length + 1
     rows = [model.tokenizer.encode(item.context + ending, enough=enough) for ending in item.endings]
     alone = model.tokenizer.encode(item.context, enough=enough)
@@ -93,17 +97,26 @@ def _scores(model: Model, item: Item) -> list[float]:
         raise UsageError("the context merges with an ending into one token; expected a longer context")
     sequence = model.backend.new_sequence(max(map(len, rows)))
     before = model.backend.forward([Row(sequence, np.array(rows[0][:first], np.int64))])
-    sequence.mark()
-    scores = []
-    for row, ending in zip(rows, item.endings, strict=True):
-        sequence.truncate(first)
-        targets = np.array(row[first:], np.int64)
-        logits = before
-        if len(targets) > 1:
-            after = model.backend.forward([Row(sequence, np.array(row[first:-1], np.int64))], "all")
-            logits = np.concatenate([before, after])
-        scores.append(-float(negative_log_likelihood(finite(logits), targets).sum()) / len(ending.encode()))
-    return scores
+    scores: list[float] = []
+    for group in _groups([np.array(row[first:], np.int64) for row in rows], model.backend.pass_tokens):
+        read = [Row(sequence.fork(), targets[:-1]) for targets in group if len(targets) > 1]
+        after = model.backend.forward(read, "all") if read else before[:0]
+        for targets in group:
+            own, after = after[: len(targets) - 1], after[len(targets) - 1 :]
+            logits = finite(np.concatenate([before, own]))
+            scores.append(-float(negative_log_likelihood(logits, targets).sum()))
+    return [score / len(ending.encode()) for score, ending in zip(scores, item.endings, strict=True)]
+
+
+def _groups(endings: Sequence[I64], most: int) -> Iterator[list[I64]]:
+    """The endings, as many at a time as have `most` tokens together; one at least."""
+    group: list[I64] = []
+    for ending in endings:
+        if group and sum(map(len, group)) + len(ending) > most:
+            yield group
+            group = []
+        group.append(ending)
+    yield group
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
