@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +43,7 @@ from rkf.format import codec
 from rkf.format.constants import CHAT_TEMPLATE, MAX_K, MIN_K, TOKENIZER
 from rkf.format.matrix import Alias, ClusteredMatrix, Tensor
 from rkf.model.roles import clusterable
+from rkf.worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
     from rkf.converters.ray_tasks import RayMachines
@@ -200,19 +201,9 @@ def _mean_squares(calibration: GivenCalibration) -> dict[str, NDArray[np.float32
     }
 
 
-@contextmanager
-def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads. On an error or Ctrl-C it waits for running tasks and drops queued ones."""
-    with ThreadPoolExecutor(workers, name) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _ahead(items: Iterator[_T]) -> Iterator[_T]:
     """The items, each prepared while the one before is in use: moments of a layer while the last one is clustered."""
-    with ThreadPoolExecutor(1, "rkf-ahead") as thread:
+    with WorkerThreads(1, "rkf-ahead") as thread:
         waiting = thread.submit(next, items, None)
         while (item := waiting.result()) is not None:
             waiting = thread.submit(next, items, None)
@@ -273,7 +264,7 @@ class _Job:
         try:
             # The results are closed first, which waits for their threads: no tensor may come into the work folder after
             # it was removed. The writer's lock also covers that folder.
-            with writer, _pool(workers, "rkf-experts") as experts, closing(self._results(workers)) as results:
+            with writer, WorkerThreads(workers, "rkf-experts") as experts, closing(self._results(workers)) as results:
                 self.each = experts.map
                 self.work.open(self._fingerprint(), resume)
                 self.frequent = calibration.frequent if calibration else None
@@ -305,7 +296,7 @@ class _Job:
         specs = self.source.tensors
         waiting: deque[tuple[str, int, Future[_Result]]] = deque()
         in_flight = 0
-        with _pool(workers, "rkf-convert") as pool:
+        with WorkerThreads(workers, "rkf-convert") as pool:
             for name in self.names:
                 weights = specs[name].weights if name in specs else 0
                 while waiting and in_flight + weights > self.in_flight:
@@ -321,7 +312,7 @@ class _Job:
     def _suit(self, calibration: GivenCalibration, workers: int, report: Progress) -> set[str]:
         """Cluster the tensors that have moments into the work folder, layer by layer. Returns their names."""
         suited: set[str] = set()
-        with threadpool_limits(1, "blas"), _pool(workers, "rkf-suit") as pool:
+        with threadpool_limits(1, "blas"), WorkerThreads(workers, "rkf-suit") as pool:
             for moments in _ahead(calibration.metrics()):
                 named = {self.source.aliases.get(name, name): each for name, each in moments.items()}
                 wanted = {id(each): pool.submit(objectives, each) for each in named.values()}

@@ -7,7 +7,6 @@ and no clustering.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TypeAlias, cast
@@ -23,6 +22,7 @@ from rkf.format.codec import in_order, workers
 from rkf.model.op import EMBEDDING, MATRIX, STACK
 from rkf.model.program import Program
 from rkf.numbers.eight_bits import Panels
+from rkf.worker_threads import WorkerThreads
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -106,7 +106,7 @@ def write_text(
         drawn = _drawn(logits(op, flow.values[op.src][:, 0], head, bias), points(seed, position, len(prompts))[rows])
         tokens[rows, position] = np.where(given[rows, position], tokens[rows, position], drawn)
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
+    with threadpool_limits(1, "blas"), WorkerThreads(workers()) as pool:
         for position in range(1, ctx):
             list(pool.map(step, chunks, caches, repeat(position)))
             if progress is not None:
@@ -138,7 +138,7 @@ def moments(program: Program, reader: TensorReader, tokens: U32) -> Iterator[Map
     """
     together = max(1, _READ_TOKENS // tokens.shape[1])
     flows = [Flow(tokens[start : start + together]) for start in range(0, len(tokens), together)]
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
+    with threadpool_limits(1, "blas"), WorkerThreads(workers()) as pool:
         for stretch in stretches(program, tokens.shape[1]):
             flows, found = tapped(pool, stretch, reader.rounded(stretch), flows)
             if found:

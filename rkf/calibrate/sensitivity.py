@@ -27,6 +27,7 @@ from rkf.calibrate.passes import F32, U32, TensorReader, rounded, stretches
 from rkf.format.codec import workers
 from rkf.model.program import Program
 from rkf.numbers.eight_bits import Near
+from rkf.worker_threads import WorkerThreads
 
 
 def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) -> dict[str, float]:
@@ -41,7 +42,7 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
     names: list[str] = []
     copies: list[Flow] = []
     nearby: dict[str, float] = {}
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
+    with threadpool_limits(1, "blas"), WorkerThreads(workers()) as pool:
         for stretch, weights in _read_ahead(pool, reader, stretches(program, divergences.PIECE)):
             multiplied = sorted(stretch.multiplied & weights.keys())
             packed = dict(zip(multiplied, pool.map(rounded, (weights[name] for name in multiplied)), strict=True))

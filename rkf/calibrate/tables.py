@@ -9,7 +9,6 @@ loss would reach 0.6, and the values behind later layers tell no more than those
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from rkf.calibrate.passes import F32, U32, TensorReader, rounded
 from rkf.format.codec import workers
 from rkf.model.ops import Embed
 from rkf.model.program import Program
+from rkf.worker_threads import WorkerThreads
 
 _SEQUENCES, _TOKENS = 8, 8  # of the text
 _WIDEST = 8192  # columns; tables with parts for every layer are wider, and the first layer reads only its own
@@ -56,7 +56,7 @@ def moments_of_tables(program: Program, reader: TensorReader, tokens: U32) -> di
     rows = {name: reader(name)[texts] for name in widths}
     stem, layer = Stretch.stem(program, length), Stretch.of_layer(program, 0, length)
     plain, weights = {name: reader(name) for name in stem.names if name not in widths}, reader.of(layer)
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers()) as pool:
+    with threadpool_limits(1, "blas"), WorkerThreads(workers()) as pool:
         multiplied = sorted(layer.multiplied & weights.keys())
         packed = dict(zip(multiplied, pool.map(rounded, (weights[name] for name in multiplied)), strict=True))
         beginning = _Beginning(stem, layer, plain, weights, packed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +32,7 @@ from rkf.model.program import Program
 from rkf.runtime.model import TORCH_DEVICES
 from rkf.runtime.torch_model import Decoder
 from rkf.runtime.torch_pass import RopeTables
+from rkf.worker_threads import WorkerThreads
 
 _READ_TOKENS = 4096  # of a batch: of a width of 28,672 their activations take 470 MB
 _WHOLE = float(1 << 40)  # probabilities as whole numbers; those of 2^22 tokens fit into 63 bits
@@ -100,7 +100,7 @@ class TorchDevice:
         copies: dict[str, TorchFlow] = {}
         nearby: dict[str, float] = {}
         of_head: Moments | None = None
-        with self._computing(), ThreadPoolExecutor(workers()) as pool:
+        with self._computing(), WorkerThreads(workers()) as pool:
             ropes = RopeTables(program.ropes).to(self._device)
             seen, true = [self._flow(ids) for ids in batches], self._flow(measured)
             for stretch in stretches(program, divergences.PIECE):

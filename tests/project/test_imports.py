@@ -31,7 +31,7 @@ MAY = {
     "study": FILE | {"text", "calibrate", "runtime", "eval"},
     "bridges": FILE | {"numbers", "torch", "converters", "runtime", "eval"},
 }
-BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache"}
+BASE = {"rkf", "rkf._version", "rkf.errors", "rkf.cache", "rkf.worker_threads"}
 COMMANDS = {"rkf.cli", "rkf.__main__"}
 HEAVY = {
     "numba",
