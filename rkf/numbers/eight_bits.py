@@ -133,9 +133,9 @@ def mapped(folder: Path) -> Iterator[Callable[[Panels], Panels]]:
 
 
 def rounded_product(x: Rounded, weights: Panels) -> F32:
-    """x weights^T, f32[rows of x, rows of weights]. CPUs without vpdpbusd multiply the same numbers in f32."""
+    """x weights^T, f32[rows of x, rows of weights]. CPUs without the kernel multiply the same numbers in f32."""
     rows, cols = weights.shape
-    if not eight_bit_kernel.available():
+    if eight_bit_kernel.form() is None:
         wide, product = x.decoded(), np.empty((x.shape[0], rows), np.float32)
         for first in range(0, len(weights.numbers), _WIDENED):
             some = slice(first, first + _WIDENED)

@@ -2,23 +2,30 @@
 
 import numpy as np
 import pytest
+from numba import njit
 
 from rkf.calibrate import passes
 from rkf.errors import OutputError
 from rkf.numbers import eight_bit_kernel, eight_bits
+from rkf.numbers.eight_bit_kernel import AVX2, VNNI
 from rkf.numbers.eight_bits import Near, Panels, Rounded
 from tests.calibrate.test_calibration import PROGRAM, READER
 
 RANDOM = np.random.Generator(np.random.Philox(4))
 
 
-@pytest.fixture(params=["kernel", "f32"])
+@pytest.fixture(params=["vnni", "avx2", "f32"])
 def way(request, monkeypatch):
-    """The kernel where the CPU has it, and the products of all other CPUs."""
-    if request.param == "f32":
-        monkeypatch.setattr(eight_bit_kernel, "available", lambda: False)
-    elif not eight_bit_kernel.available():
-        pytest.skip("this CPU has no vpdpbusd")
+    """The forms of the kernel where the CPU has them, and the products of all other CPUs."""
+    form = {"vnni": VNNI, "avx2": AVX2}.get(request.param)
+    if form is not None and eight_bit_kernel.form() not in (form, VNNI):
+        pytest.skip(f"this CPU has no {request.param}")
+    use(form, monkeypatch)
+
+
+def use(form, monkeypatch):
+    monkeypatch.setattr(eight_bit_kernel, "form", lambda: form)
+    monkeypatch.setattr(eight_bit_kernel, "multiply", njit(nogil=True)(eight_bit_kernel.multiply.py_func))
 
 
 @pytest.mark.parametrize(("tokens", "rows", "cols"), [(1, 1, 1), (7, 65, 130), (64, 192, 576), (5, 63, 127)])
@@ -32,6 +39,25 @@ def test_products_are_those_of_the_rounded_numbers(way, tokens, rows, cols):
     expected = near.astype(np.float64) @ wide.T.astype(np.float64)
     np.testing.assert_allclose(right.product(x), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     assert np.linalg.norm(expected - x @ weights.T) < 0.02 * np.linalg.norm(x @ weights.T)
+
+
+@pytest.mark.skipif(eight_bit_kernel.form() != VNNI, reason="this CPU has no vpdpbusd")
+def test_the_forms_have_the_same_bits(monkeypatch):
+    x, weights = (
+        Rounded.of(RANDOM.standard_normal((20, 300), np.float32)),
+        RANDOM.standard_normal((70, 300), np.float32),
+    )
+    found = []
+    for form in (VNNI, AVX2):
+        use(form, monkeypatch)
+        found.append(eight_bits.rounded_product(x, Panels.of(weights)))
+    np.testing.assert_array_equal(*found)
+
+
+def test_sums_of_the_largest_numbers_are_exact(way):
+    x = np.where(RANDOM.random((7, 256)) < 0.5, 127, -127).astype(np.float32)
+    x[0], x[1] = 127, -127
+    np.testing.assert_array_equal(Panels.of(x).product(x), x @ x.T)
 
 
 def test_zeros_and_numbers_of_any_size(way):
