@@ -22,19 +22,22 @@ def fitting(
     size: int | None,
     bpw: float | None,
     losses: Mapping[str, float] | None,
+    cpu: str | None = None,
 ) -> Recipe:
     """A recipe whose file takes at most `size` bytes, or whose clustered tensors at most `bpw` bits a weight.
 
-    losses: the measured loss of each matrix when stored coarsely; None: the loss expected from its role. Raises
-    UsageError if even the smallest K for all does not fit.
+    losses: the measured loss of each matrix when stored coarsely; None: the loss expected from its role. cpu: use only
+    K that this level of CPU multiplies fastest (`allocation.FASTEST`). Raises UsageError if even the smallest K for all
+    does not fit.
     """
     program = source.model.program
     shapes, weights = _matrices(source)
     embeddings = allocation.lone_embeddings(program, stored_head(source))
+    allowed = allocation.ladders(shapes, embeddings, cpu)
     limit = size if size is not None else int((bpw or 0) * weights / 8)
 
     def taken(chosen: list[str]) -> int:
-        ledger = rehearse(allocation.recipe(program, list(shapes), chosen, embeddings))
+        ledger = rehearse(allocation.recipe(program, allowed, chosen))
         return ledger.file_bytes if size is not None else ledger.clustered_bytes
 
     least = taken([])
@@ -42,10 +45,10 @@ def fitting(
         expected = f"{least} bytes" if size is not None else f"{8 * least / weights:.4f} bits per weight"
         raise UsageError(f"{source.label}: a budget of {size or bpw} is too small: expected at least {expected}")
     losses = losses or _expected(source, shapes)
-    chosen = allocation.within(allocation.doublings(shapes, losses, embeddings), limit - least)
+    chosen = allocation.within(allocation.steps(shapes, losses, allowed), limit - least)
     while taken(chosen) > limit:  # exceeded by the padding of sections, or by a longer list of names
         chosen.pop()
-    return allocation.recipe(program, list(shapes), chosen, embeddings)
+    return allocation.recipe(program, allowed, chosen)
 
 
 def archive(

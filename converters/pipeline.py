@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,6 +65,7 @@ def convert(
     size: int | None = None,
     bpw: float | None = None,
     archive: bool = False,
+    cpu: str | None = None,
     adapter: str | Path | None = None,
     calibrate: Calibrator | None = None,
     compensate: bool = True,
@@ -88,7 +90,7 @@ def convert(
     size, bpw: instead of k and recipe, the maximum bytes of the whole file or bits of a clustered weight. K is then
     chosen for each matrix for the least loss (`rkf.cluster.allocation`). The loss is measured on the calibration text
     if there is one; a dry run uses typical losses. archive: the limits apply to the file packed by `rkf pack`, and K to
-    ranks of the least entropy.
+    ranks of the least entropy. cpu: choose only K that CPUs of this level multiply fastest (`allocation.FASTEST`).
     workers: threads, by default one per usable core; the bytes do not depend on it. ray: the address of a Ray cluster,
     whose machines cluster the matrices (`rkf.converters.ray_tasks`); workers is then the number of tasks at once.
     force: overwrite `out`.
@@ -107,6 +109,10 @@ def convert(
         raise UsageError("size, bpw, and a recipe with its k exclude each other: give one")
     if archive and size is None and bpw is None:
         raise UsageError("archive: expected size or bpw with it")
+    if cpu is not None and cpu not in allocation.FASTEST:
+        raise UsageError(f"cpu: expected one of {', '.join(allocation.FASTEST)}, got {cpu}")
+    if cpu is not None and (archive or (size is None and bpw is None)):
+        raise UsageError("cpu: expected size or bpw with it, without archive")
     if part_bytes is not None:
         check_part_bytes(part_bytes)
     if workers is not None and workers < 1:
@@ -129,7 +135,7 @@ def convert(
     def plan(losses: Mapping[str, float] | None) -> Recipe:
         if not budgeted:
             return Recipe.load(recipe or "default", source.model.program, k, head)
-        fit = archived if archive else fitting
+        fit = archived if archive else partial(fitting, cpu=cpu)
         return fit(source, lambda trial: job(source, trial, announced).rehearse(), size, bpw, losses)
 
     def job(source: Source, chosen: Recipe, text: Mapping[str, Any] | None) -> _Job:

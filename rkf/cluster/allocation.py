@@ -11,8 +11,8 @@ no later layer smooths (`docs/log.md`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from math import ceil, prod
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from rkf.cluster.clustering import cluster
 from rkf.cluster.compensate import Moments, objectives
 from rkf.cluster.recipe import Recipe, Rule
+from rkf.format.constants import index_bits
 from rkf.format.matrix import F32, DenseTensor
 from rkf.model.program import Program, layer_of
 from rkf.model.roles import roles
@@ -53,6 +54,9 @@ _HALVINGS = 50
 # head: that of a 0.5B model, 17 MB a bit, loses .036 at K = 4, .008 at K = 8. Layers at K = 4 have not been measured.
 _ERRORS = {4: 0.1172, 8: 0.0344, 16: 0.00943, 32: 0.00248, 64: 0.000644, 128: 0.000169, 255: 0.000085}
 KS = tuple(_ERRORS)
+# The K that a level of CPU multiplies fastest, where all others take up to twice the arithmetic for a byte: with AVX2
+# 16 values are one lookup, and 255 on the grid none.
+FASTEST = {"avx2": (16, 255)}
 MEASURED = Rule(k=32, grid=True, affine="row", exceptions=0.001)
 # exact_rows: the 64 most frequent tokens, which make up a third of the text. The loss of the output head is measured
 # without them. With them it got K = 32 in 91 MB, and the mean divergence rose by 8 % because of rare tokens. In an
@@ -79,28 +83,41 @@ def coarse(weights: F32, moments: Moments | None) -> F32:
     return cluster(DenseTensor("f32", weights), MEASURED, "", objective)[0].decode()
 
 
-def doublings(
-    shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], embeddings: Collection[str] = ()
-) -> list[tuple[str, int]]:
-    """(matrix, bytes) for every step of every matrix along KS, the step with the best gain per byte first.
-
-    shapes: those of the matrices to cluster; losses: the loss of each at one K, the same for all; embeddings: those
-    that begin at the first of KS, not the second.
+def ladders(
+    names: Iterable[str], embeddings: Collection[str] = (), cpu: str | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The K that each matrix may have, ascending. embeddings: those whose rows are only looked up, which takes no time
+    and may lose more. cpu: one of FASTEST, or None for any.
     """
-    sizes = {name: prod(shape) // 8 for name, shape in shapes.items()}  # one more bit per weight
-    lists = {name: prod(shape[:-2]) for name, shape in shapes.items()}
-    gains = [_ERRORS[k] - _ERRORS[more] for k, more in pairwise(KS)]
+    usual = KS[1:] if cpu is None else FASTEST[cpu]
+    return {name: KS if name in embeddings else usual for name in names}
+
+
+def steps(
+    shapes: Mapping[str, tuple[int, ...]], losses: Mapping[str, float], allowed: Mapping[str, tuple[int, ...]]
+) -> list[tuple[str, int]]:
+    """(matrix, bytes) for every step of every matrix along its ladder, the step with the best gain per byte first.
+
+    shapes: those of the matrices to cluster; losses: the loss of each at one K, the same for all; allowed: ladders.
+    """
+
+    def cost(name: str, k: int, more: int) -> int:
+        shape = shapes[name]
+        bits, lists = index_bits(more) - index_bits(k), prod(shape[:-2])
+        return prod(shape) // 8 * bits + _LIST_BYTES * lists * (more - k)
 
     def waiting_for(name: str, step: int) -> tuple[float, str, int]:
-        return -gains[step] * losses[name] / sizes[name], name, step
+        k, more = allowed[name][step : step + 2]
+        bits = index_bits(more) - index_bits(k)
+        return -(_ERRORS[k] - _ERRORS[more]) * losses[name] / (prod(shapes[name]) * bits), name, step
 
-    waiting = [waiting_for(name, int(name not in embeddings)) for name in shapes]
+    waiting = [waiting_for(name, 0) for name in shapes if len(allowed[name]) > 1]
     heapq.heapify(waiting)
     order = []
     while waiting:
         _, name, step = heapq.heappop(waiting)
-        order.append((name, sizes[name] + _LIST_BYTES * lists[name] * (KS[step + 1] - KS[step])))
-        if step + 1 < len(gains):
+        order.append((name, cost(name, *allowed[name][step : step + 2])))
+        if step + 2 < len(allowed[name]):
             heapq.heappush(waiting, waiting_for(name, step + 1))
     return order
 
@@ -122,18 +139,16 @@ def lone_embeddings(program: Program, head: str) -> set[str]:
     return {name for name, role in roles(program).items() if role == "embedding" and name != head}
 
 
-def recipe(program: Program, names: Sequence[str], steps: Sequence[str], embeddings: Collection[str] = ()) -> Recipe:
-    """A recipe that gives each matrix the second of KS (`embeddings` the first), then the next one for each time it is
-    among `steps`.
-    """
-    at = {name: int(name not in embeddings) for name in names}
-    for name in steps:
-        at[name] += 1
+def recipe(program: Program, allowed: Mapping[str, tuple[int, ...]], chosen: Iterable[str]) -> Recipe:
+    """A recipe that gives each matrix the first K of its ladder, then the next for each time it is among `chosen`."""
+    taken = Counter(chosen)
+    of_k: dict[int, list[str]] = {}
+    for name in sorted(allowed):
+        of_k.setdefault(allowed[name][taken[name]], []).append(name)
     rules = []
-    for step, k in enumerate(KS):
-        chosen = ",\n".join(f'  "{name}"' for name in sorted(names) if at[name] == step)
-        if chosen:
-            rules.append(f"\n[[rule]]\nk = {k}\ntensors = [\n{chosen},\n]\n")
+    for k, names in sorted(of_k.items()):
+        tensors = ",\n".join(f'  "{name}"' for name in names)
+        rules.append(f"\n[[rule]]\nk = {k}\ntensors = [\n{tensors},\n]\n")
     return Recipe.parse(_HEADER + "".join(rules), "budget", program)
 
 

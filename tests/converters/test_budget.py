@@ -26,38 +26,52 @@ def expected(head: str) -> dict[str, float]:
     return allocation.expected_losses(PROGRAM, SHAPES, head)
 
 
+def ordered(shapes: dict[str, tuple[int, ...]], losses: dict[str, float]) -> list[str]:
+    return [name for name, _ in allocation.steps(shapes, losses, allocation.ladders(shapes))]
+
+
 def test_every_matrix_moves_through_every_k() -> None:
     embeddings = allocation.lone_embeddings(PROGRAM, HEAD)
     assert embeddings == {EMBEDDING}
     assert not allocation.lone_embeddings(PROGRAM, EMBEDDING)  # as it is stored if the head is tied
-    steps = [name for name, _ in allocation.doublings(SHAPES, expected(HEAD), embeddings)]
-    recipe = allocation.recipe(PROGRAM, list(SHAPES), steps, embeddings)
+    allowed = allocation.ladders(SHAPES, embeddings)
+    steps = [name for name, _ in allocation.steps(SHAPES, expected(HEAD), allowed)]
+    recipe = allocation.recipe(PROGRAM, allowed, steps)
     assert {recipe.rule(name, shape).k for name, shape in SHAPES.items()} == {allocation.KS[-1]}
-    least = allocation.recipe(PROGRAM, list(SHAPES), [], embeddings)
+    least = allocation.recipe(PROGRAM, allowed, [])
     assert [least.rule(name, shape).k for name, shape in SHAPES.items()] == [*[allocation.KS[1]] * 12, allocation.KS[0]]
 
 
 def test_the_sensitive_come_first() -> None:
     losses = expected(EMBEDDING)
-    steps = [name for name, _ in allocation.doublings(SHAPES, losses)]
+    steps = ordered(SHAPES, losses)
     first = {name: steps.index(name) for name in SHAPES}
     assert first["model.layers.3.self_attn.v_proj.weight"] < first["model.layers.3.mlp.up_proj.weight"]
     assert first["model.layers.5.mlp.up_proj.weight"] < first["model.layers.1.mlp.up_proj.weight"]
-    untied = [name for name, _ in allocation.doublings(SHAPES, expected(HEAD))]
+    untied = ordered(SHAPES, expected(HEAD))
     assert untied.index(EMBEDDING) > first[EMBEDDING]
     losses["model.layers.2.mlp.up_proj.weight"] *= 1e6
-    measured = [name for name, _ in allocation.doublings(SHAPES, losses)]
+    measured = ordered(SHAPES, losses)
     assert measured[: len(allocation.KS) - 2] == ["model.layers.2.mlp.up_proj.weight"] * (len(allocation.KS) - 2)
 
 
 def test_the_last_bit_gains_less() -> None:
-    steps = [name for name, _ in allocation.doublings({"a": (64, 64), "b": (64, 64)}, {"a": 4.0, "b": 1.0})]
+    steps = ordered({"a": (64, 64), "b": (64, 64)}, {"a": 4.0, "b": 1.0})
     assert "".join(steps) == "aabababbab"  # 8 to 255: the last of each halves the error, the others quarter it
 
 
+def test_steps_of_several_bits_count_them_all() -> None:
+    allowed = allocation.ladders(["a", "b"], ["b"], "avx2")
+    assert allowed == {"a": (16, 255), "b": allocation.KS}
+    found = allocation.steps({"a": (64, 64), "b": (64, 64)}, {"a": 1.0, "b": 1.0}, allowed)
+    assert dict(found)["a"] == 64 * 64 // 2 + 12 * 239
+    assert [name for name, _ in found].index("a") == 3  # its four bits gain less than one bit at K = 4, 8 and 16 each
+
+
 def test_tables_of_all_experts_are_counted() -> None:
-    (first, one), *_ = allocation.doublings({"a": (64, 64)}, {"a": 1.0})
-    (_, many), *_ = allocation.doublings({"a": (8, 8, 64)}, {"a": 1.0})
+    allowed = allocation.ladders(["a"])
+    (first, one), *_ = allocation.steps({"a": (64, 64)}, {"a": 1.0}, allowed)
+    (_, many), *_ = allocation.steps({"a": (8, 8, 64)}, {"a": 1.0}, allowed)
     assert first == "a"
     assert many - one == 7 * 12 * (allocation.KS[2] - allocation.KS[1])
 
@@ -91,6 +105,21 @@ def test_bits_are_kept(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
         convert(folder, out, bpw=9, k=16, force=True)
     with rkf.open(out) as file:
         assert file.provenance["recipe"]["name"] == "budget"
+
+
+def test_a_budget_for_a_cpu(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder, out = hf_folder("llama", tie_word_embeddings=False), tmp_path / "out.rkf"
+    command = ["convert", str(folder), str(out), "--bpw", "9", "--for", "avx2", "--calibrate", "none"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    with rkf.open(out) as file:
+        found = {name: entry.k for name, entry in file.tensors.items() if entry.kind == "clustered"}
+    assert {k for name, k in found.items() if name != EMBEDDING} <= {16, 255}
+    for wrong in ({"k": 16}, {}, {"bpw": 9.0, "archive": True}):
+        with pytest.raises(UsageError, match="size or bpw"):
+            convert(folder, out, cpu="avx2", force=True, **wrong)
+    with pytest.raises(UsageError, match="avx2"):
+        convert(folder, out, cpu="z80", bpw=9.0, force=True)
 
 
 def test_an_archive_takes_what_was_asked_for(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
