@@ -263,6 +263,14 @@ def _replace(writer: gguf.GGUFWriter, key: str, values: list[Any]) -> None:
 REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "big-endian": ({"endianess": gguf.GGUFEndian.BIG}, SourceError, "big-endian"),
     "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
+    "an adapter": ({"edit": lambda w: w.add_type("adapter")}, UnsupportedError, "not a model but a LoRA adapter"),
+    "an imatrix": ({"edit": lambda w: w.add_type("imatrix")}, UnsupportedError, "statistics for quantisation"),
+    "a control vector": (
+        {"edit": _fields({"controlvector.model_hint": 1, "general.architecture": "controlvector"})},
+        UnsupportedError,
+        "not a model but a control vector",
+    ),
+    "a vocabulary alone": ({"edit": lambda w: w.tensors[-1].clear()}, SourceError, "no tensors, expected the weights"),
     "experts": ({"edit": _set("llama.expert_count", 8)}, SourceError, "num_experts_per_tok"),
     "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
     "a magnitude without yarn": (
