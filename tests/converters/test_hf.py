@@ -308,6 +308,16 @@ def test_names_without_their_prefix(hf_folder: Callable[..., Path]) -> None:
     assert open_source(folder).tensors == whole.tensors
 
 
+def test_names_with_their_prefix_twice(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama", tie_word_embeddings=False)
+    path, whole = folder / "model.safetensors", open_source(folder)
+    save_file({f"model.{name}": each for name, each in load_file(path).items()}, path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    source = open_source(folder)
+    assert source.tensors == whole.tensors and not source.notes
+    np.testing.assert_array_equal(source.read("lm_head.weight").decode(), theirs["lm_head.weight"].float().numpy())
+
+
 def test_an_adapter(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/model"}))
