@@ -90,7 +90,8 @@ def test_other_statuses(port, monkeypatch):
     assert refusal(port, BODY, **{"Content-Type": "text/plain"})[0] == 415
     assert refusal(port, b" " * (9 << 20))[0] == 413
     assert refusal(port, BODY, Host="evil.example:80")[0] == 403
-    assert refusal(port, BODY, Origin="http://evil.example")[0] == 403
+    assert refusal(port, BODY, Host="[::1")[0] == refusal(port, BODY, Host="")[0] == 403
+    assert refusal(port, BODY, Origin="http://evil.example")[0] == refusal(port, BODY, Origin="http://[")[0] == 403
     assert call(port, CHAT, BODY, Origin=f"http://127.0.0.1:{port}")[0] == 200
 
 
