@@ -443,7 +443,8 @@ def test_unknown_tensor_type(gguf_file: Callable[..., Path]) -> None:
 def test_not_gguf(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     pointer = b"version https://git-lfs.github.com/spec/v1"
-    for content, problem in ((b"", "nor GGUF"), (b"GG", "nor"), (b"<!DOCTYPE html>", "nor"), (pointer, "git lfs pull")):
+    kinds = ((b"", "nor GGUF"), (b"GG", "nor"), (b"<!DOCTYPE html>", "nor"), (pointer, "git lfs pull"))
+    for content, problem in (*kinds, (b"\x89RKF\r\n\x1a\n\0", "an rkf file already")):
         path.write_bytes(content)
         with pytest.raises(NotRkfError, match=problem):
             open_source(path)
@@ -453,6 +454,8 @@ def test_not_gguf(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF\x09\x00\x00\x00")
     with pytest.raises(SourceError, match="version 9"):
         open_source(path)
+    with pytest.raises(SourceError, match=f"give one of its GGUF files: {path.name}"):
+        open_source(tmp_path)
 
 
 def test_every_truncation_of_the_header_is_refused(gguf_file: Callable[..., Path], tmp_path: Path) -> None:
