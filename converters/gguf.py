@@ -64,7 +64,7 @@ _SAMPLING = {
 
 # general.type, or the architecture -> what a file of llama.cpp is that is no model.
 _NO_MODELS = {
-    "adapter": "a LoRA adapter: merge it into its model with llama-export-lora",
+    "adapter": "a LoRA adapter: merge it into its model first",
     "controlvector": "a control vector, which rkf cannot apply",
     "imatrix": "statistics for quantisation (an imatrix)",
     "mmproj": "the part of a model that sees or hears: give the file of the language model",
