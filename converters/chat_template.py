@@ -12,7 +12,8 @@ from rkf.converters.input_files import read_bytes, read_json
 from rkf.errors import SourceError
 from rkf.format.constants import CHAT_TEMPLATE
 
-FURTHER_TEMPLATE = "additional_chat_templates/default.jinja"
+_FURTHER = "additional_chat_templates"
+FURTHER_TEMPLATE = f"{_FURTHER}/default.jinja"
 PROCESSOR_TEMPLATE = "chat_template.json"  # of models that also read images
 
 
@@ -30,6 +31,14 @@ def template_of(folder: Path) -> str | None:
     return None
 
 
+def other_templates(folder: Path) -> list[str]:
+    """The names of the folder's templates for other uses, such as "tool_use", which are not read."""
+    found = [path.stem for path in (folder / _FURTHER).glob("*.jinja")]
+    if not found and not (folder / CHAT_TEMPLATE).is_file():
+        found = [*map(str, _by_name(read_json(folder / SETTINGS, optional=True).get("chat_template")))]
+    return sorted(name for name in found if name != "default")
+
+
 def _own_file(path: Path) -> str:
     """The text of a template's own file, with the line ends of Python's text files."""
     try:
@@ -40,9 +49,12 @@ def _own_file(path: Path) -> str:
 
 def _default(template: Any) -> Any:
     """The one named "default" of several, in either form."""
-    if isinstance(template, dict):
-        return template.get("default")
+    return _by_name(template).get("default") if isinstance(template, dict | list) else template
+
+
+def _by_name(template: Any) -> dict[Any, Any]:
+    """Several templates by name: they are a map, or a list of maps."""
     if isinstance(template, list):
-        named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
-        return named[-1].get("template") if named else None
-    return template
+        named = [each for each in template if isinstance(each, dict) and isinstance(each.get("name"), str)]
+        return {each["name"]: each.get("template") for each in named}
+    return template if isinstance(template, dict) else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,16 @@ class Description:
     def own_names(self, names: Collection[str]) -> dict[str, str | None]:
         """A checkpoint's tensors -> their names in the decoder alone; None for one that is not the decoder's weight.
 
-        A decoder that was saved without its head has names without the prefix, which the reference puts before them.
+        A decoder that was saved without its head has names without the prefix, and one that was saved as a part of
+        another module may have it twice; the reference reads both.
         """
-        own = {name: self.family.own_name(self.keys, name, self.wrapped) for name in names}
+        if self.wrapped:
+            return {name: self.family.own_name(self.keys, name, True) for name in names}
         heads = {head for origin in self.layout(HEAD) for head in origin.names}
         prefix = self.family.prefix
-        if self.wrapped or any(name.startswith(prefix) for name in own.values() if name is not None):
+        usual = {name: _once(name, prefix, heads) for name in names}
+        own = {name: self.family.own_name(self.keys, each, False) for name, each in usual.items()}
+        if any(name.startswith(prefix) for name in own.values() if name is not None):
             return own
         return {
             name: self.family.own_name(self.keys, prefix + name, False) if each == name and name not in heads else each
@@ -60,6 +64,12 @@ class Description:
         """The parts of the model around the decoder that these tensors belong to."""
         parts = self.family.wrapper.dropped if self.wrapped and self.family.wrapper else ()
         return tuple(part.rstrip(".") for part in parts if any(name.startswith(part) for name in names))
+
+
+def _once(name: str, prefix: str, heads: Container[str]) -> str:
+    """A tensor's name without the second of two prefixes, or without the one of a head."""
+    rest = name.removeprefix(prefix)
+    return rest if rest.startswith(prefix) or rest in heads else name
 
 
 def describe(config: Mapping[str, Any], label: str) -> Description:

@@ -273,10 +273,8 @@ def _tokenizer_config(model: ModelMetadata, text: Mapping[int, str]) -> dict[str
         "model_max_length": model.context_length,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if model.bos_id is not None:
-        settings["bos_token"] = text[model.bos_id]
-    if model.eos_ids:
-        settings["eos_token"] = text[model.eos_ids[0]]
+    ids = {"bos_token": model.bos_id, "eos_token": next(iter(model.eos_ids), None)}
+    settings |= {name: text[index] for name, index in ids.items() if index is not None and index in text}
     return settings | {name: token.text for name, token in model.special_tokens.items()}
 
 

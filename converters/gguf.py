@@ -62,6 +62,14 @@ _SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 
+# general.type, or the architecture -> what a file of llama.cpp is that is no model.
+_NO_MODELS = {
+    "adapter": "a LoRA adapter: merge it into its model first",
+    "controlvector": "a control vector, which rkf cannot apply",
+    "imatrix": "statistics for quantisation (an imatrix)",
+    "mmproj": "the part of a model that sees or hears: give the file of the language model",
+}
+
 # Layers after the last, which predict several tokens at once; block_count includes them.
 _EXTRA_LAYERS = "nextn_predict_layers"
 _LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
@@ -85,6 +93,7 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
 # fields are numbers.
 _FIELD_TYPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("general.architecture", ("a text",)),
+    ("general.type", ("a text",)),
     ("general.sampling.*", ("a finite number",)),
     ("split.count", ("an integer",)),
     ("tokenizer.chat_template", ("a text",)),
@@ -117,10 +126,13 @@ class GgufSource:
         self._before = {path: identity(path)}
         header = read_header(path)
         fields = dict(header.fields)
+        _refuse_other_files(fields, self.label)
         _check_types(fields, self.label)
         _refuse_splits(fields, self.label)
         own = self._own_fields(header, fields)
         config = self._config(header, own)
+        if not header.tensors:
+            raise SourceError(f"{self.label}: no tensors, expected the weights of a model (is it a vocabulary alone?)")
         described = describe(config, self.label)
         unused = described.family.gguf.unused
         layers, more = described.keys.num_hidden_layers, any(key.endswith(f".{_EXTRA_LAYERS}") for key in fields)
@@ -288,6 +300,14 @@ def _check_types(fields: Mapping[str, Any], label: str) -> None:
         if expected and not any(_TYPES[each](value) for each in expected):
             shown = reprlib.repr(value) if isinstance(value, int | float | str) else f"a list of {len(value)}"
             raise SourceError(f"{label}: field {key}: expected {' or '.join(expected)}, got {shown}")
+
+
+def _refuse_other_files(fields: Mapping[str, Any], label: str) -> None:
+    """Refuse what is no model by what it is; its fields are not those of a model."""
+    for key in ("general.type", "general.architecture"):
+        kind = fields.get(key)
+        if isinstance(kind, str) and kind in _NO_MODELS:
+            raise UnsupportedError(f"{label}: not a model but {_NO_MODELS[kind]}")
 
 
 def _refuse_splits(fields: dict[str, Any], label: str) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rkf.converters.input_files import read_values, refuse_pointer
 from rkf.errors import NotRkfError, SourceError
 from rkf.file.mapped import mapped
+from rkf.format.constants import MAGIC as RKF_MAGIC
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -129,6 +130,8 @@ def _parse(cursor: _Cursor, path: Path) -> GgufHeader:
 
 
 def _check_start(start: bytes, path: Path) -> None:
+    if start == RKF_MAGIC:
+        raise NotRkfError(f"{path}: an rkf file already; give what it was converted from, or `rkf export` it first")
     if start[:4] != MAGIC:
         raise NotRkfError(f"{path}: neither a Hugging Face folder nor GGUF (the file begins with {start[:4]!r})")
     if len(start) < 8:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rkf.converters import input_files
-from rkf.converters.chat_template import FURTHER_TEMPLATE, PROCESSOR_TEMPLATE, template_of
+from rkf.converters.chat_template import FURTHER_TEMPLATE, PROCESSOR_TEMPLATE, other_templates, template_of
 from rkf.converters.description import checked, describe
 from rkf.converters.ends import ends
 from rkf.converters.families.blocks import EMBEDDING, HEAD
@@ -50,14 +50,16 @@ class HfSource:
             how = quantisation(config)
         self._description = describe(config, self.label)
         self._shards = self._find_shards()
-        tensors, others = self._own_tensors()
+        tensors, foreign = self._own_tensors()
         with naming(Path(self.label)):
             self._weights, self._unreadable = weights_of(tensors, how)
-        self.left_out = self._description.left_out(others)
+        self.left_out = self._description.left_out(foreign)
         tokenizer = FolderTokenizer(folder, self._description.keys.vocab_size, self.label)
         self._notes += tokenizer.notes
         self.tokenizer_json = tokenizer.json
         self.chat_template = template_of(folder)
+        if others := other_templates(folder):
+            self._notes.append(f"of several chat templates only the default one is kept, without {some(others)}")
         self.verbatim = {
             name: content for name in VERBATIM if (folder / name).is_file() and (content := read_bytes(folder / name))
         }

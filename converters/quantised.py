@@ -77,6 +77,7 @@ def _read(key: str, own: Mapping[str, Any]) -> Quantisation:
     if method in ("fp8", "fbgemm_fp8"):
         return Quantisation(fp8=True, block=_block(f"{key}: weight_block_size", own.get("weight_block_size")))
     if method == "compressed-tensors" and own.get("format") in ("float-quantized", "naive-quantized"):
+        _refuse_more(key, own)
         groups = own.get("config_groups")
         parts = [*groups.values()] if isinstance(groups, dict) else []
         weights = [group.get("weights") for group in parts if isinstance(group, dict)]
@@ -85,6 +86,15 @@ def _read(key: str, own: Mapping[str, Any]) -> Quantisation:
     named = f"{method}, {own['format']}" if method == "compressed-tensors" and "format" in own else method
     shown = named if isinstance(named, str) else reprlib.repr(named)
     raise SourceError(f"already quantised ({key}: {shown}); give the original checkpoint, or one in FP8 or MXFP4")
+
+
+def _refuse_more(key: str, own: Mapping[str, Any]) -> None:
+    """Refuse what compressed-tensors may do beside codes and scales: the codes alone are then other weights."""
+    transforms, sparsity = own.get("transform_config"), own.get("sparsity_config")
+    if transforms.get("config_groups") if isinstance(transforms, dict) else transforms:
+        raise SourceError(f"{key}: transform_config: transformed weights are not read; give the original checkpoint")
+    if sparsity and not (isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"):
+        raise SourceError(f"{key}: sparsity_config: sparse weights are not read; give the original checkpoint")
 
 
 def _block(key: str, given: Any) -> tuple[int, int] | None:

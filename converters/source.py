@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from rkf.converters.families.layout import Origin
+from rkf.converters.input_files import shown_name
 from rkf.converters.pull import FROM_HUB
 from rkf.errors import SourceError, UsageError
 from rkf.file.atomic import refuse_same_file
@@ -186,6 +187,9 @@ def open_source(path: str | Path) -> Source:
     if path.is_dir():
         from rkf.converters.hf import HfSource
 
+        files = [] if (path / "config.json").is_file() else sorted(path.glob("*.gguf"))
+        if files:
+            raise SourceError(f"{path}: not a Hugging Face folder; give one of its GGUF files: {shown_name(files[0])}")
         return HfSource(path)
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder; expected a Hugging Face folder or a .gguf file")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -155,9 +157,10 @@ class Model:
         """Logits after each of `ids`, from the first: `f32[n, vocab]`."""
         if not 0 < len(ids) <= self.config.context_length:
             raise UsageError(f"ids: expected 1 to {self.config.context_length} of them, got {len(ids)}")
-        tokens = np.asarray(ids, np.int64)
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
+        whole = _whole(ids)
+        if min(whole) < 0 or max(whole) >= self.config.vocab_size:
+            raise UsageError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {min(whole)} to {max(whole)}")
+        tokens = np.array(whole, np.int64)
         return self._backend.forward([Row(self._backend.new_sequence(len(tokens)), tokens)], "all")
 
     def embed(self, texts: Sequence[str | Sequence[int]], *, pooling: Pooling = "mean") -> F32:
@@ -166,6 +169,8 @@ class Model:
         pooling: "mean" of the hidden states of all tokens, or that of the "last" one; use the one for which the model
         was trained. UsageError: an empty text, one longer than the context, a model without a norm before its logits.
         """
+        if isinstance(texts, str):  # whose characters would be texts
+            raise UsageError("texts: expected a list of texts, got one text")
         width = self.embedding_width
         found = [Embedding(self.embedded_ids(text), pooling) for text in texts]
         for each in found:
@@ -186,9 +191,10 @@ class Model:
         """The ids of a text as it is, BOS before it if the model wants one, or of ids. UsageError: an unknown id."""
         if isinstance(text, str):
             return self.tokenizer.encode(text, enough=self.config.context_length + 1)
-        if any(not 0 <= token < self.config.vocab_size for token in text):
-            raise UsageError(f"expected token ids below {self.config.vocab_size}, got {list(text)[:8]}")
-        return list(text)
+        ids = _whole(text)
+        if any(not 0 <= token < self.config.vocab_size for token in ids):
+            raise UsageError(f"expected token ids below {self.config.vocab_size}, got {ids[:8]}")
+        return ids
 
     def embedded_ids(self, text: str | Sequence[int]) -> list[int]:
         """`text_ids`, with the tokens behind a text that the tokenizer puts there: some models are trained to leave the
@@ -309,6 +315,14 @@ def load(
         model = Model(container, backend, tokenizer, guessing)
         opened.pop_all()
     return model
+
+
+def _whole(ids: Sequence[int]) -> list[int]:
+    """Token ids as integers; UsageError for what is none, such as a text or 1.5."""
+    try:
+        return list(map(index, ids))
+    except TypeError:
+        raise UsageError(f"ids: expected integers, got {reprlib.repr(ids)}") from None
 
 
 def _backend(

@@ -189,7 +189,10 @@ def _nucleus(probabilities: F64, top_p: float) -> I64:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def _whole(value: Any) -> bool:

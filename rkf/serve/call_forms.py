@@ -28,7 +28,7 @@ def read_calls(text: str) -> Sequence[Call]:
     """The calls in the text between two markers; none if it is of no known form."""
     text = text.strip()
     try:
-        return _of_json(json.loads(text))
+        return _of_json(_value(text))
     except (ValueError, RecursionError):
         pass
     if functions := _FUNCTION.findall(text):
@@ -38,7 +38,7 @@ def read_calls(text: str) -> Sequence[Call]:
         return [_call(name.strip(), dict(map(_pair, _PAIR.findall(text))))]
     if named := _NAMED.fullmatch(text):
         try:
-            return [_call(named[1], json.loads(named[2]))]
+            return [_call(named[1], _value(named[2]))]
         except (ValueError, RecursionError):
             return []
     return []
@@ -47,7 +47,7 @@ def read_calls(text: str) -> Sequence[Call]:
 def call_of(name: str, arguments: str) -> Call | None:
     """A call with arguments as text; None: they are not JSON."""
     try:
-        return _call(name, json.loads(arguments))
+        return _call(name, _value(arguments))
     except (ValueError, RecursionError):
         return None
 
@@ -71,7 +71,16 @@ def _of_json(read: Any) -> Sequence[Call]:
         if not isinstance(each, dict) or not isinstance(each.get("name"), str):
             return []
         arguments = each.get("arguments", each.get("parameters")) or {}
-        found.append(_call(each["name"], json.loads(arguments) if isinstance(arguments, str) else arguments))
+        found.append(_call(each["name"], _value(arguments) if isinstance(arguments, str) else arguments))
+    return found
+
+
+def _value(text: str) -> Any:
+    """The value of a JSON text. ValueError also for what Python reads and a reply cannot hold: NaN, infinite numbers
+    and halves of surrogate pairs.
+    """
+    found = json.loads(text)
+    json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     return found
 
 
@@ -83,6 +92,6 @@ def _pair(found: tuple[str, str]) -> tuple[str, Any]:
     """A name and its value, which is JSON or a text."""
     name, value = found
     try:
-        return name.strip(), json.loads(value)
+        return name.strip(), _value(value)
     except (ValueError, RecursionError):
         return name.strip(), value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Collection, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,11 +56,11 @@ class Guard:
 
     def _fault(self, scope: Scope) -> Refused | None:
         headers = Headers(scope=scope)
-        host = urlsplit("//" + headers.get("host", "")).hostname
-        if self._hosts is not None and host not in self._hosts:
-            return Refused(403, f"host {str(host)[:100]!r}: this server answers as {', '.join(sorted(self._hosts))}")
+        host = headers.get("host", "")
+        if self._hosts is not None and _split("//" + host).hostname not in self._hosts:
+            return Refused(403, f"host {host[:100]!r}: this server answers as {', '.join(sorted(self._hosts))}")
         origin = headers.get("origin")
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin not in self._origins and _split(origin).netloc != (host or None):
             return Refused(
                 403, f"origin {origin[:100]!r}: start the server with --allow-origin to let this page use it"
             )
@@ -73,6 +73,14 @@ class Guard:
         kind, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode() if kind.lower() == "bearer" else b""
         return sum(hmac.compare_digest(given, known) for known in self._keys) > 0  # never fewer comparisons
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address in a header; one that is none, such as `[::1`, has no name."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def local_hosts(host: str) -> Collection[str] | None:

@@ -113,13 +113,41 @@ def _token_id(key: str) -> int:
     return int(key)
 
 
+class CalledFunction(Shape):
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+    @property
+    def read_arguments(self) -> Any:
+        """The arguments as a map, as templates expect them; text that is no JSON as it is."""
+        if isinstance(self.arguments, dict):
+            return self.arguments
+        try:
+            return json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return self.arguments
+
+
+class MadeCall(Shape):
+    """A call of a function that an earlier answer made."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def for_template(self) -> dict[str, Any]:
+        own = {} if self.id is None else {"id": self.id}
+        function = {"name": self.function.name, "arguments": self.function.read_arguments}
+        return {**own, "type": self.type, "function": function}
+
+
 class ChatMessage(Shape):
     """A message of a conversation. Its text stays text, whatever it spells."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = Field(None, max_length=128)
+    tool_calls: list[MadeCall] | None = Field(None, max_length=128)
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -129,12 +157,12 @@ class ChatMessage(Shape):
         return value if value is None or isinstance(value, str) else "".join(map(_text_of, value))
 
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates expect it: the arguments of tool calls as maps."""
-        found = {key: value for key, value in self.model_dump(exclude_none=True).items() if key != "tool_calls"}
+        """The message as chat templates expect it."""
+        found = self.model_dump(exclude_none=True, exclude={"tool_calls"})
         if "content" not in found:
             found["content"] = ""
         if self.tool_calls:
-            found["tool_calls"] = list(map(_with_map, self.tool_calls))
+            found["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return found
 
 
@@ -143,17 +171,6 @@ def _text_of(part: Mapping[str, Any]) -> str:
     if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
         raise ValueError(f"expected parts of text, got {str(kind)[:40]!r}: this server reads no images, audio or files")
     return text
-
-
-def _with_map(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 class ToolFunction(Shape):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, partial
 from itertools import islice
@@ -246,7 +246,7 @@ class Tokenizer:
         """A decoder for ids that arrive one by one. context: earlier ids, whose text is not repeated. special: show
         special tokens.
         """
-        return TextStream(partial(self.decode, special=special), context)
+        return TextStream(partial(self.decode, special=special), context, () if special else self._special)
 
 
 def _seam(text: str, at: int, encoding: Callable[[str], tokenizers.Encoding]) -> tuple[int, int]:
@@ -278,7 +278,7 @@ class TextStream:
 
     It decodes one window at a time: the last complete piece and the tokens since. The last piece is included because
     some decoders, such as SentencePiece models', strip a leading space and would strip it between words. A window
-    always starts at the start of a character.
+    always starts at the start of a character. skipped: tokens that `decode` leaves out wherever they are.
     """
 
     _context: list[int]  # the tokens of the last complete piece
@@ -286,17 +286,23 @@ class TextStream:
     _pending: list[int]  # the tokens since that piece
     _sent: int  # characters of the pending text already returned
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
-        self._decode = decode
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = (), skipped: Collection[int] = ()
+    ) -> None:
+        self._decode, self._skipped = decode, skipped
         self._begin(list(context))
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is incomplete."""
+        if token in self._skipped:
+            return ""
         self._pending.append(token)
         text = self._text()
         if not text.endswith(_INCOMPLETE):
             new = text[self._sent :]
-            self._begin(self._pending if text else self._context)
+            # Before any text a token without one may be the space that was stripped; without it the next would be.
+            began = self._context if self._before else self._context + self._pending
+            self._begin(self._pending if text else began)
             return new
         if len(self._pending) <= _CHARACTER_BYTES:
             return ""

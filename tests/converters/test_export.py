@@ -165,6 +165,18 @@ def test_recommended_options_replace_no_ends(hf_folder: Callable[..., Path], tmp
     assert said == {"bos_token_id": 1, "eos_token_id": [2, 0], "repetition_penalty": 1.5}
 
 
+def test_ids_that_no_token_has(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Rows past the tokenizer's tokens, as many embeddings have, one of which config.json calls an end."""
+    folder = hf_folder("llama", vocab_size=400, bos_token_id=398, eos_token_id=399)
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    export_hf(tmp_path / "m.rkf", tmp_path / "hf")
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert settings.keys().isdisjoint(("bos_token", "eos_token"))
+    assert open_source(tmp_path / "hf").model == open_source(folder).model
+
+
 def test_a_gguf_ends_as_its_source_and_says_what_it_cannot_keep(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = hf_folder("llama")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 8, 2, 7]}))

@@ -263,6 +263,14 @@ def _replace(writer: gguf.GGUFWriter, key: str, values: list[Any]) -> None:
 REFUSALS: dict[str, tuple[dict[str, Any], type[RkfError], str]] = {
     "big-endian": ({"endianess": gguf.GGUFEndian.BIG}, SourceError, "big-endian"),
     "split": ({"edit": _set("split.count", 2)}, UnsupportedError, "one of 2 parts"),
+    "an adapter": ({"edit": lambda w: w.add_type("adapter")}, UnsupportedError, "not a model but a LoRA adapter"),
+    "an imatrix": ({"edit": lambda w: w.add_type("imatrix")}, UnsupportedError, "statistics for quantisation"),
+    "a control vector": (
+        {"edit": _fields({"controlvector.model_hint": 1, "general.architecture": "controlvector"})},
+        UnsupportedError,
+        "not a model but a control vector",
+    ),
+    "a vocabulary alone": ({"edit": lambda w: w.tensors[-1].clear()}, SourceError, "no tensors, expected the weights"),
     "experts": ({"edit": _set("llama.expert_count", 8)}, SourceError, "num_experts_per_tok"),
     "partial rope": ({"edit": _set("llama.rope.dimension_count", 8)}, UnsupportedError, "rope.dimension_count"),
     "a magnitude without yarn": (
@@ -435,7 +443,8 @@ def test_unknown_tensor_type(gguf_file: Callable[..., Path]) -> None:
 def test_not_gguf(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     pointer = b"version https://git-lfs.github.com/spec/v1"
-    for content, problem in ((b"", "nor GGUF"), (b"GG", "nor"), (b"<!DOCTYPE html>", "nor"), (pointer, "git lfs pull")):
+    kinds = ((b"", "nor GGUF"), (b"GG", "nor"), (b"<!DOCTYPE html>", "nor"), (pointer, "git lfs pull"))
+    for content, problem in (*kinds, (b"\x89RKF\r\n\x1a\n\0", "an rkf file already")):
         path.write_bytes(content)
         with pytest.raises(NotRkfError, match=problem):
             open_source(path)
@@ -445,6 +454,8 @@ def test_not_gguf(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF\x09\x00\x00\x00")
     with pytest.raises(SourceError, match="version 9"):
         open_source(path)
+    with pytest.raises(SourceError, match=f"give one of its GGUF files: {path.name}"):
+        open_source(tmp_path)
 
 
 def test_every_truncation_of_the_header_is_refused(gguf_file: Callable[..., Path], tmp_path: Path) -> None:

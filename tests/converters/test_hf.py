@@ -258,15 +258,21 @@ def test_tokens_past_the_rows_are_left_out(hf_folder: Callable[..., Path]) -> No
 def test_chat_template_from_each_place(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
     assert open_source(folder).chat_template == "{{ messages }}"
-    named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
+    named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}, {"name": []}, None]
     edit_json(folder / "tokenizer_config.json", chat_template=named)
     assert open_source(folder).chat_template == "d"
+    assert open_source(folder).notes == ("of several chat templates only the default one is kept, without 'tool'",)
     edit_json(folder / "tokenizer_config.json", chat_template=None)
     assert open_source(folder).chat_template is None
     edit_json(folder / "chat_template.json", chat_template="j")
     assert open_source(folder).chat_template == "j"
     (folder / "chat_template.jinja").write_text("own é")
     assert open_source(folder).chat_template == "own é"
+    assert open_source(folder).notes == ()
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("default", "rag", "tool_use"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text("x")
+    assert open_source(folder).notes[0].endswith("is kept, without 'rag', 'tool_use'")
 
 
 def test_rotary_frequencies_of_old_checkpoints_are_left_out(hf_folder: Callable[..., Path]) -> None:
@@ -306,6 +312,16 @@ def test_names_without_their_prefix(hf_folder: Callable[..., Path]) -> None:
     path, whole = folder / "model.safetensors", open_source(folder)
     save_file({name.removeprefix("model."): each for name, each in load_file(path).items()}, path)
     assert open_source(folder).tensors == whole.tensors
+
+
+def test_names_with_their_prefix_twice(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama", tie_word_embeddings=False)
+    path, whole = folder / "model.safetensors", open_source(folder)
+    save_file({f"model.{name}": each for name, each in load_file(path).items()}, path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    source = open_source(folder)
+    assert source.tensors == whole.tensors and not source.notes
+    np.testing.assert_array_equal(source.read("lm_head.weight").decode(), theirs["lm_head.weight"].float().numpy())
 
 
 def test_an_adapter(hf_folder: Callable[..., Path]) -> None:

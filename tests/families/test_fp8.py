@@ -88,3 +88,23 @@ def test_codes_without_their_scales(tmp_path: Path) -> None:
     edit_json(folder / "config.json", quantization_config=CHANNELS | {"format": "pack-quantized"})
     with pytest.raises(SourceError, match=r"already quantised .*compressed-tensors, pack-quantized"):
         open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"transform_config": {"config_groups": {"R3": {"type": "hadamard"}}}}, "transformed weights"),
+        ({"transform_config": [1]}, "transformed weights"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights"),
+        ({"transform_config": {}, "sparsity_config": {"format": "dense"}}, None),
+        ({"transform_config": None, "sparsity_config": {}}, None),
+    ],
+)
+def test_what_acts_beside_codes_and_scales(tmp_path: Path, more: dict[str, Any], problem: str | None) -> None:
+    folder = save(model_of("qwen3-plain"), tmp_path / "model", "bfloat16")
+    packed(folder, CHANNELS | more, 1, None, "_scale")
+    if problem is None:
+        assert open_source(folder).tensors
+    else:
+        with pytest.raises(SourceError, match=f"{problem} are not read; give the original checkpoint"):
+            open_source(folder)

@@ -190,4 +190,8 @@ def test_what_is_refused_in_process(model):
     for texts, error in (([""], UsageError), ([[400]], UsageError), ([[1] * 1025], ContextLengthError)):
         with pytest.raises(error):
             model.embed(texts)
+    with pytest.raises(UsageError, match="expected a list of texts"):
+        model.embed("a text")  # its letters are no texts
+    with pytest.raises(UsageError, match=r"expected integers, got \[1.5\]"):
+        model.embed([[1.5]])
     assert model.embed([]).shape == (0, 64)

@@ -74,8 +74,12 @@ OPEN = OutputForms(None, ("[TOOL_CALLS]", ""))
             "f\n<arg_key>a</arg_key>\n<arg_value>true</arg_value>\n<arg_key>b</arg_key><arg_value>x</arg_value>",
             [("f", {"a": True, "b": "x"})],
         ),
+        (
+            '<function=f><parameter=a>NaN</parameter><parameter=b>"\\ud800"</parameter></function>',
+            [("f", {"a": "NaN", "b": '"\\ud800"'})],
+        ),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_calls_of_every_form(text, calls):
     assert split("Now" + "[TOOL_CALLS]" + text, [3] * 20, forms=OPEN) == ("Now", "", calls)
@@ -86,3 +90,10 @@ def test_calls_of_every_form(text, calls):
 )
 def test_what_is_no_call_is_text(text):
     assert split("[TOOL_CALLS]" + text, forms=OPEN) == ("[TOOL_CALLS]" + text, "", [])
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', '{"\\udfff": 1}'])
+@pytest.mark.parametrize("form", ['{{"name": "f", "arguments": {{"a": {}}}}}', 'f[ARGS]{{"a": {}}}'])
+def test_what_json_cannot_hold_is_no_call(form, value):
+    text = "[TOOL_CALLS]" + form.format(value)
+    assert split(text, forms=OPEN) == (text, "", [])

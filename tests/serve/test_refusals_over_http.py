@@ -34,6 +34,7 @@ def refusal(port, body, path=CHAT, **headers):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "no images, audio or files"),
         ({"messages": [{"role": "user", "content": "capital " * 3000}]}, "tokens, the model's context 1024"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, ""),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]}, "messages.0.tool_calls.0.function: "),
         ({"temperature": -1}, "temperature: "),
         ({"temperature": "hot"}, "temperature: "),
         ({"top_p": 2}, "top_p: "),
@@ -50,7 +51,7 @@ def refusal(port, body, path=CHAT, **headers):
         ({"response_format": {"type": "regex", "regex": "("}}, "unclosed group"),
         ({"tools": [{"type": "function", "function": {"name": "no name"}}]}, "tools.0.function.name: "),
     ],
-    ids=range(21),
+    ids=range(22),
 )
 def test_a_request_that_is_wrong_is_named(port, change, message):
     status, told = refusal(port, BODY | change)
@@ -89,7 +90,8 @@ def test_other_statuses(port, monkeypatch):
     assert refusal(port, BODY, **{"Content-Type": "text/plain"})[0] == 415
     assert refusal(port, b" " * (9 << 20))[0] == 413
     assert refusal(port, BODY, Host="evil.example:80")[0] == 403
-    assert refusal(port, BODY, Origin="http://evil.example")[0] == 403
+    assert refusal(port, BODY, Host="[::1")[0] == refusal(port, BODY, Host="")[0] == 403
+    assert refusal(port, BODY, Origin="http://evil.example")[0] == refusal(port, BODY, Origin="http://[")[0] == 403
     assert call(port, CHAT, BODY, Origin=f"http://127.0.0.1:{port}")[0] == 200
 
 

@@ -1,13 +1,17 @@
 """Special tokens of a conversation are those that its template writes, whatever the messages spell."""
 
 import json
+import time
 from random import Random
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rkf.errors import UsageError
 from rkf.model.metadata import ModelMetadata
+from rkf.text.spelling import Spelling
 from rkf.text.tokenizer import Tokenizer
 from tests.format.first_form_metadata import metadata_of
 from tests.runtime import tiny
@@ -146,6 +150,29 @@ def test_a_message_has_a_role(message):
     tokenizer, _ = tokenizer_of(CHATML)
     with pytest.raises(UsageError, match="role"):
         tokenizer.encode_chat([message])
+
+
+@given(st.lists(st.text("ab<", min_size=1, max_size=6), max_size=6), st.text("ab<", max_size=12))
+def test_every_special_token_is_broken_and_nothing_else(specials, text):
+    longer = [special for special in specials if len(special) > 1]
+    found = Spelling(specials).broken(text, "|")
+    assert found.replace("|", "") == text
+    assert not any(special in found for special in longer)
+    assert "|" in found or not any(special in text for special in longer)
+
+
+@pytest.mark.parametrize(
+    ("specials", "text"),
+    [
+        (SPECIALS[LLAMA3], "<" * 2_000_000),
+        (["a" * count + "b" for count in range(1, 1000)], "a" * 300_000),
+        ([f"<{'x' * count}>" for count in range(1000)], "<xx" * 100_000),
+    ],
+)
+def test_text_that_nearly_spells_them_takes_no_long_time(specials, text):
+    began = time.process_time()
+    assert Spelling(specials).broken(text, "|").replace("|", "") == text
+    assert time.process_time() - began < 1.5
 
 
 def test_messages_are_json():

@@ -107,7 +107,7 @@ def test_logits_of_every_position(path):
         np.testing.assert_allclose(logits[:2], ready.logits(ids[:2]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("ids", [[], [400], [-1], [0] * 257])
+@pytest.mark.parametrize("ids", [[], [400], [-1], [0] * 257, [1.5], ["1"], "1", [[1]], [10**30]])
 def test_ids_out_of_range_are_refused(path, ids):
     with model(path) as ready, pytest.raises(UsageError, match="ids: expected"):
         ready.logits(ids)

@@ -174,6 +174,7 @@ def test_choose_inverts_the_cumulative_distribution(point, index):
         {"min_p": True},
         {"repetition_penalty": 1e-300},
         {"logit_bias": {3: 1e300}},
+        {"logit_bias": {3: 10**400}},
         {"logit_bias": {"3": 1.0}},
         {"seed": 0.5},
     ],

@@ -13,7 +13,7 @@ from tests.runtime import tiny
 
 BYTE_LEVEL = Tokenizer(tiny.byte_level_tokenizer().to_str().encode(), tiny.config())
 SENTENCEPIECE = Tokenizer(tiny.sentencepiece_tokenizer().to_str().encode(), tiny.config(add_bos=True))
-TEXTS = [*tiny.CORPUS, "日本", "a  b   c\n\n\td", "👩‍👩‍👧" * 3, "the the. 日 the", ""]
+TEXTS = [*tiny.CORPUS, "日本", "a  b   c\n\n\td", "👩‍👩‍👧" * 3, "the the. 日 the", "   the  the", ""]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -48,6 +48,11 @@ def test_stream_skips_special_tokens_and_keeps_the_spaces_around():
     the, end = SENTENCEPIECE.encode("the", bos=False)[0], 2
     ids = [the, end, the, end, end, the]
     assert "".join(pieces(SENTENCEPIECE, ids)) == SENTENCEPIECE.decode(ids) == "the the the"
+
+
+@given(st.lists(st.sampled_from([0, 2, *SENTENCEPIECE.encode(" the a", bos=False)]), max_size=12))
+def test_stream_keeps_the_spaces_at_the_start(ids):
+    assert "".join(pieces(SENTENCEPIECE, ids)) == SENTENCEPIECE.decode(ids)
 
 
 @given(st.lists(st.integers(0, 399), max_size=40))
