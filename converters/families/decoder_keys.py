@@ -38,6 +38,7 @@ class DecoderKeys:
     original_max_position_embeddings: int | None = optional_size()
     rms_norm_eps: float = number(1e-6)
     tie_word_embeddings: bool = flag(False)
+    is_causal: bool = flag(True)
     rope_theta: float = number(10000.0)
     rope_parameters: Mapping[str, Any] | None = table()
     rope_scaling: Mapping[str, Any] | None = table()
@@ -46,6 +47,7 @@ class DecoderKeys:
     eos_token_id: tuple[int, ...] = tokens()
 
     def __post_init__(self) -> None:
+        self.refuse(not self.is_causal, "is_causal", "true: attention is causal")
         if self.num_attention_heads % self.kv_heads:
             expected = f"a divisor of num_attention_heads ({self.num_attention_heads})"
             raise SourceError(f"num_key_value_heads: expected {expected}, got {self.kv_heads}")

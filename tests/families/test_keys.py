@@ -108,6 +108,8 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
             "text_config: architecture 'qwen2'",
         ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("llama", {"is_causal": False}, "is_causal"),  # of embedding models made from decoders
+        ("gpt_oss", {"is_causal": False}, "is_causal"),
     ],
 )
 def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
