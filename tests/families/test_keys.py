@@ -134,3 +134,14 @@ def test_both_spellings_of_gemma3(tmp_path: Path) -> None:
         "sliding_window_pattern": 3,
     }
     assert describe(old, "x").program == describe(config, "x").program
+
+
+@pytest.mark.parametrize("variant", ["gemma3", "olmo3"])
+def test_an_old_word_for_the_kind_of_rope_that_the_reference_does_not_read(tmp_path: Path, variant: str) -> None:
+    config = {key: value for key, value in config_of(variant, tmp_path).items() if key != "rope_parameters"}
+    stretch = {"type": "linear", "factor": 8.0}
+    with pytest.raises(UnsupportedError, match="x: rope_scaling: type 'linear' without rope_type is not supported"):
+        describe({**config, "rope_scaling": stretch}, "x")
+    found = describe({**config, "rope_scaling": {**stretch, "rope_type": "linear"}}, "x")
+    assert found.program != describe(config, "x").program
+    assert describe({**config, "rope_scaling": {"type": "default"}}, "x").program == describe(config, "x").program
