@@ -68,6 +68,12 @@ class DecoderKeys:
         if self.hidden_size % self.num_attention_heads:
             raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
 
+    def usual_heads(self) -> None:
+        """`heads_divide`, and refuse another head_dim, for a family whose reference reads it in the rope alone."""
+        self.heads_divide()
+        size = self.hidden_size // self.num_attention_heads
+        self.refuse(self.head_dim not in (None, size), "head_dim", f"{size}, hidden_size / num_attention_heads")
+
     def refuse(self, holds: bool, key: str, expected: str) -> None:
         """Raise UnsupportedError if `holds`: the key asks for something that rkf cannot express or read."""
         if holds:

@@ -110,6 +110,8 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("llama", {"is_causal": False}, "is_causal"),  # of embedding models made from decoders
         ("gpt_oss", {"is_causal": False}, "is_causal"),
+        ("gpt_neox", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),  # turns 32, and has heads of 16
+        ("stablelm", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),
     ],
 )
 def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
