@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from rkf.converters.families.keys import flag, optional_flag, read, text
 from rkf.converters.input_files import read_bytes, read_json, refuse_pointer
-from rkf.errors import SourceError, StructureError, naming
+from rkf.errors import SourceError, StructureError, UnsupportedError, naming
 from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import SpecialToken
 from rkf.text.tokenizer_json import around, load, one_line, to_json
@@ -55,6 +55,11 @@ class _AddedKeys:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SettingsKeys:
+    split_special_tokens: bool = flag(False, or_null=True)
+
+
 class FolderTokenizer:
     """The tokenizer of a folder. json: its tokenizer.json. notes: a line for each thing that was left out.
     first_id: the token that it puts before each text.
@@ -75,6 +80,7 @@ class FolderTokenizer:
         refuse_pointer(path)
         self.json = read_bytes(path)
         self._tokenizer = load_tokenizer(self.json, label)
+        self._heed(read_json(folder / SETTINGS, optional=True), folder / SETTINGS)
         named, described, listed = _tokens_of(folder)
         with _as_source(label), one_line(TOKENIZER):
             if self._add(named, described, listed):
@@ -93,6 +99,16 @@ class FolderTokenizer:
     def id_of(self, text: str) -> int | None:
         """The id of a token's text; None if the vocabulary does not have it."""
         return self._tokenizer.token_to_id(text)
+
+    def _heed(self, settings: Mapping[str, Any], path: Path) -> None:
+        """Refuse or note the settings by which the reference changes what a text's tokens are, or their text."""
+        with naming(path):
+            if read(_SettingsKeys, settings).split_special_tokens:
+                raise UnsupportedError("split_special_tokens: True is not supported; expected false")
+        # The reference does not do it to a BPE, whose tokens hold their spaces.
+        if settings.get("clean_up_tokenization_spaces") and not isinstance(self._tokenizer.model, models.BPE):
+            ignored = "clean_up_tokenization_spaces is ignored: texts keep the spaces of their tokens"
+            self.notes.append(f"{SETTINGS}: {ignored}")
 
     def _add(self, named: Mapping[str, AddedToken], described: _Described, listed: Sequence[AddedToken]) -> bool:
         """Add the tokens that tokenizer.json lacks or has with other options. Those that only have a name or stand in a

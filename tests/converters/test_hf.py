@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from rkf.converters.export import export_hf
 from rkf.converters.pipeline import convert
@@ -259,6 +259,19 @@ def test_special_tokens_are_those_of_transformers(hf_folder: Callable[..., Path]
     assert ours.get_added_tokens_decoder().keys() == theirs.added_tokens_decoder.keys()
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert source.model.add_bos is False
+
+
+def test_what_settings_would_change_in_texts_is_refused_or_told(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    edit_json(folder / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    assert open_source(folder).notes == ()  # the reference ignores it beside a BPE
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    told = "tokenizer_config.json: clean_up_tokenization_spaces is ignored: texts keep the spaces of their tokens"
+    assert told in open_source(folder).notes
+    edit_json(folder / "tokenizer_config.json", split_special_tokens=True)
+    with pytest.raises(UnsupportedError, match=r"tokenizer_config\.json: split_special_tokens: True is not supported"):
+        open_source(folder)
 
 
 def test_the_token_that_tokenizer_json_puts_first_is_bos(hf_folder: Callable[..., Path]) -> None:
