@@ -190,6 +190,22 @@ def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None
     assert open_source(folder).notes == ("generation_config.json: top_k: expected an integer, got '50'; it is ignored",)
 
 
+def test_options_that_rkf_does_not_follow_are_told(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    path = folder / "generation_config.json"
+    neutral = {"typical_p": 1.0, "num_beams": 1, "min_length": 0, "bad_words_ids": None, "suppress_tokens": []}
+    edit_json(path, do_sample=True, **neutral)
+    assert open_source(folder).notes == ()
+    edit_json(path, typical_p=0.9, suppress_tokens=[5, 6], forced_bos_token_id=0, temperature=0.5)
+    told = "generation_config.json: forced_bos_token_id, suppress_tokens, typical_p: not known to rkf; ignored"
+    assert open_source(folder).notes == (told,)
+    edit_json(path, do_sample=None, suppress_tokens=None, forced_bos_token_id=None)
+    told = "generation_config.json: temperature, typical_p: of no effect without do_sample, so texts are greedy"
+    assert open_source(folder).notes == (told,)
+    edit_json(path, temperature=1.0, top_k=50, top_p=1.0, typical_p=1.0)  # the reference's own defaults
+    assert open_source(folder).notes == ()
+
+
 def test_ids_past_the_vocabulary_are_ignored_as_in_transformers(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
     edit_json(folder / "config.json", bos_token_id=-1, eos_token_id=2**32 - 1)
