@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from rkf.converters.families.keys import flag, optional_flag, read, text
 from rkf.converters.input_files import read_bytes, read_json, refuse_pointer
-from rkf.errors import SourceError, StructureError, naming
+from rkf.errors import SourceError, StructureError, UnsupportedError, naming
 from rkf.format.constants import TOKENIZER
 from rkf.model.metadata import SpecialToken
 from rkf.text.tokenizer_json import around, load, one_line, to_json
@@ -55,6 +55,11 @@ class _AddedKeys:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SettingsKeys:
+    split_special_tokens: bool = flag(False, or_null=True)
+
+
 class FolderTokenizer:
     """The tokenizer of a folder. json: its tokenizer.json. notes: a line for each thing that was left out.
     first_id: the token that it puts before each text.
@@ -75,9 +80,10 @@ class FolderTokenizer:
         refuse_pointer(path)
         self.json = read_bytes(path)
         self._tokenizer = load_tokenizer(self.json, label)
-        named, added = _tokens_of(folder)
+        self._heed(read_json(folder / SETTINGS, optional=True), folder / SETTINGS)
+        named, described, listed = _tokens_of(folder)
         with _as_source(label), one_line(TOKENIZER):
-            if self._add(added, named):
+            if self._add(named, described, listed):
                 self.json = to_json(self._tokenizer).encode()
         if self._largest() >= rows:
             self._cut(rows, label)
@@ -94,13 +100,32 @@ class FolderTokenizer:
         """The id of a token's text; None if the vocabulary does not have it."""
         return self._tokenizer.token_to_id(text)
 
-    def _add(self, added: Sequence[AddedToken], named: Mapping[str, AddedToken]) -> bool:
-        """Add the tokens that tokenizer.json lacks or has with other options; the named ones by their text alone."""
-        have = self._tokenizer.get_added_tokens_decoder().values()
-        options = {repr(token) for token in have}
-        wanted = [token for token in added if repr(token) not in options]
-        texts = {token.content for token in (*have, *wanted)}
-        wanted += [token for token in named.values() if token.content not in texts]
+    def _heed(self, settings: Mapping[str, Any], path: Path) -> None:
+        """Refuse or note the settings by which the reference changes what a text's tokens are, or their text."""
+        with naming(path):
+            if read(_SettingsKeys, settings).split_special_tokens:
+                raise UnsupportedError("split_special_tokens: True is not supported; expected false")
+        # The reference does not do it to a BPE, whose tokens hold their spaces.
+        if settings.get("clean_up_tokenization_spaces") and not isinstance(self._tokenizer.model, models.BPE):
+            ignored = "clean_up_tokenization_spaces is ignored: texts keep the spaces of their tokens"
+            self.notes.append(f"{SETTINGS}: {ignored}")
+
+    def _add(self, named: Mapping[str, AddedToken], described: _Described, listed: Sequence[AddedToken]) -> bool:
+        """Add the tokens that tokenizer.json lacks or has with other options. Those that only have a name or stand in a
+        list are added where their text is no token yet. A token with a name is special, and one that was stays so.
+        """
+        have = list(self._tokenizer.get_added_tokens_decoder().values())
+        options, texts = {repr(token) for token in have}, {token.content for token in have}
+        special = {token.content for token in (*named.values(), *(each for each in have if each.special))}
+        wanted = []
+        for token in described.tokens if described.alone else [*described.tokens, *have]:
+            token.special = token.special or token.content in special
+            texts.add(token.content)
+            wanted += [token] if repr(token) not in options else []
+        in_order = dict.fromkeys((*_STANDARD, *named))
+        for token in (*(named[name] for name in in_order if name in named), *listed):
+            wanted += [token] if token.content not in texts else []
+            texts.add(token.content)
         return self._tokenizer.add_tokens(wanted) > 0
 
     def _largest(self) -> int:
@@ -144,8 +169,16 @@ def _as_source(label: str) -> Iterator[None]:
         raise SourceError(f"{label}: {error}") from None
 
 
-def _tokens_of(folder: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """The named tokens, and those to add, from the files beside tokenizer.json.
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """Tokens with options, by id. alone: those of tokenizer.json do not count beside them."""
+
+    tokens: list[AddedToken]
+    alone: bool
+
+
+def _tokens_of(folder: Path) -> tuple[dict[str, AddedToken], _Described, list[AddedToken]]:
+    """The named tokens, those that are described, and those in lists, from the files beside tokenizer.json.
 
     The older files special_tokens_map.json and added_tokens.json count only beside a tokenizer_config.json that has no
     added_tokens_decoder; the first of them then comes before it.
@@ -156,7 +189,7 @@ def _tokens_of(folder: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:
         listed = _listed(settings)
         decoder = settings.get("added_tokens_decoder")
         if decoder is not None:
-            return named, [*_decoder(decoder), *listed]
+            return named, _Described(_decoder(decoder), alone=True), listed
     with naming(folder / SPECIAL_MAP):
         special_map = read_json(folder / SPECIAL_MAP, optional=True)
         named |= _named(special_map)
@@ -164,7 +197,7 @@ def _tokens_of(folder: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:
     with naming(folder / ADDED):
         special = {token.content for token in (*named.values(), *listed)}
         older = _older(read_json(folder / ADDED, optional=True), special)
-    return named, [*older, *listed]
+    return named, _Described(older, alone=False), listed
 
 
 def _named(source: Mapping[str, Any]) -> dict[str, AddedToken]:
@@ -183,8 +216,10 @@ def _named(source: Mapping[str, Any]) -> dict[str, AddedToken]:
 
 
 def _listed(source: Mapping[str, Any]) -> list[AddedToken]:
-    """Tokens without a name."""
+    """Tokens without a name. The older name of the list counts only without the newer one."""
     lists = {key: source[key] for key in _FURTHER if isinstance(source.get(key), list)}
+    if source.get("extra_special_tokens"):
+        lists.pop("additional_special_tokens", None)
     return [_token(key, value) for key, values in lists.items() for value in values]
 
 

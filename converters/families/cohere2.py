@@ -8,7 +8,7 @@ from typing import Any
 from rkf.converters.families import rope_scaling
 from rkf.converters.families.blocks import Layer, NormStyle, assemble, attention, gated, parallel_layer
 from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufModel
-from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, layer_norm_fields, whole_rope
+from rkf.converters.families.gguf_config import LAYER_NORM_EPSILON, layer_norm_fields, only_usual_heads, whole_rope
 from rkf.converters.families.gguf_rope import rope_fields, shortest
 from rkf.converters.families.keys import SLIDING, flag, number, size, token, tokens
 from rkf.converters.families.windows import Windowed, always_windowed, periodic, window_config
@@ -34,11 +34,6 @@ class Cohere2Keys(Windowed):
     sliding_window_pattern: int = size(_PERIOD)
     bos_token_id: int | None = token(5)
     eos_token_id: tuple[int, ...] = tokens(255001)
-
-    @property
-    def head_size(self) -> int:
-        """The reference overwrites head_dim."""
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def period(self) -> int:
@@ -76,6 +71,7 @@ def _to_config(model: GgufModel) -> dict[str, Any]:
 def _to_fields(config: Cohere2Keys) -> GgufFields:
     config.refuse(config.attention_bias, "attention_bias", "false: llama.cpp has no biases here")
     config.refuse(not config.tie_word_embeddings, "tie_word_embeddings", "true: llama.cpp has no separate head here")
+    only_usual_heads(config)
     if config.kinds != periodic(config.num_hidden_layers, _PERIOD):
         raise UnsupportedError(f"layer_types: llama.cpp assumes a window in every layer but each {_PERIOD}th")
     own = {

@@ -38,6 +38,7 @@ class DecoderKeys:
     original_max_position_embeddings: int | None = optional_size()
     rms_norm_eps: float = number(1e-6)
     tie_word_embeddings: bool = flag(False)
+    is_causal: bool = flag(True)
     rope_theta: float = number(10000.0)
     rope_parameters: Mapping[str, Any] | None = table()
     rope_scaling: Mapping[str, Any] | None = table()
@@ -46,6 +47,7 @@ class DecoderKeys:
     eos_token_id: tuple[int, ...] = tokens()
 
     def __post_init__(self) -> None:
+        self.refuse(not self.is_causal, "is_causal", "true: attention is causal")
         if self.num_attention_heads % self.kv_heads:
             expected = f"a divisor of num_attention_heads ({self.num_attention_heads})"
             raise SourceError(f"num_key_value_heads: expected {expected}, got {self.kv_heads}")
@@ -65,6 +67,12 @@ class DecoderKeys:
         """Raise SourceError unless the heads divide hidden_size, for a family whose reference needs that."""
         if self.hidden_size % self.num_attention_heads:
             raise SourceError(f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size})")
+
+    def usual_heads(self) -> None:
+        """`heads_divide`, and refuse another head_dim, for a family whose reference reads it in the rope alone."""
+        self.heads_divide()
+        size = self.hidden_size // self.num_attention_heads
+        self.refuse(self.head_dim not in (None, size), "head_dim", f"{size}, hidden_size / num_attention_heads")
 
     def refuse(self, holds: bool, key: str, expected: str) -> None:
         """Raise UnsupportedError if `holds`: the key asks for something that rkf cannot express or read."""

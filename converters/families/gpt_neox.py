@@ -54,17 +54,12 @@ class GptNeoXKeys(DecoderKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.heads_divide()
+        self.usual_heads()
 
     @property
     def kv_heads(self) -> int:
         """The reference ignores num_key_value_heads."""
         return self.num_attention_heads
-
-    @property
-    def head_size(self) -> int:
-        """The reference ignores head_dim."""
-        return self.hidden_size // self.num_attention_heads
 
 
 def _program(config: GptNeoXKeys) -> Program:

@@ -76,7 +76,10 @@ def by_kind(config: DecoderKeys, thetas: Mapping[str, float]) -> dict[str, dict[
     thetas: rope_theta where it is absent. rope_scaling applies only to layers without a window. Here the reference
     ignores a top-level original_max_position_embeddings, and reads truncate (of yarn) only beside the objects.
     """
-    given = dict(config.rope_parameters or {})
+    given, scaling = dict(config.rope_parameters or {}), config.rope_scaling or {}
+    if config.rope_parameters is None and "rope_type" not in scaling and scaling.get("type", "default") != "default":
+        # transformers 5 reads the kind "default" here, and earlier versions the old word.
+        raise UnsupportedError(f"rope_scaling: type {scaling['type']!r} without rope_type is not supported here")
     beside = replace(config, original_max_position_embeddings=None)
     found: dict[str, dict[str, Any]] = {}
     for kind, theta in thetas.items():
@@ -84,7 +87,7 @@ def by_kind(config: DecoderKeys, thetas: Mapping[str, float]) -> dict[str, dict[
         if not isinstance(inner, dict):
             raise SourceError(f"rope_parameters, {kind}: expected an object, got {reprlib.repr(inner)}")
         if kind == FULL:
-            inner = inner | dict(config.rope_scaling or {})
+            inner = inner | dict(scaling)
         own = {"rope_theta": theta} | inner | {"truncate": given.get("truncate", True)}
         found[kind] = whole_heads(standard(own, beside))
     return found

@@ -44,12 +44,7 @@ class StableLmKeys(DecoderKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.heads_divide()
-
-    @property
-    def head_size(self) -> int:
-        """The reference ignores head_dim."""
-        return self.hidden_size // self.num_attention_heads
+        self.usual_heads()
 
 
 def _program(config: StableLmKeys) -> Program:

@@ -172,12 +172,12 @@ async def _chunks(conversation: Conversation, asked: ChatRequest) -> AsyncIterat
 
 
 def _for(template: str, message: ChatMessage) -> dict[str, Any]:
-    """A message for a template: a developer is a system where the template does not know one, and reasoning has the
-    name that it gives it. A template that knows `thinking` takes it beside calls only without content.
+    """A message for a template: a developer is a system where the template does not know one. A template that knows
+    `thinking` takes it beside calls only without content.
     """
     found = message.for_template()
-    if "thinking" in template and "reasoning_content" in found and not (found["content"] and "tool_calls" in found):
-        found["thinking"] = found["reasoning_content"]
+    if "thinking" in template and "reasoning_content" in found and found["content"] and "tool_calls" in found:
+        found["thinking"] = None
     if found["role"] == "developer" and "developer" not in template:
         found["role"] = "system"
     return found

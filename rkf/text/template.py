@@ -22,6 +22,8 @@ MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 5
 WALL_SECONDS = 60  # generous, because the machine may be busy; the CPU limit is the one that ends a loop
 
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # the first that a message has counts, as in transformers
+
 _POOL = TemplatePool()
 _REFUSED = 2
 
@@ -51,7 +53,7 @@ def render(
             "documents": None,
             **special_tokens,
             **(variables or {}),
-            "messages": list(messages),
+            "messages": [_with_reasoning(message) for message in messages],
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         },
@@ -65,6 +67,14 @@ def render(
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"messages: expected values that JSON has: {error}") from error
     return _run_worker(template.encode("utf-8", "surrogatepass"), encoded)
+
+
+def _with_reasoning(message: Message) -> Message:
+    """A message whose reasoning, under any of its names, has the two that templates read. One that is null stays so."""
+    if not isinstance(message, Mapping):
+        return message
+    given = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    return message if given is None else {"thinking": given, **message, "reasoning_content": given}
 
 
 def _run_worker(template: bytes, request: bytes) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from rkf.converters.export import export_hf
 from rkf.converters.pipeline import convert
@@ -190,6 +190,22 @@ def test_generation_config_and_token_ids(hf_folder: Callable[..., Path]) -> None
     assert open_source(folder).notes == ("generation_config.json: top_k: expected an integer, got '50'; it is ignored",)
 
 
+def test_options_that_rkf_does_not_follow_are_told(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    path = folder / "generation_config.json"
+    neutral = {"typical_p": 1.0, "num_beams": 1, "min_length": 0, "bad_words_ids": None, "suppress_tokens": []}
+    edit_json(path, do_sample=True, **neutral)
+    assert open_source(folder).notes == ()
+    edit_json(path, typical_p=0.9, suppress_tokens=[5, 6], forced_bos_token_id=0, temperature=0.5)
+    told = "generation_config.json: forced_bos_token_id, suppress_tokens, typical_p: not known to rkf; ignored"
+    assert open_source(folder).notes == (told,)
+    edit_json(path, do_sample=None, suppress_tokens=None, forced_bos_token_id=None)
+    told = "generation_config.json: temperature, typical_p: of no effect without do_sample, so texts are greedy"
+    assert open_source(folder).notes == (told,)
+    edit_json(path, temperature=1.0, top_k=50, top_p=1.0, typical_p=1.0)  # the reference's own defaults
+    assert open_source(folder).notes == ()
+
+
 def test_ids_past_the_vocabulary_are_ignored_as_in_transformers(hf_folder: Callable[..., Path]) -> None:
     folder = hf_folder("llama")
     edit_json(folder / "config.json", bos_token_id=-1, eos_token_id=2**32 - 1)
@@ -201,8 +217,9 @@ def test_ids_past_the_vocabulary_are_ignored_as_in_transformers(hf_folder: Calla
 
 
 TOKEN = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+SPECIAL = {**TOKEN, "special": True, "__type": "AddedToken"}
 OLD_NAMES = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>", **TOKEN}}
-# File -> what it holds. <new> is no token of tokenizer.json.
+# File -> what it holds. <plain> is a token of tokenizer.json that is not special, <new> is no token of it.
 NAMES: dict[str, dict[str, Any]] = {
     "settings": {"tokenizer_config.json": {"eos_token": "<|im_end|>", "pad_token": "<new>", "unk_token": None}},
     "older map alone": {"special_tokens_map.json": OLD_NAMES},
@@ -212,10 +229,30 @@ NAMES: dict[str, dict[str, Any]] = {
         "special_tokens_map.json": OLD_NAMES,
     },
     "decoder": {"tokenizer_config.json": {"added_tokens_decoder": {"2": {"content": "the", "special": True, **TOKEN}}}},
-    "older added tokens": {"added_tokens.json": {"<new>": 384, "the": 300}},
+    "older added tokens": {"added_tokens.json": {"<new>": 385, "the": 300}},
     "list": {"tokenizer_config.json": {"additional_special_tokens": ["<new>"]}},
     "further names": {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<new>"}}},
     "own names": {"tokenizer_config.json": {"image_token": "the", "add_bos_token": True, "boi_token": 3}},
+    "named, not special": {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<plain>",
+            "pad_token": {"content": "a", **SPECIAL},
+        }
+    },
+    "named, not special in the decoder": {
+        "tokenizer_config.json": {
+            "eos_token": "<plain>",
+            "added_tokens_decoder": {"384": {"content": "<plain>", **TOKEN, "lstrip": True}},
+        }
+    },
+    "listed, not special": {"tokenizer_config.json": {"extra_special_tokens": ["<plain>", "<new>"]}},
+    "in the reference's order": {
+        "tokenizer_config.json": {"extra_special_tokens": ["<new>"], "pad_token": "<pad>", "bos_token": "<bos>"}
+    },
+    "one list of two": {
+        "tokenizer_config.json": {"additional_special_tokens": ["<other>"], "extra_special_tokens": ["<new>"]}
+    },
 }
 
 
@@ -224,15 +261,33 @@ def test_special_tokens_are_those_of_transformers(hf_folder: Callable[..., Path]
     folder = hf_folder("llama", vocab_size=400)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).unlink(missing_ok=True)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<plain>", special=False, normalized=True, rstrip=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in NAMES[case].items():
         (folder / name).write_text(json.dumps(content))
     source, theirs = open_source(folder), transformers.AutoTokenizer.from_pretrained(folder)
     assert {name: token.text for name, token in source.model.special_tokens.items()} == theirs.special_tokens_map
     ours = Tokenizer.from_buffer(source.tokenizer_json)
-    text = "a<new> the<|im_end|>b"
-    assert ours.encode(text).ids == theirs.encode(text)
+    text = "a<new> the<|im_end|>b <plain> <bos><pad><other>"
+    ids = ours.encode(text).ids
+    assert ids == theirs.encode(text)
     assert ours.get_added_tokens_decoder().keys() == theirs.added_tokens_decoder.keys()
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert source.model.add_bos is False
+
+
+def test_what_settings_would_change_in_texts_is_refused_or_told(hf_folder: Callable[..., Path]) -> None:
+    folder = hf_folder("llama")
+    edit_json(folder / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    assert open_source(folder).notes == ()  # the reference ignores it beside a BPE
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    told = "tokenizer_config.json: clean_up_tokenization_spaces is ignored: texts keep the spaces of their tokens"
+    assert told in open_source(folder).notes
+    edit_json(folder / "tokenizer_config.json", split_special_tokens=True)
+    with pytest.raises(UnsupportedError, match=r"tokenizer_config\.json: split_special_tokens: True is not supported"):
+        open_source(folder)
 
 
 def test_the_token_that_tokenizer_json_puts_first_is_bos(hf_folder: Callable[..., Path]) -> None:

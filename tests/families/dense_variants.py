@@ -163,6 +163,7 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "sliding_window": WINDOW,
             "sliding_window_pattern": 2,
+            "head_dim": 32,
             "attention_bias": True,
             "rope_parameters": LINEAR,
             "tie_word_embeddings": False,

@@ -108,6 +108,10 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
             "text_config: architecture 'qwen2'",
         ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("llama", {"is_causal": False}, "is_causal"),  # of embedding models made from decoders
+        ("gpt_oss", {"is_causal": False}, "is_causal"),
+        ("gpt_neox", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),  # turns 32, and has heads of 16
+        ("stablelm", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),
     ],
 )
 def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
@@ -132,3 +136,14 @@ def test_both_spellings_of_gemma3(tmp_path: Path) -> None:
         "sliding_window_pattern": 3,
     }
     assert describe(old, "x").program == describe(config, "x").program
+
+
+@pytest.mark.parametrize("variant", ["gemma3", "olmo3"])
+def test_an_old_word_for_the_kind_of_rope_that_the_reference_does_not_read(tmp_path: Path, variant: str) -> None:
+    config = {key: value for key, value in config_of(variant, tmp_path).items() if key != "rope_parameters"}
+    stretch = {"type": "linear", "factor": 8.0}
+    with pytest.raises(UnsupportedError, match="x: rope_scaling: type 'linear' without rope_type is not supported"):
+        describe({**config, "rope_scaling": stretch}, "x")
+    found = describe({**config, "rope_scaling": {**stretch, "rope_type": "linear"}}, "x")
+    assert found.program != describe(config, "x").program
+    assert describe({**config, "rope_scaling": {"type": "default"}}, "x").program == describe(config, "x").program

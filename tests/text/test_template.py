@@ -61,6 +61,24 @@ def test_equals_transformers(source, prompted):
     assert ours == theirs[0]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"reasoning": "r"},
+        {"thinking": "r"},
+        {"reasoning_content": "r"},
+        {"thinking": None, "reasoning_content": "r"},
+        {"thinking": "t", "reasoning": "r"},
+        {"reasoning": None},
+    ],
+)
+def test_reasoning_has_the_names_that_transformers_gives_it(names):
+    source = "{{ messages | tojson }}"
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **names}]
+    theirs, _ = render_jinja_template([messages], chat_template=source)
+    assert template.render(source, messages, special_tokens={}) == theirs[0]
+
+
 def test_the_date_is_the_one_handed_in():
     text = template.render("{{ strftime_now('%d %b %Y') }}", [], special_tokens={}, now=datetime(2024, 7, 26))
     assert text == "26 Jul 2024"
