@@ -75,7 +75,7 @@ def generation_of(folder: Path) -> GenerationConfig:
 
 def _asked(content: Mapping[str, Any], neutral: Mapping[str, int | None]) -> str:
     """The names of the options that ask for something. neutral: name -> the number that does not."""
-    empty = (None, [], {}, "")
+    empty: tuple[Any, ...] = (None, [], {}, "")
     return ", ".join(
         sorted(name for name, off in neutral.items() if (value := content.get(name)) not in empty and value != off)
     )

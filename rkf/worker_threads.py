@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -23,7 +24,7 @@ class WorkerThreads(ThreadPoolExecutor):
         self._alone = threading.Lock()
 
     def submit(self, task: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
-        return super().submit(self._noted, task, *args, **kwargs)
+        return super().submit(partial(self._noted, partial(task, *args, **kwargs)))
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         if kind is not None:
@@ -33,13 +34,13 @@ class WorkerThreads(ThreadPoolExecutor):
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Unwanted))
         return super().__exit__(kind, error, trace)
 
-    def _noted(self, task: Callable[..., _R], *args: Any, **kwargs: Any) -> _R:
+    def _noted(self, task: Callable[[], _R]) -> _R:
         """The task's result. The thread counts as running meanwhile: an idle one must not be interrupted."""
         thread = threading.get_ident()
         with self._alone:
             self._running.add(thread)
         try:
-            return task(*args, **kwargs)
+            return task()
         finally:
             with self._alone:
                 self._running.discard(thread)

@@ -25,7 +25,7 @@ _QUADS = BLOCK // QUAD
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-class Form(NamedTuple):
+class ProductForm(NamedTuple):
     """How a CPU multiplies. lanes: of a register of sums; held: registers of weights at a time; words: numbers are
     multiplied as words, for lack of vpdpbusd.
     """
@@ -35,11 +35,11 @@ class Form(NamedTuple):
     words: bool
 
 
-VNNI, AVX2 = Form(16, 4, words=False), Form(8, 2, words=True)
+VNNI, AVX2 = ProductForm(16, 4, words=False), ProductForm(8, 2, words=True)
 
 
 @cache
-def form() -> Form | None:
+def form() -> ProductForm | None:
     """That of this CPU; None if the kernel cannot run here."""
     found = binding.get_host_cpu_features()
     if found.get("avx512f") and found.get("avx512vnni"):
@@ -94,7 +94,7 @@ def _add_tile(typingctx, x, x_scales, x_sums, weights, scales, out, stride):
 class _Tile:
     """Code for a form."""
 
-    def __init__(self, builder: Any, form: Form) -> None:
+    def __init__(self, builder: Any, form: ProductForm) -> None:
         self.builder, self.form = builder, form
         self.f32s, self.i32s = ir.VectorType(_F32, form.lanes), ir.VectorType(_I32, form.lanes)
         self.i16s = ir.VectorType(_I16, 2 * form.lanes)
