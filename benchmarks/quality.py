@@ -178,7 +178,7 @@ class Bench:
         if not path.exists():
             source = open_source(self.source)
             made = Calibrate(self.text)(source)
-            save(path, made.tokens, made.of(RotatedSource(source)).losses(coarse))
+            save(path, made.kept(made.of(RotatedSource(source)).losses(coarse)))
         return path
 
     def _importance(self) -> Path:

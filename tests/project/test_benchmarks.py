@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks import choices, nf4, peers, report, table
+from benchmarks.quality import Bench
+from rkf.calibrate.calibration import SHORT, Calibrate
+from rkf.converters.pipeline import convert
+from rkf.file.container import open_file
+from tests.families.models import model_of, save
 
 ROWS = [
     {"name": name, "bytes": size, "kld": kld, "kld_stderr": 0.0, "ppl_ratio": 1.0, "top1": 0.9}
@@ -85,3 +90,12 @@ def test_a_llama_bench_binary_is_a_peer(tmp_path):
     common = "-rtr 1 -m m.gguf -t 2 -r 1 -o json"
     calls = ["--help", f"{common} -p 512 -n 0", f"{common} -p 0 -n 16", f"{common} -p 0 -n 16 -d 64"]
     assert Path(f"{binary}.log").read_text().splitlines() == calls
+
+
+def test_all_our_files_have_one_calibration(tmp_path, monkeypatch):
+    monkeypatch.setattr("rkf.calibrate.calibration.CTX", 16)
+    source = save(model_of("gemma3"), tmp_path / "model")
+    kept = Bench(source, tmp_path / "work", tmp_path, SHORT)._calibration()
+    convert(source, tmp_path / "x.rkf", bpw=5, calibrate=Calibrate(kept))
+    with open_file(tmp_path / "x.rkf") as container:
+        assert container.provenance["calibration"]["origin"] == "calibration.npz"
