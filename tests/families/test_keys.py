@@ -119,6 +119,13 @@ def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str
         describe({**config_of(variant, tmp_path), **changes}, "x")
 
 
+def test_layer_types_of_a_mistral_are_read_as_in_the_reference(tmp_path: Path) -> None:
+    config = config_of("ministral", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).model_type == config[_NAME] == "ministral"
+    assert describe({**config, "model_type": "mistral"}, "x").program == describe(config, "x").program
+
+
 def test_windows_without_a_number(tmp_path: Path) -> None:
     config = config_of("qwen2_moe-mixed", tmp_path)
     with pytest.raises(SourceError, match="x: sliding_window: expected a number above 0 with use_sliding_window"):
