@@ -112,10 +112,30 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
         ("gpt_oss", {"is_causal": False}, "is_causal"),
         ("gpt_neox", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),  # turns 32, and has heads of 16
         ("stablelm", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),
+        ("llama", {"per_layer_config": {"1": {"mlp_bias": True}}}, "per_layer_config: layers with keys of their own"),
     ],
 )
 def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=f"x: .*{message}"):
+        describe({**config_of(variant, tmp_path), **changes}, "x")
+
+
+_BY_KIND = {"full_attention": {"rope_type": "linear", "factor": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("qwen3", {"rope_parameters": _BY_KIND}, "rope_parameters: expected the same for all layers, got an object at"),
+        ("llama4", {"layer_types": []}, "layer_types: expected a list of a word for each layer"),
+        ("qwen3_5", {"layer_types": []}, "layer_types: expected a list of a word for each layer"),
+        ("qwen3", {"use_sliding_window": False}, "layer_types: sliding_attention expects a number as sliding_window"),
+        ("qwen3", {"sliding_window": None}, "layer_types: sliding_attention expects a number as sliding_window"),
+        ("ministral", {"sliding_window": None}, "sliding_window: expected a number, as layer_types has"),
+    ],
+)
+def test_what_the_reference_refuses(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SourceError, match=f"x: {message}"):
         describe({**config_of(variant, tmp_path), **changes}, "x")
 
 
