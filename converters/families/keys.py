@@ -46,6 +46,7 @@ def read(kind: type[C], config: Mapping[str, Any]) -> C:
     if config.get(_BY_LAYER) and _BY_LAYER not in (key.name for key in fields(kind)):  # type: ignore[arg-type]
         raise UnsupportedError(f"{_BY_LAYER}: layers with keys of their own are not supported in this architecture")
     for key in fields(kind):  # type: ignore[arg-type]
+        # The first that is there counts: `name` is the one that the reference sets last (its attribute_map).
         names = (key.metadata["name"] or key.name, *key.metadata["aliases"])
         name = next((name for name in names if name in config), None)
         if name is None:
@@ -137,10 +138,10 @@ def activation(default: str, name: str = "hidden_act", own: str | None = None) -
     )
 
 
-def layer_types(*known: str, aliases: tuple[str, ...] = ()) -> Any:
+def layer_types(*known: str, aliases: tuple[str, ...] = (), name: str | None = None) -> Any:
     """The kind of each layer, as words (by default: full or sliding attention); null: the family's own pattern."""
     words = known or (FULL, SLIDING)
-    return _key(None, _or_null(lambda value: _layer_types(value, words)), aliases)
+    return _key(None, _or_null(lambda value: _layer_types(value, words)), aliases, name)
 
 
 def period(default: int) -> Any:

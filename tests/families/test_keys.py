@@ -146,6 +146,29 @@ def test_layer_types_of_a_mistral_are_read_as_in_the_reference(tmp_path: Path) -
     assert describe({**config, "model_type": "mistral"}, "x").program == describe(config, "x").program
 
 
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("ernie4_5_moe", {"num_experts_per_tok": 1}),
+        ("ernie4_5_moe", {"num_experts": 4}),
+        ("glm4_moe", {"num_local_experts": 4}),
+        ("glm4_moe_lite", {"head_dim": 4}),
+        ("olmoe", {"num_local_experts": 4}),
+        ("mixtral", {"num_experts": 2}),
+        ("qwen3_moe", {"num_experts": 8, "num_local_experts": 4}),
+        ("granitemoehybrid", {"layers_block_type": ["attention", "mamba", "mamba"]}),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_key_under_two_names(tmp_path: Path, variant: str, changes: dict[str, Any], first: bool) -> None:
+    """The name that the reference maps to the other one overrides it, wherever it stands."""
+    config = config_of(variant, tmp_path)
+    both = {**changes, **config} if first else {**config, **changes}
+    found = describe({**both, **changes}, "x")
+    assert found.program == describe(spelt_out({**both, **changes}), "x").program
+    assert found.program != describe(config, "x").program
+
+
 def test_windows_without_a_number(tmp_path: Path) -> None:
     config = config_of("qwen2_moe-mixed", tmp_path)
     with pytest.raises(SourceError, match="x: sliding_window: expected a number above 0 with use_sliding_window"):
