@@ -74,7 +74,9 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], b
         return _wrapped(name, config)
     if not isinstance(name, str) or name not in FAMILIES:
         raise UnsupportedError(f"architecture {name!r} is not supported; known: {', '.join((*FAMILIES, *_WRAPPERS))}")
-    return FAMILIES[name], dict(config), False
+    # As AutoConfig of the reference: the key belongs to the other family, and published models have it under this name.
+    family = ministral.FAMILY if name == mistral.FAMILY.name and "layer_types" in config else FAMILIES[name]
+    return family, dict(config), False
 
 
 def _wrapped(name: str, config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], bool]:

@@ -144,6 +144,10 @@ def test_layer_types_of_a_mistral_are_read_as_in_the_reference(tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
     assert transformers.AutoConfig.from_pretrained(tmp_path).model_type == config[_NAME] == "ministral"
     assert describe({**config, "model_type": "mistral"}, "x").program == describe(config, "x").program
+    plain = {key: value for key, value in config.items() if key != "layer_types"} | {"model_type": "mistral"}
+    inside = [{"model_type": "mistral3", "text_config": plain | more} for more in ({}, {"layer_types": ["x"]})]
+    assert describe(inside[0], "x").program == describe(inside[1], "x").program == describe(plain, "x").program
+    assert describe(plain, "x").program != describe(config, "x").program
 
 
 @pytest.mark.parametrize(
