@@ -110,6 +110,7 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("llama", {"is_causal": False}, "is_causal"),  # of embedding models made from decoders
         ("gpt_oss", {"is_causal": False}, "is_causal"),
+        ("llama", {"model_type": "mistral3", "text_config": {}, "is_causal": False}, "is_causal: False"),
         ("gpt_neox", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),  # turns 32, and has heads of 16
         ("stablelm", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),
         ("llama", {"per_layer_config": {"1": {"mlp_bias": True}}}, "per_layer_config: layers with keys of their own"),
