@@ -30,6 +30,7 @@ from rkf.converters.families import (
     llama,
     llama4,
     mamba2,
+    ministral,
     ministral3,
     mistral,
     mixtral,
@@ -53,7 +54,7 @@ from rkf.converters.families.family import Family
 from rkf.errors import UnsupportedError
 
 _MODULES = (
-    *(llama, mistral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
+    *(llama, mistral, ministral, ministral3, qwen2, qwen3, qwen3_moe, phi3, olmo2, olmo3, gemma2, gemma3, smollm3),
     *(granite, glm4, exaone4, cohere2, seed_oss, ernie4_5, starcoder2, stablelm, nemotron, gpt_neox),
     *(mixtral, qwen2_moe, olmoe, gpt_oss, granitemoe, ernie4_5_moe, qwen3_5, qwen3_5_moe, lfm2, lfm2_moe),
     *(gemma4, gemma4_unified, glm4_moe, glm4_moe_lite, llama4, apertus, arcee, deepseek_v3),
@@ -73,7 +74,9 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], b
         return _wrapped(name, config)
     if not isinstance(name, str) or name not in FAMILIES:
         raise UnsupportedError(f"architecture {name!r} is not supported; known: {', '.join((*FAMILIES, *_WRAPPERS))}")
-    return FAMILIES[name], dict(config), False
+    # As AutoConfig of the reference: the key belongs to the other family, and published models have it under this name.
+    family = ministral.FAMILY if name == mistral.FAMILY.name and "layer_types" in config else FAMILIES[name]
+    return family, dict(config), False
 
 
 def _wrapped(name: str, config: Mapping[str, Any]) -> tuple[Family[Any], dict[str, Any], bool]:

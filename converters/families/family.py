@@ -37,9 +37,9 @@ class Wrapper:
     tied: bool
 
     def text(self, config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-        """The decoder's own configuration."""
+        """The decoder's own configuration, and keys of the outer model that count for its decoder too."""
         inner = config.get("text_config")
-        outer = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
+        outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "is_causal") if key in config}
         tied = {"tie_word_embeddings": config.get("tie_word_embeddings", self.tied)}
         return {**(inner if isinstance(inner, dict) else {}), **outer, **tied, "model_type": model_type}
 

@@ -37,7 +37,7 @@ class Glm4MoeKeys(GroupedExperts):
     attention_bias: bool = flag(False)
     use_qk_norm: bool = flag(False)
     moe_intermediate_size: int = size(1408)
-    n_routed_experts: int = size(128, aliases=("num_local_experts",), most=1 << 16)
+    n_routed_experts: int = size(128, name="num_local_experts", aliases=("n_routed_experts",), most=1 << 16)
     n_group: int = size(1)
     topk_group: int = size(1)
     routed_scaling_factor: float = number(1.0)

@@ -33,7 +33,7 @@ class GraniteMoeHybridKeys(GraniteMoeKeys):
     num_local_experts: int = count(8)
     shared_intermediate_size: int = size(1024)
     position_embedding_type: str | None = word()
-    layer_types: tuple[str, ...] | None = layer_types(FULL, LINEAR, aliases=("layers_block_type",))
+    layer_types: tuple[str, ...] | None = layer_types(FULL, LINEAR, name="layers_block_type", aliases=("layer_types",))
     mamba_n_heads: int = size(128)
     mamba_n_groups: int = size(1)
     mamba_d_state: int = size(256)

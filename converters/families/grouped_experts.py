@@ -30,7 +30,7 @@ _SCALE, _NORMALISE = "expert_weights_scale", "expert_weights_norm"
 @dataclass(frozen=True, kw_only=True)
 class GroupedExperts(DecoderKeys):
     moe_intermediate_size: int = size(2048)
-    n_routed_experts: int = size(256, aliases=("num_local_experts",), most=1 << 16)
+    n_routed_experts: int = size(256, name="num_local_experts", aliases=("n_routed_experts",), most=1 << 16)
     num_experts_per_tok: int = size(8)
     n_shared_experts: int = size(1)
     n_group: int = size(8)

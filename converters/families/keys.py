@@ -1,7 +1,7 @@
 """How a family declares the keys of its config.json, and the one reader of such tables. Knows no family.
 
 A family's table is a frozen dataclass. A field is a key; its default is that of the reference (transformers); its kind
-restricts the value. Keys without a field are ignored, as in the reference.
+restricts the value. Keys without a field are ignored, as in the reference, but for the one that changes others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ MAX_SIZE = (1 << 31) - 1
 MAX_TEXT = 1024
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 LINEAR, CONV = "linear_attention", "conv"
+_BY_LAYER = "per_layer_config"  # gives single layers other values of any keys
 _MAX_NUMBER = sys.float_info.max
 _OLD_TYPES = {"attention": FULL, "mamba": LINEAR}  # words of layer_types in checkpoints of earlier versions
 # Values of hidden_act -> activations of ops. The three tanh forms of gelu are the same formula.
@@ -42,7 +43,10 @@ C = TypeVar("C")
 def read(kind: type[C], config: Mapping[str, Any]) -> C:
     """The table of a config.json. Raises SourceError or UnsupportedError that names the key."""
     found: dict[str, Any] = {}
+    if config.get(_BY_LAYER) and _BY_LAYER not in (key.name for key in fields(kind)):  # type: ignore[arg-type]
+        raise UnsupportedError(f"{_BY_LAYER}: layers with keys of their own are not supported in this architecture")
     for key in fields(kind):  # type: ignore[arg-type]
+        # The first that is there counts: `name` is the one that the reference sets last (its attribute_map).
         names = (key.metadata["name"] or key.name, *key.metadata["aliases"])
         name = next((name for name in names if name in config), None)
         if name is None:
@@ -134,10 +138,10 @@ def activation(default: str, name: str = "hidden_act", own: str | None = None) -
     )
 
 
-def layer_types(*known: str, aliases: tuple[str, ...] = ()) -> Any:
+def layer_types(*known: str, aliases: tuple[str, ...] = (), name: str | None = None) -> Any:
     """The kind of each layer, as words (by default: full or sliding attention); null: the family's own pattern."""
     words = known or (FULL, SLIDING)
-    return _key(None, _or_null(lambda value: _layer_types(value, words)), aliases)
+    return _key(None, _or_null(lambda value: _layer_types(value, words)), aliases, name)
 
 
 def period(default: int) -> Any:
@@ -259,8 +263,8 @@ def _activation(value: Any) -> str:
 
 
 def _layer_types(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise _WrongError("a list of words")
+    if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
+        raise _WrongError("a list of a word for each layer")
     given: list[str] = value
     words = tuple(_OLD_TYPES.get(word, word) for word in given)
     for word in words:

@@ -29,7 +29,7 @@ class OlmoeKeys(DecoderKeys):
     rms_norm_eps: float = number(1e-5)
     attention_bias: bool = flag(False)
     clip_qkv: float | None = optional_number()
-    num_experts: int = size(64, aliases=("num_local_experts",), most=1 << 16)
+    num_experts: int = size(64, name="num_local_experts", aliases=("num_experts",), most=1 << 16)
     num_experts_per_tok: int = size(8)
     norm_topk_prob: bool = flag(False)
     eos_token_id: tuple[int, ...] = tokens(50279)

@@ -42,15 +42,23 @@ class QwenKeys(DecoderKeys):
         super().__post_init__()
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
             raise SourceError(f"layer_types: expected {self.num_hidden_layers} words, got {len(self.layer_types)}")
+        if self.window is None and SLIDING in (self.layer_types or ()):
+            raise SourceError(
+                f"layer_types: {SLIDING} expects a number as sliding_window and use_sliding_window: true beside it"
+            )
+
+    @property
+    def window(self) -> int | None:
+        """The window of the layers that have one."""
+        return self.sliding_window if self.use_sliding_window else None
 
     @property
     def windows(self) -> list[int | None]:
         """The window of each layer, None for full attention."""
-        window = self.sliding_window if self.use_sliding_window else None
         kinds = self.layer_types or [
             SLIDING if number >= self.max_window_layers else FULL for number in range(self.num_hidden_layers)
         ]
-        return [window if kind == SLIDING else None for kind in kinds]
+        return [self.window if kind == SLIDING else None for kind in kinds]
 
     @property
     def rope(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Qwen3MoeKeys(QwenMoeKeys):
     attention_bias: bool = flag(False)
     sliding_window: int | None = optional_size(4096)
     moe_intermediate_size: int = size(768)
-    num_experts: int = size(128, aliases=("num_local_experts",), most=1 << 16)
+    num_experts: int = size(128, name="num_local_experts", aliases=("num_experts",), most=1 << 16)
     num_experts_per_tok: int = size(8)
 
     @property

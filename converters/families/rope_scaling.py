@@ -35,7 +35,12 @@ def parameters(config: DecoderKeys) -> dict[str, Any]:
 
 
 def standard(rope: dict[str, Any], config: DecoderKeys) -> dict[str, Any]:
-    """One object of rope parameters with its missing keys filled in."""
+    """One object of rope parameters with its missing keys filled in.
+
+    SourceError for one that holds an object for each kind of layer, which some families have and others do not read.
+    """
+    if nested := next((key for key, value in rope.items() if isinstance(value, dict)), None):
+        raise SourceError(f"rope_parameters: expected the same for all layers, got an object at {reprlib.repr(nested)}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     found = {"rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor or 1.0} | rope
     if kind in STRETCHED:

@@ -23,6 +23,15 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gelu": ("llama", {"hidden_act": "gelu", "num_key_value_heads": 1}),
     "mistral": ("mistral", {"sliding_window": WINDOW}),
     "mistral-yarn": ("mistral", {"sliding_window": None, "head_dim": 32, "rope_parameters": YARN}),
+    "ministral": (
+        "ministral",
+        {
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "ministral-window": ("ministral", {"head_dim": 32, "sliding_window": WINDOW, "tie_word_embeddings": True}),
     "qwen2": (
         "qwen2",
         {

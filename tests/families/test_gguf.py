@@ -31,6 +31,7 @@ from .models import VARIANTS, loaded, logits_of, model_of, save, tokens
 # Why a variant has no GGUF.
 REFUSED = {
     "llama-gelu": "hidden_act: 'gelu' is not supported; expected silu",
+    "ministral": "layer_types: a GGUF of this family cannot store a window",
     "qwen2": "layer_types: a GGUF of this family cannot store a window",
     "qwen3": "layer_types: a GGUF of this family cannot store a window",
     "qwen3-biases": "truncate: False is not supported",

@@ -110,13 +110,68 @@ def test_lists_of_a_longrope(tmp_path: Path) -> None:
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("llama", {"is_causal": False}, "is_causal"),  # of embedding models made from decoders
         ("gpt_oss", {"is_causal": False}, "is_causal"),
+        ("llama", {"model_type": "mistral3", "text_config": {}, "is_causal": False}, "is_causal: False"),
         ("gpt_neox", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),  # turns 32, and has heads of 16
         ("stablelm", {"head_dim": 32}, "head_dim: 32 is not supported; expected 16"),
+        ("llama", {"per_layer_config": {"1": {"mlp_bias": True}}}, "per_layer_config: layers with keys of their own"),
     ],
 )
 def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=f"x: .*{message}"):
         describe({**config_of(variant, tmp_path), **changes}, "x")
+
+
+_BY_KIND = {"full_attention": {"rope_type": "linear", "factor": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("qwen3", {"rope_parameters": _BY_KIND}, "rope_parameters: expected the same for all layers, got an object at"),
+        ("llama4", {"layer_types": []}, "layer_types: expected a list of a word for each layer"),
+        ("qwen3_5", {"layer_types": []}, "layer_types: expected a list of a word for each layer"),
+        ("qwen3", {"use_sliding_window": False}, "layer_types: sliding_attention expects a number as sliding_window"),
+        ("qwen3", {"sliding_window": None}, "layer_types: sliding_attention expects a number as sliding_window"),
+        ("ministral", {"sliding_window": None}, "sliding_window: expected a number, as layer_types has"),
+    ],
+)
+def test_what_the_reference_refuses(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SourceError, match=f"x: {message}"):
+        describe({**config_of(variant, tmp_path), **changes}, "x")
+
+
+def test_layer_types_of_a_mistral_are_read_as_in_the_reference(tmp_path: Path) -> None:
+    config = config_of("ministral", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).model_type == config[_NAME] == "ministral"
+    assert describe({**config, "model_type": "mistral"}, "x").program == describe(config, "x").program
+    plain = {key: value for key, value in config.items() if key != "layer_types"} | {"model_type": "mistral"}
+    inside = [{"model_type": "mistral3", "text_config": plain | more} for more in ({}, {"layer_types": ["x"]})]
+    assert describe(inside[0], "x").program == describe(inside[1], "x").program == describe(plain, "x").program
+    assert describe(plain, "x").program != describe(config, "x").program
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("ernie4_5_moe", {"num_experts_per_tok": 1}),
+        ("ernie4_5_moe", {"num_experts": 4}),
+        ("glm4_moe", {"num_local_experts": 4}),
+        ("glm4_moe_lite", {"head_dim": 4}),
+        ("olmoe", {"num_local_experts": 4}),
+        ("mixtral", {"num_experts": 2}),
+        ("qwen3_moe", {"num_experts": 8, "num_local_experts": 4}),
+        ("granitemoehybrid", {"layers_block_type": ["attention", "mamba", "mamba"]}),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_key_under_two_names(tmp_path: Path, variant: str, changes: dict[str, Any], first: bool) -> None:
+    """The name that the reference maps to the other one overrides it, wherever it stands."""
+    config = config_of(variant, tmp_path)
+    both = {**changes, **config} if first else {**config, **changes}
+    found = describe({**both, **changes}, "x")
+    assert found.program == describe(spelt_out({**both, **changes}), "x").program
+    assert found.program != describe(config, "x").program
 
 
 def test_windows_without_a_number(tmp_path: Path) -> None:
