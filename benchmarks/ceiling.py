@@ -61,10 +61,10 @@ class Loader:
     """The loops, compiled for this CPU."""
 
     def __init__(self) -> None:
-        level = machine(cpu_features.level())
+        target = machine(cpu_features.level())
         builder = llvm.JITLibraryBuilder()
         for symbol in SYMBOLS:
-            code = emit(_load_only(symbol == PREFETCHING), (types.int64,) * 4, symbol, level)
+            code = emit(_load_only(symbol == PREFETCHING), (types.int64,) * 4, symbol, target)
             builder = builder.add_object_img(code).export_symbol(symbol)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
