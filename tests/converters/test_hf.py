@@ -152,7 +152,6 @@ def test_rope_scaling_in_both_spellings(hf_folder: Callable[..., Path], rope: di
         ({"use_sliding_window": True, "max_window_layers": 1}, [None, 64]),
         ({"use_sliding_window": True, "max_window_layers": 2}, [None, None]),
         ({"use_sliding_window": True}, [None, None]),
-        ({"layer_types": ["sliding_attention"] * 2}, [None, None]),
         ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, [64, 64]),
         ({"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}, [None, 64]),
     ],
