@@ -53,11 +53,15 @@ class InputScales:
             found._add_list("", program.top, squares, False)
         return found
 
-    def applied(self, name: str, values: F32) -> F32:
-        """A tensor of the model, `values`, scaled."""
+    def change(self, name: str) -> bool:
+        """Whether a tensor of the model is scaled."""
+        return name in self.rows or name in self.columns
+
+    def applied(self, name: str, values: F32, rows: slice) -> F32:
+        """Rows of a tensor of the model, `values`, scaled; of a vector, numbers of it."""
         if (divisors := self.rows.get(name)) is not None:
             offset = np.float32(self.offsets.get(name, 0))
-            values = (values + offset) / divisors.reshape(-1, *[1] * (values.ndim - 1)) - offset
+            values = (values + offset) / divisors[rows].reshape(-1, *[1] * (values.ndim - 1)) - offset
         return values * self.columns[name] if name in self.columns else values
 
     def _add_list(

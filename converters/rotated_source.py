@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from rkf.converters.input_scales import InputScales
 from rkf.converters.source import ChangedSource, Source
-from rkf.format.matrix import F32, DenseTensor, from_f32
+from rkf.format.matrix import F32, DenseTensor, from_f32, to_f32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.rotation import rotated, rotations
 from rkf.numbers.hadamard_blocks import transformed
+
+_TOGETHER = 1 << 22  # weights that are changed at a time, in f32
 
 
 class RotatedSource(ChangedSource):
@@ -48,8 +50,15 @@ class RotatedSource(ChangedSource):
     def read(self, name: str) -> DenseTensor:
         """A tensor of the source; what scales or rotation change is rounded to the source's dtype."""
         tensor = self._source.read(name)
-        changed = self._rotated(name, self._scales.applied(name, tensor.decode()))
-        return DenseTensor(tensor.dtype, from_f32(changed, tensor.dtype))
+        if name not in self._blocks and not self._scales.change(name):
+            return tensor
+        data = np.empty_like(tensor.data)
+        step = max(1, _TOGETHER * len(data) // data.size)
+        for start in range(0, len(data), step):
+            part = slice(start, start + step)
+            scaled = self._scales.applied(name, to_f32(tensor.data[part], tensor.dtype), part)
+            data[part] = from_f32(self._rotated(name, scaled), tensor.dtype)
+        return DenseTensor(tensor.dtype, data)
 
     def _rotated(self, name: str, values: F32) -> F32:
         return transformed(values, self._blocks[name]) if name in self._blocks else values

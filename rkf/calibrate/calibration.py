@@ -24,7 +24,7 @@ from rkf.calibrate.moments import Moments
 from rkf.calibrate.tables import moments_of_tables, of_both
 from rkf.errors import UnsupportedError, UsageError
 from rkf.file.arrays import MAGIC
-from rkf.format.matrix import F32
+from rkf.format.matrix import F32, DenseTensor, to_f32
 from rkf.model.metadata import ModelMetadata
 from rkf.model.roles import clusterable
 from rkf.text.reading import decoded, read_bytes
@@ -284,11 +284,28 @@ def _tokenizer(source: Source) -> str:
     return blake3(source.tokenizer_json).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """A table in the form in which its source stores it."""
+
+    tensor: DenseTensor
+
+    def __len__(self) -> int:
+        return len(self.tensor.data)
+
+    def __getitem__(self, ids: NDArray[np.integer]) -> F32:
+        """f32[ids' shape, cols]"""
+        return to_f32(self.tensor.data[ids], self.tensor.dtype)
+
+
 def _reader(source: Source) -> passes.TensorReader:
     def read(name: str) -> F32:
         return source.read(name).decode()
 
-    return passes.TensorReader(read, source.aliases)
+    def table(name: str) -> StoredRows:
+        return StoredRows(source.read(name))
+
+    return passes.TensorReader(read, source.aliases, table)
 
 
 def _provenance(origin: str, shape: tuple[int, ...], digest: str, device: Device) -> dict[str, Any]:

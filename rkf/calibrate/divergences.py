@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rkf.calibrate.interpreter import Stretch, logits
+from rkf.calibrate.interpreter import logits
 from rkf.calibrate.moments import Moments
-from rkf.calibrate.passes import F32, U32, TensorReader
-from rkf.model.ops import Embed, Logits
+from rkf.calibrate.passes import F32, U32, Rows, TensorReader
+from rkf.model.ops import Logits
 from rkf.model.program import Program, layer_of, layer_prefix
 from rkf.model.roles import clusterable
 
@@ -58,11 +58,6 @@ def followed(program: Program) -> set[str]:
     return found
 
 
-def tables(stretch: Stretch) -> set[str]:
-    """The embeddings of a stretch, by full name."""
-    return {stretch.prefix + op.table for op in stretch.ops if isinstance(op, Embed)}
-
-
 def pieces(tokens: U32) -> tuple[list[U32], U32]:
     """Batches of pieces of the text for the moments, and the ends of other pieces, which are measured.
 
@@ -96,7 +91,7 @@ def disturbance(true: Mapping[str, F32], changed: Mapping[str, F32]) -> float:
 
 
 def coarse_rows(
-    weights: F32, ids: NDArray[np.integer], coarse: Coarse, moments: Moments | None
+    weights: Rows, ids: NDArray[np.integer], coarse: Coarse, moments: Moments | None
 ) -> tuple[NDArray[np.integer], F32]:
     """(Rows of a table by number, ascending; f32[rows, cols], coarse): those that `ids` need, and some others."""
     spread = np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)

@@ -78,8 +78,8 @@ class Stretch:
     """The stem, one layer, or the top up to the input of the logits.
 
     names: full names of the tensors it needs, those of all ops except the logits. matrices: those that read the same
-    value, by the first name of each group. multiplied: all of those. positions: the maximum length of a sequence, which
-    decides whether long rope tables are used.
+    value, by the first name of each group. multiplied: all of those. tables: the embeddings. positions: the maximum
+    length of a sequence, which decides whether long rope tables are used.
     """
 
     def __init__(self, program: Program, ops: Sequence[Op], keeps: set[str], positions: int, layer: int = -1) -> None:
@@ -92,6 +92,7 @@ class Stretch:
             for first, group in shared_inputs(ops).items()
         }
         self.multiplied = frozenset(name for group in self.matrices.values() for name in group)
+        self.tables = frozenset(self.prefix + op.table for op in ops if isinstance(op, model_ops.Embed))
         self.keeps = keeps
         self.is_shared = any(
             isinstance(op, model_ops.Attention) and op.shares == layer for kind in program.kinds for op in kind

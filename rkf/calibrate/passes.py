@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +35,25 @@ U32 = NDArray[np.uint32]
 _WRITTEN_SEQUENCES, _READ_TOKENS = 16, 512
 
 
+class Rows(Protocol):
+    """A table, to be indexed with tokens."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, ids: NDArray[np.integer]) -> F32:
+        """f32[ids' shape, cols]"""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TensorReader:
-    """The tensors of a checkpoint by their names in the program. aliases: name -> the stored tensor."""
+    """The tensors of a checkpoint by their names in the program. aliases: name -> the stored tensor. table: reads one
+    that is only indexed, which need not be in f32 as a whole; by default `read` does.
+    """
 
     read: Callable[[str], F32]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    table: Callable[[str], Rows] | None = None
 
     def stored(self, name: str) -> str:
         """The name under which a tensor is stored."""
@@ -49,13 +62,22 @@ class TensorReader:
     def __call__(self, name: str) -> F32:
         return self.read(self.stored(name))
 
+    def rows(self, name: str) -> Rows:
+        """A table."""
+        return (self.table or self.read)(self.stored(name))
+
     def of(self, stretch: Stretch) -> dict[str, F32]:
         """All tensors of a stretch, in f32."""
         return {name: self(name) for name in stretch.names}
 
-    def rounded(self, stretch: Stretch) -> dict[str, Kept]:
-        """The same with matrices in eight bits."""
-        return {name: rounded(self(name)) if name in stretch.multiplied else self(name) for name in stretch.names}
+    def indexed(self, stretch: Stretch) -> dict[str, Any]:
+        """The same, but tables as rows."""
+        return {name: self.rows(name) if name in stretch.tables else self(name) for name in stretch.names}
+
+    def rounded(self, stretch: Stretch) -> dict[str, Any]:
+        """The same as `indexed` with matrices in eight bits."""
+        found = self.indexed(stretch)
+        return {name: rounded(each) if name in stretch.multiplied else each for name, each in found.items()}
 
 
 def rounded(weights: F32) -> Panels | list[Panels]:

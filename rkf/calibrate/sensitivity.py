@@ -26,7 +26,6 @@ from rkf.calibrate.moments import Moments, tapped
 from rkf.calibrate.passes import F32, U32, TensorReader, rounded, stretches
 from rkf.format.codec import workers
 from rkf.model.program import Program
-from rkf.numbers.eight_bits import Near
 from rkf.worker_threads import WorkerThreads
 
 
@@ -46,16 +45,14 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
         for stretch, weights in _read_ahead(pool, reader, stretches(program, divergences.PIECE)):
             multiplied = sorted(stretch.multiplied & weights.keys())
             packed = dict(zip(multiplied, pool.map(rounded, (weights[name] for name in multiplied)), strict=True))
-            known: dict[str, F32 | Known] = {**weights, **known_matrices(stretch, weights, packed)}
+            known: dict[str, Any] = {**weights, **known_matrices(stretch, weights, packed)}
             passing = pool.submit(stretch, known, true)
             seen, moments = tapped(pool, stretch, {**weights, **packed}, seen, followed | {head})
             of_head = moments.pop(head, None)
             after = passing.result()
-            near: dict[str, F32 | Near] = {
-                name: each.near if isinstance(each, Known) else each for name, each in known.items()
-            }
+            near = {name: each.near if isinstance(each, Known) else each for name, each in known.items()}
             disturb = partial(_disturbed, stretch, near, weights, coarse, true)
-            every = sorted({*multiplied, *divergences.tables(stretch)})
+            every = sorted({*multiplied, *stretch.tables})
             chosen = [name for name in every if name in followed]
             fitted = pool.map(disturb, chosen, (moments.get(name) for name in chosen))  # first: they take longest
             nearest = pool.map(disturb, every, repeat(None))
@@ -73,11 +70,11 @@ def losses(program: Program, reader: TensorReader, coarse: Coarse, tokens: U32) 
 
 def _read_ahead(
     pool: ThreadPoolExecutor, reader: TensorReader, stretches: Iterable[Stretch]
-) -> Iterator[tuple[Stretch, dict[str, F32]]]:
+) -> Iterator[tuple[Stretch, dict[str, Any]]]:
     """Each stretch with its tensors, which are read while the one before is in use."""
-    waiting: list[tuple[Stretch, Future[dict[str, F32]]]] = []
+    waiting: list[tuple[Stretch, Future[dict[str, Any]]]] = []
     for stretch in stretches:
-        waiting.append((stretch, pool.submit(reader.of, stretch)))
+        waiting.append((stretch, pool.submit(reader.indexed, stretch)))
         if len(waiting) > 1:
             before, weights = waiting.pop(0)
             yield before, weights.result()
@@ -99,14 +96,14 @@ class _CoarseTable:
 def _disturbed(
     stretch: Stretch,
     near: Weights,
-    weights: Mapping[str, F32],
+    weights: Mapping[str, Any],
     coarse: Coarse,
     true: Flow,
     name: str,
     moments: Moments | None,
 ) -> Flow:
     """The flow after a stretch if this table or matrix alone is coarse. moments: to fit it to."""
-    if name in divergences.tables(stretch):
+    if name in stretch.tables:
         stored: Any = _CoarseTable(*divergences.coarse_rows(weights[name], true.ids, coarse, None))
     else:
         stored = coarse(weights[name], moments)

@@ -42,7 +42,7 @@ _TINY = np.finfo(np.float32).tiny
 def moments_of_tables(program: Program, reader: TensorReader, tokens: U32) -> dict[str, F32]:
     """E[J^T J], f32[cols, cols], of each embedding by name.
 
-    tokens: u32[sequences, ctx]. Memory holds one table; then the first layer and, for each thread, the values behind it
+    tokens: u32[sequences, ctx]. Memory holds the first layer and, for each thread, the values behind it
     for all columns.
     """
     widths = {op.table: op.cols for op in program.stem if isinstance(op, Embed)}
@@ -53,7 +53,7 @@ def moments_of_tables(program: Program, reader: TensorReader, tokens: U32) -> di
     length = max(1, min(_TOKENS, tokens.shape[1], _HELD // widest**2))
     spread = np.linspace(0, len(tokens) - 1, min(_SEQUENCES, len(tokens))).astype(int)
     texts = tokens[spread, -length:]
-    rows = {name: reader(name)[texts] for name in widths}
+    rows = {name: reader.rows(name)[texts] for name in widths}
     stem, layer = Stretch.stem(program, length), Stretch.of_layer(program, 0, length)
     plain, weights = {name: reader(name) for name in stem.names if name not in widths}, reader.of(layer)
     with threadpool_limits(1, "blas"), WorkerThreads(workers()) as pool:

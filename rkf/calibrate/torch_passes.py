@@ -114,10 +114,9 @@ class TorchDevice:
                 seen, moments = _tapped(run, wanted, weights, seen)
                 of_head = moments.pop(head, None)
                 after = run(true)
-                tables = divergences.tables(stretch)
-                every = sorted((stretch.multiplied & weights.keys()) | tables)
+                every = sorted((stretch.multiplied & weights.keys()) | stretch.tables)
                 chosen = [name for name in every if name in followed]
-                make = partial(_coarse, weights, tables, measured, coarse)
+                make = partial(_coarse, weights, stretch.tables, measured, coarse)
                 fitted = pool.map(make, chosen, (moments.get(name) for name in chosen))
                 nearest = pool.map(make, every, repeat(None))
                 copies = {name: run(copy) for name, copy in copies.items()}

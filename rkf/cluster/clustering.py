@@ -8,6 +8,7 @@ not depend on their number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,19 +170,36 @@ class _Task:
         weights = self.matrices[number]
         if self.lossless:
             return _packed(weights, _lossless(_blocks(weights, self.rows), self.k), np.zeros(0, np.int64))
+        if np.may_share_memory(weights, self.tensor.data):
+            weights = weights.copy()  # exact weights are taken out of it for a while
         positions = exceptions.largest(weights, self.rule.exceptions, self.exact_rows)
-        kept = weights.copy()
-        kept.reshape(-1)[positions] = np.nan
-        blocks = zip(_blocks(weights, self.rows), _blocks(kept, self.rows), strict=True)
-        tables = [_fit(block, kept_block, self.rule, self.k, self.tensor.dtype) for block, kept_block in blocks]
-        del kept  # memory should not hold the largest matrix twice
+        blocks = _blocks(weights, self.rows)
+        with _left_out(weights, positions):
+            fits = [_fit(block, self.rule, self.k, self.tensor.dtype) for block in blocks]
         if objective is not None and self.rule.affine != "group":
-            tables = _suited(weights, positions, tables, objective, each)
+            return _packed(weights, _suited(weights, positions, self.rows, fits, objective, each), positions)
+        group = self.rule.group or weights.shape[1]
+        indices = [assign.nearest(block, *fit, group) for block, fit in zip(blocks, fits, strict=True)]
+        with _left_out(weights, positions):
+            tables = [
+                _Table(centroids, chosen, scale, figures.squared_error(block, chosen, centroids, scale, group))
+                for block, chosen, (centroids, scale) in zip(blocks, indices, fits, strict=True)
+            ]
         return _packed(weights, tables, positions)
 
 
 def _blocks(weights: F32, rows: int) -> list[F32]:
     return [weights[start : start + rows] for start in range(0, len(weights), rows)]
+
+
+@contextmanager
+def _left_out(weights: F32, positions: NDArray[np.int64]) -> Iterator[None]:
+    """NaN in place of the weights at flat `positions`, which return at the end. A copy of a table would take 1 GB."""
+    flat = weights.reshape(-1)
+    values = flat[positions]
+    flat[positions] = np.nan
+    yield
+    flat[positions] = values
 
 
 def _is_one_value(matrices: _Matrices) -> bool:
@@ -197,49 +215,55 @@ def _lossless(blocks: list[F32], k: int) -> list[_Table]:
         values = histogram.few_distinct(weights, k)
         if values is None:
             return []
-        tables.append(_nearest(weights, weights, kmeans.fill(values, k), _no_scale(weights), weights.shape[1]))
+        centroids, scale = kmeans.fill(values, k), _no_scale(weights)
+        tables.append(_Table(centroids, assign.nearest(weights, centroids, scale, weights.shape[1]), scale, 0.0))
     return tables
 
 
-def _fit(weights: F32, kept: F32, rule: Rule, k: int, dtype: str) -> _Table:
-    """Centroids, factors and indices of one table's rows; `kept` is `weights` with NaN in place of exact weights."""
+def _fit(weights: F32, rule: Rule, k: int, dtype: str) -> tuple[F32, F32]:
+    """(Centroids f32[k], factors f32[rows, groups]) of one table's rows, with NaN in place of exact weights."""
     group = rule.group or weights.shape[1]
     if rule.affine in ("none", "tensor"):
-        found = histogram.of_weights(kept, _no_scale(kept), group)
+        found = histogram.of_weights(weights, _no_scale(weights), group)
         centroids, unit = _centroids(found.merged() if dtype == "f32" else found, rule, k)
-        return _nearest(weights, kept, centroids, _no_scale(kept) * np.float32(unit), group)
-    scale = affine.first_guess(kept, group)
+        return centroids, _no_scale(weights) * np.float32(unit)
+    scale = affine.first_guess(weights, group)
     for _ in range(_ROUNDS):
-        centroids, unit = _centroids(histogram.of_weights(kept, scale, group).merged(), rule, k)
+        centroids, unit = _centroids(histogram.of_weights(weights, scale, group).merged(), rule, k)
         scale = affine.rounded(scale * np.float32(unit), "f32")
-        indices = assign.nearest(kept, centroids, scale, group)
-        scale = affine.rounded(affine.least_squares(kept, indices, centroids, scale, group), rule.affine_dtype)
-    return _nearest(weights, kept, centroids, scale, group)
+        indices = assign.nearest(weights, centroids, scale, group)
+        scale = affine.rounded(affine.least_squares(weights, indices, centroids, scale, group), rule.affine_dtype)
+    return centroids, scale
 
 
 def _suited(
     weights: F32,
     positions: NDArray[np.int64],
-    tables: list[_Table],
+    rows_per_table: int,
+    fits: list[tuple[F32, F32]],
     objective: Objective,
     each: Callable[..., Iterable[Any]],
 ) -> list[_Table]:
-    """The tables with indices chosen for the objective. positions: those of the exact weights."""
-    made, first = [], 0
-    for table in tables:
-        indices = np.empty_like(table.indices)
+    """Tables with indices chosen for the objective. positions: those of the exact weights; fits: (centroids, factors)
+    of each table.
+    """
+    made = []
+    for number, (centroids, scale) in enumerate(fits):
+        first = number * rows_per_table
+        indices = np.empty((len(scale), weights.shape[1]), np.uint8)
 
-        def suit(start: int, table: _Table = table, indices: U8 = indices, first: int = first) -> float:
+        def suit(
+            start: int, first: int = first, centroids: F32 = centroids, scale: F32 = scale, indices: U8 = indices
+        ) -> float:
             rows = slice(start, min(start + _ROWS, len(indices)))
             part = weights[first + rows.start : first + rows.stop]
             exact = exceptions.mask(positions, part.shape, first + rows.start)
-            indices[rows] = calibrated.suited(part, exact, table.centroids, table.scale[rows], objective)
+            indices[rows] = calibrated.suited(part, exact, centroids, scale[rows], objective)
             kept = np.where(exact, np.float32(np.nan), part)
-            return figures.squared_error(kept, indices[rows], table.centroids, table.scale[rows], part.shape[1])
+            return figures.squared_error(kept, indices[rows], centroids, scale[rows], part.shape[1])
 
         error = sum(each(suit, range(0, len(indices), _ROWS)))
-        made.append(_Table(table.centroids, indices, table.scale, error))
-        first += len(indices)
+        made.append(_Table(centroids, indices, scale, error))
     return made
 
 
@@ -251,11 +275,6 @@ def _centroids(found: Histogram, rule: Rule, k: int) -> tuple[F32, float]:
 
 def _no_scale(weights: F32) -> F32:
     return np.ones((len(weights), 1), np.float32)
-
-
-def _nearest(weights: F32, kept: F32, centroids: F32, scale: F32, group: int) -> _Table:
-    indices = assign.nearest(weights, centroids, scale, group)
-    return _Table(centroids, indices, scale, figures.squared_error(kept, indices, centroids, scale, group))
 
 
 def _packed(weights: F32, tables: list[_Table], positions: NDArray[np.int64]) -> _Matrix:
