@@ -84,6 +84,11 @@ class _Matrices:
     def __iter__(self) -> Iterator[F32]:
         return (self[number] for number in range(len(self)))
 
+    def taken(self, number: int) -> F32:
+        """The same for the caller alone, to change and to free."""
+        weights, self._only = self[number], None
+        return weights.copy() if np.may_share_memory(weights, self._stack) else weights
+
 
 def cluster(
     tensor: DenseTensor,
@@ -167,25 +172,35 @@ class _Task:
         return cls(tensor, matrices, rule, k, rows, lossless, exact_rows)
 
     def clustered(self, number: int, objective: Objective | None, each: Callable[..., Iterable[Any]]) -> _Matrix:
-        weights = self.matrices[number]
+        weights = self.matrices.taken(number)
         if self.lossless:
-            return _packed(weights, _lossless(_blocks(weights, self.rows), self.k), np.zeros(0, np.int64))
-        if np.may_share_memory(weights, self.tensor.data):
-            weights = weights.copy()  # exact weights are taken out of it for a while
-        positions = exceptions.largest(weights, self.rule.exceptions, self.exact_rows)
+            positions, tables = np.zeros(0, np.int64), _lossless(_blocks(weights, self.rows), self.k)
+        else:
+            positions = exceptions.largest(weights, self.rule.exceptions, self.exact_rows)
+            tables = self._tables(weights, positions, objective, each)
+        exact, total = weights.reshape(-1)[positions], figures.squares(weights)
+        del weights  # of a table 1 GB
+        return _packed(tables, positions, exact, total)
+
+    def _tables(
+        self,
+        weights: F32,
+        positions: NDArray[np.int64],
+        objective: Objective | None,
+        each: Callable[..., Iterable[Any]],
+    ) -> list[_Table]:
         blocks = _blocks(weights, self.rows)
         with _left_out(weights, positions):
             fits = [_fit(block, self.rule, self.k, self.tensor.dtype) for block in blocks]
         if objective is not None and self.rule.affine != "group":
-            return _packed(weights, _suited(weights, positions, self.rows, fits, objective, each), positions)
+            return _suited(weights, positions, self.rows, fits, objective, each)
         group = self.rule.group or weights.shape[1]
         indices = [assign.nearest(block, *fit, group) for block, fit in zip(blocks, fits, strict=True)]
         with _left_out(weights, positions):
-            tables = [
+            return [
                 _Table(centroids, chosen, scale, figures.squared_error(block, chosen, centroids, scale, group))
                 for block, chosen, (centroids, scale) in zip(blocks, indices, fits, strict=True)
             ]
-        return _packed(weights, tables, positions)
 
 
 def _blocks(weights: F32, rows: int) -> list[F32]:
@@ -194,7 +209,7 @@ def _blocks(weights: F32, rows: int) -> list[F32]:
 
 @contextmanager
 def _left_out(weights: F32, positions: NDArray[np.int64]) -> Iterator[None]:
-    """NaN in place of the weights at flat `positions`, which return at the end. A copy of a table would take 1 GB."""
+    """NaN in place of the weights at flat `positions`, which return at the end."""
     flat = weights.reshape(-1)
     values = flat[positions]
     flat[positions] = np.nan
@@ -277,19 +292,19 @@ def _no_scale(weights: F32) -> F32:
     return np.ones((len(weights), 1), np.float32)
 
 
-def _packed(weights: F32, tables: list[_Table], positions: NDArray[np.int64]) -> _Matrix:
-    """The tables of a matrix as they will be stored. positions: of the weights that stay exact."""
+def _packed(tables: list[_Table], positions: NDArray[np.int64], exact: F32, total: float) -> _Matrix:
+    """The tables of a matrix as they will be stored. positions, exact: of the weights that stay exact."""
     k = tables[0].centroids.size
-    indices = np.concatenate([table.indices for table in tables])
+    indices = tables[0].indices if len(tables) == 1 else np.concatenate([table.indices for table in tables])
     return _Matrix(
         planes=bitpack.pack(indices, index_bits(k)),
         counts=np.stack([figures.counts(table.indices, k) for table in tables]),
         centroids=np.stack([table.centroids for table in tables]),
         scale=np.concatenate([table.scale for table in tables]),
         positions=positions,
-        exact=weights.reshape(-1)[positions],
+        exact=exact,
         squared_error=sum(table.squared_error for table in tables),
-        total=figures.squares(weights),
+        total=total,
     )
 
 
