@@ -72,13 +72,15 @@ def _once(name: str, prefix: str, heads: Container[str]) -> str:
     return rest if rest.startswith(prefix) or rest in heads else name
 
 
-def describe(config: Mapping[str, Any], label: str) -> Description:
-    """Read a config.json. label: the checkpoint's name in messages.
+def describe(config: Mapping[str, Any], label: str, tied: bool | None = None) -> Description:
+    """Read a config.json. label: the checkpoint's name in messages. tied: replaces the decoder's tie_word_embeddings.
 
     Raises UnsupportedError for what rkf cannot express, SourceError for invalid values.
     """
     with naming(Path(label)):
         family, own, wrapped = family_of(config)
+        if tied is not None:
+            own["tie_word_embeddings"] = tied
         keys = read(family.keys, own)
         program: Program = family.program(keys)
         try:

@@ -111,8 +111,8 @@ class Exported:
         self.shapes = {name: entry.shape for name, entry in stored.items()}
         self.dtypes = {name: entry.source_dtype for name, entry in stored.items()}
         self.config = self._config()
-        tied = {"tie_word_embeddings": HEAD not in self.shapes}  # a head of its own may lie beside the word "tied"
-        self.description: Description = describe(self.config | tied, str(file.path))
+        tied = HEAD not in self.shapes  # a head of its own may lie beside the word "tied"
+        self.description: Description = describe(self.config, str(file.path), tied)
         if set(self.description.program.weights()) != set(self.model.program.weights()):
             raise StructureError(f"{file.path}: config.json describes other tensors than the program reads")
         self._dtype = dtype

@@ -28,20 +28,22 @@ class Wrapper:
     """A multimodal model around a decoder; only the decoder is converted.
 
     prefixes: prefixes of the decoder's tensor names, in place of "model.". dropped: prefixes of the names that are left
-    out. tied: what tie_word_embeddings is unless the configuration has it.
+    out. tied: what tie_word_embeddings is unless the outer configuration has it; None if the decoder's own counts,
+    because the reference has the head inside the decoder.
     """
 
     model_type: str
     prefixes: tuple[str, ...]
     dropped: tuple[str, ...]
-    tied: bool
+    tied: bool | None
 
     def text(self, config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         """The decoder's own configuration, and keys of the outer model that count for its decoder too."""
         inner = config.get("text_config")
         outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "is_causal") if key in config}
-        tied = {"tie_word_embeddings": config.get("tie_word_embeddings", self.tied)}
-        return {**(inner if isinstance(inner, dict) else {}), **outer, **tied, "model_type": model_type}
+        if self.tied is not None:
+            outer["tie_word_embeddings"] = config.get("tie_word_embeddings", self.tied)
+        return {**(inner if isinstance(inner, dict) else {}), **outer, "model_type": model_type}
 
     def name(self, name: str) -> str | None:
         """The name of a tensor in the decoder alone; None if it is left out."""

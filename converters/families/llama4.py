@@ -211,5 +211,5 @@ FAMILY = Family(
     program=_program,
     layout=_layout,
     gguf=GgufForm("llama4", _to_config, _to_fields, factors=True),
-    wrapper=Wrapper("llama4", ("language_model.model.",), ("vision_model.", "multi_modal_projector."), False),
+    wrapper=Wrapper("llama4", ("language_model.model.",), ("vision_model.", "multi_modal_projector."), None),
 )

@@ -177,7 +177,8 @@ def _proportional(rope: Mapping[str, Any], turned: int, head_size: int, context:
 def _yarn(rope: Mapping[str, Any], turned: int, head_size: int, context: int) -> Frequencies:
     """Short waves are kept, long ones stretched; a ramp over the pair numbers blends those between."""
     old, theta = positive(rope, "original_max_position_embeddings"), positive(rope, "rope_theta")
-    factor = positive(rope, "factor") if rope.get("factor") is not None else context / old
+    # In the reference null is the growth of the context, and a missing factor an error.
+    factor = context / old if rope.get("factor", 0) is None else positive(rope, "factor")
 
     def edge(turns: float) -> float:
         return turned * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))

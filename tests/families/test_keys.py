@@ -12,6 +12,7 @@ import transformers
 from rkf.converters.description import describe
 from rkf.errors import RkfError, SourceError, UnsupportedError
 
+from .common_keys import YARN
 from .models import VARIANTS, model_of
 
 # Kept, else no family is chosen.
@@ -86,6 +87,15 @@ def test_numbers_of_a_rope(tmp_path: Path, key: str, value: Any) -> None:
         describe({**config, "rope_parameters": rope}, "x")
 
 
+def test_a_yarn_whose_factor_is_null_stretches_to_the_context(tmp_path: Path) -> None:
+    config = config_of("llama", tmp_path)
+    factor = config["max_position_embeddings"] / YARN["original_max_position_embeddings"]
+    programs = [
+        describe({**config, "rope_parameters": YARN | {"factor": each}}, "x").program for each in (None, factor)
+    ]
+    assert programs[0] == programs[1]
+
+
 def test_lists_of_a_longrope(tmp_path: Path) -> None:
     config = config_of("phi3", tmp_path)
     rope = {**config["rope_parameters"], "long_factor": [1.0] * 5}
@@ -121,6 +131,7 @@ def test_what_rkf_cannot_express(tmp_path: Path, variant: str, changes: dict[str
         describe({**config_of(variant, tmp_path), **changes}, "x")
 
 
+_YARN = {key: value for key, value in YARN.items() if key != "factor"}
 _BY_KIND = {"full_attention": {"rope_type": "linear", "factor": 2.0}}
 
 
@@ -133,6 +144,7 @@ _BY_KIND = {"full_attention": {"rope_type": "linear", "factor": 2.0}}
         ("qwen3", {"use_sliding_window": False}, "layer_types: sliding_attention expects a number as sliding_window"),
         ("qwen3", {"sliding_window": None}, "layer_types: sliding_attention expects a number as sliding_window"),
         ("ministral", {"sliding_window": None}, "sliding_window: expected a number, as layer_types has"),
+        ("llama", {"rope_parameters": _YARN}, "rope scaling: factor: expected a positive number, got None"),
     ],
 )
 def test_what_the_reference_refuses(tmp_path: Path, variant: str, changes: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rkf.converters.export import export_gguf
+from rkf.converters.export import export_gguf, export_hf
 from rkf.converters.families import glm4_moe
 from rkf.converters.pipeline import convert
 from rkf.converters.source import open_source
@@ -63,6 +63,23 @@ def test_a_decoder_inside_another_model(
     assert source.model.program == inner.model.program
     for name in inner.tensors:
         np.testing.assert_array_equal(source.read(name).decode(), inner.read(name).decode())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_of_a_llama4_is_tied_as_its_decoder_says(tmp_path: Path, tied: bool) -> None:
+    """The reference has the head inside the decoder there, and does not read the outer key."""
+    variant = "llama4-chunks" if tied else "llama4"
+    folder = save(model_of(variant), tmp_path / "model")
+    rewritten(folder, "language_model.model.", [])
+    text = json.loads((folder / "config.json").read_text())
+    assert text["tie_word_embeddings"] is tied
+    config = {"model_type": "llama4", "text_config": text, "tie_word_embeddings": not tied}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert bool(open_source(folder).aliases) is tied
+    convert(folder, tmp_path / "m.rkf", recipe="dense")
+    export_hf(tmp_path / "m.rkf", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["tie_word_embeddings"] is tied
+    assert ("lm_head.weight" in load_file(tmp_path / "back" / "model.safetensors")) is not tied
 
 
 def test_layers_after_the_last_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
