@@ -75,6 +75,11 @@ def count(default: int) -> Any:
     return _key(default, _whole(0, MAX_SIZE))
 
 
+def optional_count(default: int | None = None) -> Any:
+    """An integer of at least 0, or null."""
+    return _key(default, _or_null(_whole(0, MAX_SIZE)))
+
+
 def unused_size(default: int) -> Any:
     """An integer of at least 1; None for null and 0."""
     return _key(default, lambda value: None if value is None else _whole(0, MAX_SIZE)(value) or None)

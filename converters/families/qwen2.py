@@ -17,10 +17,11 @@ from rkf.converters.families.keys import (
     count,
     flag,
     layer_types,
+    optional_count,
     optional_size,
     size,
 )
-from rkf.converters.families.windows import WINDOW
+from rkf.converters.families.windows import WINDOW, used_window
 from rkf.errors import SourceError, UnsupportedError
 from rkf.model.program import Program
 
@@ -34,7 +35,7 @@ class QwenKeys(DecoderKeys):
     num_key_value_heads: int | None = optional_size(32)
     max_position_embeddings: int = size(32768)
     use_sliding_window: bool = flag(False)
-    sliding_window: int | None = optional_size(4096)
+    sliding_window: int | None = optional_count(4096)
     max_window_layers: int = count(28)
     layer_types: tuple[str, ...] | None = layer_types()
 
@@ -50,7 +51,7 @@ class QwenKeys(DecoderKeys):
     @property
     def window(self) -> int | None:
         """The window of the layers that have one."""
-        return self.sliding_window if self.use_sliding_window else None
+        return used_window(self.use_sliding_window, self.sliding_window)
 
     @property
     def windows(self) -> list[int | None]:

@@ -19,9 +19,9 @@ from rkf.converters.families.family import Family, GgufFields, GgufForm, GgufMod
 from rkf.converters.families.gguf_config import whole_rope
 from rkf.converters.families.gguf_experts import expert_config, inner_width
 from rkf.converters.families.gguf_rope import rope_fields
-from rkf.converters.families.keys import flag, optional_size, size
+from rkf.converters.families.keys import flag, optional_count, optional_size, size
 from rkf.converters.families.qwen2_moe import QwenMoeKeys, layout, mixture_fields
-from rkf.converters.families.windows import WINDOW
+from rkf.converters.families.windows import WINDOW, used_window
 from rkf.model.program import Program
 
 
@@ -30,7 +30,7 @@ class Qwen3MoeKeys(QwenMoeKeys):
     intermediate_size: int = size(6144)
     num_key_value_heads: int | None = optional_size(4)
     attention_bias: bool = flag(False)
-    sliding_window: int | None = optional_size(4096)
+    sliding_window: int | None = optional_count(4096)
     moe_intermediate_size: int = size(768)
     num_experts: int = size(128, name="num_local_experts", aliases=("num_experts",), most=1 << 16)
     num_experts_per_tok: int = size(8)
@@ -38,7 +38,7 @@ class Qwen3MoeKeys(QwenMoeKeys):
     @property
     def window(self) -> int | None:
         """The window of every layer, if it is used."""
-        return self.sliding_window if self.use_sliding_window else None
+        return used_window(self.use_sliding_window, self.sliding_window)
 
 
 def _program(config: Qwen3MoeKeys) -> Program:

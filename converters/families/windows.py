@@ -19,6 +19,13 @@ from rkf.errors import SourceError, UnsupportedError
 WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 
 
+def used_window(used: bool, window: int | None) -> int | None:
+    """sliding_window if use_sliding_window says so. One of 0, which hides all tokens, may stand there unused."""
+    if used and window == 0:
+        raise SourceError("sliding_window: expected a number above 0 with use_sliding_window, got 0")
+    return window if used else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Windowed(DecoderKeys):
     sliding_window: int | None = optional_size(4096)

@@ -193,6 +193,17 @@ def test_windows_without_a_number(tmp_path: Path) -> None:
     assert describe({**config, "sliding_window": None, "use_sliding_window": False}, "x").program
 
 
+@pytest.mark.parametrize("variant", ["qwen2", "qwen3_moe"])
+def test_a_window_of_zero_may_stand_unused(tmp_path: Path, variant: str) -> None:
+    config = {**config_of(variant, tmp_path), "layer_types": None, "sliding_window": 0}
+    unused = {**config, "use_sliding_window": False}
+    assert describe(unused, "x").program == describe({**unused, "sliding_window": 9}, "x").program
+    with pytest.raises(
+        SourceError, match="x: sliding_window: expected a number above 0 with use_sliding_window, got 0"
+    ):
+        describe({**config, "use_sliding_window": True}, "x")
+
+
 def test_both_spellings_of_gemma3(tmp_path: Path) -> None:
     config = config_of("gemma3", tmp_path)
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types")}
