@@ -53,7 +53,7 @@ class InputScales:
             found._add_list("", program.top, squares, False)
         return found
 
-    def change(self, name: str) -> bool:
+    def touches(self, name: str) -> bool:
         """Whether a tensor of the model is scaled."""
         return name in self.rows or name in self.columns
 

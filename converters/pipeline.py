@@ -49,7 +49,7 @@ from rkf.worker_threads import WorkerThreads
 if TYPE_CHECKING:
     from rkf.converters.ray_tasks import RayMachines
 
-# Weights that may be in memory beyond one large matrix. Clustering takes about 14 bytes a weight: 0.5 GB.
+# Weights that may be in memory beyond one large matrix. Clustering takes up to 9 bytes a weight: 0.3 GB.
 _IN_FLIGHT = 1 << 25
 
 _Result = tuple[Tensor, dict[str, float]]

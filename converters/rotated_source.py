@@ -50,9 +50,9 @@ class RotatedSource(ChangedSource):
     def read(self, name: str) -> DenseTensor:
         """A tensor of the source; what scales or rotation change is rounded to the source's dtype."""
         tensor = self._source.read(name)
-        if name not in self._blocks and not self._scales.change(name):
+        if name not in self._blocks and not self._scales.touches(name):
             return tensor
-        data = np.empty_like(tensor.data)
+        data = np.empty(tensor.shape, tensor.data.dtype)
         step = max(1, _TOGETHER * len(data) // data.size)
         for start in range(0, len(data), step):
             part = slice(start, start + step)

@@ -285,7 +285,7 @@ def _tokenizer(source: Source) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRows:
+class _StoredRows:
     """A table in the form in which its source stores it."""
 
     tensor: DenseTensor
@@ -302,8 +302,8 @@ def _reader(source: Source) -> passes.TensorReader:
     def read(name: str) -> F32:
         return source.read(name).decode()
 
-    def table(name: str) -> StoredRows:
-        return StoredRows(source.read(name))
+    def table(name: str) -> _StoredRows:
+        return _StoredRows(source.read(name))
 
     return passes.TensorReader(read, source.aliases, table)
 

@@ -1,5 +1,6 @@
 """cluster(): the result is as close as the rule allows, exact where possible, and has the same bytes every time."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -119,3 +120,18 @@ def test_an_expert_that_saw_few_tokens_is_clustered_without_data():
     assert same.tolist() == [True, True, False, False]
     errors = [np.square(inputs[3] @ (each.decode()[3] - stack.data[3]).T).sum() for each in (suited, plain)]
     assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("objective", [None, objectives(np.eye(256, dtype=np.float32))], ids=["nearest", "suited"])
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_a_table_is_in_f32_once(dtype, objective):
+    """The largest take a gigabyte in f32."""
+    table = tensor(dtype, (1 << 15, 256))
+    cluster(tensor(dtype, (32, 256)), RULES["grid"], "w", objective)  # compiles, which takes memory
+    tracemalloc.start()
+    try:
+        cluster(table, RULES["grid"], "w", objective)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * table.data.size  # 4 for f32; indices, and rows in work
