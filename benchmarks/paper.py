@@ -98,7 +98,7 @@ def study(model: str, source: str, text: Path, threads: int) -> None:
     for name, command in COMMANDS.items():
         with _kept(model, name):
             rkf([*command.split(), "--threads", str(threads)])
-    if model in PLANS and _stored(model, "tune") < PLANS[model].trials:
+    if _stored(model, "tune") < PLANS[model].trials:
         with _kept(model, "tune"):
             tuning(work / "tune", PLANS[model], read_text(text), threads, convert=convert)
 
@@ -149,9 +149,9 @@ def page() -> tuple[str, dict[Path, list[Chart]]]:
         "worst": worst,
         "tunings": tunings,
         "share": share,
+        "own_text": own_text,
         "stream": stream,
         "drifted": drifted,
-        "tuned": list(PLANS),
         "windows": {model: plan.windows for model, plan in PLANS.items()},
         "layers": " and ".join(f"{LAYERS[model]} ({model})" for model in MODELS),
         "collapse": collapse,
@@ -253,12 +253,16 @@ def _figures(row: Row) -> str:
 
 
 def share(model: str, tuned: str, factors: str) -> str:
-    """The recovered share of the added perplexity and of the divergence, if the model is tuned."""
-    if model not in PLANS:
-        return "not repeated"
+    """The recovered share of the added perplexity and of the divergence."""
     rows = results(model, "tune")[1]
     (row,) = only(rows, model=tuned, factors=factors)
     return "{:.0%} ({:.0%})".format(*recovered(rows, row))
+
+
+def own_text(model: str, tuned: str, factors: str) -> str:
+    """The recovered share of the divergence on text of the model's own."""
+    (row,) = only(results(model, "tune")[1], model=tuned, factors=factors)
+    return f"{row['own_text']:.0%}"
 
 
 def stream(model: str, measure: str, correction: str) -> str:

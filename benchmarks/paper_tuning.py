@@ -43,7 +43,7 @@ class Plan:
         return len({name for name, _ in self.minutes}) + len(self.minutes)
 
 
-PLANS = {  # of the models that are tuned; minutes on one thread
+PLANS = {  # of the models; minutes on one thread
     "SmolLM2-135M": Plan(
         {
             ("K = 16", "row"): 15,
@@ -54,6 +54,7 @@ PLANS = {  # of the models that are tuned; minutes on one thread
         },
         windows=64,
     ),
+    "Qwen2.5-Coder-0.5B": Plan({("K = 16", "matrix"): 30}, windows=16),
 }
 Convert = Callable[[Path, Sequence[str]], None]
 
